@@ -1,0 +1,74 @@
+"""The command line. One file a command; nothing here imports torch before a command needs it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from gptcli import __version__
+from gptcli.cli import render
+from gptcli.errors import GptcliError
+
+app = typer.Typer(
+    name="gptcli",
+    help="Train, run and open up GPT-2-class language models.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        render.print_text(f"gptcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# (name on the command line, function, panel of --help), in the order that --help shows.
+COMMANDS: list[tuple[str, Callable[..., None], str]] = []
+
+for _name, _function, _panel in COMMANDS:
+    app.command(_name, rich_help_panel=_panel)(_function)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    render.verbosity.reset()
+    render.use_utf8()
+    try:
+        code = app(args=None if args is None else list(args), prog_name="gptcli", standalone_mode=False)
+    except GptcliError as error:
+        render.fail(error)
+        return 2
+    except typer.TyperException as error:
+        render.fail(_as_user_error(error))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        render.warn("Interrupted.")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: there is nobody to tell.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _as_user_error(error: typer.TyperException) -> GptcliError:
+    """A mistyped command or option, in our two lines."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "gptcli"
+    format_message = getattr(error, "format_message", None)
+    message = format_message() if format_message is not None else str(error)
+    return GptcliError(" ".join(message.split()), f"See: {command} --help")

@@ -1,0 +1,136 @@
+"""Everything a user sees: results on stdout, and notes, bars and errors on stderr."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from gptcli.errors import GptcliError
+
+
+@dataclass
+class Verbosity:
+    """How much goes to stderr; set by --quiet, --verbose and --debug."""
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+    def reset(self) -> None:
+        """Back to the default, for the next command of the same process."""
+        self.quiet = self.verbose = self.debug = False
+
+
+verbosity = Verbosity()
+
+
+def use_utf8() -> None:
+    """Speak UTF-8 on every stream: a Windows console or pipe may start with another encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace")
+
+
+def stderr_console() -> Any:
+    """A rich console on today's stderr."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def stdout_console() -> Any:
+    """A rich console on today's stdout; piped, it prints plain text and never wraps."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=200)
+    return console
+
+
+def note(text: str) -> None:
+    """One line for the user, on stderr; --quiet hides it."""
+    if not verbosity.quiet:
+        stderr_console().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """One line that the user should not miss, on stderr; --quiet does not hide it."""
+    stderr_console().print(text, markup=False, style="yellow")
+
+
+def detail(text: str) -> None:
+    """One line for those who asked with --verbose."""
+    if verbosity.verbose:
+        stderr_console().print(text, markup=False, style="dim")
+
+
+def fail(error: GptcliError) -> None:
+    """The two lines of an error; with --debug the traceback before them."""
+    if verbosity.debug:
+        traceback.print_exception(error, file=sys.stderr)
+    console = stderr_console()
+    console.print(f"Error: {error.message}", markup=False, style="bold red")
+    console.print(error.hint, markup=False)
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """A result on stdout, as it is."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """A result on stdout as JSON."""
+    import json
+
+    print_text(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], caption: str = ""
+) -> None:
+    """A table on stdout. ``columns`` are (heading, "left" | "right")."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, caption=caption or None, box=box.SIMPLE, title_justify="left", caption_justify="left")
+    for heading, justify in columns:
+        table.add_column(heading, justify="right" if justify == "right" else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    stdout_console().print(table)
+
+
+@contextmanager
+def progress(total: int | None, unit: str, description: str = "", scale: bool = False) -> Iterator[Any]:
+    """A tqdm bar on stderr with rate and time left; hidden by --quiet and where stderr is no terminal."""
+    from tqdm import tqdm
+
+    hidden = verbosity.quiet or not sys.stderr.isatty()
+    with tqdm(
+        total=total, unit=unit, desc=description or None, unit_scale=scale, disable=hidden, file=sys.stderr, leave=False
+    ) as bar:
+        yield bar
+
+
+def human_bytes(count: float) -> str:
+    """A size with the unit people read: 1.30 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def human_time(seconds: float) -> str:
+    """A duration as people say it: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,83 @@
+"""Shared fixtures: the real app in this process, and the texts that measurements need."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED_DATA = Path(os.environ.get("GPTCLI_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@dataclass
+class Result:
+    """What one run of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def assert_user_error(self, *words: str) -> None:
+        """Exit code 2, nothing on stdout, two lines on stderr, and every one of ``words`` among them."""
+        assert self.code == 2, self.err
+        assert self.out == ""
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 2, self.err
+        assert lines[0].startswith("Error: ")
+        for word in words:
+            assert word in self.err, f"{word!r} not in {self.err!r}"
+
+
+@pytest.fixture
+def gptcli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run the real command line in an empty folder: ``gptcli("train", "story.txt").code``."""
+    from gptcli.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Result:
+        capfd.readouterr()
+        code = main([str(arg) for arg in args])
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return run
+
+
+def _shared_file(name: str) -> Path:
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(
+            f"{name} is not part of the repository; put it into {SHARED_DATA} (GPTCLI_TEST_DATA names another folder)"
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def the_verdict() -> Path:
+    path = _shared_file("the-verdict.txt")
+    assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("b41e41a6")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tinyshakespeare() -> Path:
+    return _shared_file("tinyshakespeare.txt")
+
+
+@pytest.fixture(scope="session")
+def course_numbers() -> dict[str, Any]:
+    numbers: dict[str, Any] = json.loads(_shared_file("course_numbers.json").read_text(encoding="utf-8"))
+    return numbers
+
+
+@pytest.fixture(scope="session")
+def bundled_story() -> Path:
+    return Path(__file__).parents[1] / "data" / "story.txt"
