@@ -54,9 +54,7 @@ def gptcli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 def _shared_file(name: str) -> Path:
     path = SHARED_DATA / name
     if not path.exists():
-        pytest.skip(
-            f"{name} is not part of the repository; put it into {SHARED_DATA} (GPTCLI_TEST_DATA names another folder)"
-        )
+        pytest.skip(f"{name} is not part of the repository; GPTCLI_TEST_DATA names the folder that has it")
     return path
 
 

@@ -30,9 +30,7 @@ Checkpoint = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of the random numbers: same seed, same result on the same machine.")
-]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the random numbers: same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: the physical cores).")]
