@@ -167,6 +167,7 @@ class TrainConfig:
     train_share: float = 0.9
     eval_every: int = 5
     eval_batches: int = 5
+    eval_all: bool = False
     sample_every: int = 1
     sample_prompt: str = "Every effort moves you"
     init: Init = "course"

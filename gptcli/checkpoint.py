@@ -1,0 +1,301 @@
+"""What a checkpoint directory is: whole or not there, and readable by the whole GPT-2 ecosystem as it is.
+
+``config.json`` has Hugging Face's fields, and ours under "gptcli"; ``model.safetensors`` has Hugging Face's names and
+layouts; the tokenizer's files lie beside them. The directory appears under its name only when all of it is written.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli import __version__, tensorfile, tokenizers
+from gptcli.config import GPTConfig, as_dict
+from gptcli.errors import GptcliError, nearest
+from gptcli.model import GPTModel
+from gptcli.tokenizers import Tokenizer
+
+ROOT = Path("checkpoints")
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read and checked.
+
+    Attributes:
+        path: its directory.
+        config: the model's shape.
+        tokenizer: the one it was trained with.
+        tensors: weights by the model's parameter names, memory-mapped.
+        training: what the run that wrote it says of itself (step, losses, …); empty if there was none.
+    """
+
+    path: Path
+    config: GPTConfig
+    tokenizer: Tokenizer
+    tensors: dict[str, Tensor]
+    training: dict[str, Any]
+
+    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPTModel:
+        """The model with these weights, in eval mode; on the CPU in float32 they are not copied."""
+        with torch.device("meta"):
+            model = GPTModel(self.config, init=None)
+        model.load_state_dict({name: t.to(device, dtype) for name, t in self.tensors.items()}, assign=True)
+        return model.eval()
+
+
+def find(name: Path | str | None = None) -> Path:
+    """The directory that ``--checkpoint`` means: a path, a name under checkpoints/, or the newest there.
+
+    Raises:
+        GptcliError: there is none.
+    """
+    known = sorted(
+        (path.parent for path in ROOT.glob(f"*/{WEIGHTS}") if not path.parent.name.startswith(".")),
+        key=lambda path: (path / WEIGHTS).stat().st_mtime,
+    )
+    if name is None:
+        if not known:
+            raise GptcliError(
+                f"There is no checkpoint under {ROOT}{os.sep} yet.",
+                "Make one: gptcli train data/story.txt --size tiny",
+            )
+        return known[-1]
+    path = Path(name)
+    if path.exists():
+        return path
+    if (ROOT / path).exists():
+        return ROOT / path
+    hint = nearest(str(name), [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
+    raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
+
+
+def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
+    """The model's shape and our own section of config.json.
+
+    Raises:
+        GptcliError: no such file, not JSON, not a GPT-2 of ours.
+    """
+    file = path / CONFIG
+    if not path.is_dir():
+        raise GptcliError(f"{path} is not a directory.", "A checkpoint is a directory with a config.json in it.")
+    if not file.exists():
+        empty = not any(path.iterdir())
+        raise GptcliError(
+            f"{path} {'is empty' if empty else f'has no {CONFIG}'}: it is not a checkpoint.",
+            f"A checkpoint holds {CONFIG} and {WEIGHTS}; gptcli train makes one.",
+        )
+    try:
+        everything = json.loads(file.read_text(encoding="utf-8"))
+        ours = everything["gptcli"]
+        names = {field.name for field in fields(GPTConfig)}
+        return GPTConfig(**{k: v for k, v in ours["config"].items() if k in names}), ours
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GptcliError(
+            f"{file} is not a gptcli checkpoint's: {_one_line(error)}.",
+            "Bring foreign weights in with: gptcli load-gpt2 --from DIRECTORY",
+        ) from error
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer inside the checkpoint ``path``, verified by its fingerprint."""
+    _, ours = read_config(path)
+    return _tokenizer(path, ours)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint: every tensor is there, has its shape, and is finite.
+
+    Raises:
+        GptcliError: what is missing, damaged or contradictory, by name and with both values.
+    """
+    config, ours = read_config(path)
+    tokenizer = _tokenizer(path, ours)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise GptcliError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json says vocab_size "
+            f"{config.vocab_size}.",
+            "Its files come from two models; copy the checkpoint again, or train anew.",
+        )
+    if not (path / WEIGHTS).exists():
+        raise GptcliError(f"{path} has no {WEIGHTS}.", "The checkpoint is incomplete; copy it again, or train anew.")
+    tensors = from_file(tensorfile.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
+    return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
+
+
+def from_file(tensors: Mapping[str, Tensor], config: GPTConfig, file: Path) -> dict[str, Tensor]:
+    """The model's own parameters out of a file's tensors, verified against ``config``."""
+    with torch.device("meta"):
+        expected = {name: tuple(p.shape) for name, p in GPTModel(config, init=None).state_dict().items()}
+    own = dict(tensors)
+    if not config.qkv_bias:
+        for name in [name for name in own if name.endswith("attn.c_attn.bias")]:
+            if own.pop(name).count_nonzero():
+                raise GptcliError(f"{file}: {name} is not zero, but config.json says qkv_bias false.", _MIXED)
+    for name in sorted(expected.keys() | own.keys()):
+        if name not in own:
+            raise GptcliError(f"{file} lacks the tensor {name}, {expected[name]} by config.json.", _MIXED)
+        if name not in expected:
+            raise GptcliError(f"{file} has a tensor {name} that config.json has no place for.", _MIXED)
+        if tuple(own[name].shape) != expected[name]:
+            raise GptcliError(
+                f"{file}: {name} has shape {tuple(own[name].shape)}, but config.json makes it {expected[name]}.", _MIXED
+            )
+        if not all_finite(own[name]):
+            raise GptcliError(
+                f"{file}: {name} holds NaN or infinite weights.",
+                "The run that wrote it had diverged; train again with a lower --learning-rate.",
+            )
+    return own
+
+
+_MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
+
+
+def to_file(model: GPTModel) -> dict[str, Tensor]:
+    """The model's parameters as the file holds them: float32, on the CPU, zeros where a model has no qkv bias."""
+    tensors = {name: p.detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
+    if not model.config.qkv_bias:
+        for layer in range(model.config.n_layers):
+            tensors[f"h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.emb_dim)
+    return tensors
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """No NaN, no infinity. A finite sum proves it in one pass over memory; only a doubtful one is looked at again."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def create(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any], force: bool = False) -> None:
+    """Write a whole new checkpoint; ``path`` appears at once or not at all.
+
+    Args:
+        path: the directory; its parents are made.
+        model: whose weights to write.
+        tokenizer: travels inside.
+        training: JSON values about the run.
+        force: replace what is there, once the new one is whole.
+
+    Raises:
+        GptcliError: something is there and ``force`` is not given, or it cannot be written.
+    """
+    if not force:
+        refuse_existing(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        tokenizer.save(partial)
+        _write_config(partial, model.config, tokenizer, training)
+        tensorfile.write_tensors(partial / WEIGHTS, to_file(model), {})
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def update(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any]) -> None:
+    """Replace the weights of the run ``path``; a failure leaves the old ones whole.
+
+    Raises:
+        GptcliError: the weights are not finite, or they cannot be written.
+    """
+    tensors = to_file(model)
+    if not all(all_finite(tensor) for tensor in tensors.values()):
+        raise GptcliError(
+            f"The weights are no longer finite; {path} keeps the last good ones.",
+            "Lower --learning-rate, or clip gradients with --grad-clip 1.",
+        )
+    try:
+        tensorfile.write_tensors(path / WEIGHTS, tensors, {})
+        _write_config(path, model.config, tokenizer, training)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def refuse_existing(path: Path) -> None:
+    """An existing run is never overwritten without being asked to."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise GptcliError(f"{path} exists already.", "Choose another --out, or replace it with --force.")
+
+
+def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to the run's metrics.jsonl."""
+    with (path / METRICS).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every row of the run's metrics.jsonl."""
+    with (path / METRICS).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _tokenizer(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
+    try:
+        kind, fingerprint = ours["tokenizer"]["kind"], ours["tokenizer"]["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise GptcliError(
+            f"{path / CONFIG} does not name its tokenizer.", "Copy the checkpoint again, or train anew."
+        ) from error
+    return tokenizers.load(path, kind, fingerprint)
+
+
+def _write_config(path: Path, config: GPTConfig, tokenizer: Tokenizer, training: Mapping[str, Any]) -> None:
+    everything = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,
+        "n_embd": config.emb_dim,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "embd_pdrop": config.drop_rate,
+        "attn_pdrop": config.drop_rate,
+        "resid_pdrop": config.drop_rate,
+        "tie_word_embeddings": config.tie_weights,
+        "bos_token_id": tokenizer.eot_id,
+        "eos_token_id": tokenizer.eot_id,
+        "torch_dtype": "float32",
+        "gptcli": {
+            "version": __version__,
+            "config": as_dict(config),
+            "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
+            "training": dict(training),
+        },
+    }
+    temporary = path / f".{CONFIG}.partial"
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        json.dump(everything, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path / CONFIG)
+
+
+def _cannot_write(path: Path, error: OSError) -> GptcliError:
+    return GptcliError(
+        f"Cannot write the checkpoint {path}: {error.strerror or error}.",
+        "Choose a folder that can be written to and has room, with --out.",
+    )
+
+
+def _one_line(error: Exception) -> str:
+    words = "it has no " + str(error) if isinstance(error, KeyError) else str(error)
+    return " ".join(words.split()).rstrip(".")

@@ -1,0 +1,99 @@
+"""Device, dtype and threads: probed, and explained in words a user can act on."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from gptcli.errors import GptcliError, nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision to compute, and why.
+
+    Attributes:
+        device: the torch device.
+        dtype: the floating-point type of weights and activations.
+        reason: one phrase for the header of a run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Resolve ``--device`` and ``--dtype``.
+
+    Raises:
+        GptcliError: an unknown name, or a device that this machine does not have.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise GptcliError(f"There is no dtype {dtype!r}.", nearest(dtype, ["auto", *DTYPES]))
+    chosen = _best_device() if device == "auto" else _named_device(device)
+    reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, "no GPU found")
+    if device != "auto":
+        reason = "asked for"
+    return Placement(chosen, DTYPES[dtype] if dtype != "auto" else torch.float32, reason)
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _named_device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise GptcliError(f"There is no device {name!r}.", nearest(name, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise GptcliError(f"--device {name}: torch finds {count} CUDA GPUs here.", "Use --device auto or --device cpu.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise GptcliError("--device mps: torch finds no Apple GPU here.", "Use --device auto or --device cpu.")
+    return torch.device(name)
+
+
+def set_threads(threads: int | None) -> int:
+    """Use ``threads`` CPU threads (None: torch's own choice, the physical cores) and return how many it is.
+
+    Raises:
+        GptcliError: fewer than 1.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a run may take on ``device`` without pushing others out."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on a GPU by torch, else by this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
