@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gptcli.errors import GptcliError, nearest
 
 Init = Literal["gpt2", "course"]
+Schedule = Literal["constant", "cosine", "linear"]
 Overflow = Literal["slide", "crop", "error"]
 
 
@@ -159,7 +160,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     min_learning_rate: float | None = None
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Schedule = "constant"
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.999
@@ -224,11 +225,11 @@ class TrainConfig:
             f"--train-share is {self.train_share}, outside (0, 1].",
             "0.9 trains on the first 90% of the characters and validates on the rest; 1 validates on nothing.",
         )
-        choices = ("constant", "cosine", "linear")
-        if self.schedule not in choices:
-            raise GptcliError(f"There is no schedule {self.schedule!r}.", nearest(self.schedule, choices))
-        if self.init not in ("gpt2", "course"):
-            raise GptcliError(f"There is no initialisation {self.init!r}.", nearest(self.init, ("gpt2", "course")))
+        for name, choices in (("schedule", get_args(Schedule)), ("init", get_args(Init))):
+            if getattr(self, name) not in choices:
+                raise GptcliError(
+                    f"There is no --{name} {getattr(self, name)!r}.", nearest(getattr(self, name), choices)
+                )
 
 
 def as_dict(config: GPTConfig | SamplingConfig | TrainConfig) -> dict[str, Any]:

@@ -25,8 +25,9 @@ def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor | None = N
         scores = penalise_repeats(scores, seen, config.repetition_penalty)
     if config.temperature == 0.0:
         return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
-    # The largest logit goes to 0 first, so that a very small temperature cannot overflow.
-    scores = (scores - scores.amax(dim=-1, keepdim=True)) / config.temperature
+    # The largest logit goes to 0 first, so that even the smallest temperature cannot overflow.
+    temperature = max(config.temperature, torch.finfo(torch.float32).tiny)
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / temperature
     if config.top_k is not None:
         scores = keep_top_k(scores, config.top_k)
     if config.top_p is not None:

@@ -203,7 +203,7 @@ def _step(
     value = float(loss.detach())
     if not math.isfinite(value):
         return value
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if config.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     for group in optimizer.param_groups:

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from gptcli import __version__
-from gptcli.cli import render
+from gptcli.cli import options, render
+from gptcli.cli.generate import generate
+from gptcli.cli.train import train
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
@@ -37,7 +39,10 @@ def _root(
 
 
 # (name on the command line, function, panel of --help), in the order that --help shows.
-COMMANDS: list[tuple[str, Callable[..., None], str]] = []
+COMMANDS: list[tuple[str, Callable[..., None], str]] = [
+    ("train", train, options.MAKE),
+    ("generate", generate, options.SPEAK),
+]
 
 for _name, _function, _panel in COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_function)

@@ -1,11 +1,13 @@
 """Options that several commands share: one name, one meaning, one default everywhere."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gptcli.cli import render
+from gptcli.errors import GptcliError
 
 
 def _set_quiet(value: bool) -> bool:
@@ -43,3 +45,21 @@ Debug = Annotated[
 ]
 
 MAKE, SPEAK, LOOK, MEASURE, WEIGHTS = "Make", "Speak", "Look inside", "Measure", "Weights"
+
+
+def read_text(text: str | None, file: Path | None, what: str) -> str:
+    """The one text a command works on: its argument, ``--file``, or stdin (``-``, or nothing given and stdin piped).
+
+    Raises:
+        GptcliError: both or neither, or a file that cannot be read as UTF-8.
+    """
+    if text is not None and file is not None:
+        raise GptcliError(f"There are two {what}s: an argument and --file.", "Give one of the two.")
+    if file is not None or text == "-" or (text is None and not sys.stdin.isatty()):
+        from gptcli import documents
+
+        (document,) = documents.read_documents(["-" if file is None else str(file)])
+        return document.text
+    if text is None:
+        raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")
+    return text

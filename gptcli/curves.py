@@ -1,0 +1,45 @@
+"""metrics.jsonl -> loss.png."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#c2410c"
+
+
+def draw_losses(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
+    """Train and validation loss over epochs, tokens seen on a second axis.
+
+    Args:
+        rows: of metrics.jsonl, at least one.
+        file: the PNG to write.
+        title: over the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # Epochs are what a reader counts in; a run that sees every token k times has seen k epochs of them.
+    tokens_per_epoch = rows[-1]["tokens_seen"] / max(1, rows[-1]["epoch"])
+    epochs = [row["tokens_seen"] / tokens_per_epoch for row in rows]
+    _line(axes, epochs, [row["train_loss"] for row in rows], TRAIN_COLOUR, "-", "training")
+    if all(row["val_loss"] is not None for row in rows):
+        _line(axes, epochs, [row["val_loss"] for row in rows], VALIDATION_COLOUR, "--", "validation")
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("cross-entropy (nats a token)")
+    axes.set_title(f"Loss of {title}")
+    axes.grid(alpha=0.25)
+    axes.spines[["right"]].set_visible(False)
+    tokens_axis = axes.secondary_xaxis(
+        "top", functions=(lambda e: e * tokens_per_epoch, lambda t: t / tokens_per_epoch)
+    )
+    tokens_axis.set_xlabel("tokens seen")
+    tokens_axis.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def _line(axes: Any, x: Sequence[float], y: Sequence[float], colour: str, style: str, name: str) -> None:
+    axes.plot(x, y, style, color=colour, linewidth=2, label=f"{name} (last {y[-1]:.3f})", marker="o", markersize=3)

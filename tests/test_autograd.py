@@ -1,0 +1,84 @@
+"""The hand-written backward passes against autograd on the plain formula."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gptcli import autograd
+from gptcli.autograd import chunked_cross_entropy, dropout, dropout_attention, keep_mask
+from gptcli.model import attention_weights
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
+def test_chunked_cross_entropy_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    monkeypatch.setattr(autograd, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(3, 7, 11), torch.randn(17, 11)
+    targets = torch.randint(0, 17, (3, 7))
+    grads = []
+    for loss_of in (
+        lambda h, w: chunked_cross_entropy(h, w, targets),
+        lambda h, w: F.cross_entropy((h @ w.T).flatten(0, 1), targets.flatten()),
+    ):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        loss = loss_of(h, w)
+        (3 * loss).backward()
+        grads.append((loss.detach(), h.grad, w.grad))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    hidden, head, targets = torch.randn(9, 4), torch.randn(5, 4, requires_grad=True), torch.randint(0, 5, (9,))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            chunked_cross_entropy(hidden, head, targets), F.cross_entropy(hidden @ head.T, targets)
+        )
+
+
+@pytest.mark.parametrize("group_bytes", [1, 4 * 13 * 13 * 2, 2**22])
+def test_dropout_attention_equals_dropping_the_plain_weights(monkeypatch: pytest.MonkeyPatch, group_bytes: int) -> None:
+    monkeypatch.setattr(autograd, "GROUP_BYTES", group_bytes)
+    inputs = torch.randn(3, 2, 5, 13, 8)
+    upstream = torch.randn(2, 5, 13, 8)
+    results = []
+    for fast in (True, False):
+        q, k, v = (part.clone().requires_grad_() for part in inputs)
+        torch.manual_seed(7)
+        if fast:
+            out = dropout_attention(q, k, v, 0.25)
+        else:
+            mask, factor = keep_mask((2, 5, 13, 13), 0.25)
+            out = (attention_weights(q, k) * mask * factor) @ v
+        out.backward(upstream)
+        results.append((out.detach(), q.grad, k.grad, v.grad))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_zeroes_its_share_keeps_the_mean_and_drops_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001, requires_grad=True)
+    y = dropout(x, 0.1, training=True)
+    share = (y == 0).double().mean().item()
+    assert share == pytest.approx(0.1, abs=5 * (0.09 / x.numel()) ** 0.5)  # five standard errors
+    assert y.mean().item() == pytest.approx(1.0, abs=2e-3)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    assert dropout(x, 0.1, training=False) is x
+    assert dropout(x, 0.0, training=True) is x
+
+
+def test_the_mask_follows_the_seed_and_its_elements_are_independent() -> None:
+    torch.manual_seed(5)
+    first, _ = keep_mask((64, 4096), 0.5)
+    second, _ = keep_mask((64, 4096), 0.5)
+    torch.manual_seed(5)
+    again, _ = keep_mask((64, 4096), 0.5)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    signs = first.double() * 2 - 1
+    for lag in (1, 2, 3, 4, 8):  # neighbours share one 64-bit draw
+        correlation = (signs[:, :-lag] * signs[:, lag:]).mean().item()
+        assert abs(correlation) < 5 / (64 * 4096) ** 0.5
