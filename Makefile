@@ -1,0 +1,53 @@
+# Everything a contributor types. The two commands that matter: make demo, make test.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The CPU build is pinned: an open range may pull gigabytes of CUDA packages. Override: make install TORCH="torch>=2.6"
+TORCH ?= torch==2.13.0
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format bench
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+install: $(BIN)/.installed ## make .venv and install gptcli into it
+
+demo: install ## train a small model on the bundled story and let it speak (three minutes)
+	$(BIN)/gptcli train data/story.txt --size tiny --epochs 40 --batch-size 8 --stride 64 --learning-rate 2e-3 \
+		--schedule cosine --warmup-steps 20 --eval-every 100 --sample-every 10 --out checkpoints/demo --force
+	$(BIN)/gptcli generate "The" --checkpoint checkpoints/demo --max-new-tokens 120 --temperature 0.7 --top-k 20 --seed 1
+
+test: $(BIN)/.installed-dev ## run the tests (a few minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(BIN)/.installed-dev ## run the slow tests: big models, long runs
+	$(BIN)/python -m pytest -m slow
+
+lint: $(BIN)/.installed-dev ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(BIN)/.installed-dev ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BIN)/.installed-dev ## measure this machine's limits and the code against them
+	$(BIN)/python tests/benchmarks/training.py
