@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from gptcli import __version__
-from gptcli.cli import options, render
-from gptcli.cli.generate import generate
-from gptcli.cli.train import train
+from gptcli.cli import download, generate, options, render, train
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
@@ -40,8 +38,9 @@ def _root(
 
 # (name on the command line, function, panel of --help), in the order that --help shows.
 COMMANDS: list[tuple[str, Callable[..., None], str]] = [
-    ("train", train, options.MAKE),
-    ("generate", generate, options.SPEAK),
+    ("train", train.train, options.MAKE),
+    ("download", download.download, options.MAKE),
+    ("generate", generate.generate, options.SPEAK),
 ]
 
 for _name, _function, _panel in COMMANDS:

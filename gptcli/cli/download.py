@@ -1,0 +1,61 @@
+"""``gptcli download``: the public-domain texts that the course and nanoGPT train on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli import download as downloads
+from gptcli.cli import options, render
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT", help="the-verdict, tinyshakespeare or both; no name lists them.", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="The folder that the texts go to.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file of that name that is another text.")]
+
+
+def download(
+    names: Names = None,
+    out: Out = Path("data"),
+    force: Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fetch a public-domain text to train on, and check it."""
+    if not names:
+        _list(out)
+        return
+    texts = [downloads.find(name) for name in dict.fromkeys(names)]
+    # Everything is checked, then fetched, before the first file is written: an error leaves the folder as it was.
+    missing = [text for text in texts if not downloads.is_there(text, out, force=force)]
+    fetched = {text: _fetch(text) for text in missing}
+    for text in texts:
+        path = out / text.filename
+        if text in fetched:
+            downloads.place(fetched[text], path)
+            render.note(f"Downloaded {text.title}: {text.size:,} bytes, SHA-256 as expected.")
+        else:
+            render.note(f"{path} is there already, with the right SHA-256; nothing to fetch.")
+        render.print_text(str(path))
+
+
+def _fetch(text: downloads.Text) -> bytes:
+    render.detail(f"From {downloads.address(text)}")
+    with render.progress(text.size, "B", text.filename, scale=True) as bar:
+        return downloads.fetch(text, bar.update)
+
+
+def _list(folder: Path) -> None:
+    rows = [
+        (name, text.title, f"{text.size:,}", "yes" if downloads.is_there(text, folder, force=True) else "no")
+        for name, text in downloads.TEXTS.items()
+    ]
+    columns = [("name", "left"), ("text", "left"), ("bytes", "right"), (f"in {folder}", "left")]
+    render.print_table(
+        "Texts to download", columns, rows, caption="gptcli download NAME fetches one; both are public domain."
+    )

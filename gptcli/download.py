@@ -1,0 +1,188 @@
+"""Public-domain texts from the network, checked against a pinned size and SHA-256 before anything is written."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.errors import GptcliError, nearest
+
+BASE_URL = "https://raw.githubusercontent.com"
+BASE_URL_VARIABLE = "GPTCLI_DATA_URL"
+BUNDLED_STORY = "The bundled story is there without a download: gptcli train data/story.txt"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to download: ``size`` in bytes, ``sha256`` in hex, ``path`` below the base address."""
+
+    title: str
+    filename: str
+    size: int
+    sha256: str
+    path: str
+
+
+TEXTS = {
+    "the-verdict": Text(
+        title='Edith Wharton, "The Verdict" (1908)',
+        filename="the-verdict.txt",
+        size=20_479,
+        sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
+        path="rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt",
+    ),
+    "tinyshakespeare": Text(
+        title="William Shakespeare, speeches from the plays (40,000 lines)",
+        filename="tinyshakespeare.txt",
+        size=1_115_394,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        path="karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    ),
+}
+
+
+def find(name: str) -> Text:
+    """The text of that name.
+
+    Raises:
+        GptcliError: there is none; the hint has the nearest.
+    """
+    if name not in TEXTS:
+        raise GptcliError(f"Unknown text: {name}", nearest(name, TEXTS))
+    return TEXTS[name]
+
+
+def address(text: Text) -> str:
+    """Where ``text`` comes from; the environment variable GPTCLI_DATA_URL puts a mirror in GitHub's place.
+
+    Raises:
+        GptcliError: the variable holds no http address.
+    """
+    base = os.environ.get(BASE_URL_VARIABLE) or BASE_URL
+    if not base.startswith(("http://", "https://")):
+        raise GptcliError(f"{BASE_URL_VARIABLE} is no http address: {base}", "Give one such as http://127.0.0.1:8000.")
+    return f"{base.rstrip('/')}/{text.path}"
+
+
+def is_there(text: Text, folder: Path, *, force: bool = False) -> bool:
+    """Whether ``folder`` has the file already, byte for byte.
+
+    Raises:
+        GptcliError: another file has its name, and ``force`` does not allow it to be replaced; or it cannot be read.
+    """
+    path = folder / text.filename
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise GptcliError(f"Cannot read {path}: {error.strerror}", "Give another folder with --out.") from error
+    if digest == text.sha256:
+        return True
+    if not force:
+        raise GptcliError(
+            f"{path} is another text: its SHA-256 is {digest[:12]}…, that of the download {text.sha256[:12]}…",
+            "--force replaces it; --out DIR keeps both.",
+        )
+    return False
+
+
+def fetch(text: Text, report: Callable[[int], object] = lambda count: None) -> bytes:
+    """Download ``text`` into memory.
+
+    Args:
+        text: what to fetch.
+        report: called with the number of bytes in each chunk that arrives.
+
+    Raises:
+        GptcliError: no network, an HTTP error, a connection that was cut, or bytes that are not the pinned ones.
+    """
+    import requests
+    from pooch import HTTPDownloader
+
+    url = address(text)
+    received = _Received(text.size, report)
+    # Without compression the bytes on the wire are those of the file, so the bar tells the truth.
+    downloader = HTTPDownloader(headers={"Accept-Encoding": "identity"})
+    try:
+        downloader(url, received, None)
+    except _TooLongError:
+        raise _not_the_text(url, f"more than {text.size:,} bytes") from None
+    except requests.RequestException as error:
+        count = len(received.data)
+        if error.response is not None:
+            what = f"HTTP {error.response.status_code} {error.response.reason}"
+        else:
+            # pooch hands over whole kilobytes, so the last part of what came is not counted.
+            cut = count > 0 or isinstance(error, requests.exceptions.ChunkedEncodingError)
+            what = f"cut off after about {count:,} of {text.size:,} bytes" if cut else _reason(error)
+        raise GptcliError(f"Cannot download {url}: {what}", BUNDLED_STORY) from error
+    data = bytes(received.data)
+    # A server that declares no length can hang up halfway and pooch sees nothing amiss.
+    if len(data) != text.size:
+        raise _not_the_text(url, f"{len(data):,} bytes where {text.size:,} were expected")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != text.sha256:
+        raise _not_the_text(url, f"SHA-256 {digest[:12]}… where {text.sha256[:12]}… was expected")
+    return data
+
+
+def place(data: bytes, path: Path) -> None:
+    """Write ``path`` in one step, making its folder: a reader, or a power cut, finds the whole file or none.
+
+    Raises:
+        GptcliError: the folder cannot be made or written, or the disk is full; no temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise GptcliError(f"Cannot write {path}: {error.strerror}", "Give another folder with --out.") from error
+
+
+class _TooLongError(Exception):
+    """More bytes came than the text has."""
+
+
+class _Received:
+    """What has come so far, as pooch writes it: ``report`` hears of each chunk; more than ``limit`` are refused."""
+
+    def __init__(self, limit: int, report: Callable[[int], object]) -> None:
+        self.data = bytearray()
+        self.limit = limit
+        self.report = report
+
+    def write(self, chunk: bytes) -> None:
+        self.data += chunk
+        self.report(len(chunk))
+        if len(self.data) > self.limit:
+            raise _TooLongError
+
+    def flush(self) -> None:
+        pass
+
+
+def _not_the_text(url: str, what: str) -> GptcliError:
+    return GptcliError(f"{url} sent another file: {what}; nothing was kept", BUNDLED_STORY)
+
+
+def _reason(error: Exception) -> str:
+    """What the system said at the bottom of a chain of network errors: ``Connection refused``."""
+    reason = " ".join(str(error).split())
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TimeoutError):
+            reason = "no answer in time"
+        elif isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return reason
