@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptcli import __version__, tensorfile, tokenizers
-from gptcli.config import GPTConfig, as_dict
+from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
 from gptcli.errors import GptcliError, nearest
 from gptcli.model import GPTModel
 from gptcli.tokenizers import Tokenizer
@@ -176,13 +176,28 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def create(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any], force: bool = False) -> None:
+    """``create_from`` the weights of ``model``."""
+    create_from(path, model.config, to_file(model), tokenizer, training, force=force)
+
+
+def create_from(
+    path: Path,
+    config: GPTConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
+) -> None:
     """Write a whole new checkpoint; ``path`` appears at once or not at all.
 
     Args:
         path: the directory; its parents are made.
-        model: whose weights to write.
+        config: the model's shape.
+        tensors: its weights as the file holds them; cast to ``dtype`` one by one while they are written.
         tokenizer: travels inside.
         training: JSON values about the run.
+        dtype: of the weights in the file.
         force: replace what is there, once the new one is whole.
 
     Raises:
@@ -196,8 +211,8 @@ def create(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         tokenizer.save(partial)
-        _write_config(partial, model.config, tokenizer, training)
-        tensorfile.write_tensors(partial / WEIGHTS, to_file(model), {})
+        _write_config(partial, config, tokenizer, training, str(dtype).removeprefix("torch."))
+        tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -254,26 +269,20 @@ def _tokenizer(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
     return tokenizers.load(path, kind, fingerprint)
 
 
-def _write_config(path: Path, config: GPTConfig, tokenizer: Tokenizer, training: Mapping[str, Any]) -> None:
+def _write_config(
+    path: Path, config: GPTConfig, tokenizer: Tokenizer, training: Mapping[str, Any], dtype: str = "float32"
+) -> None:
     everything = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
+        **{theirs: getattr(config, ours) for ours, theirs in HUGGING_FACE_FIELDS.items()},
         "n_ctx": config.context_length,
-        "n_embd": config.emb_dim,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
         "initializer_range": 0.02,
         "embd_pdrop": config.drop_rate,
         "attn_pdrop": config.drop_rate,
-        "resid_pdrop": config.drop_rate,
-        "tie_word_embeddings": config.tie_weights,
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.eot_id,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "gptcli": {
             "version": __version__,
             "config": as_dict(config),

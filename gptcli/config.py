@@ -9,6 +9,7 @@ from gptcli.errors import GptcliError, nearest
 Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
 Overflow = Literal["slide", "crop", "error"]
+Activation = Literal["gelu_new", "gelu", "relu"]
 
 
 def _require(condition: bool, message: str, hint: str) -> None:
@@ -20,8 +21,13 @@ def _require(condition: bool, message: str, hint: str) -> None:
 class GPTConfig:
     """The shape of a GPT-2-class model, in the course's field names. The defaults are GPT-2 small.
 
+    The last five fields are variants of the arithmetic that other people's models use: the width of the feed-forward
+    layer (None: four times emb_dim), its activation (gelu_new is the tanh form), the epsilon of the layer norms,
+    whether attention scores are divided by the root of head_dim, and whether also by the number of the layer, from 1.
+
     Raises:
-        GptcliError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1).
+        GptcliError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), there is
+            no such activation, layer_norm_eps is not positive.
     """
 
     vocab_size: int = 50_257
@@ -32,12 +38,17 @@ class GPTConfig:
     drop_rate: float = 0.1
     qkv_bias: bool = True
     tie_weights: bool = True
+    ffn_dim: int | None = None
+    activation: Activation = "gelu_new"
+    layer_norm_eps: float = 1e-5
+    scale_attn: bool = True
+    scale_attn_by_layer: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "ffn_dim"):
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and value >= 1,
+                (isinstance(value, int) and value >= 1) or (name == "ffn_dim" and value is None),
                 f"{name} is {value!r}, but it counts something and must be a whole number of at least 1.",
                 f"Give {name} a positive whole number.",
             )
@@ -52,6 +63,21 @@ class GPTConfig:
             f"drop_rate is {self.drop_rate}, outside [0, 1).",
             "Dropout is the share of activations set to zero: 0.1 is GPT-2's, 0 turns it off.",
         )
+        _require(
+            self.activation in get_args(Activation),
+            f"There is no activation {self.activation!r}.",
+            nearest(str(self.activation), get_args(Activation)),
+        )
+        _require(
+            0.0 < self.layer_norm_eps < math.inf,
+            f"layer_norm_eps is {self.layer_norm_eps}, but it must be greater than 0.",
+            "GPT-2's is 1e-5.",
+        )
+
+    @property
+    def hidden_dim(self) -> int:
+        """F, the width of the feed-forward layer."""
+        return 4 * self.emb_dim if self.ffn_dim is None else self.ffn_dim
 
     @property
     def head_dim(self) -> int:
@@ -73,6 +99,22 @@ class GPTConfig:
 def _largest_divisor(number: int, at_most: int) -> int:
     return next(n for n in range(min(number, at_most), 0, -1) if number % n == 0)
 
+
+# Our field -> Hugging Face's, in their config.json. They have no field for a missing qkv bias.
+HUGGING_FACE_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
+    "drop_rate": "resid_pdrop",
+    "tie_weights": "tie_word_embeddings",
+    "ffn_dim": "n_inner",
+    "activation": "activation_function",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "scale_attn": "scale_attn_weights",
+    "scale_attn_by_layer": "scale_attn_by_inverse_layer_idx",
+}
 
 PRESETS: dict[str, GPTConfig] = {
     "tiny": GPTConfig(context_length=128, emb_dim=128, n_heads=4, n_layers=4),

@@ -2,7 +2,7 @@
 
 Shapes, in every comment below:
     B batch    T tokens read now    S tokens attended to (cached ones first)    C emb_dim
-    H heads    D head_dim = C / H   V vocab_size
+    H heads    D head_dim = C / H   V vocab_size    F feed-forward width, 4C unless the config says otherwise
 """
 
 import math
@@ -105,10 +105,14 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Causal multi-head attention with one fused projection to queries, keys and values."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
         self.n_heads = config.n_heads
         self.drop_rate = config.drop_rate
+        # Attention divides scores by √D; what a config wants beyond that goes into the queries.
+        self.query_scale = 1.0 if config.scale_attn else math.sqrt(config.head_dim)
+        if config.scale_attn_by_layer:
+            self.query_scale /= layer + 1
         self.c_attn = Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
         self.c_proj = Linear(config.emb_dim, config.emb_dim)
 
@@ -118,7 +122,7 @@ class MultiHeadAttention(nn.Module):
             part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, C) -> (B, T, H, D) -> (B, H, T, D)
             for part in self.c_attn(x).chunk(3, dim=-1)
         )
-        return queries, keys, values
+        return queries if self.query_scale == 1.0 else queries * self.query_scale, keys, values
 
     def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         queries, keys, values = self.heads(x)
@@ -132,25 +136,29 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """C -> 4C -> C around GELU in its tanh form (Hendrycks & Gimpel, 2016), position by position."""
+    """C -> F -> C around GELU in its tanh form (Hendrycks & Gimpel, 2016), exact GELU or ReLU, position by position."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.emb_dim, 4 * config.emb_dim)
-        self.c_proj = Linear(4 * config.emb_dim, config.emb_dim)
+        self.activation = config.activation
+        self.c_fc = Linear(config.emb_dim, config.hidden_dim)
+        self.c_proj = Linear(config.hidden_dim, config.emb_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        hidden = self.c_fc(x)  # (B, T, F)
+        if self.activation == "relu":
+            return self.c_proj(F.relu(hidden))
+        return self.c_proj(F.gelu(hidden, approximate="tanh" if self.activation == "gelu_new" else "none"))
 
 
 class TransformerBlock(nn.Module):
     """Attention, then feed-forward, each behind its own layer norm and added to what came in."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.emb_dim)
-        self.attn = MultiHeadAttention(config)
-        self.ln_2 = nn.LayerNorm(config.emb_dim)
+        self.ln_1 = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
+        self.attn = MultiHeadAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
         self.mlp = FeedForward(config)
         self.drop_rate = config.drop_rate
 
@@ -176,8 +184,8 @@ class GPTModel(nn.Module):
         self.wpe = nn.Embedding(
             config.context_length, config.emb_dim, _weight=_empty(config.context_length, config.emb_dim)
         )
-        self.h = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
-        self.ln_f = nn.LayerNorm(config.emb_dim)
+        self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
         if not config.tie_weights:
             self.lm_head = nn.utils.skip_init(nn.Linear, config.emb_dim, config.vocab_size, bias=False)
         if init is not None:
