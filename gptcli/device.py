@@ -97,3 +97,22 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reuse_freed_memory() -> bool:
+    """Let this process keep the buffers it frees and take them again, where the C library is glibc.
+
+    By default glibc hands every large buffer back to the system, and the next step pays a page fault for each 4 KiB
+    of it: a third of a small model's training step. True if it took effect.
+    """
+    import ctypes
+    import sys
+
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library, such as musl
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4
+    return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, -1))

@@ -47,6 +47,7 @@ class TrainingRun:
         self.model_config, self.origin = model_config, origin
         self.placement = devices.choose(device)
         self.threads = devices.set_threads(threads)
+        devices.reuse_freed_memory()
         self.plan = make_plan(corpus, recipe)
         self.sample_ids = self._sample_ids()
         self.step = 0
@@ -117,7 +118,7 @@ class TrainingRun:
             f"{config.emb_dim} wide) on {self.placement.device}, {self.threads} threads, float32 "
             f"({self.placement.reason})."
         )
-        need = accounting.training_memory(config, plan.batch_size, plan.context_length).total + (
+        need = accounting.training_memory(config, plan.batch_size, plan.context_length).peak + (
             resident_memory() if self.placement.device.type == "cpu" else 0
         )
         have = available_memory(self.placement.device)
