@@ -203,8 +203,7 @@ def create_from(
     Raises:
         GptcliError: something is there and ``force`` is not given, or it cannot be written.
     """
-    if not force:
-        refuse_existing(path)
+    check_output(path, force)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -241,10 +240,18 @@ def update(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[
         raise _cannot_write(path, error) from error
 
 
-def refuse_existing(path: Path) -> None:
-    """An existing run is never overwritten without being asked to."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+def check_output(path: Path, force: bool = False) -> None:
+    """Refuse a place for a new run before anything is done for it.
+
+    Raises:
+        GptcliError: something is there and ``force`` is not given, or the folder cannot be written to.
+    """
+    if not force and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise GptcliError(f"{path} exists already.", "Choose another --out, or replace it with --force.")
+    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        what = "cannot be written to" if ancestor.is_dir() else "is a file, not a folder"
+        raise GptcliError(f"Cannot make {path}: {ancestor} {what}.", "Choose another folder with --out.")
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:

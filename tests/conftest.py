@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: tiny models gain nothing from a second thread, and lose much where tests share their cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED_DATA = Path(os.environ.get("GPTCLI_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

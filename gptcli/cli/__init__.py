@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -57,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
         render.fail(error)
         return 2
     except typer.TyperException as error:
-        render.fail(_as_user_error(error))
+        render.fail(_as_user_error(error, sys.argv[1:] if args is None else args))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         render.warn("Interrupted.")
@@ -69,10 +70,14 @@ def main(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _as_user_error(error: typer.TyperException) -> GptcliError:
-    """A mistyped command or option, in our two lines."""
+def _as_user_error(error: typer.TyperException, args: Sequence[str]) -> GptcliError:
+    """A mistyped command, option or value, in our two lines."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "gptcli"
     format_message = getattr(error, "format_message", None)
-    message = format_message() if format_message is not None else str(error)
-    return GptcliError(" ".join(message.split()), f"See: {command} --help")
+    message = " ".join((format_message() if format_message is not None else str(error)).split()).rstrip(".")
+    names = getattr(getattr(error, "param", None), "opts", [])
+    given = [value for name, value in pairwise(args) if name in names]
+    if given and given[-1] not in message:
+        message += f": {given[-1]!r}"
+    return GptcliError(f"{message}.", f"See: {command} --help")

@@ -151,8 +151,7 @@ def train(
     from gptcli import checkpoint, documents
 
     run_dir = out or checkpoint.ROOT / _run_name(texts)
-    if not force:
-        checkpoint.refuse_existing(run_dir)
+    checkpoint.check_output(run_dir, force)
     read = documents.read_documents(texts, encoding=encoding, errors=errors)
     origin = checkpoint.load(checkpoint.find(init_from)) if init_from is not None else None
     corpus, its_tokenizer = _prepare_corpus([d.text for d in read], tokenizer, origin, recipe, allow_special)
