@@ -1,0 +1,72 @@
+"""Where a checkpoint is and what its config.json says: all that a command needs to answer without torch."""
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gptcli.config import GPTConfig
+from gptcli.errors import GptcliError, nearest
+
+ROOT = Path("checkpoints")
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def find(name: Path | str | None = None) -> Path:
+    """The directory that ``--checkpoint`` means: a path, a name under checkpoints/, or the newest there.
+
+    Raises:
+        GptcliError: there is none.
+    """
+    known = sorted(
+        (path.parent for path in ROOT.glob(f"*/{WEIGHTS}") if not path.parent.name.startswith(".")),
+        key=lambda path: (path / WEIGHTS).stat().st_mtime,
+    )
+    if name is None:
+        if not known:
+            raise GptcliError(
+                f"There is no checkpoint under {ROOT}{os.sep} yet.",
+                "Make one: gptcli train data/story.txt --size tiny",
+            )
+        return known[-1]
+    path = Path(name)
+    if path.exists():
+        return path
+    if (ROOT / path).exists():
+        return ROOT / path
+    hint = nearest(str(name), [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
+    raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
+
+
+def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
+    """The model's shape and our own section of config.json.
+
+    Raises:
+        GptcliError: no such file, not JSON, not a GPT-2 of ours.
+    """
+    file = path / CONFIG
+    if not path.is_dir():
+        raise GptcliError(f"{path} is not a directory.", "A checkpoint is a directory with a config.json in it.")
+    if not file.exists():
+        empty = not any(path.iterdir())
+        raise GptcliError(
+            f"{path} {'is empty' if empty else f'has no {CONFIG}'}: it is not a checkpoint.",
+            f"A checkpoint holds {CONFIG} and {WEIGHTS}; gptcli train makes one.",
+        )
+    try:
+        everything = json.loads(file.read_text(encoding="utf-8"))
+        ours = everything["gptcli"]
+        names = {field.name for field in fields(GPTConfig)}
+        return GPTConfig(**{k: v for k, v in ours["config"].items() if k in names}), ours
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GptcliError(
+            f"{file} is not a gptcli checkpoint's: {_one_line(error)}.",
+            "Bring foreign weights in with: gptcli load-gpt2 --from DIRECTORY",
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    words = "it has no " + str(error) if isinstance(error, KeyError) else str(error)
+    return " ".join(words.split()).rstrip(".")
