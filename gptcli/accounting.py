@@ -1,6 +1,6 @@
 """What a model of a given shape weighs and costs: parameters, bytes, memory, FLOPs. Arithmetic alone, no torch.
 
-Letters: V vocab_size, C emb_dim, L n_layers, H n_heads, B batch size, T tokens in a window.
+Letters: V vocab_size, C emb_dim, F hidden_dim, L n_layers, H n_heads, B batch size, T tokens in a window.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Component:
 
 def components(config: GPTConfig) -> list[Component]:
     """Every part that has parameters, from input to output; a tied head is the token embedding and not listed."""
-    C, L = config.emb_dim, config.n_layers
+    C, F, L = config.emb_dim, config.hidden_dim, config.n_layers
     block = "h.{layer}."
     qkv: dict[str, tuple[int, ...]] = {f"{block}attn.c_attn.weight": (C, 3 * C)}
     if config.qkv_bias:
@@ -70,8 +70,8 @@ def components(config: GPTConfig) -> list[Component]:
         Component("layer norms", dict(norms), L),
         Component("attention qkv", qkv, L),
         Component("attention output", {f"{block}attn.c_proj.weight": (C, C), f"{block}attn.c_proj.bias": (C,)}, L),
-        Component("feed-forward up", {f"{block}mlp.c_fc.weight": (C, 4 * C), f"{block}mlp.c_fc.bias": (4 * C,)}, L),
-        Component("feed-forward down", {f"{block}mlp.c_proj.weight": (4 * C, C), f"{block}mlp.c_proj.bias": (C,)}, L),
+        Component("feed-forward up", {f"{block}mlp.c_fc.weight": (C, F), f"{block}mlp.c_fc.bias": (F,)}, L),
+        Component("feed-forward down", {f"{block}mlp.c_proj.weight": (F, C), f"{block}mlp.c_proj.bias": (C,)}, L),
         Component("final norm", {"ln_f.weight": (C,), "ln_f.bias": (C,)}),
     ]
     if not config.tie_weights:
@@ -230,11 +230,11 @@ def activation_bytes(
         4RC    its input, which the residual and the first norm share
         16R    mean and 1/std of both norms
         4RC    the first norm's output, input of the qkv projection
-        12RC   queries, keys and values, one tensor
+        12RC   queries, keys and values, one tensor         (and 4RC for queries scaled beyond 1/√D)
         4RC    the heads' output, input of the output projection
         4RC    the stream after attention, input of the second norm
         4RC    the second norm's output, input of the feed-forward
-        32RC   before and after GELU, 4C wide each
+        8RF    before and after GELU                        (ReLU: 4RF, after it)
         2RC    two dropout masks, a byte an element         (dropout only)
         BHT²   the mask of the attention weights            (dropout on a CPU)
         4BHT   the log of every softmax's sum               (without dropout, or on a GPU)
@@ -268,9 +268,11 @@ def _bytes_after_forward(config: GPTConfig, batch_size: int, context: int, recom
 def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool) -> int:
     rows = batch_size * context
     RC = rows * config.emb_dim
+    streams = 32 * RC if config.scale_attn and not config.scale_attn_by_layer else 36 * RC
+    hidden = (4 if config.activation == "relu" else 8) * rows * config.hidden_dim
     masks = 2 * RC if config.drop_rate > 0 else 0
     mask_or_log_sums = context if config.drop_rate > 0 and on_cpu else 4
-    return 64 * RC + 16 * rows + masks + rows * config.n_heads * mask_or_log_sums
+    return streams + hidden + 16 * rows + masks + rows * config.n_heads * mask_or_log_sums
 
 
 def logits_bytes(config: GPTConfig, batch_size: int, context: int) -> int:
@@ -317,7 +319,7 @@ def training_memory(
     - the end of the forward pass, in the loss: activations, the head's gradient (the chunked loss makes it at once),
       the final norm's output and the logits of a chunk;
     - the backward pass of the last block, which comes first: activations, the head's gradient, and the gradient of
-      the stream on its way through the feed-forward (16 bytes for every row and column);
+      the stream on its way through the feed-forward (4RF);
     - that of the first block: its activations instead of all, and the gradients of the other blocks' weights;
     - the end: all gradients, and with a tied head the embedding's share of its gradient before the two are added.
     """
@@ -326,7 +328,7 @@ def training_memory(
     activations = activation_bytes(config, batch_size, context, recompute, on_cpu)
     logits = logits_bytes(config, batch_size, context)
     in_loss = _bytes_after_forward(config, batch_size, context, recompute, on_cpu) + head + stream + logits
-    last_block = activations + head + 4 * stream
+    last_block = activations + head + 4 * batch_size * context * config.hidden_dim
     freed = stream if recompute else _block_bytes(config, batch_size, context, on_cpu)
     made = 4 * non_embedding_parameter_count(config) // L
     first_block = last_block + (L - 1) * (made - freed)

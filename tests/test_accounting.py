@@ -43,6 +43,12 @@ def test_published_totals(size: str, tied: int) -> None:
     assert accounting.parameter_count(PRESETS[size]) == tied
 
 
+def test_feed_forward_of_another_width() -> None:
+    config = PRESETS["tiny"].with_changes(ffn_dim=300)
+    real = {name: tuple(parameter.shape) for name, parameter in on_meta(config).state_dict().items()}
+    assert accounting.parameter_shapes(config) == real
+
+
 def test_published_totals_of_small_with_its_own_head() -> None:
     untied = PRESETS["small"].with_changes(tie_weights=False)
     assert accounting.parameter_count(untied) == 163_037_184
@@ -185,10 +191,19 @@ def test_logits_chunk_is_the_that_of_the_loss() -> None:
     assert accounting.LOGITS_CHUNK_BYTES == autograd.CHUNK_BYTES
 
 
-@pytest.mark.parametrize("drop_rate", [0.1, 0.0])
-@pytest.mark.parametrize("tie_weights", [True, False])
-def test_activations_are_what_the_backward_pass_has_saved(drop_rate: float, tie_weights: bool) -> None:
-    config = TINY.with_changes(drop_rate=drop_rate, tie_weights=tie_weights)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"drop_rate": 0.1},
+        {"drop_rate": 0.0},
+        {"tie_weights": False, "qkv_bias": False},
+        {"ffn_dim": 200},
+        {"activation": "relu"},
+        {"scale_attn": False},
+    ],
+)
+def test_activations_are_what_the_backward_pass_has_saved(changes: dict[str, Any]) -> None:
+    config = TINY.with_changes(**changes)
     model, ids = GPTModel(config).train(), torch.randint(config.vocab_size, (6, 48))
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -246,11 +261,12 @@ import torch
 from gptcli import accounting
 from gptcli.config import PRESETS, TrainConfig
 from gptcli.corpus import Corpus
-from gptcli.device import peak_memory, resident_memory
+from gptcli.device import peak_memory, resident_memory, reuse_freed_memory
 from gptcli.model import GPTModel
 from gptcli.training import train
 corpus = Corpus(torch.randint(50_257, ({batch_size} * {context} * 2 + 1,)), torch.empty(0), 1)
 recipe = TrainConfig(context_length={context}, batch_size={batch_size}, max_steps=3, eval_batches=1)
+reuse_freed_memory()
 before = resident_memory()
 for event in train(GPTModel(PRESETS["{size}"]), corpus, recipe):
     pass
