@@ -80,8 +80,6 @@ def generate(
     devices.set_threads(threads)
     path = checkpoints.find(checkpoint)
     loaded = checkpoints.load(path)
-    if checkpoint is None:
-        render.note(f"Using {path}, the newest checkpoint.")
     tokenizer = loaded.tokenizer
     ids = tokenizer.encode(text, allow_special=allow_special)
     if not ids:
@@ -89,6 +87,8 @@ def generate(
     context = loaded.config.context_length
     _check_overflow(overflow, len(ids), max_new_tokens, context)
     model = loaded.model(placement.device, placement.dtype)
+    if checkpoint is None:
+        render.note(f"Using {path}, the newest checkpoint.")
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
     render.detail(f"{path} on {placement.device} ({placement.reason}), {placement.dtype}, seed {first_seed}.")
 
