@@ -1,0 +1,108 @@
+"""Text to token ids and back: four ways, one protocol."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from gptcli.errors import GptcliError, nearest
+from gptcli.tokenizers.byte import ByteTokenizer
+from gptcli.tokenizers.char import CharTokenizer
+from gptcli.tokenizers.gpt2 import GPT2Tokenizer
+from gptcli.tokenizers.vocabulary import COPY_AGAIN
+from gptcli.tokenizers.word import WordTokenizer
+
+KINDS = ("gpt2", "char", "byte", "word")
+
+
+class TextStream(Protocol):
+    """Decodes token by token: everything pushed, then flushed, is what ``decode`` makes of all the ids at once."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, in whole characters; it may be empty."""
+
+    def flush(self) -> str:
+        """What is still held back at the end."""
+
+
+class Tokenizer(Protocol):
+    """What the rest of the program knows of a tokenizer.
+
+    Attributes:
+        kind: one of KINDS.
+        vocab_size: ids are 0 … vocab_size - 1.
+        eot_id: the token that ends a text, if there is one.
+        fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eot_id(self) -> int | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids; <|endoftext|> in ``text`` is plain text unless ``allow_special``."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD."""
+
+    def stream(self) -> TextStream:
+        """A fresh incremental decoder."""
+
+    def piece(self, token_id: int) -> str:
+        """One token on one line: its text, with escapes for what is no UTF-8 or cannot be printed."""
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's files into ``directory``, which exists. Raises OSError as the disk does."""
+
+
+def build(kind: str, text: str | None = None) -> Tokenizer:
+    """A new tokenizer; char and word take their vocabulary from ``text``.
+
+    Raises:
+        GptcliError: no such kind, or no text to take a vocabulary from.
+    """
+    _check_kind(kind)
+    if kind == "gpt2":
+        return GPT2Tokenizer()
+    if kind == "byte":
+        return ByteTokenizer()
+    if not text or (kind == "word" and text.isspace()):
+        raise GptcliError(
+            f"A {kind} tokenizer takes its vocabulary from a text, and there is none.",
+            "Give a text, or choose the gpt2 or byte tokenizer.",
+        )
+    return CharTokenizer.from_text(text) if kind == "char" else WordTokenizer.from_text(text)
+
+
+def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
+    """The tokenizer saved in ``directory``, which must be the one that ``kind`` and ``fingerprint`` describe.
+
+    Raises:
+        GptcliError: no such kind; its files are missing or damaged; it is another one.
+    """
+    _check_kind(kind)
+    tokenizer = _LOADERS[kind](directory)
+    if tokenizer.fingerprint != fingerprint:
+        raise GptcliError(
+            f"{directory}: the {kind} tokenizer's fingerprint is {tokenizer.fingerprint[:12]}…, but the model was "
+            f"trained with {str(fingerprint)[:12]}….",
+            COPY_AGAIN,
+        )
+    return tokenizer
+
+
+_LOADERS: dict[str, Callable[[Path], Tokenizer]] = {
+    "gpt2": GPT2Tokenizer.load,
+    "char": CharTokenizer.load,
+    "byte": ByteTokenizer.load,
+    "word": WordTokenizer.load,
+}
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(str(kind), KINDS))

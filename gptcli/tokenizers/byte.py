@@ -1,0 +1,57 @@
+"""Bytes as tokens: UTF-8's 256 values, and one token that ends a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptcli.tokenizers import vocabulary
+from gptcli.tokenizers.text import END_OF_TEXT, Utf8Stream, encode_with_special, printable, to_utf8
+
+
+class ByteTokenizer:
+    """257 tokens: every byte is its own id, and 256 ends a text. It knows every text and learns nothing."""
+
+    kind = "byte"
+    vocab_size = 257
+    eot_id = 256
+    fingerprint = vocabulary.fingerprint("byte", [])
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The UTF-8 bytes of ``text``. Lone surrogates count as U+FFFD."""
+        return encode_with_special(text, lambda plain: list(to_utf8(plain)), self.eot_id, allow_special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            GptcliError: an id above 256.
+        """
+        return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
+
+    def stream(self) -> Utf8Stream:
+        """Decodes token by token."""
+        return Utf8Stream(self._token_bytes)
+
+    def piece(self, token_id: int) -> str:
+        """One token in printable form."""
+        return printable(self._token_bytes(token_id))
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's JSON file, which holds its kind alone."""
+        vocabulary.write(directory, self.kind, [])
+
+    @classmethod
+    def load(cls, directory: Path) -> "ByteTokenizer":
+        """Check that ``directory`` holds a byte tokenizer.
+
+        Raises:
+            GptcliError: the file is missing or damaged.
+        """
+        vocabulary.read(directory, cls.kind)
+        return cls()
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        if token_id == self.eot_id:
+            return END_OF_TEXT.encode("ascii")
+        if not 0 <= token_id < self.eot_id:
+            raise vocabulary.unknown_id(token_id, self.kind, self.vocab_size)
+        return bytes([token_id])

@@ -1,0 +1,105 @@
+"""Characters as tokens: every character of the corpus, and no other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import vocabulary
+from gptcli.tokenizers.text import printable
+
+_SHOWN = 100
+
+
+class CharTokenizer:
+    """One token a character. There is no token for the end of a text, and none for unknown characters.
+
+    Args:
+        characters: the vocabulary, in the order of the ids.
+    """
+
+    kind = "char"
+    eot_id = None
+
+    def __init__(self, characters: Sequence[str]) -> None:
+        self.vocab_size = len(characters)
+        self.fingerprint = vocabulary.fingerprint(self.kind, characters)
+        self._characters = list(characters)
+        self._ids = {character: token_id for token_id, character in enumerate(characters)}
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharTokenizer":
+        """The tokenizer that knows the characters of ``text``, sorted by code point."""
+        return cls(sorted(set(text)))
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids of ``text``, one a character; ``allow_special`` changes nothing.
+
+        Raises:
+            GptcliError: a character outside the vocabulary, with its place.
+        """
+        try:
+            return list(map(self._ids.__getitem__, text))
+        except KeyError as error:
+            at, unknown = next((i, c) for i, c in enumerate(text) if c not in self._ids)
+            known = printable("".join(self._characters[:_SHOWN])) + ("…" if self.vocab_size > _SHOWN else "")
+            raise GptcliError(
+                f"The character {printable(unknown)!r} (U+{ord(unknown):04X}) at offset {at:,} is not in the char "
+                f"vocabulary of {self.vocab_size:,}.",
+                f"It knows these: {known} – the gpt2 and byte tokenizers take any text.",
+            ) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``.
+
+        Raises:
+            GptcliError: an id that no token has.
+        """
+        return "".join(map(self._character, ids))
+
+    def stream(self) -> "CharStream":
+        """Decodes token by token."""
+        return CharStream(self)
+
+    def piece(self, token_id: int) -> str:
+        """One token in printable form."""
+        return printable(self._character(token_id))
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's JSON file."""
+        vocabulary.write(directory, self.kind, self._characters)
+
+    @classmethod
+    def load(cls, directory: Path) -> "CharTokenizer":
+        """Read what ``save`` wrote.
+
+        Raises:
+            GptcliError: the file is missing or damaged.
+        """
+        characters = vocabulary.read(directory, cls.kind)
+        for token_id, character in enumerate(characters):
+            if len(character) != 1:
+                raise GptcliError(
+                    f"{directory / vocabulary.FILE}: token {token_id} is {character[:40]!r}, not one character.",
+                    vocabulary.COPY_AGAIN,
+                )
+        return cls(characters)
+
+    def _character(self, token_id: int) -> str:
+        if not 0 <= token_id < self.vocab_size:
+            raise vocabulary.unknown_id(token_id, self.kind, self.vocab_size)
+        return self._characters[token_id]
+
+
+class CharStream:
+    """Every token is a whole character, so nothing is ever held back."""
+
+    def __init__(self, tokenizer: CharTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def push(self, token_id: int) -> str:
+        """The token's character."""
+        return self._tokenizer.decode([token_id])
+
+    def flush(self) -> str:
+        """Nothing."""
+        return ""

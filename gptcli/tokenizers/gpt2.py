@@ -1,0 +1,174 @@
+"""GPT-2's byte-pair encoding: tiktoken's engine on the rank table that the package carries."""
+
+import hashlib
+import json
+import re
+from binascii import a2b_base64
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.errors import GptcliError
+from gptcli.tokenizers.text import END_OF_TEXT, Utf8Stream, encode_with_special, printable
+from gptcli.tokenizers.vocabulary import COPY_AGAIN, read_bytes, unknown_id
+
+if TYPE_CHECKING:
+    from tiktoken import Encoding
+
+RANK_TABLE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
+RANK_TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+# The files by which the rest of the world knows this vocabulary, as the hub has them.
+FILES_SHA256 = {
+    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "GPT2Tokenizer",
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
+    "unk_token": END_OF_TEXT,
+    "add_bos_token": False,
+    "add_prefix_space": False,
+}
+
+# GPT-2's `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, written so that the engine
+# seldom has to go back: possessive where nothing can be given back, white space at the end of the text first.
+_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+# The engine's `\s`: Unicode's White_Space. (Python's has four control characters more.)
+_WHITE_SPACE_RUN = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+_LONG_RUN = 100_000
+_STEP = 1_000
+_RUN_OF_SAMPLES = re.compile(rf"\s{{{_LONG_RUN // _STEP - 1}}}")
+
+
+class GPT2Tokenizer:
+    """GPT-2's 50,257 tokens. Making one costs nothing; the tables are read at the first use, once a process."""
+
+    kind = "gpt2"
+    vocab_size = 50_257
+    eot_id = 50_256
+    fingerprint = RANK_TABLE_SHA256
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids of ``text``: exactly tiktoken's, whatever the text. Lone surrogates count as U+FFFD."""
+        return encode_with_special(text, _encode_plain, self.eot_id, allow_special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            GptcliError: an id that no token has.
+        """
+        try:
+            return _encoding().decode(ids)
+        except (KeyError, OverflowError) as error:
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise unknown_id(wrong, self.kind, self.vocab_size) from error
+
+    def stream(self) -> Utf8Stream:
+        """Decodes token by token."""
+        return Utf8Stream(self._token_bytes)
+
+    def piece(self, token_id: int) -> str:
+        """One token in printable form."""
+        return printable(self._token_bytes(token_id))
+
+    def save(self, directory: Path) -> None:
+        """Write vocab.json, merges.txt (the hub's, to the byte) and tokenizer_config.json: AutoTokenizer opens them."""
+        for name, content in _files().items():
+            (directory / name).write_bytes(content)
+
+    @classmethod
+    def load(cls, directory: Path) -> "GPT2Tokenizer":
+        """Check that ``directory`` holds this vocabulary; encoding itself never reads those files.
+
+        Raises:
+            GptcliError: vocab.json or merges.txt is missing, or is not GPT-2's.
+        """
+        for name, sha256 in FILES_SHA256.items():
+            if hashlib.sha256(read_bytes(directory / name)).hexdigest() != sha256:
+                raise GptcliError(f"{directory / name} is not GPT-2's {name}: its SHA-256 differs.", COPY_AGAIN)
+        return cls()
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        try:
+            return _encoding().decode_single_token_bytes(token_id)
+        except (KeyError, OverflowError) as error:
+            raise unknown_id(token_id, self.kind, self.vocab_size) from error
+
+
+def _encode_plain(text: str) -> list[int]:
+    encode = _encoding().encode_ordinary
+    if not _RUN_OF_SAMPLES.search(text[::_STEP]):
+        return encode(text)
+    return [token_id for part in _cut_long_runs(text) for token_id in encode(part)]
+
+
+def _cut_long_runs(text: str) -> list[str]:
+    """Cut ``text`` before the last white space of each very long run, where the pattern parts it anyway.
+
+    On a run of a million the engine's stack for going back overflows. A run at the end of a text does not need it.
+    """
+    runs = [match.span() for match in _WHITE_SPACE_RUN.finditer(text)]
+    cuts = [0, *(end - 1 for start, end in runs if end - start >= _LONG_RUN and end < len(text)), len(text)]
+    return [text[start:end] for start, end in pairwise(cuts)]
+
+
+@cache
+def _ranks() -> dict[bytes, int]:
+    """The 50,256 tokens with their ranks, which are their ids: a lower rank is merged first."""
+    table = RANK_TABLE.read_bytes()
+    if hashlib.sha256(table).hexdigest() != RANK_TABLE_SHA256:
+        raise GptcliError(f"{RANK_TABLE} is damaged: its SHA-256 differs.", "Install gptcli again.")
+    return {a2b_base64(line.split()[0]): rank for rank, line in enumerate(table.splitlines())}
+
+
+@cache
+def _encoding() -> "Encoding":
+    from tiktoken import Encoding
+
+    return Encoding(
+        "gpt2",
+        pat_str=_PATTERN,
+        mergeable_ranks=_ranks(),
+        special_tokens={END_OF_TEXT: GPT2Tokenizer.eot_id},
+        explicit_n_vocab=GPT2Tokenizer.vocab_size,
+    )
+
+
+@cache
+def _files() -> dict[str, bytes]:
+    ranks, letters = _ranks(), _byte_letters()
+
+    def spell(token: bytes) -> str:
+        return "".join([letters[byte] for byte in token])
+
+    vocab = {spell(token): rank for token, rank in ranks.items()} | {END_OF_TEXT: GPT2Tokenizer.eot_id}
+    merges = [" ".join(map(spell, _parts(token, ranks))) for token in ranks if len(token) > 1]
+    return {
+        "vocab.json": json.dumps(vocab).encode("ascii"),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode("utf-8"),
+        "tokenizer_config.json": (json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n").encode("ascii"),
+    }
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letter that stands for each byte in those files: itself if Latin-1 can show it, else from U+0100 upward."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+
+
+def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens that ``token`` was merged from: what byte-pair encoding makes of it one merge before the last."""
+    own_rank = ranks[token]
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pair_ranks = [ranks.get(left + right, own_rank) for left, right in pairwise(parts)]
+        at = pair_ranks.index(min(pair_ranks))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts

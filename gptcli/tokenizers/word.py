@@ -1,0 +1,109 @@
+"""Words and punctuation marks as tokens: the course's first tokenizer, which loses the white space."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import vocabulary
+from gptcli.tokenizers.text import END_OF_TEXT, encode_with_special, printable
+
+UNKNOWN = "<|unk|>"
+_SEPARATORS = re.compile(r"""([,.:;?_!"()']|--|\s)""")
+_NO_SPACE_BEFORE = tuple(""",.:;?!"()'""")
+
+
+class WordTokenizer:
+    """One token a word or punctuation mark of the corpus; others become <|unk|>. Decoding is not quite the text.
+
+    Args:
+        words: the vocabulary, in the order of the ids; the last two are <|endoftext|> and <|unk|>.
+    """
+
+    kind = "word"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.vocab_size = len(words)
+        self.eot_id = self.vocab_size - 2
+        self.fingerprint = vocabulary.fingerprint(self.kind, words)
+        self._words = list(words)
+        self._ids = {word: token_id for token_id, word in enumerate(words[:-2])}
+
+    @classmethod
+    def from_text(cls, text: str) -> "WordTokenizer":
+        """The tokenizer that knows the words of ``text``, sorted by code points."""
+        return cls([*sorted(set(_split(text)) - {END_OF_TEXT, UNKNOWN}), END_OF_TEXT, UNKNOWN])
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids of ``text``; a word outside the vocabulary gets <|unk|>'s."""
+        return encode_with_special(text, self._encode_plain, self.eot_id, allow_special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of ``ids``, a space before each that is no punctuation mark.
+
+        Raises:
+            GptcliError: an id that no token has.
+        """
+        stream = self.stream()
+        return "".join(map(stream.push, ids))
+
+    def stream(self) -> "WordStream":
+        """Decodes token by token."""
+        return WordStream(self)
+
+    def piece(self, token_id: int) -> str:
+        """One token in printable form."""
+        return printable(self.word(token_id))
+
+    def word(self, token_id: int) -> str:
+        """The word of a token, without any space."""
+        if not 0 <= token_id < self.vocab_size:
+            raise vocabulary.unknown_id(token_id, self.kind, self.vocab_size)
+        return self._words[token_id]
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's JSON file."""
+        vocabulary.write(directory, self.kind, self._words)
+
+    @classmethod
+    def load(cls, directory: Path) -> "WordTokenizer":
+        """Read what ``save`` wrote.
+
+        Raises:
+            GptcliError: the file is missing or damaged.
+        """
+        words = vocabulary.read(directory, cls.kind)
+        if words[-2:] != [END_OF_TEXT, UNKNOWN]:
+            raise GptcliError(
+                f"{directory / vocabulary.FILE}: the last two tokens are not {END_OF_TEXT} and {UNKNOWN}.",
+                vocabulary.COPY_AGAIN,
+            )
+        return cls(words)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        unknown = self.vocab_size - 1
+        return [self._ids.get(word, unknown) for word in _split(text)]
+
+
+class WordStream:
+    """Every token is a whole word, so nothing is ever held back."""
+
+    def __init__(self, tokenizer: WordTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._space = ""
+
+    def push(self, token_id: int) -> str:
+        """The token's word, with the space before it."""
+        word = self._tokenizer.word(token_id)
+        space = "" if word.startswith(_NO_SPACE_BEFORE) else self._space
+        self._space = " "
+        return space + word
+
+    def flush(self) -> str:
+        """Nothing; the stream can then be used anew."""
+        self._space = ""
+        return ""
+
+
+def _split(text: str) -> list[str]:
+    return [part for part in _SEPARATORS.split(text) if part and not part.isspace()]
