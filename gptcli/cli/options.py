@@ -58,8 +58,8 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
     if file is not None or text == "-" or (text is None and not sys.stdin.isatty()):
         from gptcli import documents
 
-        (document,) = documents.read_documents(["-" if file is None else str(file)])
-        return document.text
+        read = documents.read_documents(["-" if file is None else str(file)])
+        return "\n".join(document.text for document in read)
     if text is None:
         raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")
     return text
