@@ -1,8 +1,9 @@
 """Everything a user sees: results on stdout, and notes, bars and errors on stderr."""
 
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ class Verbosity:
 
 
 verbosity = Verbosity()
+
+_TOKEN_STYLES = ("black on cyan", "black on yellow")
 
 
 def use_utf8() -> None:
@@ -90,10 +93,49 @@ def print_json(value: Any) -> None:
     print_text(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def token_text(pieces: Sequence[str], first: int = 0, separator: str = "") -> Any:
+    """A rich Text of one piece after another on two backgrounds in turn, or parted by bars where there are no colours.
+
+    Args:
+        pieces: each on one line.
+        first: the place of the first one in the whole, which decides its background.
+        separator: what parts them instead.
+    """
+    from rich.text import Text
+
+    if not _has_colours():
+        return Text((separator or "|").join(pieces), overflow="fold")
+    text = Text(overflow="fold")
+    for place, piece in enumerate(pieces, first):
+        if place > 0:
+            text.append(separator)
+        text.append(piece, _TOKEN_STYLES[place % 2])
+    return text
+
+
+def print_tokens(pieces: Sequence[str], separator: str = "") -> None:
+    """Pieces on stdout as ``token_text`` shows them, on one line that the terminal may break."""
+    if not _has_colours():
+        print_text((separator or "|").join(pieces))
+        return
+    console = stdout_console()
+    # rich's time a style grows with the length of the text.
+    for first in range(0, len(pieces), 1_000):
+        console.print(token_text(pieces[first : first + 1_000], first, separator), soft_wrap=True, end="")
+    console.print()
+
+
+def _has_colours() -> bool:
+    """As rich decides, but without importing it."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
+
+
 def print_table(
-    title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], caption: str = ""
+    title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[Any]], caption: str = ""
 ) -> None:
-    """A table on stdout. ``columns`` are (heading, "left" | "right")."""
+    """A table on stdout. ``columns`` are (heading, "left" | "right"); a cell is a string or a rich Text."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -102,7 +144,7 @@ def print_table(
     for heading, justify in columns:
         table.add_column(heading, justify="right" if justify == "right" else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     stdout_console().print(table)
 
 
