@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli import __version__, tensorfile, tokenizers
-from gptcli.checkpoint_config import CONFIG, WEIGHTS, read_config
+from gptcli import __version__, tensorfile
+from gptcli.checkpoint_config import CONFIG, WEIGHTS, read_config, tokenizer_of
 from gptcli.checkpoint_config import ROOT as ROOT
 from gptcli.checkpoint_config import find as find
 from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
@@ -53,12 +53,6 @@ class Checkpoint:
         return model.eval()
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer inside the checkpoint ``path``, verified by its fingerprint."""
-    _, ours = read_config(path)
-    return _tokenizer(path, ours)
-
-
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint: every tensor is there, has its shape, and is finite.
 
@@ -66,7 +60,7 @@ def load(path: Path) -> Checkpoint:
         GptcliError: what is missing, damaged or contradictory, by name and with both values.
     """
     config, ours = read_config(path)
-    tokenizer = _tokenizer(path, ours)
+    tokenizer = tokenizer_of(path, ours)
     if tokenizer.vocab_size > config.vocab_size:
         raise GptcliError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json says vocab_size "
@@ -211,16 +205,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every row of the run's metrics.jsonl."""
     with (path / METRICS).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def _tokenizer(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
-    try:
-        kind, fingerprint = ours["tokenizer"]["kind"], ours["tokenizer"]["fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise GptcliError(
-            f"{path / CONFIG} does not name its tokenizer.", "Copy the checkpoint again, or train anew."
-        ) from error
-    return tokenizers.load(path, kind, fingerprint)
 
 
 def _write_config(

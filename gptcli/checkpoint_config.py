@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from gptcli import tokenizers
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError, nearest
+from gptcli.tokenizers import Tokenizer
 
 ROOT = Path("checkpoints")
 WEIGHTS = "model.safetensors"
@@ -65,6 +68,26 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
             f"{file} is not a gptcli checkpoint's: {_one_line(error)}.",
             "Bring foreign weights in with: gptcli load-gpt2 --from DIRECTORY",
         ) from error
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer inside the checkpoint ``path``, verified by its fingerprint."""
+    return tokenizer_of(path, read_config(path)[1])
+
+
+def tokenizer_of(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that our section of config.json names, read from the files beside it.
+
+    Raises:
+        GptcliError: none is named, its files are missing or damaged, or they are another tokenizer's.
+    """
+    try:
+        kind, fingerprint = ours["tokenizer"]["kind"], ours["tokenizer"]["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise GptcliError(
+            f"{path / CONFIG} does not name its tokenizer.", "Copy the checkpoint again, or train anew."
+        ) from error
+    return tokenizers.load(path, kind, fingerprint)
 
 
 def _one_line(error: Exception) -> str:

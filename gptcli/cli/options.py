@@ -58,7 +58,11 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
     if file is not None or text == "-" or (text is None and not sys.stdin.isatty()):
         from gptcli import documents
 
-        read = documents.read_documents(["-" if file is None else str(file)])
+        try:
+            read = documents.read_documents(["-" if file is None else str(file)])
+        except GptcliError as error:  # its way out may be an option that only train has
+            hint = "Save it as UTF-8 first." if "--encoding" in error.hint else error.hint
+            raise GptcliError(error.message, hint) from error
         return "\n".join(document.text for document in read)
     if text is None:
         raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")

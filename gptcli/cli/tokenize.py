@@ -66,9 +66,9 @@ def _check_schemes(schemes: list[str]) -> None:
 
 
 def _of_checkpoint(name: Path) -> "Tokenizer":
-    from gptcli import checkpoint as checkpoints
+    from gptcli import checkpoint_config
 
-    return checkpoints.load_tokenizer(checkpoints.find(name))
+    return checkpoint_config.load_tokenizer(checkpoint_config.find(name))
 
 
 def _of_text(schemes: list[str], text: str) -> list["Tokenizer"]:

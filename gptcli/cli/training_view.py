@@ -105,7 +105,7 @@ class TrainingRun:
 
         plan, config = self.plan, self.model_config
         render.note(
-            f"{self.corpus.characters:,} characters, {len(self.corpus.train) + len(self.corpus.validation):,} tokens "
+            f"{self.corpus.characters:,} characters, {self.corpus.tokens:,} tokens "
             f"({self.tokenizer.kind}, vocabulary {config.vocab_size:,}): {len(self.corpus.train):,} to train on, "
             f"{len(self.corpus.validation):,} to validate."
         )
