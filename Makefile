@@ -30,9 +30,9 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 install: $(BIN)/.installed ## make .venv and install gptcli into it
 
 demo: install ## train a small model on the bundled story and let it speak (three minutes)
-	$(BIN)/gptcli train data/story.txt --size tiny --epochs 40 --batch-size 8 --stride 64 --learning-rate 2e-3 \
-		--schedule cosine --warmup-steps 20 --eval-every 100 --sample-every 10 --out checkpoints/demo --force
-	$(BIN)/gptcli generate "The" --checkpoint checkpoints/demo --max-new-tokens 120 --temperature 0.7 --top-k 20 --seed 1
+	$(BIN)/gptcli train data/story.txt --size tiny --epochs 16 --stride 64 --learning-rate 2e-3 --schedule cosine \
+		--eval-every 50 --sample-every 4 --out checkpoints/demo --force
+	$(BIN)/gptcli generate "When the bell rings" --checkpoint checkpoints/demo --temperature 0.5 --top-k 3 --seed 1
 
 test: $(BIN)/.installed-dev ## run the tests (a few minutes)
 	$(BIN)/python -m pytest

@@ -1,0 +1,76 @@
+"""The rules of the house: imports go down, only cli/ prints, and light commands stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gptcli"
+# From the ground up; a room may import its own floor's neighbours and everything below.
+FLOORS: list[set[str]] = [
+    {"errors"},
+    {"config", "accounting"},
+    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers"},
+    {"model", "sampling", "checkpoint_config"},
+    {"corpus", "optim", "checkpoint", "curves"},
+    {"generation", "training", "completion"},
+    {"cli"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.stem.startswith("__"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    rooms = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "gptcli":
+            rooms |= {alias.name for alias in node.names if not alias.name.startswith("_")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gptcli."):
+            rooms.add((node.module or "").split(".")[1])
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_and_only_cli_speaks(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    room = room_of(path)
+    assert room in FLOOR_OF, f"{room} has no floor yet: put it into FLOORS"
+    for other in imported_rooms(tree):
+        assert FLOOR_OF[other] <= FLOOR_OF[room], f"{room} imports {other} from above"
+    if room != "cli":
+        names = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+        names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not names & {"typer", "rich", "tqdm"}
+        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert "print" not in calls
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["generate", "--help"], ["count-params", "--size", "xl"], ["tokenize", "hello"]],
+)
+def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom gptcli.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'transformers', 'numba'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_command_has_a_panel_and_one_line_of_help() -> None:
+    from gptcli.cli import COMMANDS
+
+    assert COMMANDS
+    for name, function, panel in COMMANDS:
+        assert panel, name
+        assert function.__doc__, name
+        assert function.__doc__.splitlines()[0].endswith("."), name
