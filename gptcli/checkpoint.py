@@ -153,9 +153,12 @@ def create_from(
         tokenizer.save(partial)
         _write_config(partial, config, tokenizer, training, str(dtype).removeprefix("torch."))
         tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
+        replaced = path.with_name(f".{path.name}.replaced")
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)  # the old one is whole until the new one is in its place
         partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:

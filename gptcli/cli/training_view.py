@@ -1,6 +1,7 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SLOW_RUN_SECONDS = 3600
 SAMPLE_TOKENS = 50
+SECONDS_BETWEEN_SAVES = 60
 
 
 class TrainingRun:
@@ -51,6 +53,7 @@ class TrainingRun:
         self.plan = make_plan(corpus, recipe)
         self.sample_ids = self._sample_ids()
         self.step = 0
+        self.saved_at = 0.0
         self.last: Evaluated | None = None
 
     def go(self) -> None:
@@ -61,7 +64,9 @@ class TrainingRun:
             render.warn(line)
         self._print_header()
         model = self._make_model()
+        # Before the first step, so that a full disk is known now and not at the end.
         checkpoint.create(self.path, model, self.tokenizer, self._state(), force=self.force)
+        self.saved_at = time.monotonic()
         with _stop_on_ctrl_c() as stopped, render.progress(self.plan.total_steps, "step") as bar:
             for event in training.train(model, self.corpus, self.recipe, stopped):
                 if isinstance(event, training.Stepped):
@@ -72,13 +77,14 @@ class TrainingRun:
                 elif isinstance(event, training.Evaluated):
                     self._report(event, bar)
                 else:
-                    checkpoint.update(self.path, model, self.tokenizer, self._state())
+                    if time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES:
+                        self._save(model)
                     self._print_sample(model, event.epoch, bar)
-            checkpoint.update(self.path, model, self.tokenizer, self._state())
+            self._save(model)
             interrupted = stopped()
+        peak = render.human_bytes(peak_memory(self.placement.device))
         if self.last is not None:
             curves.draw_losses(checkpoint.read_metrics(self.path), self.path / "loss.png", title=self.path.name)
-        peak = render.human_bytes(peak_memory(self.placement.device))
         if interrupted:
             render.warn(f"Stopped by Ctrl-C after step {self.step} of {self.plan.total_steps}.")
         render.note(f"The checkpoint is in {self.path} (peak memory {peak}). Speak with it:")
@@ -99,6 +105,12 @@ class TrainingRun:
         model.load_state_dict(self.origin.tensors)
         return model.to(self.placement.device)
 
+    def _save(self, model: "GPTModel") -> None:
+        from gptcli import checkpoint
+
+        checkpoint.update(self.path, model, self.tokenizer, self._state())
+        self.saved_at = time.monotonic()
+
     def _print_header(self) -> None:
         from gptcli import accounting
         from gptcli.device import available_memory, resident_memory
@@ -118,9 +130,9 @@ class TrainingRun:
             f"{config.emb_dim} wide) on {self.placement.device}, {self.threads} threads, float32 "
             f"({self.placement.reason})."
         )
-        need = accounting.training_memory(config, plan.batch_size, plan.context_length).peak + (
-            resident_memory() if self.placement.device.type == "cpu" else 0
-        )
+        on_cpu = self.placement.device.type == "cpu"
+        need = accounting.training_memory(config, plan.batch_size, plan.context_length, on_cpu=on_cpu).peak
+        need += resident_memory() if on_cpu else 0
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
         if need > have:
