@@ -7,22 +7,22 @@ from typing import Any
 TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#c2410c"
 
 
-def draw_losses(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
+def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: Path, title: str) -> None:
     """Train and validation loss over epochs, tokens seen on a second axis.
 
     Args:
         rows: of metrics.jsonl, at least one.
+        tokens_per_epoch: tokens that one epoch sees.
         file: the PNG to write.
         title: over the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # Epochs are what a reader counts in; a run that sees every token k times has seen k epochs of them.
-    tokens_per_epoch = rows[-1]["tokens_seen"] / max(1, rows[-1]["epoch"])
     epochs = [row["tokens_seen"] / tokens_per_epoch for row in rows]
     _line(axes, epochs, [row["train_loss"] for row in rows], TRAIN_COLOUR, "-", "training")
     if all(row["val_loss"] is not None for row in rows):
@@ -36,7 +36,7 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> No
         "top", functions=(lambda e: e * tokens_per_epoch, lambda t: t / tokens_per_epoch)
     )
     tokens_axis.set_xlabel("tokens seen")
-    tokens_axis.xaxis.set_major_formatter("{x:,.0f}")
+    tokens_axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 

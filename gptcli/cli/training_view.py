@@ -84,7 +84,8 @@ class TrainingRun:
             interrupted = stopped()
         peak = render.human_bytes(peak_memory(self.placement.device))
         if self.last is not None:
-            curves.draw_losses(checkpoint.read_metrics(self.path), self.path / "loss.png", title=self.path.name)
+            rows, per_epoch = checkpoint.read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
+            curves.draw_losses(rows, per_epoch, self.path / "loss.png", title=self.path.name)
         if interrupted:
             render.warn(f"Stopped by Ctrl-C after step {self.step} of {self.plan.total_steps}.")
         render.note(f"The checkpoint is in {self.path} (peak memory {peak}). Speak with it:")
