@@ -1,0 +1,76 @@
+"""The compiled kernels, kept in the user's cache directory: compiling happens once a machine."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli import kernels as k
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: one folder for each version of their source, under the user's cache."""
+    if "NUMBA_CACHE_DIR" in os.environ:
+        base = Path(os.environ["NUMBA_CACHE_DIR"])
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    here = Path(__file__).parent
+    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "lanes.py"))
+    return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
+
+
+class Kernels:
+    """The compiled functions, from the user's cache where it has them.
+
+    Args:
+        tell: called with a line that says what takes a while.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+        import numba
+
+        directory = cache_directory()
+        cached = _can_write(directory)
+        before = numba.config.CACHE_DIR
+        try:
+            if cached:
+                numba.config.CACHE_DIR = str(directory)
+            self.run = numba.njit(k.run, nogil=True, cache=cached, error_model="numpy")
+            self.pack = numba.njit(k.pack, nogil=True, cache=cached)
+        finally:
+            numba.config.CACHE_DIR = before
+        self.directory = directory if cached else None
+        self._tell = tell
+
+    def prepare(self, data: NDArray[Any], scale: NDArray[Any], rest: Sequence[NDArray[Any]]) -> None:
+        """Compile `run` for this kind of weights, or fetch it from the cache."""
+        name = f"{data.dtype}.compiled"
+        if self.directory is None:
+            self._tell("Compiling the CPU kernels (10 to 30 s; the cache directory cannot be written, so each time).")
+        elif not (self.directory / name).exists():
+            self._tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
+        control = rest[-1]
+        table = np.zeros(k.PROGRAM, np.int64)  # a program of no steps
+        self.run(data, scale, *rest[:2], table, control, 0)
+        if self.directory is not None:
+            (self.directory / name).touch()
+
+
+def _can_write(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,540 @@
+"""A whole decode step as one compiled function: embedding, every layer, the final norm and the head, on CPU threads.
+
+Decoding reads every weight once a token, so memory sets the pace, and the kernels are built around that stream. A
+matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
+sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
+of 32 inputs (see quantization.py), widened in registers.
+
+Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
+has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
+and in a batch, on one thread and on many.
+
+Threads take work (blocks of outputs, heads, rows) from shared counters, phase by phase. The caller never waits for a
+thread, only for work that somebody has taken: a late or absent helper costs time, not correctness.
+
+All functions share six flat arrays, so that there is little to pass on and to compile:
+    data     packed weights: float32, int8, or uint8 holding two int4
+    scale    of int8 float32, one an output; of int4 the bits of bfloat16, 16 a group of 32 inputs of a block
+    floats   float32: biases, layer norms (weight, bias), positions (context, C), epsilon, each layer's attention scale
+    work     float32: activations, logits and the cache
+    table    int64: sizes, and where things begin in the arrays above
+    control  int64: what the step is about, and the counters
+"""
+
+# mypy: ignore-errors
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from gptcli import lanes as v
+
+LANES = v.WIDTH
+GROUP = 32  # inputs that share an int4 scale
+TILE = 8  # rows that meet a weight while it is in a register
+
+# Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
+LAYERS, HEADS, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(7)
+NORMS, WPE, EPSILON, FACTORS = range(7, 11)
+X, NORMED, CONTEXT, PROJECTED, HIDDEN, LOGITS, SCRATCH, KEYS, VALUES = range(11, 20)
+WTE, QKV, ATTENTION, EXPAND, CONTRACT, HEAD = range(20, 56, 6)
+DATA, SCALE, BIAS, INPUTS, OUTPUTS = range(5)
+PROGRAM = 56
+
+# A row of the program: what to do, with which matrix or norm, in which layer, from where to where in work.
+EMBED, NORM, MULTIPLY, ATTEND = range(4)
+OPERATION, WHICH, LAYER, SOURCE, TARGET, STRIDE, THEN, SELECTION, CONDITION = range(9)
+STEP = 9
+ALL_ROWS, WANTED_ROWS = 0, 1  # SELECTION
+ALWAYS, IF_TAPPED = 0, -1  # CONDITION; or a layer (counted from 1): only if that one is tapped
+
+# Cells of control; those that threads fight over have a cache line each.
+LINE = 8
+OPEN, INSIDE, ROWS, WANTED, TAP, EPOCH, ASLEEP = 0, 8, 16, 17, 18, 19, 24
+MAX_THREADS = 64
+COUNTERS = ASLEEP + LINE * MAX_THREADS  # then ids, positions, slots and the wanted rows, MAX_ROWS each
+
+PLAIN, GELU, RELU, ADD = range(4)  # what to do with x @ W + b
+SPINS = 2_000  # looks at a counter before the core is offered to others
+IDLE = 12_000  # looks for work before a helper goes to sleep
+
+_options: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+_jit = njit(**_options)
+_jit_any_order = njit(**_options, fastmath={"reassoc", "contract"})  # sums may be vectorised; still one order for all
+
+
+def counter_cells(steps: int) -> int:
+    """How many cells of control the counters of a program of ``steps`` phases take."""
+    return steps * 2 * LINE
+
+
+def scratch_size(capacity: int, head_size: int) -> int:
+    """How many floats of scratch a thread needs: scores and context of `TILE` rows, their sums, and two tiles."""
+    panels = -(-head_size // LANES)
+    return TILE * capacity + TILE * panels * LANES + LANES + 2 * TILE * LANES
+
+
+@_jit
+def _take(control, phase, amount):
+    """The first of the next ``amount`` units of work of a phase."""
+    return v.atomic_add(control, COUNTERS + phase * 2 * LINE, amount)
+
+
+@_jit
+def _finish(control, phase, amount, total):
+    """Report ``amount`` units as done, then wait until all ``total`` are."""
+    cell = COUNTERS + phase * 2 * LINE + LINE
+    if amount > 0:
+        v.atomic_add(control, cell, amount)
+    looks = 0
+    while v.atomic_load(control, cell) < total:
+        looks += 1
+        if looks > SPINS:
+            v.give_way()
+
+
+# --- Weights meet rows. Each function exists once for each kind of weights, told apart by the array's type. ---
+
+
+def _rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    """sums[i] + x[at + i stride : + inputs] @ a block of weights (inputs, 16), but for the scale of int8."""
+
+
+@overload(_rows_times_block, jit_options=_options)
+def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
+            for group in range(inputs // GROUP):
+                scales = v.load(scale, scale_start + group * LANES)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    low, high = v.load_nibbles(data, start + k // 2 * LANES, scales)
+                    sums = v.fma_rows(sums, low, x, at + k, stride)
+                    sums = v.fma_rows(sums, high, x, at + k + 1, stride)
+            return sums
+
+        return four_bits
+
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
+        for k in range(inputs):
+            sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
+        return sums
+
+    return whole
+
+
+def _row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
+    """x[at : + inputs] times four blocks that follow one another: four sums that do not wait for each other."""
+
+
+@overload(_row_times_four_blocks, jit_options=_options)
+def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, scale, scale_start, inputs, x, at):
+            a, b, c, d = v.zeros(4)
+            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                s = scale_start + group * LANES
+                scale_a, scale_b = v.load(scale, s), v.load(scale, s + scale_step)
+                scale_c, scale_d = v.load(scale, s + 2 * scale_step), v.load(scale, s + 3 * scale_step)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    even, odd = v.splat(x[at + k]), v.splat(x[at + k + 1])
+                    p = start + k // 2 * LANES
+                    low, high = v.load_nibbles(data, p, scale_a)
+                    a = v.fma(odd, high, v.fma(even, low, a))
+                    low, high = v.load_nibbles(data, p + step, scale_b)
+                    b = v.fma(odd, high, v.fma(even, low, b))
+                    low, high = v.load_nibbles(data, p + 2 * step, scale_c)
+                    c = v.fma(odd, high, v.fma(even, low, c))
+                    low, high = v.load_nibbles(data, p + 3 * step, scale_d)
+                    d = v.fma(odd, high, v.fma(even, low, d))
+            return a, b, c, d
+
+        return four_bits
+
+    def whole(data, start, scale, scale_start, inputs, x, at):
+        return _row_times_four_panels(data, start, inputs * LANES, inputs, x, at)
+
+    return whole
+
+
+@_jit
+def _row_times_four_panels(data, start, step, inputs, x, at):
+    """x[at : + inputs] times four panels (inputs, 16) that begin ``step`` apart."""
+    a, b, c, d = v.zeros(4)
+    for k in range(inputs):
+        scalar = v.splat(x[at + k])
+        p = start + k * LANES
+        a = v.fma(scalar, v.load(data, p), a)
+        b = v.fma(scalar, v.load(data, p + step), b)
+        c = v.fma(scalar, v.load(data, p + 2 * step), c)
+        d = v.fma(scalar, v.load(data, p + 3 * step), d)
+    return a, b, c, d
+
+
+@_jit
+def _rows_times_panel(sums, data, start, inputs, x, at, stride):
+    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16) of floats."""
+    for k in range(inputs):
+        sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
+    return sums
+
+
+def _output_scale(data, scale, at):
+    """What the sums of a block are multiplied by at the end."""
+
+
+@overload(_output_scale, jit_options=_options)
+def _output_scale_of(data, scale, at):
+    if data.dtype == types.int8:
+        return lambda data, scale, at: v.load(scale, at)
+    return lambda data, scale, at: v.splat(np.float32(1.0))
+
+
+def _weight(data, start, scale, scale_start, inputs, k, n):
+    """The weight from input k to output n of a matrix as a float32."""
+
+
+@overload(_weight, jit_options=_options)
+def _weight_of(data, start, scale, scale_start, inputs, k, n):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, scale, scale_start, inputs, k, n):
+            block, lane = n // LANES, n % LANES
+            byte = data[start + (block * (inputs // 2) + k // 2) * LANES + lane]
+            value = np.float32(byte >> 4 if k % 2 else byte & 15) - np.float32(8.0)
+            scales = v.load(scale, scale_start + (block * (inputs // GROUP) + k // GROUP) * LANES)
+            return value * v.lane(scales, lane)
+
+        return four_bits
+
+    if data.dtype == types.int8:
+
+        def eight_bits(data, start, scale, scale_start, inputs, k, n):
+            return np.float32(data[start + (n // LANES * inputs + k) * LANES + n % LANES]) * scale[scale_start + n]
+
+        return eight_bits
+
+    def whole(data, start, scale, scale_start, inputs, k, n):
+        return data[start + (n // LANES * inputs + k) * LANES + n % LANES]
+
+    return whole
+
+
+def _block_size(data, inputs):
+    """Elements of data in a block."""
+
+
+@overload(_block_size, jit_options=_options)
+def _block_size_of(data, inputs):
+    if data.dtype == types.uint8:
+        return lambda data, inputs: inputs // 2 * LANES
+    return lambda data, inputs: inputs * LANES
+
+
+def _scale_size(data, inputs):
+    """Elements of scale in a block."""
+
+
+@overload(_scale_size, jit_options=_options)
+def _scale_size_of(data, inputs):
+    if data.dtype == types.uint8:
+        return lambda data, inputs: inputs // GROUP * LANES
+    return lambda data, inputs: LANES
+
+
+@_jit
+def _multiply(data, scale, floats, work, table, control, step, rows, thread, phase):
+    """y = x @ W + b for all rows, or y = gelu(…), or y += …"""
+    matrix, x, y = table[step + WHICH], table[step + SOURCE], table[step + TARGET]
+    stride, then = table[step + STRIDE], table[step + THEN]
+    width = table[matrix + INPUTS]
+    blocks = table[matrix + OUTPUTS] // LANES
+    size, scale_size = _block_size(data, width), _scale_size(data, width)
+    spare = table[SCRATCH] + thread * table[SCRATCH_SIZE]
+    done = np.int64(0)
+    while True:
+        first = _take(control, phase, 4)
+        if first >= blocks:
+            break
+        last = min(first + 4, blocks)
+        done += last - first
+        for block in range(first, last):
+            where = table[step + LAYER] * blocks + block
+            start, scale_start = table[matrix + DATA] + where * size, table[matrix + SCALE] + where * scale_size
+            factor = _output_scale(data, scale, scale_start)
+            bias = v.load(floats, table[matrix + BIAS] + where * LANES)
+            row = np.int64(0)
+            while row < rows:
+                source = x + row * width
+                sums, count = spare, np.int64(1)
+                if rows == 1 and last - first == 4:
+                    sums = spare + (block - first) * LANES
+                    if block == first:
+                        four = _row_times_four_blocks(data, start, scale, scale_start, width, work, source)
+                        v.store_rows(work, sums, LANES, four)
+                elif rows - row >= TILE:
+                    tile = _rows_times_block(v.zeros(TILE), data, start, scale, scale_start, width, work, source, width)
+                    v.store_rows(work, sums, LANES, tile)
+                    count = np.int64(TILE)
+                elif rows - row >= 3:
+                    # The row past the end is whatever lies there; nothing of it is kept.
+                    half = _rows_times_block(v.zeros(4), data, start, scale, scale_start, width, work, source, width)
+                    v.store_rows(work, sums, LANES, half)
+                    count = min(np.int64(4), rows - row)
+                else:
+                    one = _rows_times_block(v.zeros(1), data, start, scale, scale_start, width, work, source, width)
+                    v.store_rows(work, sums, LANES, one)
+                for i in range(count):
+                    total = v.fma(v.load(work, sums + i * LANES), factor, bias)
+                    target = y + (row + i) * stride + block * LANES
+                    if then == GELU:
+                        total = _gelu(total)
+                    elif then == RELU:
+                        total = v.maximum(total, v.splat(np.float32(0.0)))
+                    elif then == ADD:
+                        total = v.add(v.load(work, target), total)
+                    v.store(work, target, total)
+                row += count
+    _finish(control, phase, done, blocks)
+
+
+@_jit
+def _gelu(x):
+    """GELU's tanh form: x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    cubic = v.fma(v.multiply(x, x), v.multiply(x, v.splat(np.float32(0.044715))), x)
+    power = v.exp(v.multiply(cubic, v.splat(np.float32(-1.5957691216057308))))
+    return v.divide(x, v.add(power, v.splat(np.float32(1.0))))
+
+
+# --- Between the projections ---
+
+
+@_jit_any_order
+def _norm(floats, work, table, x, which, y):
+    """Layer norm of one row (biased variance); the padding stays zero."""
+    emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
+    total = np.float32(0.0)
+    for i in range(emb_dim):
+        total += work[x + i]
+    mean = total / np.float32(emb_dim)
+    squares = np.float32(0.0)
+    for i in range(emb_dim):
+        squares += (work[x + i] - mean) * (work[x + i] - mean)
+    factor = np.float32(1.0) / np.sqrt(squares / np.float32(emb_dim) + floats[table[EPSILON]])
+    weight = table[NORMS] + 2 * which * width
+    for i in range(emb_dim):
+        work[y + i] = (work[x + i] - mean) * factor * floats[weight + i] + floats[weight + width + i]
+
+
+@_jit
+def _norm_rows(floats, work, table, control, step, rows, phase):
+    """Layer norm of every row, or of those whose logits are wanted."""
+    width = table[QKV + INPUTS]
+    listed = COUNTERS + table[STEPS] * 2 * LINE + 3 * table[MAX_ROWS]
+    done = np.int64(0)
+    while True:
+        i = _take(control, phase, 1)
+        if i >= rows:
+            break
+        row = control[listed + i] if table[step + SELECTION] == WANTED_ROWS else i
+        source, target = table[step + SOURCE] + row * width, table[step + TARGET] + i * width
+        _norm(floats, work, table, source, table[step + WHICH], target)
+        done += 1
+    _finish(control, phase, done, rows)
+
+
+@_jit
+def _embed(data, scale, floats, work, table, control, rows, phase):
+    """Token plus position."""
+    emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
+    ids = COUNTERS + table[STEPS] * 2 * LINE
+    done = np.int64(0)
+    while True:
+        row = _take(control, phase, 1)
+        if row >= rows:
+            break
+        token, position = control[ids + row], control[ids + table[MAX_ROWS] + row]
+        for k in range(emb_dim):
+            value = _weight(data, table[WTE + DATA], scale, table[WTE + SCALE], width, k, token)
+            work[table[X] + row * width + k] = value + floats[table[WPE] + position * emb_dim + k]
+        done += 1
+    _finish(control, phase, done, rows)
+
+
+@_jit
+def _softmax(work, at, length, padded, factor):
+    """exp(factor (s - max)) of a row of scores, zeros after ``length``; returns 1 / their sum."""
+    whole = length // LANES * LANES
+    peaks = v.splat(work[at])
+    for i in range(0, whole, LANES):
+        peaks = v.maximum(peaks, v.load(work, at + i))
+    peak = v.lane(peaks, 0)
+    for i in range(1, LANES):
+        peak = max(peak, v.lane(peaks, i))
+    for i in range(whole, length):
+        peak = max(peak, work[at + i])
+    scale, shift = v.splat(factor), v.splat(-peak * factor)
+    for i in range(0, padded, LANES):
+        v.store(work, at + i, v.exp(v.fma(v.load(work, at + i), scale, shift)))
+    for i in range(length, padded):
+        work[at + i] = 0.0
+    sums = v.splat(np.float32(0.0))
+    for i in range(0, padded, LANES):
+        sums = v.add(sums, v.load(work, at + i))
+    total = np.float32(0.0)
+    for i in range(LANES):
+        total += v.lane(sums, i)
+    return np.float32(1.0) / total
+
+
+@_jit
+def _products(work, start, step, panels, inputs, x, stride, count, y, y_stride):
+    """y[i, 16 p : 16 p + 16] = x[i] times panel p (inputs, 16); panels begin ``step`` apart; count is 1 or TILE."""
+    panel = np.int64(0)
+    while panel < panels:
+        first = start + panel * step
+        if count == TILE:
+            tile = _rows_times_panel(v.zeros(TILE), work, first, inputs, work, x, stride)
+            v.store_rows(work, y + panel * LANES, y_stride, tile)
+            panel += 1
+        elif panels - panel >= 4:
+            four = _row_times_four_panels(work, first, step, inputs, work, x)
+            v.store_rows(work, y + panel * LANES, LANES, four)
+            panel += 4
+        else:
+            one = _rows_times_panel(v.zeros(1), work, first, inputs, work, x, stride)
+            v.store_rows(work, y + panel * LANES, y_stride, one)
+            panel += 1
+
+
+@_jit
+def _attend(floats, work, table, control, row, count, slot, layer, head, thread):
+    """``count`` rows of one sequence, at consecutive positions, look at the cache through one head."""
+    capacity, heads, layers = table[CAPACITY], table[HEADS], table[LAYERS]
+    size = table[EMB_DIM] // heads
+    panels = (size + LANES - 1) // LANES
+    positions = COUNTERS + table[STEPS] * 2 * LINE + table[MAX_ROWS] + row
+    padded = (control[positions + count - 1] // LANES + 1) * LANES
+    where = (slot * layers + layer) * heads + head
+    keys, values = table[KEYS] + where * capacity * size, table[VALUES] + where * capacity * panels * LANES
+    scores = table[SCRATCH] + thread * table[SCRATCH_SIZE]
+    inverses = scores + TILE * capacity
+    context = inverses + LANES
+    stride, width = table[QKV + OUTPUTS], table[ATTENTION + INPUTS]
+    query, target = table[PROJECTED] + row * stride + head * size, table[CONTEXT] + row * width + head * size
+    factor = floats[table[FACTORS] + layer]
+    for part in range(2):
+        if part == 0:
+            _products(work, keys, size * LANES, padded // LANES, size, query, stride, count, scores, capacity)
+            for i in range(count):
+                length = control[positions + i] + 1
+                work[inverses + i] = _softmax(work, scores + i * capacity, length, padded, factor)
+        else:
+            step, spread = capacity * LANES, panels * LANES
+            _products(work, values, step, panels, padded, scores, capacity, count, context, spread)
+    for i in range(count):
+        for k in range(size):
+            work[target + i * width + k] = work[context + i * panels * LANES + k] * work[inverses + i]
+
+
+@_jit
+def _attention(floats, work, table, control, layer, rows, thread, phase):
+    """Causal attention of all rows, head by head; their keys and values go into the cache first."""
+    heads, layers, capacity, emb_dim = table[HEADS], table[LAYERS], table[CAPACITY], table[EMB_DIM]
+    size = emb_dim // heads
+    panels = (size + LANES - 1) // LANES
+    positions = COUNTERS + table[STEPS] * 2 * LINE + table[MAX_ROWS]
+    slots = positions + table[MAX_ROWS]
+    done = np.int64(0)
+    while True:
+        head = _take(control, phase, 1)
+        if head >= heads:
+            break
+        done += 1
+        for row in range(rows):
+            position = control[positions + row]
+            where = (control[slots + row] * layers + layer) * heads + head
+            key = table[KEYS] + where * capacity * size + position // LANES * size * LANES + position % LANES
+            value = table[VALUES] + where * capacity * panels * LANES + position * LANES
+            source = table[PROJECTED] + row * table[QKV + OUTPUTS] + emb_dim + head * size
+            for k in range(size):
+                work[key + k * LANES] = work[source + k]
+                work[value + k // LANES * capacity * LANES + k % LANES] = work[source + emb_dim + k]
+        row = np.int64(0)
+        while row < rows:
+            slot = control[slots + row]
+            count = np.int64(1)
+            while count < TILE and row + count < rows and control[slots + row + count] == slot:
+                count += 1
+            count = np.int64(TILE) if count == TILE else np.int64(1)
+            _attend(floats, work, table, control, row, count, slot, layer, head, thread)
+            row += count
+    _finish(control, phase, done, heads)
+
+
+def run(data, scale, floats, work, table, control, thread):
+    """Thread 0 computes one step and returns; any other helps with steps until there have been none for a while."""
+    last, looks, epoch = np.int64(0), np.int64(0), np.int64(0)
+    steps = table[STEPS]
+    if thread == 0:
+        for i in range(steps * 2 * LINE):
+            control[COUNTERS + i] = 0
+        control[EPOCH] += 1
+        v.atomic_store(control, OPEN, control[EPOCH])
+    while looks < IDLE:
+        if thread != 0:
+            epoch = v.atomic_load(control, OPEN)
+            if epoch == 0 or epoch == last:
+                looks += 1
+                if looks > SPINS:
+                    v.give_way()
+                continue
+            v.atomic_add(control, INSIDE, 1)
+        if thread == 0 or v.atomic_load(control, OPEN) == epoch:
+            for phase in range(steps):
+                step = PROGRAM + phase * STEP
+                condition = table[step + CONDITION]
+                rows = control[WANTED] if table[step + SELECTION] == WANTED_ROWS else control[ROWS]
+                if rows == 0 or (
+                    condition != ALWAYS
+                    and condition != control[TAP]
+                    and not (condition == IF_TAPPED and control[TAP] > 0)
+                ):
+                    continue
+                operation = table[step + OPERATION]
+                if operation == MULTIPLY:
+                    _multiply(data, scale, floats, work, table, control, step, rows, thread, phase)
+                elif operation == NORM:
+                    _norm_rows(floats, work, table, control, step, rows, phase)
+                elif operation == ATTEND:
+                    _attention(floats, work, table, control, table[step + LAYER], rows, thread, phase)
+                else:
+                    _embed(data, scale, floats, work, table, control, rows, phase)
+            last, looks = epoch, np.int64(0)
+        if thread == 0:
+            v.atomic_store(control, OPEN, 0)
+            while v.atomic_load(control, INSIDE) != 0:
+                v.give_way()
+            return
+        v.atomic_add(control, INSIDE, -1)
+    v.atomic_store(control, ASLEEP + thread * LINE, 1)
+
+
+def pack(source, target, first, inputs):
+    """Write a matrix (in, out) of any strides into blocks (inputs, 16) of ``target``, from element ``first`` on."""
+    rows, columns = source.shape
+    for block in range((columns + LANES - 1) // LANES):
+        kept = min(LANES, columns - block * LANES)
+        start = first + block * inputs * LANES
+        for k in range(rows):
+            for i in range(kept):
+                target[start + k * LANES + i] = source[k, block * LANES + i]

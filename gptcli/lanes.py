@@ -1,0 +1,269 @@
+"""Sixteen floats at a time, and counters that threads share: the few primitives that numba lacks for kernels.py.
+
+A value of type `lanes` is a vector of 16 float32. LLVM turns it into one AVX-512 register, two AVX2 or four NEON ones,
+so the same code runs everywhere at the machine's own width. Arrays are flat and C-contiguous, offsets count elements.
+Every function of this file works inside numba-compiled code only.
+"""
+
+# mypy: ignore-errors
+
+import sys
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+WIDTH = 16
+_FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+_INTS = ir.VectorType(ir.IntType(32), WIDTH)
+
+
+class _Lanes(types.Type):
+    def __init__(self):
+        super().__init__(name="lanes")
+
+
+lanes = _Lanes()
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _FLOATS)
+
+
+def _pointer(context, builder, array_type, array, offset, element):
+    """A pointer to ``offset`` elements into ``array``, seen as ``element``s."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), element.as_pointer())
+
+
+def _load(context, builder, array_type, array, offset, bits):
+    """16 integers of ``bits`` bits from an array; aligned to one element only."""
+    vector = ir.VectorType(ir.IntType(bits), WIDTH)
+    return builder.load(_pointer(context, builder, array_type, array, offset, vector), align=1)
+
+
+def _splat(builder, scalar, vector):
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+
+def _constant(value):
+    return ir.Constant(_FLOATS, [float(value)] * WIDTH)
+
+
+def _ints(value):
+    return ir.Constant(_INTS, [value] * WIDTH)
+
+
+def _fma(builder, a, b, c):
+    """a b + c, rounded once: the same on every path, so that a row does not depend on its company."""
+    signature = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{WIDTH}f32")
+    return builder.call(function, [a, b, c])
+
+
+def _float_at(context, builder, array_type, array, offset):
+    return builder.load(_pointer(context, builder, array_type, array, offset, ir.FloatType()), align=4)
+
+
+@intrinsic
+def load(typingctx, array, offset):
+    """16 values of a float32 array, of an int8 array as floats, or of a uint16 array of bfloat16 bits."""
+
+    def codegen(context, builder, signature, args):
+        array_type = signature.args[0]
+        if array_type.dtype == types.float32:
+            return builder.load(_pointer(context, builder, array_type, *args, _FLOATS), align=4)
+        if array_type.dtype == types.int8:
+            return builder.sitofp(builder.sext(_load(context, builder, array_type, *args, 8), _INTS), _FLOATS)
+        wide = builder.zext(_load(context, builder, array_type, *args, 16), _INTS)
+        return builder.bitcast(builder.shl(wide, _ints(16)), _FLOATS)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def load_nibbles(typingctx, array, offset, scale):
+    """16 bytes of a uint8 array as two vectors of 4-bit weights: (low half - 8) scale, (high half - 8) scale."""
+    pair = types.UniTuple(lanes, 2)
+
+    def codegen(context, builder, signature, args):
+        data, position, scales = args
+        both = builder.zext(_load(context, builder, signature.args[0], data, position, 8), _INTS)
+        low, high = builder.and_(both, _ints(15)), builder.lshr(both, _ints(4))
+        shift = builder.fmul(scales, _constant(-8.0))
+        parts = [_fma(builder, builder.uitofp(half, _FLOATS), scales, shift) for half in (low, high)]
+        return context.make_tuple(builder, pair, parts)
+
+    return pair(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def store(typingctx, array, offset, value):
+    """Write 16 floats to a float32 array."""
+
+    def codegen(context, builder, signature, args):
+        data, position, vector = args
+        builder.store(vector, _pointer(context, builder, signature.args[0], data, position, _FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def splat(typingctx, scalar):
+    """16 times the same float32."""
+
+    def codegen(context, builder, signature, args):
+        return _splat(builder, args[0], _FLOATS)
+
+    return lanes(types.float32), codegen
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typingctx, count):
+    """A tuple of ``count`` (a literal) zero vectors: accumulators."""
+    accumulators = types.UniTuple(lanes, count.literal_value)
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, accumulators, [_constant(0.0)] * accumulators.count)
+
+    return accumulators(count), codegen
+
+
+@intrinsic
+def fma_rows(typingctx, accumulators, weights, x, offset, stride):
+    """accumulators[i] + x[offset + i stride] weights, for each i: one vector of weights meets several rows of x."""
+
+    def codegen(context, builder, signature, args):
+        sums, vector, array, position, step = args
+        parts = []
+        for i, part in enumerate(cgutils.unpack_tuple(builder, sums)):
+            scalar = _float_at(context, builder, signature.args[2], array, position)
+            parts.append(_fma(builder, _splat(builder, scalar, _FLOATS), vector, part))
+            if i + 1 < accumulators.count:
+                position = builder.add(position, step)
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(accumulators, lanes, x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_rows(typingctx, array, offset, stride, vectors):
+    """Write vectors[i] to array[offset + i stride : + 16], for each i."""
+
+    def codegen(context, builder, signature, args):
+        data, position, step, values = args
+        for i, vector in enumerate(cgutils.unpack_tuple(builder, values)):
+            if i:
+                position = builder.add(position, step)
+            builder.store(vector, _pointer(context, builder, signature.args[0], data, position, _FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vectors), codegen
+
+
+def _binary(name, emit):
+    @intrinsic
+    def operation(typingctx, a, b):
+        def codegen(context, builder, signature, args):
+            return emit(builder, *args)
+
+        return lanes(lanes, lanes), codegen
+
+    operation.__doc__ = name
+    return operation
+
+
+add = _binary("a + b", lambda builder, a, b: builder.fadd(a, b))
+subtract = _binary("a - b", lambda builder, a, b: builder.fsub(a, b))
+multiply = _binary("a b", lambda builder, a, b: builder.fmul(a, b))
+divide = _binary("a / b", lambda builder, a, b: builder.fdiv(a, b))
+maximum = _binary("the larger of a and b", lambda b_, a, b: b_.select(b_.fcmp_ordered(">", a, b), a, b))
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a b + c, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return _fma(builder, *args)
+
+    return lanes(lanes, lanes, lanes), codegen
+
+
+@intrinsic
+def lane(typingctx, vector, index):
+    """One of the 16 floats."""
+
+    def codegen(context, builder, signature, args):
+        return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
+
+    return types.float32(lanes, types.intp), codegen
+
+
+@intrinsic
+def exp(typingctx, x):
+    """e to the x, within 2 units in the last place; below -87 it is 0 (nearly), above 88 it stays at e^88.
+
+    e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln 2 / 2, e^r by the Taylor polynomial of degree 7.
+    """
+
+    def codegen(context, builder, signature, args):
+        low, high = _constant(-87.0), _constant(88.0)
+        x = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])
+        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+        half = builder.select(builder.fcmp_ordered("<", x, _constant(0.0)), _constant(-0.5), _constant(0.5))
+        n = builder.fptosi(_fma(builder, x, _constant(1.4426950408889634), half), _INTS)
+        n_float = builder.sitofp(n, _FLOATS)
+        # ln 2 in two parts: the first has so few bits that n times it is exact.
+        r = _fma(builder, n_float, _constant(-0.693359375), x)
+        r = _fma(builder, n_float, _constant(2.12194440e-4), r)
+        result = _constant(1 / 5040)
+        for factorial in (720, 120, 24, 6, 2, 1, 1):
+            result = _fma(builder, result, r, _constant(1 / factorial))
+        power = builder.bitcast(builder.shl(builder.add(n, _ints(127)), _ints(23)), _FLOATS)
+        return builder.fmul(result, power)
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
+def atomic_add(typingctx, counters, index, amount):
+    """Add to one counter of an int64 array and return what it was before, as one step for all threads."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
+
+    return types.int64(counters, types.intp, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx, counters, index):
+    """What a counter of an int64 array is now, with everything that was written before it was set."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        return builder.load_atomic(pointer, "seq_cst", 8)
+
+    return types.int64(counters, types.intp), codegen
+
+
+@intrinsic
+def atomic_store(typingctx, counters, index, value):
+    """Set a counter of an int64 array, after everything written so far."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        builder.store_atomic(args[2], pointer, "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(counters, types.intp, types.int64), codegen
+
+
+# Lets another thread have the core; both functions are in every process of their system.
+give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
