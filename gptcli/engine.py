@@ -1,0 +1,338 @@
+"""The CPU engine: a model packed for kernels.py, with a cache of its own and a team of threads.
+
+It speaks numpy and needs no torch. Rows are the unit of work: a token at a position of a slot, a slot being one
+sequence's place in the cache.
+"""
+
+import contextlib
+import mmap
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli import kernels as k
+from gptcli import quantization
+from gptcli.config import GPTConfig
+from gptcli.kernel_cache import Kernels
+from gptcli.quantization import GROUP, Packed, Tensors
+
+MAX_ROWS = 128  # tokens of a prompt that are read together
+_KINDS = (
+    (k.QKV, "attn.c_attn"),
+    (k.ATTENTION, "attn.c_proj"),
+    (k.EXPAND, "mlp.c_fc"),
+    (k.CONTRACT, "mlp.c_proj"),
+)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def obstacle(config: GPTConfig) -> str | None:
+    """Why the kernels cannot run a model of this shape, or None."""
+    if config.activation == "gelu":
+        return "the CPU kernels have no exact gelu"
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return "numba is not installed"
+    return None
+
+
+class Engine:
+    """A packed model, its cache and its threads.
+
+    Args:
+        config: the model's shape; see `obstacle` for what the kernels do not know.
+        tensors: float32 weights by the model's names, or `Packed` ones; each is asked for once and let go.
+        bits: 32, 8 or 4: float32 matrices are quantised on the way in.
+        capacity: tokens that each slot of the cache has room for.
+        slots: sequences that can be under way at once.
+        threads: how many compute, the calling one included.
+        tell: called with a line that says what takes a while.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        tensors: Tensors,
+        *,
+        bits: int = 32,
+        capacity: int | None = None,
+        slots: int = 1,
+        threads: int = 1,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config = config
+        self.slots = slots
+        self.threads = min(threads, k.MAX_THREADS)
+        self.capacity = _padded(min(capacity or config.context_length, config.context_length), k.LANES)
+        self._kernels = Kernels(tell)
+        self._table = np.zeros(k.PROGRAM + k.STEP * (8 * config.n_layers + 6), np.int64)
+        self._load(tensors, bits)
+        self._lay_out_work()
+        self._write_program()
+        self._arguments = (self._data, self._scale, self._floats, self._work, self._table, self._control)
+        self._kernels.prepare(self._data, self._scale, self._arguments[2:])
+        self._ended = threading.Event()
+        self._wake = [threading.Lock() for _ in range(self.threads - 1)]
+        for number, lock in enumerate(self._wake, start=1):
+            lock.acquire()
+            self._control[k.ASLEEP + k.LINE * number] = 1
+            threading.Thread(
+                target=_help, args=(self._kernels.run, self._arguments, number, lock, self._ended), daemon=True
+            ).start()
+        self.close = weakref.finalize(self, _end, self._ended, self._wake)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one decode step reads of the matrices."""
+        table = self._table
+        if self.config.tie_weights:
+            return self._data.nbytes + self._scale.nbytes
+        last = int(table[k.WTE + k.DATA]) * self._data.itemsize, int(table[k.WTE + k.SCALE]) * self._scale.itemsize
+        return sum(last)
+
+    def step(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        wanted: Sequence[int],
+        tap: int = 0,
+    ) -> NDArray[np.float32]:
+        """Read up to `max_rows` tokens at once.
+
+        Args:
+            ids, positions, slots: a token each, where it stands in its sequence, and which sequence that is; tokens of
+                one sequence follow one another, and everything before them has been read.
+            wanted: the rows whose logits to compute.
+            tap: compute, below these, the logits that the final norm and the head make of the layer ``tap`` (from 1).
+
+        Returns:
+            (W, V) float32, or (2 W, V) with a tap; valid until the next step.
+        """
+        control, rows = self._control, self.max_rows
+        for number, values in enumerate((ids, positions, slots, wanted)):
+            first = self._lists + number * rows
+            control[first : first + len(values)] = values
+        control[k.ROWS], control[k.WANTED], control[k.TAP] = len(ids), len(wanted), tap
+        for number, lock in enumerate(self._wake, start=1):
+            if control[k.ASLEEP + k.LINE * number]:
+                control[k.ASLEEP + k.LINE * number] = 0
+                lock.release()
+        self._kernels.run(*self._arguments, 0)
+        logits = self._logits[: len(wanted), : self.config.vocab_size]
+        if not tap:
+            return logits
+        return np.concatenate([logits, self._logits[rows : rows + len(wanted), : self.config.vocab_size]])
+
+    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False) -> NDArray[np.float32]:
+        """Read tokens of one sequence from position ``start`` on; logits after the last of them, or after each.
+
+        Returns:
+            (1, V) or (T, V) float32, valid until the next step.
+        """
+        parts: list[NDArray[np.float32]] = []
+        for first in range(0, len(ids), self.max_rows):
+            part = ids[first : first + self.max_rows]
+            last = first + len(part) == len(ids)
+            wanted = range(len(part)) if every else [len(part) - 1] if last else []
+            positions = range(start + first, start + first + len(part))
+            logits = self.step(part, positions, [slot] * len(part), wanted)
+            if every:
+                parts.append(logits if last and not parts else logits.copy())
+        return np.concatenate(parts) if len(parts) > 1 else logits
+
+    def fork(self, source: int, target: int) -> None:
+        """Make slot ``target`` remember what ``source`` does."""
+        for cache in (self._keys, self._values):
+            cache[target] = cache[source]
+
+    def _load(self, tensors: Tensors, bits: int) -> None:
+        """Pack every matrix into one array, one at a time."""
+        config, table = self.config, self._table
+        width, hidden = _padded(config.emb_dim, GROUP), _padded(config.hidden_dim, GROUP)
+        out = {
+            k.QKV: _padded(3 * config.emb_dim, k.LANES),
+            k.ATTENTION: _padded(config.emb_dim, k.LANES),
+            k.EXPAND: _padded(config.hidden_dim, k.LANES),
+            k.CONTRACT: _padded(config.emb_dim, k.LANES),
+            k.HEAD: _padded(config.vocab_size, k.LANES),
+            k.WTE: _padded(config.vocab_size, k.LANES),
+        }
+        jobs: list[tuple[int, int, str]] = []
+        for matrix, kind in _KINDS:
+            jobs += [(matrix, layer, f"h.{layer}.{kind}") for layer in range(config.n_layers)]
+        jobs += [(k.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
+        if not config.tie_weights:
+            jobs += [(k.WTE, 0, "wte")]
+        cells = scales = biases = 0
+        for matrix, layer, _ in jobs:
+            inputs = hidden if matrix == k.CONTRACT else width
+            if layer == 0:
+                table[matrix : matrix + 5] = cells, scales, biases, inputs, out[matrix]
+            size = inputs * out[matrix]
+            cells += size // 2 if bits == 4 else size
+            scales += size // GROUP if bits == 4 else out[matrix]
+            biases += out[matrix]
+        if config.tie_weights:
+            table[k.WTE : k.WTE + 5] = table[k.HEAD : k.HEAD + 5]
+        self._data = _allocate(cells, {32: np.float32, 8: np.int8, 4: np.uint8}[bits])
+        self._scale = _allocate(scales if bits < 32 else 1, np.uint16 if bits == 4 else np.float32)
+        names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
+        table[k.NORMS] = biases
+        table[k.WPE] = biases + 2 * width * len(names)
+        table[k.EPSILON] = table[k.WPE] + config.context_length * config.emb_dim
+        table[k.FACTORS] = table[k.EPSILON] + 1
+        self._floats = np.zeros(int(table[k.FACTORS]) + config.n_layers, np.float32)
+        for matrix, layer, name in jobs:
+            self._load_matrix(tensors, matrix, layer, name, bits)
+        for number, name in enumerate(names):
+            at = int(table[k.NORMS]) + 2 * width * number
+            self._floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]
+            self._floats[at + width : at + width + config.emb_dim] = tensors[f"{name}.bias"]
+        self._floats[table[k.WPE] : table[k.EPSILON]] = np.asarray(tensors["wpe.weight"]).ravel()
+        self._floats[table[k.EPSILON]] = config.layer_norm_eps
+        for layer in range(config.n_layers):
+            factor = config.head_dim**-0.5 if config.scale_attn else 1.0
+            self._floats[table[k.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
+
+    def _load_matrix(self, tensors: Tensors, matrix: int, layer: int, name: str, bits: int) -> None:
+        data, scale, bias, inputs, outputs = (int(cell) for cell in self._table[matrix : matrix + 5])
+        weight = tensors[f"{name}.weight"]
+        if not isinstance(weight, Packed):
+            if quantization.is_transposed(f"{name}.weight"):
+                weight = weight.T
+            if bits < 32:
+                weight = quantization.quantize(weight, quantization.check_bits(bits), self.threads)
+        if isinstance(weight, Packed):
+            if bits == 4:
+                scale += layer * inputs // GROUP * outputs
+                self._kernels.pack(weight.scale, self._scale, scale, inputs // GROUP)
+            else:
+                scale += layer * outputs
+                self._scale[scale : scale + len(weight.scale)] = weight.scale
+        values = weight.values if isinstance(weight, Packed) else weight
+        rows = inputs // 2 if bits == 4 else inputs
+        self._kernels.pack(values, self._data, data + layer * rows * outputs, rows)
+        if matrix not in (k.WTE, k.HEAD) and f"{name}.bias" in tensors:
+            at = bias + layer * outputs
+            self._floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
+
+    def _lay_out_work(self) -> None:
+        """Activations, logits, scratch and cache in one array."""
+        config, table = self.config, self._table
+        width, projected = int(table[k.QKV + k.INPUTS]), int(table[k.QKV + k.OUTPUTS])
+        self.max_rows = _padded(min(MAX_ROWS, max(self.capacity, self.slots)), k.TILE)
+        rows, head = self.max_rows, int(table[k.HEAD + k.OUTPUTS])
+        panels = -(-config.head_dim // k.LANES)
+        caches = self.slots * config.n_layers * config.n_heads
+        sizes = {
+            k.X: rows * width,
+            k.NORMED: 2 * rows * width,
+            k.CONTEXT: rows * width,
+            k.PROJECTED: rows * projected,
+            k.HIDDEN: rows * int(table[k.CONTRACT + k.INPUTS]),
+            k.LOGITS: 2 * rows * head,
+            k.SCRATCH: self.threads * k.scratch_size(self.capacity, config.head_dim),
+            k.KEYS: caches * self.capacity * config.head_dim,
+            k.VALUES: caches * self.capacity * panels * k.LANES,
+        }
+        at = 0
+        for cell, size in sizes.items():
+            table[cell] = at
+            at += _padded(size, k.LANES)
+        self._work = _allocate(at, np.float32)
+
+        def view(cell: int) -> NDArray[np.float32]:
+            return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
+
+        self._logits = view(k.LOGITS).reshape(-1, head)
+        self._keys = view(k.KEYS).reshape(self.slots, -1)
+        self._values = view(k.VALUES).reshape(self.slots, -1)
+        table[k.LAYERS], table[k.HEADS], table[k.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
+        table[k.CAPACITY], table[k.MAX_ROWS] = self.capacity, rows
+        table[k.SCRATCH_SIZE] = k.scratch_size(self.capacity, config.head_dim)
+
+    def _write_program(self) -> None:
+        """The phases of a step, one row each (see kernels.py)."""
+        config, table = self.config, self._table
+        x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(k.X, k.SCRATCH))
+        width, rows = int(table[k.QKV + k.INPUTS]), self.max_rows
+        wide, vocabulary = int(table[k.QKV + k.OUTPUTS]), int(table[k.HEAD + k.OUTPUTS])
+        inner = int(table[k.CONTRACT + k.INPUTS])
+        activation = {"gelu_new": k.GELU, "relu": k.RELU}[config.activation]
+        final = 2 * config.n_layers
+        tapped = normed + rows * width
+        program: list[tuple[int, ...]] = [(k.EMBED,)]
+        for n in range(config.n_layers):
+            program += [
+                (k.NORM, 2 * n, n, x, normed),
+                (k.MULTIPLY, k.QKV, n, normed, projected, wide, k.PLAIN),
+                (k.ATTEND, 0, n),
+                (k.MULTIPLY, k.ATTENTION, n, context, x, width, k.ADD),
+                (k.NORM, 2 * n + 1, n, x, normed),
+                (k.MULTIPLY, k.EXPAND, n, normed, hidden, inner, activation),
+                (k.MULTIPLY, k.CONTRACT, n, hidden, x, width, k.ADD),
+                (k.NORM, final, n, x, tapped, 0, 0, k.WANTED_ROWS, n + 1),
+            ]
+        program += [
+            (k.NORM, final, 0, x, normed, 0, 0, k.WANTED_ROWS),
+            (k.MULTIPLY, k.HEAD, 0, normed, logits, vocabulary, k.PLAIN, k.WANTED_ROWS),
+            (
+                k.MULTIPLY,
+                k.HEAD,
+                0,
+                tapped,
+                logits + rows * vocabulary,
+                vocabulary,
+                k.PLAIN,
+                k.WANTED_ROWS,
+                k.IF_TAPPED,
+            ),
+        ]
+        for number, row in enumerate(program):
+            first = k.PROGRAM + number * k.STEP
+            table[first : first + len(row)] = row
+        table[k.STEPS] = len(program)
+        self._lists = k.COUNTERS + k.counter_cells(len(program))
+        self._control = np.zeros(self._lists + 4 * rows, np.int64)
+
+
+def _help(
+    run: Callable[..., None],
+    arguments: tuple[NDArray[Any], ...],
+    number: int,
+    wake: threading.Lock,
+    ended: threading.Event,
+) -> None:
+    """A helper thread: sleeps until there is work, then stays awake for as long as there is more."""
+    while True:
+        wake.acquire()
+        if ended.is_set():
+            return
+        run(*arguments, number)
+
+
+def _end(ended: threading.Event, wake: list[threading.Lock]) -> None:
+    """Let the helper threads return: those asleep now, the others once they have been idle."""
+    ended.set()
+    for lock in wake:
+        with contextlib.suppress(RuntimeError):  # it is awake already
+            lock.release()
+
+
+def _allocate(count: int, dtype: Any) -> NDArray[Any]:
+    """Zeros, on huge pages where the system has them: a long stream then misses fewer translations."""
+    size = max(count, 1) * np.dtype(dtype).itemsize
+    memory = mmap.mmap(-1, _padded(size, 2**21))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=dtype, count=max(count, 1))

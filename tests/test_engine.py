@@ -1,0 +1,196 @@
+"""The CPU engine against the torch model, and against itself: in company, on more threads, from a cache."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+
+from gptcli.config import GPTConfig
+from gptcli.model import GPTModel
+from gptcli.quantization import dequantize, is_packed_name, is_transposed, quantize
+
+pytest.importorskip("numba")
+
+from gptcli.engine import Engine, obstacle
+
+
+def arrays(model: GPTModel) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+
+
+def engine(model: GPTModel, **options: Any) -> Engine:
+    return Engine(model.config, arrays(model), **options)
+
+
+def token_by_token(cpu: Engine, slot: int, ids: list[int]) -> np.ndarray:
+    return np.stack([cpu.read(slot, [token], at)[0].copy() for at, token in enumerate(ids)])
+
+
+def torch_logits(model: GPTModel, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor([ids]))[0].numpy()
+
+
+def some_ids(model: GPTModel, length: int | None = None, seed: int = 0) -> list[int]:
+    size = model.config.context_length if length is None else length
+    return np.random.default_rng(seed).integers(0, model.config.vocab_size, size).tolist()
+
+
+def rounded(model: GPTModel, bits: int) -> GPTModel:
+    """The same model with every packed matrix replaced by what packing makes of it."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, array in arrays(model).items():
+        if is_packed_name(name):
+            turned = array.T if is_transposed(name) else array
+            restored = dequantize(quantize(turned, bits))  # type: ignore[arg-type]
+            array = np.ascontiguousarray(restored.T if is_transposed(name) else restored)
+        tensors[name] = torch.from_numpy(array)
+    copy = GPTModel(model.config, init=None).eval()
+    copy.load_state_dict(tensors)
+    return copy
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "odd": {},
+    "own head, no qkv bias": {"tie_weights": False, "qkv_bias": False},
+    "one wide head": {"emb_dim": 96, "n_heads": 1},
+    "five heads of seven": {"emb_dim": 35, "n_heads": 5, "n_layers": 3},
+    "heads of a lane": {"emb_dim": 64, "n_heads": 4, "context_length": 70, "vocab_size": 257},
+    "heads of four lanes": {"emb_dim": 128, "n_heads": 2, "context_length": 67},
+    "one of everything": {"emb_dim": 1, "n_heads": 1, "n_layers": 1, "vocab_size": 2, "context_length": 3},
+    "relu, narrow": {"activation": "relu", "ffn_dim": 50},
+    "other scales": {"scale_attn": False, "scale_attn_by_layer": True, "layer_norm_eps": 1e-2},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_float32_equals_the_torch_model_from_the_first_token_to_the_full_context(shape: dict[str, Any]) -> None:
+    model = tiny_model(**shape)
+    ids = some_ids(model)
+    expected = torch_logits(model, ids)
+    cpu = engine(model, slots=2, threads=2)
+    decoded = token_by_token(cpu, 0, ids)
+    np.testing.assert_allclose(decoded, expected, atol=1e-4)
+    for length in {1, 2, 3, 5, 9, len(ids)}.intersection(range(len(ids) + 1)):
+        np.testing.assert_allclose(cpu.read(1, ids[:length], 0)[0], expected[length - 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", list(SHAPES.values())[:5], ids=list(SHAPES)[:5])
+def test_packed_weights_equal_their_own_dequantised_selves_in_torch(shape: dict[str, Any], bits: int) -> None:
+    model = tiny_model(**shape)
+    ids = some_ids(model)
+    expected = torch_logits(rounded(model, bits), ids)
+    cpu = engine(model, bits=bits, slots=2, threads=2)
+    np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), expected, atol=1e-3)
+    decoded = token_by_token(cpu, 1, ids)
+    np.testing.assert_allclose(decoded, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_a_row_is_the_same_to_the_bit_alone_in_company_and_on_any_number_of_threads(bits: int) -> None:
+    """One prompt at once, token by token, among other sequences, on 1 to 3 threads: the same arithmetic each time."""
+    model = tiny_model(emb_dim=64, n_heads=4, context_length=40)
+    ids, others = some_ids(model), [some_ids(model, seed=seed) for seed in range(1, 11)]
+    alone = engine(model, bits=bits, threads=1)
+    expected = token_by_token(alone, 0, ids)
+    for threads in (1, 2, 3):
+        cpu = engine(model, bits=bits, threads=threads, slots=11)
+        np.testing.assert_array_equal(cpu.read(0, ids, 0, every=True), expected)
+        rows = []
+        for at in range(len(ids)):
+            step = [other[at] for other in others[:7]] + [ids[at]] + [other[at] for other in others[7:]]
+            rows.append(cpu.step(step, [at] * 11, range(11), [7])[0].copy())
+        np.testing.assert_array_equal(np.stack(rows), expected)
+        cpu.close()
+
+
+def test_a_prompt_longer_than_one_step_is_read_in_parts() -> None:
+    model = tiny_model(context_length=300, n_layers=1)
+    ids = some_ids(model)
+    cpu = engine(model, threads=2)
+    assert cpu.max_rows < 300
+    np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), torch_logits(model, ids), atol=1e-4)
+
+
+def test_going_back_and_on_forgets_what_was_there() -> None:
+    model = tiny_model()
+    ids = some_ids(model)
+    cpu = engine(model)
+    cpu.read(0, ids, 0)
+    other = [*ids[:9], *reversed(ids[9:15])]
+    cpu.read(0, other[9:], 9)
+    np.testing.assert_allclose(cpu.read(0, [3], 15)[0], torch_logits(model, [*other, 3])[-1], atol=1e-4)
+
+
+def test_a_fork_goes_its_own_way() -> None:
+    model = tiny_model()
+    ids = some_ids(model, 10)
+    cpu = engine(model, slots=3)
+    cpu.read(1, ids, 0)
+    cpu.fork(1, 2)
+    first, second = cpu.read(1, [4], 10)[0].copy(), cpu.read(2, [5], 10)[0]
+    np.testing.assert_allclose(first, torch_logits(model, [*ids, 4])[-1], atol=1e-4)
+    np.testing.assert_allclose(second, torch_logits(model, [*ids, 5])[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("tap", [1, 2, 3])
+def test_a_tapped_layer_gives_what_the_norm_and_the_head_make_of_it(tap: int) -> None:
+    model = tiny_model(n_layers=3)
+    ids = some_ids(model, 11)
+    shorter = GPTModel(model.config.with_changes(n_layers=tap), init=None).eval()
+    shorter.load_state_dict({n: t for n, t in model.state_dict().items() if n in shorter.state_dict()})
+    cpu = engine(model, threads=2)
+    both = cpu.step(ids, range(11), [0] * 11, [2, 10], tap=tap)
+    np.testing.assert_allclose(both[:2], torch_logits(model, ids)[[2, 10]], atol=1e-4)
+    np.testing.assert_allclose(both[2:], torch_logits(shorter, ids)[[2, 10]], atol=1e-4)
+    np.testing.assert_allclose(cpu.read(0, [3], 11)[0], torch_logits(model, [*ids, 3])[-1], atol=1e-4)
+
+
+def test_weights_are_asked_for_one_at_a_time_and_let_go() -> None:
+    """What holds two copies of a model at once does not fit where one would."""
+    model = tiny_model(n_layers=3)
+    alive: set[int] = set()
+    most = 0
+
+    class Counted(np.ndarray):
+        def __del__(self) -> None:
+            alive.discard(id(self))
+
+    class Source(Mapping[str, np.ndarray]):
+        def __getitem__(self, name: str) -> np.ndarray:
+            nonlocal most
+            array = arrays(model)[name].copy().view(Counted)
+            alive.add(id(array))
+            most = max(most, len(alive))
+            return array
+
+        def __iter__(self) -> Any:
+            return iter(model.state_dict())
+
+        def __len__(self) -> int:
+            return len(model.state_dict())
+
+    Engine(model.config, Source())  # type: ignore[arg-type]
+    assert 1 <= most <= 3
+
+
+def test_what_the_kernels_do_not_know_is_named() -> None:
+    assert obstacle(GPTConfig()) is None
+    assert "gelu" in str(obstacle(GPTConfig(activation="gelu")))
+
+
+def test_a_cache_directory_that_cannot_be_written_is_said_and_harms_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    model = tiny_model(n_layers=1)
+    lines: list[str] = []
+    cpu = engine(model, tell=lines.append)
+    np.testing.assert_allclose(cpu.read(0, [1, 2], 0)[0], torch_logits(model, [1, 2])[-1], atol=1e-4)
+    assert "cannot be written" in lines[0]
