@@ -1,12 +1,28 @@
-"""Logits -> distribution -> token: the one definition that every way of generating uses. Batched and pure."""
+"""Logits -> distribution -> token: the one definition that every way of generating uses. Batched and pure.
 
-import torch
-from torch import Tensor
+It is written for torch tensors and numpy arrays alike, in the functions that both libraries have: a model on a GPU
+keeps its logits there, and generating on the CPU needs no torch. An `Array` is either; what goes in comes out.
+"""
+
+from typing import Any
+
+import numpy as np
 
 from gptcli.config import SamplingConfig
 
+Array = Any
 
-def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
+
+def _library(array: Array) -> Any:
+    """numpy, or torch if that is what ``array`` is of."""
+    if isinstance(array, np.ndarray):
+        return np
+    import torch
+
+    return torch
+
+
+def distribution(logits: Array, config: SamplingConfig, seen: Array | None = None) -> Array:
     """The probabilities that the next token is drawn from.
 
     In this order, as transformers has it: repetition penalty, temperature, top-k, top-p, min-p. Temperature 0 puts
@@ -20,52 +36,83 @@ def distribution(logits: Tensor, config: SamplingConfig, seen: Tensor | None = N
     Returns:
         (B, V) float32, rows sum to 1.
     """
-    scores = logits.float()
+    xp = _library(logits)
+    scores = xp.asarray(logits, dtype=xp.float32)
     if config.repetition_penalty != 1.0 and seen is not None:
         scores = penalise_repeats(scores, seen, config.repetition_penalty)
     if config.temperature == 0.0:
-        return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
-    # The largest logit goes to 0 first, so that even the smallest temperature cannot overflow.
-    temperature = max(config.temperature, torch.finfo(torch.float32).tiny)
-    scores = (scores - scores.amax(dim=-1, keepdim=True)) / temperature
+        certain = xp.zeros_like(scores)
+        certain[_rows(scores)[:, 0], scores.argmax(-1)] = 1.0
+        return certain
+    # The largest logit goes to 0 first, so that a very small temperature cannot overflow; float32 has none below 1e-38.
+    scores = (scores - xp.amax(scores, -1)[:, None]) / max(config.temperature, 1e-30)
     if config.top_k is not None:
         scores = keep_top_k(scores, config.top_k)
     if config.top_p is not None:
         scores = keep_top_p(scores, config.top_p)
     if config.min_p is not None:
         scores = keep_min_p(scores, config.min_p)
-    return scores.softmax(dim=-1)
+    return _softmax(scores)
 
 
-def penalise_repeats(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalise_repeats(scores: Array, seen: Array, penalty: float) -> Array:
     """Divide positive and multiply negative logits of ``seen`` tokens (B, S) by ``penalty`` (Keskar et al., 2019)."""
-    of_seen = scores.gather(-1, seen)
-    return scores.scatter(-1, seen, torch.where(of_seen > 0, of_seen / penalty, of_seen * penalty))
+    xp = _library(scores)
+    of_seen = scores[_rows(scores), seen]
+    changed = scores + 0.0
+    changed[_rows(scores), seen] = xp.where(of_seen > 0, of_seen / penalty, of_seen * penalty)
+    return changed
 
 
-def keep_top_k(scores: Tensor, top_k: int) -> Tensor:
+def keep_top_k(scores: Array, top_k: int) -> Array:
     """-inf everywhere but at the ``top_k`` largest scores (B, V); equals of the smallest kept one stay too."""
-    smallest_kept = scores.topk(min(top_k, scores.size(-1)), dim=-1).values[..., -1:]
-    return scores.masked_fill(scores < smallest_kept, -torch.inf)
+    xp, count = _library(scores), min(top_k, scores.shape[-1])
+    if xp is np:
+        smallest_kept = np.partition(scores, -count, axis=-1)[:, -count, None]
+    else:
+        smallest_kept = scores.topk(count).values[:, -1:]
+    return xp.where(scores < smallest_kept, -xp.inf, scores)
 
 
-def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+def keep_top_p(scores: Array, top_p: float) -> Array:
     """-inf but for the fewest tokens whose probabilities add up to ``top_p`` (Holtzman et al., 2020); (B, V)."""
-    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    drop = (before >= top_p).scatter(-1, order, before >= top_p)
-    drop.scatter_(-1, order[..., :1], False)
-    return scores.masked_fill(drop, -torch.inf)
+    xp = _library(scores)
+    order = likeliest_first(scores)
+    probabilities = _softmax(scores)[_rows(scores), order]
+    drop_ordered = probabilities.cumsum(-1) - probabilities >= top_p
+    drop_ordered[:, 0] = False
+    drop = xp.zeros_like(drop_ordered)
+    drop[_rows(scores), order] = drop_ordered
+    return xp.where(drop, -xp.inf, scores)
 
 
-def keep_min_p(scores: Tensor, min_p: float) -> Tensor:
+def keep_min_p(scores: Array, min_p: float) -> Array:
     """-inf where a token is less than ``min_p`` times as likely as the likeliest (Nguyen et al., 2024); (B, V)."""
-    probabilities = scores.softmax(dim=-1)
-    return scores.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
+    xp = _library(scores)
+    probabilities = _softmax(scores)
+    return xp.where(probabilities < min_p * xp.amax(probabilities, -1)[:, None], -xp.inf, scores)
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def contrast_layers(final: Array, early: Array, least: float = 0.1) -> Array:
+    """log q_N - log q_M over the tokens whose q_N is at least ``least`` of the largest, -inf elsewhere.
+
+    What a model's last layer knows beyond an early one, as the course has it (after Chuang et al., "DoLa", 2023).
+
+    Args:
+        final: (B, V), the model's logits; q_N is their softmax.
+        early: (B, V), the logits that the final norm and the head make of layer M; q_M is their softmax.
+        least: which tokens may be chosen at all.
+
+    Returns:
+        (B, V) float32 scores, logits for `distribution`.
+    """
+    xp = _library(final)
+    final, early = xp.asarray(final, dtype=xp.float32), xp.asarray(early, dtype=xp.float32)
+    plausible = final >= xp.amax(final, -1)[:, None] + float(np.log(least))
+    return xp.where(plausible, _log_softmax(final) - _log_softmax(early), -xp.inf)
+
+
+def draw(probabilities: Array, uniforms: Array) -> Array:
     """Tokens by inverting the cumulative distribution: one uniform number a row, the same on every device.
 
     Args:
@@ -75,6 +122,42 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         (B) int64. A token with probability 0 is never drawn.
     """
-    cumulative = probabilities.double().cumsum(dim=-1)
-    targets = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).clamp_(max=probabilities.size(-1) - 1)
+    xp = _library(probabilities)
+    cumulative = probabilities.cumsum(-1, dtype=xp.float64)
+    targets = like(probabilities, uniforms)[:, None] * cumulative[:, -1:]
+    drawn = (cumulative <= targets).sum(-1)
+    return xp.clip(drawn, None, probabilities.shape[-1] - 1)
+
+
+def likeliest_first(scores: Array) -> Array:
+    """(B, V) int64: the places of the scores (B, V) from the largest down, equals in their own order."""
+    xp = _library(scores)
+    return np.argsort(-scores, axis=-1, kind="stable") if xp is np else xp.argsort(-scores, dim=-1, stable=True)
+
+
+def like(array: Array, values: Any) -> Array:
+    """``values`` (numbers in any nesting, or an array) in the library and on the device of ``array``."""
+    if isinstance(array, np.ndarray):
+        return np.asarray(values)
+    import torch
+
+    return torch.as_tensor(values, device=array.device)
+
+
+def _rows(scores: Array) -> Array:
+    """(B, 1): the number of each row, to index with."""
+    xp = _library(scores)
+    numbers = xp.arange(len(scores)) if xp is np else xp.arange(len(scores), device=scores.device)
+    return numbers[:, None]
+
+
+def _softmax(scores: Array) -> Array:
+    xp = _library(scores)
+    exponentials = xp.exp(scores - xp.amax(scores, -1)[:, None])
+    return exponentials / exponentials.sum(-1)[:, None]
+
+
+def _log_softmax(scores: Array) -> Array:
+    xp = _library(scores)
+    shifted = scores - xp.amax(scores, -1)[:, None]
+    return shifted - xp.log(xp.exp(shifted).sum(-1))[:, None]

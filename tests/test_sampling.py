@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import SamplingConfig
-from gptcli.sampling import distribution, draw
+from gptcli.sampling import contrast_layers, distribution, draw
 
 
 def plain(logits: np.ndarray, config: SamplingConfig, seen: list[int]) -> np.ndarray:
@@ -54,6 +54,32 @@ def test_every_filter_equals_a_few_lines_of_numpy(config: SamplingConfig) -> Non
     actual = distribution(logits, config, seen)
     expected = np.stack([plain(row.numpy(), config, s.tolist()) for row, s in zip(logits, seen, strict=True)])
     np.testing.assert_allclose(actual.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_numpy_and_torch_give_the_same_distribution_and_the_same_tokens(config: SamplingConfig) -> None:
+    torch.manual_seed(2)
+    logits, seen = torch.randn(6, 41) * 3, torch.randint(0, 41, (6, 9))
+    logits[0, 5:9] = logits[0, 3]  # equals are where two libraries may differ
+    logits[1, :30] = -torch.inf
+    in_torch = distribution(logits, config, seen)
+    in_numpy = distribution(logits.numpy(), config, seen.numpy())
+    assert in_numpy.dtype == np.float32
+    np.testing.assert_allclose(in_numpy, in_torch.numpy(), atol=1e-6)
+    uniforms = [0.0, 0.1, 0.37, 0.5, 0.9, 0.999]
+    assert draw(in_numpy, uniforms).tolist() == draw(in_torch, uniforms).tolist()
+
+
+def test_the_layer_contrast_equals_a_few_lines_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    final, early = (rng.standard_normal((4, 30)).astype(np.float32) * 2 for _ in range(2))
+    q_final, q_early = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (final, early))
+    with np.errstate(divide="ignore"):
+        kept = q_final >= 0.1 * q_final.max(-1, keepdims=True)
+        expected = np.where(kept, np.log(q_final) - np.log(q_early), -np.inf)
+    assert 4 < kept.sum() < 60  # some are kept and some are not
+    np.testing.assert_allclose(contrast_layers(final, early), expected, atol=1e-4)
+    np.testing.assert_allclose(contrast_layers(torch.tensor(final), torch.tensor(early)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.temperature > 0], ids=str)
