@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from gptcli import __version__, tensorfile
-from gptcli.checkpoint_config import CONFIG, WEIGHTS, read_config, tokenizer_of
+from gptcli.checkpoint_config import CONFIG, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
 from gptcli.checkpoint_config import ROOT as ROOT
 from gptcli.checkpoint_config import find as find
 from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
 from gptcli.errors import GptcliError
 from gptcli.model import GPTModel
+from gptcli.quantization import Bits, Packed, check_bits, is_packed_name, packed, scale_name, unpacked
 from gptcli.tokenizers import Tokenizer
+from gptcli.weightfile import WeightFile
 
 METRICS = "metrics.jsonl"
 
@@ -61,16 +63,22 @@ def load(path: Path) -> Checkpoint:
     """
     config, ours = read_config(path)
     tokenizer = tokenizer_of(path, ours)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise GptcliError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json says vocab_size "
-            f"{config.vocab_size}.",
-            "Its files come from two models; copy the checkpoint again, or train anew.",
-        )
-    if not (path / WEIGHTS).exists():
-        raise GptcliError(f"{path} has no {WEIGHTS}.", "The checkpoint is incomplete; copy it again, or train anew.")
+    check_parts(path, config, tokenizer)
+    bits = packed_bits(path, ours)
+    if bits < 32:
+        weights = WeightFile(path / WEIGHTS, config, bits)
+        tensors = {name: torch.from_numpy(unpacked(name, weights[name])) for name in weights}
+        return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
     tensors = from_file(tensorfile.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
     return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
+
+
+def rounded(checkpoint: Checkpoint, bits: int) -> Checkpoint:
+    """The checkpoint with every matrix that quantisation packs replaced by what packing makes of it."""
+    tensors = dict(checkpoint.tensors)
+    for name in filter(is_packed_name, tensors):
+        tensors[name] = torch.from_numpy(unpacked(name, packed(name, tensors[name].numpy(), check_bits(bits))))
+    return replace(checkpoint, tensors=tensors)
 
 
 def from_file(tensors: Mapping[str, Tensor], config: GPTConfig, file: Path) -> dict[str, Tensor]:
@@ -127,8 +135,9 @@ def create_from(
     tensors: Mapping[str, Tensor],
     tokenizer: Tokenizer,
     training: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     force: bool = False,
+    bits: int = 32,
 ) -> None:
     """Write a whole new checkpoint; ``path`` appears at once or not at all.
 
@@ -138,8 +147,9 @@ def create_from(
         tensors: its weights as the file holds them; cast to ``dtype`` one by one while they are written.
         tokenizer: travels inside.
         training: JSON values about the run.
-        dtype: of the weights in the file.
+        dtype: of the weights in the file; None leaves each tensor its own.
         force: replace what is there, once the new one is whole.
+        bits: 8 or 4 where the matrices among the tensors are packed.
 
     Raises:
         GptcliError: something is there and ``force`` is not given, or it cannot be written.
@@ -151,7 +161,7 @@ def create_from(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         tokenizer.save(partial)
-        _write_config(partial, config, tokenizer, training, str(dtype).removeprefix("torch."))
+        _write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
         tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
         replaced = path.with_name(f".{path.name}.replaced")
         if path.exists():
@@ -163,6 +173,31 @@ def create_from(
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> None:
+    """Write the float32 checkpoint ``source`` with its matrices packed (see quantization.py) as a new one.
+
+    Raises:
+        GptcliError: ``source`` is packed already, something is at ``path``, or it cannot be written.
+    """
+    config, ours = read_config(source)
+    stored = packed_bits(source, ours)
+    if stored < 32:
+        raise GptcliError(f"{source} is packed in {stored} bits already.", "Give the float32 checkpoint it came from.")
+    tokenizer = tokenizer_of(source, ours)
+    check_parts(source, config, tokenizer)
+    weights = WeightFile(source / WEIGHTS, config)
+    tensors: dict[str, Tensor] = {}
+    for name in weights:
+        weight = weights[name]
+        if is_packed_name(name) and not isinstance(weight, Packed):
+            values, scale, _ = packed(name, weight, bits, torch.get_num_threads())
+            tensors[name], scales = torch.from_numpy(values), torch.from_numpy(scale)
+            tensors[scale_name(name)] = scales if bits == 8 else scales.view(torch.bfloat16)
+        else:
+            tensors[name] = torch.from_numpy(unpacked(name, weight))
+    create_from(path, config, tensors, tokenizer, ours.get("training", {}), dtype=None, force=force, bits=bits)
 
 
 def update(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any]) -> None:
@@ -211,7 +246,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_config(
-    path: Path, config: GPTConfig, tokenizer: Tokenizer, training: Mapping[str, Any], dtype: str = "float32"
+    path: Path,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    dtype: str = "float32",
+    bits: int = 32,
 ) -> None:
     everything = {
         "architectures": ["GPT2LMHeadModel"],
@@ -229,6 +269,7 @@ def _write_config(
             "config": as_dict(config),
             "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
             "training": dict(training),
+            **({"bits": bits} if bits < 32 else {}),
         },
     }
     temporary = path / f".{CONFIG}.partial"

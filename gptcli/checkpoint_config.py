@@ -90,6 +90,30 @@ def tokenizer_of(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
     return tokenizers.load(path, kind, fingerprint)
 
 
+def packed_bits(path: Path, ours: Mapping[str, Any]) -> int:
+    """Bits of a weight in the file: 32, or the 8 or 4 that ``gptcli quantize`` packed them in.
+
+    Raises:
+        GptcliError: another number.
+    """
+    bits = ours.get("bits", 32)
+    if bits not in (32, 8, 4):
+        raise GptcliError(f"{path / CONFIG}: bits is {bits!r}, but weights have 32, 8 or 4.", "Quantise it again.")
+    return int(bits)
+
+
+def check_parts(path: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Raises GptcliError where the weights are missing, or the tokenizer has more tokens than the model has rows."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise GptcliError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json says vocab_size "
+            f"{config.vocab_size}.",
+            "Its files come from two models; copy the checkpoint again, or train anew.",
+        )
+    if not (path / WEIGHTS).exists():
+        raise GptcliError(f"{path} has no {WEIGHTS}.", "The checkpoint is incomplete; copy it again, or train anew.")
+
+
 def _one_line(error: Exception) -> str:
     words = "it has no " + str(error) if isinstance(error, KeyError) else str(error)
     return " ".join(words.split()).rstrip(".")

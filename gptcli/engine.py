@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gptcli import kernels as k
 from gptcli import quantization
 from gptcli.config import GPTConfig
-from gptcli.kernel_cache import Kernels
+from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
 from gptcli.quantization import GROUP, Packed, Tensors
 
 MAX_ROWS = 128  # tokens of a prompt that are read together
@@ -33,22 +33,11 @@ def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def obstacle(config: GPTConfig) -> str | None:
-    """Why the kernels cannot run a model of this shape, or None."""
-    if config.activation == "gelu":
-        return "the CPU kernels have no exact gelu"
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return "numba is not installed"
-    return None
-
-
 class Engine:
     """A packed model, its cache and its threads.
 
     Args:
-        config: the model's shape; see `obstacle` for what the kernels do not know.
+        config: the model's shape; `decoders.obstacle` knows what the kernels do not.
         tensors: float32 weights by the model's names, or `Packed` ones; each is asked for once and let go.
         bits: 32, 8 or 4: float32 matrices are quantised on the way in.
         capacity: tokens that each slot of the cache has room for.
@@ -78,7 +67,7 @@ class Engine:
         self._lay_out_work()
         self._write_program()
         self._arguments = (self._data, self._scale, self._floats, self._work, self._table, self._control)
-        self._kernels.prepare(self._data, self._scale, self._arguments[2:])
+        self._kernels.prepare(bits)
         self._ended = threading.Event()
         self._wake = [threading.Lock() for _ in range(self.threads - 1)]
         for number, lock in enumerate(self._wake, start=1):
@@ -183,8 +172,8 @@ class Engine:
             biases += out[matrix]
         if config.tie_weights:
             table[k.WTE : k.WTE + 5] = table[k.HEAD : k.HEAD + 5]
-        self._data = _allocate(cells, {32: np.float32, 8: np.int8, 4: np.uint8}[bits])
-        self._scale = _allocate(scales if bits < 32 else 1, np.uint16 if bits == 4 else np.float32)
+        self._data = _allocate(cells, DATA_TYPES[bits])
+        self._scale = _allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
         names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
         table[k.NORMS] = biases
         table[k.WPE] = biases + 2 * width * len(names)
@@ -207,10 +196,10 @@ class Engine:
         data, scale, bias, inputs, outputs = (int(cell) for cell in self._table[matrix : matrix + 5])
         weight = tensors[f"{name}.weight"]
         if not isinstance(weight, Packed):
-            if quantization.is_transposed(f"{name}.weight"):
-                weight = weight.T
             if bits < 32:
-                weight = quantization.quantize(weight, quantization.check_bits(bits), self.threads)
+                weight = quantization.packed(f"{name}.weight", weight, quantization.check_bits(bits), self.threads)
+            elif quantization.is_transposed(f"{name}.weight"):
+                weight = weight.T
         if isinstance(weight, Packed):
             if bits == 4:
                 scale += layer * inputs // GROUP * outputs

@@ -28,7 +28,7 @@ class TorchDecoder:
         self._cache = KVCache(model.config, 1, capacity, model.device, model.wte.weight.dtype) if use_cache else None
         self._ids: list[int] = []
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, ids: Sequence[int], *, every: bool = False) -> Tensor:
         self._ids = [*self._ids[: self.length], *ids]
         self.length = len(self._ids)
@@ -48,6 +48,4 @@ def generate(
 ) -> Iterator[Token]:
     """`decoding.decode` with the torch model; ``use_cache`` as in `TorchDecoder`."""
     capacity = min(len(prompt) + max_new_tokens, model.config.context_length)
-    decoder = TorchDecoder(model, capacity, use_cache)
-    with torch.inference_mode():
-        yield from decode(decoder, prompt, max_new_tokens=max_new_tokens, **options)
+    return decode(TorchDecoder(model, capacity, use_cache), prompt, max_new_tokens=max_new_tokens, **options)

@@ -3,12 +3,11 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptcli import kernels as k
 
@@ -26,6 +25,11 @@ def cache_directory() -> Path:
     here = Path(__file__).parent
     source = b"".join((here / name).read_bytes() for name in ("kernels.py", "lanes.py"))
     return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
+
+
+# Bits of a weight -> the dtypes that kernels.py tells its kinds apart by.
+DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int8, 4: np.uint8}
+SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
 class Kernels:
@@ -51,18 +55,19 @@ class Kernels:
         self.directory = directory if cached else None
         self._tell = tell
 
-    def prepare(self, data: NDArray[Any], scale: NDArray[Any], rest: Sequence[NDArray[Any]]) -> None:
-        """Compile `run` for this kind of weights, or fetch it from the cache."""
-        name = f"{data.dtype}.compiled"
-        if self.directory is None:
-            self._tell("Compiling the CPU kernels (10 to 30 s; the cache directory cannot be written, so each time).")
-        elif not (self.directory / name).exists():
+    def prepare(self, bits: int) -> None:
+        """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
+        data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
+        marker = None if self.directory is None else self.directory / f"{data.dtype}.compiled"
+        if marker is None:
+            self._tell("Compiling the CPU kernels (10 to 30 s, each time: the cache directory cannot be written) …")
+        elif not marker.exists():
             self._tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
-        control = rest[-1]
-        table = np.zeros(k.PROGRAM, np.int64)  # a program of no steps
-        self.run(data, scale, *rest[:2], table, control, 0)
-        if self.directory is not None:
-            (self.directory / name).touch()
+        floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
+        table, control = np.zeros(k.PROGRAM, np.int64), np.zeros(k.COUNTERS, np.int64)  # a program of no steps
+        self.run(data, scale, floats, work, table, control, 0)
+        if marker is not None:
+            marker.touch()
 
 
 def _can_write(directory: Path) -> bool:

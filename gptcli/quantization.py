@@ -103,20 +103,34 @@ def _nearest(weight: NDArray[np.float32], bits: NDArray[np.uint16]) -> NDArray[n
     """The whole numbers in [-8, 7] that, times the scale, come closest to weights (groups, 32, out)."""
     scale = from_bfloat16(bits)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    values = weight * inverse[:, None]
+    values = np.asarray(weight * inverse[:, None])
     np.rint(values, out=values)
-    return np.clip(values, -8, 7, out=values)
+    np.clip(values, -8, 7, out=values)
+    return values
 
 
 def dequantize(packed: Packed) -> NDArray[np.float32]:
     """The float32 matrix (in, out) that ``packed`` stands for."""
     if packed.values.dtype == np.int8:
-        return packed.values.astype(np.float32) * packed.scale
+        return np.asarray(packed.values * packed.scale)
     values = np.empty((2 * packed.values.shape[0], packed.values.shape[1]), np.float32)
     values[0::2], values[1::2] = packed.values & 15, packed.values >> 4
     values -= 8
     scale = from_bfloat16(packed.scale.astype(np.uint16))
     return (values.reshape(len(scale), GROUP, -1) * scale[:, None]).reshape(values.shape)[: packed.inputs]
+
+
+def packed(name: str, weight: NDArray[np.float32], bits: Bits, threads: int = 1) -> Packed:
+    """The parameter ``name`` packed, whichever way it lies."""
+    return quantize(weight.T if is_transposed(name) else weight, bits, threads)
+
+
+def unpacked(name: str, stored: NDArray[Any] | Packed) -> NDArray[np.float32]:
+    """The parameter ``name`` as the float32 model has it; what is not packed is copied."""
+    if not isinstance(stored, Packed):
+        return np.array(stored, dtype=np.float32)
+    weight = dequantize(stored)
+    return np.ascontiguousarray(weight.T) if is_transposed(name) else weight
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -127,7 +141,8 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """bfloat16 bits as float32, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    floats: NDArray[np.float32] = (bits.astype(np.uint32) << 16).view(np.float32)
+    return floats
 
 
 Tensors = Mapping[str, NDArray[Any] | Packed]

@@ -38,6 +38,19 @@ class Result:
             assert word in self.err, f"{word!r} not in {self.err!r}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_kernels() -> None:
+    """Compile the CPU kernels before any test looks at what a command says: they announce it, once a machine."""
+    from gptcli.config import GPTConfig
+    from gptcli.decoders import obstacle
+
+    if obstacle(GPTConfig()) is None:
+        from gptcli.kernel_cache import Kernels
+
+        for kind in (32, 8, 4):
+            Kernels().prepare(kind)
+
+
 @pytest.fixture
 def gptcli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Run the real command line in an empty folder: ``gptcli("train", "story.txt").code``."""

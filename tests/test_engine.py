@@ -15,7 +15,8 @@ from gptcli.quantization import dequantize, is_packed_name, is_transposed, quant
 
 pytest.importorskip("numba")
 
-from gptcli.engine import Engine, obstacle
+from gptcli.decoders import obstacle
+from gptcli.engine import Engine
 
 
 def arrays(model: GPTModel) -> dict[str, np.ndarray]:

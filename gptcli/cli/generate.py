@@ -55,6 +55,8 @@ def generate(
         bool, typer.Option("--steps", help=f"A table of the {CANDIDATES} likeliest candidates of every token instead.")
     ] = False,
     as_json: options.Json = False,
+    engine: options.Engine = "auto",
+    quantize: options.Quantize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -72,30 +74,38 @@ def generate(
 
     from random import SystemRandom
 
-    from gptcli import checkpoint as checkpoints
-    from gptcli import completion, generation
-    from gptcli import device as devices
+    from gptcli import checkpoint_config as checkpoints
+    from gptcli import completion, decoders, decoding
 
-    placement = devices.choose(device, dtype)
-    devices.set_threads(threads)
+    bits = decoders.check_quantization(quantize)
     path = checkpoints.find(checkpoint)
-    loaded = checkpoints.load(path)
-    tokenizer = loaded.tokenizer
+    config, ours = checkpoints.read_config(path)
+    choice = decoders.choose_engine(engine, device, dtype, config)
+    tokenizer = checkpoints.tokenizer_of(path, ours)
+    checkpoints.check_parts(path, config, tokenizer)
     ids = tokenizer.encode(text, allow_special=allow_special)
     if not ids:
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
-    context = loaded.config.context_length
-    _check_overflow(overflow, len(ids), max_new_tokens, context)
-    model = loaded.model(placement.device, placement.dtype)
+    _check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
+    first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
+    decoder = decoders.open_decoder(
+        path,
+        choice,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        bits=bits,
+        capacity=len(ids) + max_new_tokens,
+        tell=render.note,
+    )
     if checkpoint is None:
         render.note(f"Using {path}, the newest checkpoint.")
-    first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
-    render.detail(f"{path} on {placement.device} ({placement.reason}), {placement.dtype}, seed {first_seed}.")
+    render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")
 
     records = []
     for number in range(num_samples):
-        tokens = generation.generate(
-            model,
+        tokens = decoding.decode(
+            decoder,
             ids,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,

@@ -35,6 +35,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the random numbers: same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Engine = Annotated[str, typer.Option("--engine", help="auto, cpu (compiled kernels) or torch.")]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", help="Pack the weights in memory first: int8 or int4 (faster and smaller).")
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: the physical cores).")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Nothing on stderr but warnings and errors.")

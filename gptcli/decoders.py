@@ -1,0 +1,150 @@
+"""Which engine continues a text, and a decoder of that kind. Nothing here imports torch before it must."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptcli.checkpoint_config import WEIGHTS, packed_bits, read_config
+from gptcli.config import GPTConfig
+from gptcli.decoding import CpuDecoder, Decoder
+from gptcli.errors import GptcliError, nearest
+
+ENGINES = ("auto", "cpu", "torch")
+QUANTIZATIONS = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and why: "cpu" is the compiled kernels, "torch" is torch on any device."""
+
+    engine: Literal["cpu", "torch"]
+    reason: str
+
+
+def obstacle(config: GPTConfig) -> str | None:
+    """Why the CPU kernels cannot run a model of this shape on this machine, or None."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    if config.activation == "gelu":
+        return "the CPU kernels have no exact gelu"
+    return None
+
+
+def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig) -> Choice:
+    """Resolve ``--engine``: the CPU kernels wherever float32 on a CPU is asked for, or nothing better is there.
+
+    Raises:
+        GptcliError: no such engine, or the kernels are asked for and cannot serve.
+    """
+    if engine not in ENGINES:
+        raise GptcliError(f"There is no --engine {engine!r}.", nearest(engine, ENGINES))
+    if engine == "torch":
+        return Choice("torch", "asked for")
+    hindrances = [
+        f"--device {device} is no CPU" if device not in ("auto", "cpu") else None,
+        f"--dtype {dtype} is not float32" if dtype not in ("auto", "float32") else None,
+        obstacle(config),
+    ]
+    hindrance = next((reason for reason in hindrances if reason), None)
+    if engine == "cpu":
+        if hindrance:
+            raise GptcliError(
+                f"--engine cpu cannot serve: {hindrance}.", "Use --engine torch, or auto to let it choose."
+            )
+        return Choice("cpu", "asked for")
+    if hindrance:
+        return Choice("torch", hindrance)
+    if device == "auto" and gpu_is_possible():
+        from gptcli import device as devices
+
+        if devices.choose().device.type != "cpu":
+            return Choice("torch", "a GPU is present")
+    return Choice("cpu", "no GPU asked for or found")
+
+
+def gpu_is_possible() -> bool:
+    """Whether it is worth importing torch to look for a GPU: a driver is there, or this is an Apple computer."""
+    if sys.platform == "darwin":
+        return True
+    if sys.platform == "win32":
+        return (Path("C:/Windows/System32") / "nvcuda.dll").exists()
+    return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+def count_threads(threads: int | None) -> int:
+    """``--threads``, or the physical cores.
+
+    Raises:
+        GptcliError: fewer than 1.
+    """
+    if threads is not None and threads < 1:
+        raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+    import psutil
+
+    return threads or psutil.cpu_count(logical=False) or 1
+
+
+def check_quantization(name: str | None) -> int:
+    """``--quantize`` as bits; 32 where it is not given.
+
+    Raises:
+        GptcliError: no such kind.
+    """
+    if name is None:
+        return 32
+    if name not in QUANTIZATIONS:
+        raise GptcliError(f"There is no --quantize {name!r}.", nearest(name, QUANTIZATIONS))
+    return QUANTIZATIONS[name]
+
+
+def open_decoder(
+    path: Path,
+    choice: Choice,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    bits: int = 32,
+    capacity: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Decoder:
+    """The model of the checkpoint ``path``, ready to read.
+
+    Args:
+        path: a checkpoint directory.
+        choice: which engine.
+        device, dtype: where and in what the torch engine computes.
+        threads: CPU threads; None for the physical cores.
+        bits: 8 or 4 packs float32 weights on the way in; a packed checkpoint stays as it is.
+        capacity: tokens to make room for; the context by default.
+        tell: called with a line that says what takes a while.
+
+    Raises:
+        GptcliError: what is wrong with the checkpoint or an option; packing anew what is packed already.
+    """
+    config, ours = read_config(path)
+    stored = packed_bits(path, ours)
+    if bits < 32 and stored not in (32, bits):
+        raise GptcliError(
+            f"{path} is packed in {stored} bits already.", "Leave --quantize out, or give the float32 checkpoint."
+        )
+    count = count_threads(threads)
+    if choice.engine == "cpu":
+        from gptcli.engine import Engine
+        from gptcli.weightfile import WeightFile
+
+        weights = WeightFile(path / WEIGHTS, config, stored)
+        return CpuDecoder(Engine(config, weights, bits=min(bits, stored), capacity=capacity, threads=count, tell=tell))
+    from gptcli import checkpoint
+    from gptcli import device as devices
+    from gptcli.generation import TorchDecoder
+
+    placement = devices.choose(device, dtype)
+    devices.set_threads(threads)
+    loaded = checkpoint.load(path)
+    if bits < stored:
+        loaded = checkpoint.rounded(loaded, bits)
+    return TorchDecoder(loaded.model(placement.device, placement.dtype), capacity)
