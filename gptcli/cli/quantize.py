@@ -1,0 +1,36 @@
+"""gptcli quantize: the same model in a quarter or a seventh of the space."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli.cli import options, render
+
+
+def quantize(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A float32 checkpoint: its directory, or name under checkpoints/.")
+    ],
+    bits: Annotated[int, typer.Option("--bits", help="8 loses next to nothing; 4 is smaller and faster still.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The new directory (default: the old name with -int8 or -int4).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other."""
+    from gptcli import checkpoint as checkpoints
+    from gptcli.checkpoint_config import WEIGHTS
+    from gptcli.quantization import check_bits
+
+    count = check_bits(bits)
+    source = checkpoints.find(checkpoint)
+    target = out or source.with_name(f"{source.name}-int{count}")
+    checkpoints.check_output(target, force)
+    checkpoints.create_packed(target, source, count, force)
+    sizes = [(path / WEIGHTS).stat().st_size for path in (source, target)]
+    old, new = (render.human_bytes(size) for size in sizes)
+    render.print_text(f"{target}: {new}, {sizes[0] / sizes[1]:.1f} times smaller than {old}.")
