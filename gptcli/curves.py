@@ -32,9 +32,14 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
     axes.set_title(f"Loss of {title}")
     axes.grid(alpha=0.25)
     axes.spines[["right"]].set_visible(False)
-    tokens_axis = axes.secondary_xaxis(
-        "top", functions=(lambda e: e * tokens_per_epoch, lambda t: t / tokens_per_epoch)
-    )
+
+    def tokens_of(epoch: Any) -> Any:
+        return epoch * tokens_per_epoch
+
+    def epochs_of(tokens: Any) -> Any:
+        return tokens / tokens_per_epoch
+
+    tokens_axis = axes.secondary_xaxis("top", functions=(tokens_of, epochs_of))
     tokens_axis.set_xlabel("tokens seen")
     tokens_axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False)

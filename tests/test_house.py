@@ -12,10 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"config", "accounting"},
-    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers"},
-    {"model", "sampling", "checkpoint_config"},
-    {"corpus", "optim", "checkpoint", "curves"},
-    {"generation", "training", "completion"},
+    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"},
+    {"model", "sampling", "checkpoint_config", "kernel_cache"},
+    {"weightfile", "engine", "corpus", "optim", "curves"},
+    {"checkpoint", "decoding"},
+    {"generation", "decoders", "training", "completion"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
