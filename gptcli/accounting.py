@@ -250,7 +250,7 @@ def activation_bytes(
         batch_size: windows in a step.
         context: tokens in a window, at most config.context_length.
         recompute: hold only the blocks' inputs, and one block in full while its backward pass runs.
-        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it.
+        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it (not measured).
     """
     held = _bytes_after_forward(config, batch_size, context, recompute, on_cpu)
     if recompute:
