@@ -121,9 +121,9 @@ def percentages(counts: Sequence[int]) -> list[float]:
 def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
     """Bytes of all weights in one format, without the few kB of a file's header.
 
-    float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 pack every matrix (embeddings and head too) at 1
-    and 1/2 byte a weight, with float32 scales: in int8 one for each output channel, in int4 one for each group of 32
-    inputs of an output channel. Biases and norms stay float32.
+    float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 are quantization.py's: every matrix but the
+    position embedding at 1 and 1/2 byte a weight, with a float32 scale for each output channel in int8, and a bfloat16
+    scale for each group of 32 inputs of an output channel in int4. Positions, biases and norms stay float32.
     """
     if weight_format == "float32":
         return 4 * parameter_count(config)
@@ -137,14 +137,13 @@ def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
 
 
 def _packed_bytes(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> int:
-    if len(shape) == 1:
-        return 4 * shape[0]
-    rows_are_outputs = name.startswith(("wte.", "wpe.", "lm_head."))
-    outputs, inputs = shape if rows_are_outputs else shape[::-1]
+    if len(shape) == 1 or name == "wpe.weight":
+        return 4 * prod(shape)
+    outputs, inputs = shape if name in ("wte.weight", "lm_head.weight") else shape[::-1]
     if weight_format == "int8":
         return outputs * inputs + 4 * outputs
     groups = -(-inputs // INT4_GROUP)
-    return outputs * groups * (INT4_GROUP // 2 + 4)
+    return outputs * groups * (INT4_GROUP // 2 + 2)
 
 
 # Inference

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptcli import accounting, autograd
+from gptcli import accounting, autograd, quantization
 from gptcli.config import GPT3_PRESETS, PRESETS, GPTConfig, TrainConfig
 from gptcli.corpus import Corpus
 from gptcli.errors import GptcliError
@@ -101,15 +101,23 @@ def test_percentages_give_the_missing_tenth_to_the_largest_remainder() -> None:
 # Bytes
 
 
-def test_packed_weights_counted_by_hand() -> None:
-    config = GPTConfig(vocab_size=10, context_length=4, emb_dim=40, n_heads=2, n_layers=1)
-    vectors = 4 * (6 * 40 + 120 + 40 + 160 + 40)  # three norms of two, and four biases, in float32
-    matrices = 40 * (10 + 4 + 120 + 40 + 160 + 160)
-    int8_scales = 10 + 4 + 120 + 40 + 160 + 40
-    assert accounting.weight_bytes(config, "int8") == matrices + 4 * int8_scales + vectors
-    # 40 inputs are two groups of 32, the second one padded; 160 are five. A group is 16 bytes and its scale 4.
-    int4_groups = 2 * (10 + 4 + 120 + 40 + 160) + 5 * 40
-    assert accounting.weight_bytes(config, "int4") == int4_groups * 20 + vectors
+@pytest.mark.parametrize(("weight_format", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_packed_bytes_are_those_of_really_packed_weights(
+    weight_format: accounting.WeightFormat, bits: quantization.Bits, tie_weights: bool
+) -> None:
+    config = GPTConfig(
+        vocab_size=61, context_length=20, emb_dim=42, n_heads=3, n_layers=2, tie_weights=tie_weights
+    )  # 42 inputs are two groups of 32, the second one padded
+    measured = 0
+    for name, parameter in GPTModel(config).state_dict().items():
+        if quantization.is_packed_name(name):
+            weight = (parameter.T if quantization.is_transposed(name) else parameter).numpy()
+            packed = quantization.quantize(weight, bits)
+            measured += packed.values.nbytes + packed.scale.nbytes
+        else:
+            measured += parameter.nbytes
+    assert accounting.weight_bytes(config, weight_format) == measured
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
