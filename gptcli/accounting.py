@@ -277,14 +277,8 @@ def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool)
 
 
 def logits_bytes(config: GPTConfig, batch_size: int, context: int) -> int:
-    """The most bytes of logits that exist at once: the loss reads LOGITS_CHUNK_BYTES of them at a time.
-
-    A chunk's logits and their log-softmax exist together, while the chunk before is still to be let go of.
-    """
-    rows = batch_size * context
-    chunk = max(1, LOGITS_CHUNK_BYTES // (4 * config.vocab_size))
-    first, second = min(rows, chunk), min(max(rows - chunk, 0), chunk)
-    return 4 * config.vocab_size * max(2 * first, first + 2 * second if second else 0)
+    """The most bytes of logits that exist at once: the loss makes LOGITS_CHUNK_BYTES of them, in one buffer."""
+    return 4 * config.vocab_size * min(batch_size * context, max(1, LOGITS_CHUNK_BYTES // (4 * config.vocab_size)))
 
 
 @dataclass(frozen=True)
