@@ -9,6 +9,7 @@ import mmap
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class Engine:
             k.HEAD: _padded(config.vocab_size, k.LANES),
             k.WTE: _padded(config.vocab_size, k.LANES),
         }
-        jobs: list[tuple[int, int, str]] = []
+        jobs: list[tuple[int, int, str]] = []  # matrix, layer, name
         for matrix, kind in _KINDS:
             jobs += [(matrix, layer, f"h.{layer}.{kind}") for layer in range(config.n_layers)]
         jobs += [(k.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
@@ -180,8 +181,8 @@ class Engine:
         table[k.EPSILON] = table[k.WPE] + config.context_length * config.emb_dim
         table[k.FACTORS] = table[k.EPSILON] + 1
         self._floats = np.zeros(int(table[k.FACTORS]) + config.n_layers, np.float32)
-        for matrix, layer, name in jobs:
-            self._load_matrix(tensors, matrix, layer, name, bits)
+        with ThreadPoolExecutor(min(self.threads, 4)) as pool:
+            list(pool.map(lambda job: self._load_matrix(tensors, job[0], job[1], job[2], bits), jobs))
         for number, name in enumerate(names):
             at = int(table[k.NORMS]) + 2 * width * number
             self._floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptcli import __version__
-from gptcli.cli import count_params, download, generate, options, quantize, render, tokenize, train
+from gptcli.cli import bench, count_params, download, generate, options, quantize, render, tokenize, train
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("generate", generate.generate, options.SPEAK),
     ("tokenize", tokenize.tokenize, options.SPEAK),
     ("count-params", count_params.count_params, options.MEASURE),
+    ("bench", bench.bench, options.MEASURE),
     ("quantize", quantize.quantize, options.WEIGHTS),
 ]
 
