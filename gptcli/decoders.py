@@ -2,14 +2,14 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gptcli.checkpoint_config import WEIGHTS, packed_bits, read_config
 from gptcli.config import GPTConfig
-from gptcli.decoding import CpuDecoder, Decoder
+from gptcli.decoding import CpuDecoder, Decoder, Request, Token, decode, decode_together
 from gptcli.errors import GptcliError, nearest
 
 ENGINES = ("auto", "cpu", "torch")
@@ -100,15 +100,31 @@ def check_quantization(name: str | None) -> int:
     return QUANTIZATIONS[name]
 
 
+def continue_all(
+    decoder: Decoder, requests: Sequence[Request]
+) -> Generator[tuple[int, Token | None], bool | None, None]:
+    """As `decoding.decode_together`: at once on the CPU engine, one after the other in torch."""
+    if isinstance(decoder, CpuDecoder):
+        yield from decode_together(decoder.engine, requests)
+        return
+    for number, request in enumerate(requests):
+        for token in decode(decoder, request):
+            if (yield number, token):
+                break
+        yield number, None
+
+
 def open_decoder(
     path: Path,
     choice: Choice,
     *,
+    slots: int = 1,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
     bits: int = 32,
     capacity: int | None = None,
+    contrast: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Decoder:
     """The model of the checkpoint ``path``, ready to read.
@@ -116,10 +132,12 @@ def open_decoder(
     Args:
         path: a checkpoint directory.
         choice: which engine.
+        slots: sequences that `continue_all` may have under way at once.
         device, dtype: where and in what the torch engine computes.
         threads: CPU threads; None for the physical cores.
         bits: 8 or 4 packs float32 weights on the way in; a packed checkpoint stays as it is.
         capacity: tokens to make room for; the context by default.
+        contrast: a layer to hold the last one against (see `sampling.contrast_layers`).
         tell: called with a line that says what takes a while.
 
     Raises:
@@ -131,13 +149,22 @@ def open_decoder(
         raise GptcliError(
             f"{path} is packed in {stored} bits already.", "Leave --quantize out, or give the float32 checkpoint."
         )
+    if contrast is not None and not 1 <= contrast < config.n_layers:
+        raise GptcliError(
+            f"--contrast-layer is {contrast}, but the model has layers 1 to {config.n_layers}, the last being the one "
+            "to hold it against.",
+            f"Give a layer from 1 to {config.n_layers - 1}." if config.n_layers > 1 else "Leave --contrast-layer out.",
+        )
     count = count_threads(threads)
     if choice.engine == "cpu":
         from gptcli.engine import Engine
         from gptcli.weightfile import WeightFile
 
         weights = WeightFile(path / WEIGHTS, config, stored)
-        return CpuDecoder(Engine(config, weights, bits=min(bits, stored), capacity=capacity, threads=count, tell=tell))
+        engine = Engine(
+            config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, tell=tell
+        )
+        return CpuDecoder(engine, contrast=contrast)
     from gptcli import checkpoint
     from gptcli import device as devices
     from gptcli.generation import TorchDecoder
@@ -147,4 +174,4 @@ def open_decoder(
     loaded = checkpoint.load(path)
     if bits < stored:
         loaded = checkpoint.rounded(loaded, bits)
-    return TorchDecoder(loaded.model(placement.device, placement.dtype), capacity)
+    return TorchDecoder(loaded.model(placement.device, placement.dtype), capacity, contrast=contrast)

@@ -1,13 +1,14 @@
 """Prefill, then one token at a time, whatever computes the logits. Knows token ids only; yields, prints nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from gptcli.config import GPTConfig, Overflow, SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.sampling import Array, distribution, draw, like, likeliest_first
+from gptcli.sampling import Array, contrast_layers, distribution, draw, like, likeliest_first
 
 if TYPE_CHECKING:
     from gptcli.engine import Engine
@@ -32,18 +33,27 @@ class Decoder(Protocol):
 
 
 class CpuDecoder:
-    """One slot of the CPU engine as a `Decoder`."""
+    """One slot of the CPU engine as a `Decoder`.
 
-    def __init__(self, engine: "Engine", slot: int = 0) -> None:
+    Args:
+        engine: the packed model.
+        slot: which of its sequences.
+        contrast: hold the last layer against this one (from 1; see `sampling.contrast_layers`); None does not.
+    """
+
+    def __init__(self, engine: "Engine", slot: int = 0, contrast: int | None = None) -> None:
         self.config = engine.config
         self.length = 0
-        self._engine = engine
+        self.engine = engine
         self._slot = slot
+        self._contrast = contrast
 
     def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
-        logits = self._engine.read(self._slot, ids, self.length, every=every)
+        logits = self.engine.read(self._slot, ids, self.length, every=every, tap=self._contrast or 0)
         self.length += len(ids)
-        return logits
+        if self._contrast is None:
+            return logits
+        return contrast_layers(logits[: len(logits) // 2], logits[len(logits) // 2 :])
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
@@ -100,22 +110,11 @@ class Window:
             )
 
 
-def decode(
-    decoder: Decoder,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: SamplingConfig,
-    seed: int,
-    min_new_tokens: int = 0,
-    eot_id: int | None = None,
-    overflow: Overflow = "slide",
-    n_candidates: int = 0,
-) -> Iterator[Token]:
-    """Continue ``prompt``, token by token.
+@dataclass(frozen=True)
+class Request:
+    """What to continue and how.
 
-    Args:
-        decoder: has room for the prompt and the new tokens, or for its context; what it has read is forgotten.
+    Attributes:
         prompt: at least one token id.
         max_new_tokens: when to stop at the latest.
         sampling: the distribution to draw from.
@@ -124,6 +123,81 @@ def decode(
         eot_id: generation stops before this token; None if nothing stops it.
         overflow: what happens past the context (see `Window`).
         n_candidates: how many of the likeliest tokens to report with each one drawn.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: SamplingConfig
+    seed: int
+    min_new_tokens: int = 0
+    eot_id: int | None = None
+    overflow: Overflow = "slide"
+    n_candidates: int = 0
+
+
+class Continuation:
+    """One sequence in the making, apart from what computes its logits.
+
+    Attributes:
+        unread: the ids to read next; logits are wanted after the last of them.
+        restart: whether everything read before must be forgotten first.
+        done: nothing more will be drawn.
+
+    Raises:
+        GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
+    """
+
+    def __init__(self, request: Request, context_length: int) -> None:
+        if not request.prompt:
+            raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
+        self.request = request
+        self.random = Random(request.seed)
+        self.window = Window(request.prompt, context_length, request.overflow)
+        self.unread: Sequence[int] = list(self.window.ids)
+        self.restart = True
+        self.done = request.max_new_tokens == 0
+        self.count = 0
+        self._seen = list(request.prompt)
+
+    def distribution(self, logits: Array, ahead: Sequence[int] = ()) -> Array:
+        """What the next token is drawn from, given logits (1, V), which may be changed; (1, V).
+
+        Args:
+            logits: of the model.
+            ahead: tokens that are assumed to have been drawn already.
+        """
+        request = self.request
+        if request.eot_id is not None and self.count + len(ahead) < request.min_new_tokens:
+            logits[:, request.eot_id] = -float("inf")
+        penalty = request.sampling.repetition_penalty
+        return distribution(logits, request.sampling, like(logits, [[*self._seen, *ahead]]) if penalty != 1.0 else None)
+
+    def draw(self, logits: Array) -> Token | None:
+        """Draw from logits (1, V) of the last unread id; None at the end of text."""
+        probabilities = self.distribution(logits)
+        return self.accept(int(draw(probabilities, [self.random.random()])[0]), probabilities)
+
+    def accept(self, token_id: int, probabilities: Array) -> Token | None:
+        """Go on with this token, drawn from ``probabilities`` (1, V); None at the end of text."""
+        if token_id == self.request.eot_id:
+            self.done = True
+            return None
+        self._seen.append(token_id)
+        self.count += 1
+        self.done = self.count >= self.request.max_new_tokens
+        self.unread, self.restart = [token_id], False
+        if not self.done and self.window.append(token_id):
+            self.unread, self.restart = list(self.window.ids), True
+        share = float(probabilities[0, token_id])
+        return Token(token_id, share, _likeliest(probabilities, self.request.n_candidates))
+
+
+def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
+    """Continue a prompt, token by token.
+
+    Args:
+        decoder: has room for the prompt and the new tokens, or for its context; what it has read is forgotten.
+        request: what to continue and how.
 
     Yields:
         each token as soon as it is drawn; never ``eot_id``.
@@ -131,28 +205,51 @@ def decode(
     Raises:
         GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
     """
-    if not prompt:
-        raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
-    random = Random(seed)
-    window = Window(prompt, decoder.config.context_length, overflow)
-    seen = list(prompt)
-    unread: Sequence[int] = window.ids
-    decoder.crop(0)
-    for count in range(max_new_tokens):
-        logits = decoder.read(unread)
-        if eot_id is not None and count < min_new_tokens:
-            logits[:, eot_id] = -float("inf")
-        seen_ids = like(logits, [seen]) if sampling.repetition_penalty != 1.0 else None
-        probabilities = distribution(logits, sampling, seen_ids)
-        token_id = int(draw(probabilities, [random.random()])[0])
-        if token_id == eot_id:
-            return
-        yield Token(token_id, float(probabilities[0, token_id]), _likeliest(probabilities, n_candidates))
-        seen.append(token_id)
-        unread = [token_id]
-        if count + 1 < max_new_tokens and window.append(token_id):
-            unread = window.ids
+    text = Continuation(request, decoder.config.context_length)
+    while not text.done:
+        if text.restart:
             decoder.crop(0)
+        token = text.draw(decoder.read(text.unread))
+        if token is not None:
+            yield token
+
+
+def decode_together(
+    engine: "Engine", requests: Sequence[Request]
+) -> Generator[tuple[int, Token | None], bool | None, None]:
+    """Continue many prompts at once; a finished one gives its place to the next that waits.
+
+    Each gets the tokens it would get alone.
+
+    Yields:
+        (number of the request, its next token), and (number, None) when it has ended. Send True to end it early.
+    """
+    waiting = deque(enumerate(requests))
+    active: dict[int, tuple[int, Continuation]] = {}
+    lengths = [0] * engine.slots
+    while waiting or active:
+        for slot in range(engine.slots):
+            if slot not in active and waiting:
+                number, request = waiting.popleft()
+                active[slot] = number, Continuation(request, engine.config.context_length)
+        rows = {}
+        for slot, (_, text) in active.items():
+            if text.restart:  # a prompt, or a window that has moved, is read on its own
+                rows[slot] = engine.read(slot, text.unread, 0).copy()
+                lengths[slot] = len(text.unread)
+        together = [slot for slot, (_, text) in active.items() if not text.restart]
+        if together:
+            ids, positions = [active[slot][1].unread[0] for slot in together], [lengths[slot] for slot in together]
+            logits = engine.step(ids, positions, together, range(len(together)))
+            for row, slot in enumerate(together):
+                rows[slot] = logits[row : row + 1]
+                lengths[slot] += 1
+        for slot, (number, text) in list(active.items()):
+            token = text.draw(rows[slot])
+            stopped = token is not None and (yield number, token)
+            if stopped or text.done:
+                del active[slot]
+                yield number, None
 
 
 def _likeliest(probabilities: Array, count: int) -> tuple[tuple[int, float], ...]:

@@ -122,11 +122,15 @@ class Engine:
             return logits
         return np.concatenate([logits, self._logits[rows : rows + len(wanted), : self.config.vocab_size]])
 
-    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False) -> NDArray[np.float32]:
+    def read(
+        self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0
+    ) -> NDArray[np.float32]:
         """Read tokens of one sequence from position ``start`` on; logits after the last of them, or after each.
 
         Returns:
-            (1, V) or (T, V) float32, valid until the next step.
+            (1, V) or (T, V) float32, valid until the next step; with a tap (see `step`) twice as many rows.
+
+        A tap cannot be read after each of more than `max_rows` tokens.
         """
         parts: list[NDArray[np.float32]] = []
         for first in range(0, len(ids), self.max_rows):
@@ -134,7 +138,7 @@ class Engine:
             last = first + len(part) == len(ids)
             wanted = range(len(part)) if every else [len(part) - 1] if last else []
             positions = range(start + first, start + first + len(part))
-            logits = self.step(part, positions, [slot] * len(part), wanted)
+            logits = self.step(part, positions, [slot] * len(part), wanted, tap if wanted else 0)
             if every:
                 parts.append(logits if last and not parts else logits.copy())
         return np.concatenate(parts) if len(parts) > 1 else logits

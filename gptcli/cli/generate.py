@@ -1,5 +1,6 @@
 """gptcli generate: text that streams."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -11,6 +12,7 @@ from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from gptcli.completion import Completion
+    from gptcli.speculative import Drafter
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
@@ -19,6 +21,11 @@ CANDIDATES = 5
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Continue every line of this file at once; .jsonl may hold options for each."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="How many --prompts are under way at once.")] = 8,
     checkpoint: options.Checkpoint = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")] = 100,
     min_new_tokens: Annotated[int, typer.Option("--min-new-tokens", help="No end of text before so many.")] = 0,
@@ -33,6 +40,13 @@ def generate(
     repetition_penalty: Annotated[
         float, typer.Option("--repetition-penalty", help="Above 1 makes repeats rarer; 1 is off.")
     ] = 1.0,
+    contrast_layer: Annotated[
+        int | None, typer.Option("--contrast-layer", help="Score tokens by what the last layer knows beyond this one.")
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", help="Speculate: a smaller checkpoint with the same tokenizer, or ngram (faster)."),
+    ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", help="How many texts.")] = 1,
     seed: options.Seed = None,
     stop: Annotated[
@@ -70,12 +84,17 @@ def generate(
     if overflow not in get_args(Overflow):
         raise GptcliError(f"There is no --overflow {overflow!r}.", nearest(overflow, get_args(Overflow)))
     stops = [text for text in stop or [] if text]
-    text = options.read_text(prompt, file, what="prompt")
+    if prompts is not None:
+        for name, given in (("a prompt", prompt), ("--file", file), ("--draft", draft), ("--steps", steps or None)):
+            if given is not None:
+                raise GptcliError(f"--prompts and {name} do not go together.", "Give one of the two.")
+    text = "" if prompts is not None else options.read_text(prompt, file, what="prompt")
 
     from random import SystemRandom
 
     from gptcli import checkpoint_config as checkpoints
-    from gptcli import completion, decoders, decoding
+    from gptcli import completion, decoders, decoding, speculative
+    from gptcli.cli import generate_many
 
     bits = decoders.check_quantization(quantize)
     path = checkpoints.find(checkpoint)
@@ -83,38 +102,36 @@ def generate(
     choice = decoders.choose_engine(engine, device, dtype, config)
     tokenizer = checkpoints.tokenizer_of(path, ours)
     checkpoints.check_parts(path, config, tokenizer)
+    first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
+    placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "tell": render.note}
+    opening = functools.partial(decoders.open_decoder, path, choice, bits=bits, contrast=contrast_layer, **placing)
+    eot_id = None if ignore_eot else tokenizer.eot_id
+    if prompts is not None:
+        common = decoding.Request(
+            (), max_new_tokens, sampling, first_seed, min_new_tokens, eot_id, cast(Overflow, overflow)
+        )
+        generate_many.generate_many(prompts, common, stops, tokenizer, opening, batch_size, allow_special, as_json)
+        return
     ids = tokenizer.encode(text, allow_special=allow_special)
     if not ids:
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     _check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
-    first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
-    decoder = decoders.open_decoder(
-        path,
-        choice,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        bits=bits,
-        capacity=len(ids) + max_new_tokens,
-        tell=render.note,
-    )
+    decoder = opening(capacity=len(ids) + max_new_tokens)
+    drafter, tally = _drafter(draft, tokenizer, engine, len(ids) + max_new_tokens, placing), speculative.Tally()
     if checkpoint is None:
         render.note(f"Using {path}, the newest checkpoint.")
     render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")
 
     records = []
     for number in range(num_samples):
-        tokens = decoding.decode(
-            decoder,
-            ids,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            sampling=sampling,
-            seed=first_seed + number,
-            eot_id=None if ignore_eot else tokenizer.eot_id,
-            overflow=cast(Overflow, overflow),
+        request = decoding.Request(
+            ids, max_new_tokens, sampling, first_seed + number, min_new_tokens, eot_id, cast(Overflow, overflow),
             n_candidates=CANDIDATES if steps else 0,
-        )
+        )  # fmt: skip
+        if drafter is None:
+            tokens = decoding.decode(decoder, request)
+        else:
+            tokens = speculative.decode(decoder, drafter, request, tally)
         result = completion.Completion(tokens, tokenizer, max_new_tokens, stops)
         if as_json or steps:
             for _ in result:
@@ -125,8 +142,37 @@ def generate(
             records.append(_record(result, first_seed + number, tokenizer, steps))
         elif steps:
             _print_steps(result, tokenizer)
+    if drafter is not None and tally.readings:
+        render.note(
+            f"Draft: {tally.taken} of {tally.proposed} proposed tokens taken; "
+            f"{tally.tokens / tally.readings:.2f} tokens for each reading of the model."
+        )
     if as_json:
         render.print_json({"checkpoint": str(path), "prompt": text, "prompt_ids": ids, "samples": records})
+
+
+def _drafter(
+    draft: str | None, tokenizer: "Tokenizer", engine: str, capacity: int, placing: dict[str, Any]
+) -> "Drafter | None":
+    """What ``--draft`` names: the n-gram lookup, or a model that speaks the same tokens."""
+    if draft is None:
+        return None
+    from gptcli import checkpoint_config as checkpoints
+    from gptcli import decoders, speculative
+
+    if draft == "ngram":
+        return speculative.NgramDrafter()
+    path = checkpoints.find(draft)
+    config, ours = checkpoints.read_config(path)
+    its = checkpoints.tokenizer_of(path, ours)
+    checkpoints.check_parts(path, config, its)
+    if its.fingerprint != tokenizer.fingerprint:
+        raise GptcliError(
+            f"--draft {draft} speaks the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
+            "Give a draft that was trained with the same tokenizer, or --draft ngram.",
+        )
+    choice = decoders.choose_engine(engine, placing["device"], placing["dtype"], config)
+    return speculative.ModelDrafter(decoders.open_decoder(path, choice, capacity=capacity, **placing))
 
 
 def _check_counts(max_new_tokens: int, min_new_tokens: int, num_samples: int) -> None:
