@@ -153,3 +153,32 @@ def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: 
     config["gptcli"]["bits"] = 5
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     broken().assert_user_error("bits is 5")
+
+
+@pytest.mark.parametrize("engine", [CPU, TORCH], ids=["cpu", "torch"])
+def test_a_draft_changes_no_greedy_text_and_says_what_it_brought(
+    gptcli: Any, run: Path, tmp_path: Path, engine: tuple[str, str]
+) -> None:
+    if engine == CPU:
+        pytest.importorskip("numba")
+    tiny_checkpoint(tmp_path / "checkpoints" / "draft", context_length=20, n_layers=1)
+    plain = generated(gptcli, "-c", run, "-t", 0, *engine)
+    for draft in ("ngram", "draft"):
+        assert generated(gptcli, "-c", run, "-t", 0, "--draft", draft, *engine) == plain
+        err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
+        assert "proposed tokens taken" in err
+        assert "tokens for each reading of the model" in err
+
+
+def test_a_draft_with_another_tokenizer_is_refused(gptcli: Any, run: Path, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "checkpoints" / "letters", "char", "abc", context_length=32)
+    gptcli("generate", "abc", "-c", run, "--draft", "letters").assert_user_error("--draft letters", "ngram")
+    gptcli("generate", "abc", "-c", run, "--draft", "nowhere").assert_user_error("nowhere")
+
+
+def test_the_layer_contrast_is_the_same_in_both_engines(gptcli: Any, run: Path) -> None:
+    pytest.importorskip("numba")
+    runs = [generated(gptcli, "-t", 0, "--contrast-layer", 1, *engine) for engine in (CPU, TORCH)]
+    assert runs[0] == runs[1] != generated(gptcli, "-t", 0)
+    gptcli("generate", "a", "--contrast-layer", 2).assert_user_error("--contrast-layer is 2", "from 1 to 1")
+    gptcli("generate", "a", "--contrast-layer", 0).assert_user_error("--contrast-layer is 0")
