@@ -8,6 +8,7 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers.byte import ByteTokenizer
 from gptcli.tokenizers.char import CharTokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
+from gptcli.tokenizers.none import NoTokenizer
 from gptcli.tokenizers.vocabulary import COPY_AGAIN
 from gptcli.tokenizers.word import WordTokenizer
 
@@ -28,7 +29,7 @@ class Tokenizer(Protocol):
     """What the rest of the program knows of a tokenizer.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of KINDS, or "none" where a foreign model came without a tokenizer.
         vocab_size: ids are 0 … vocab_size - 1.
         eot_id: the token that ends a text, if there is one.
         fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
@@ -84,7 +85,8 @@ def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
     Raises:
         GptcliError: no such kind; its files are missing or damaged; it is another one.
     """
-    _check_kind(kind)
+    if kind != NoTokenizer.kind:
+        _check_kind(kind)
     tokenizer = _LOADERS[kind](directory)
     if tokenizer.fingerprint != fingerprint:
         raise GptcliError(
@@ -100,6 +102,7 @@ _LOADERS: dict[str, Callable[[Path], Tokenizer]] = {
     "char": CharTokenizer.load,
     "byte": ByteTokenizer.load,
     "word": WordTokenizer.load,
+    NoTokenizer.kind: NoTokenizer.load,
 }
 
 
