@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
     {"weightfile", "engine", "corpus", "optim", "curves"},
-    {"checkpoint", "decoding"},
+    {"checkpoint", "decoding", "weights"},
     {"generation", "decoders", "training", "completion"},
     {"cli"},
 ]
@@ -54,7 +54,15 @@ def test_imports_go_down_and_only_cli_speaks(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["generate", "--help"], ["count-params", "--size", "xl"], ["tokenize", "hello"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["generate", "--help"],
+        ["count-params", "--size", "xl"],
+        ["tokenize", "hello"],
+        ["load-gpt2", "--help"],
+        ["checkpoints"],
+    ],
 )
 def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
     code = (
