@@ -113,10 +113,16 @@ _MIXED = "The two files come from different models; copy the checkpoint again, o
 def to_file(model: GPTModel) -> dict[str, Tensor]:
     """The model's parameters as the file holds them: float32, on the CPU, zeros where a model has no qkv bias."""
     tensors = {name: p.detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
-    if not model.config.qkv_bias:
-        for layer in range(model.config.n_layers):
-            tensors[f"h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.emb_dim)
-    return tensors
+    return with_zero_biases(model.config, tensors)
+
+
+def with_zero_biases(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors as the file holds them: zeros where it has no qkv bias."""
+    found = dict(tensors)
+    if not config.qkv_bias:
+        for layer in range(config.n_layers):
+            found[f"h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.emb_dim)
+    return found
 
 
 def all_finite(tensor: Tensor) -> bool:

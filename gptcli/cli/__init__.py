@@ -9,6 +9,19 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli import bench, count_params, download, generate, options, quantize, render, tokenize, train
+from gptcli.cli import (
+    checkpoints,
+    count_params,
+    download,
+    export,
+    generate,
+    load_gpt2,
+    options,
+    quantize,
+    render,
+    tokenize,
+    train,
+)
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
@@ -46,6 +59,9 @@ COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("count-params", count_params.count_params, options.MEASURE),
     ("bench", bench.bench, options.MEASURE),
     ("quantize", quantize.quantize, options.WEIGHTS),
+    ("load-gpt2", load_gpt2.load_gpt2, options.WEIGHTS),
+    ("checkpoints", checkpoints.checkpoints, options.WEIGHTS),
+    ("export", export.export, options.WEIGHTS),
 ]
 
 for _name, _function, _panel in COMMANDS:

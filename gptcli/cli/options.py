@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import render
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, nearest
 
 
 def _set_quiet(value: bool) -> bool:
@@ -39,6 +39,7 @@ Engine = Annotated[str, typer.Option("--engine", help="auto, cpu (compiled kerne
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="Pack the weights in memory first: int8 or int4 (faster and smaller).")
 ]
+FileDtype = Annotated[str, typer.Option("--dtype", help="Of the weights on disk: float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: the physical cores).")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Nothing on stderr but warnings and errors.")
@@ -47,6 +48,15 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose,
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show a traceback when something fails.")
 ]
+
+_FILE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_file_dtype(dtype: str) -> None:
+    """Refuse a dtype that no checkpoint is written in."""
+    if dtype not in _FILE_DTYPES:
+        raise GptcliError(f"There is no --dtype {dtype!r} for files.", nearest(dtype, _FILE_DTYPES))
+
 
 MAKE, SPEAK, LOOK, MEASURE, WEIGHTS = "Make", "Speak", "Look inside", "Measure", "Weights"
 

@@ -132,8 +132,8 @@ class TrainingRun:
             f"({self.placement.reason})."
         )
         on_cpu = self.placement.device.type == "cpu"
-        memory = accounting.training_memory(config, plan.batch_size, plan.context_length, on_cpu=on_cpu)
-        need = memory.resident + resident_memory() if on_cpu else memory.peak
+        need = accounting.training_memory(config, plan.batch_size, plan.context_length, on_cpu=on_cpu).peak
+        need += resident_memory() if on_cpu else 0
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
         if need > have:

@@ -1,0 +1,133 @@
+"""gptcli checkpoints: what lies under checkpoints/."""
+
+import json as json_module
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptcli import tensorfile
+from gptcli.accounting import parameter_count
+from gptcli.checkpoint_config import CONFIG, ROOT, WEIGHTS, find, read_config
+from gptcli.cli import options, render
+from gptcli.config import PRESETS, GPTConfig, as_dict
+from gptcli.errors import GptcliError
+
+
+def checkpoints(
+    name: Annotated[str | None, typer.Argument(help="Details of this one: its name or its directory.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the checkpoints under checkpoints/, or describe one."""
+    if name is not None:
+        details = _describe(find(name))
+        if as_json:
+            render.print_json(details)
+        else:
+            _print_details(details)
+        return
+    # Every directory that holds either file: a damaged checkpoint is shown, not passed over.
+    paths = sorted({file.parent for pattern in (CONFIG, WEIGHTS) for file in ROOT.glob(f"*/{pattern}")})
+    rows = [_describe_or_say_why(path) for path in paths if not path.name.startswith(".")]
+    rows.sort(key=lambda row: str(row.get("date", "")), reverse=True)
+    if as_json:
+        render.print_json(rows)
+    elif rows:
+        _print_table(rows)
+    else:
+        render.note("There is no checkpoint yet. Make one: gptcli train data/story.txt, or gptcli load-gpt2")
+
+
+def _describe_or_say_why(path: Path) -> dict[str, Any]:
+    try:
+        return _describe(path)
+    except GptcliError as error:
+        return {"name": path.name, "path": str(path), "error": error.message}
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """What config.json and the header of the weights say. No weight is read, so this answers at once."""
+    config, ours = read_config(path)
+    header = tensorfile.read_header(path / WEIGHTS)
+    training = ours.get("training") or {}
+    tokenizer = ours.get("tokenizer") or {}
+    modified = datetime.fromtimestamp((path / WEIGHTS).stat().st_mtime).astimezone()
+    return {
+        "name": path.resolve().name,
+        "path": str(path),
+        "size": _size(config),
+        "parameters": parameter_count(config),
+        "tokenizer": tokenizer.get("kind") if isinstance(tokenizer, dict) else None,
+        "step": _number(training, "step"),
+        "val_loss": _number(training, "val_loss"),
+        "date": modified.isoformat(timespec="seconds"),
+        "bytes": header.size,
+        "dtypes": sorted({info.dtype for info in header.tensors.values()}),
+        "tensors": len(header.tensors),
+        "config": as_dict(config),
+        "training": training,
+        "files": {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()},
+    }
+
+
+def _number(training: Mapping[str, Any], name: str) -> float | int | None:
+    value = training.get(name) if isinstance(training, dict) else None
+    return value if isinstance(value, int | float) else None
+
+
+def _size(config: GPTConfig) -> str:
+    """The preset of these widths and depths, or the numbers themselves."""
+    for name, preset in PRESETS.items():
+        if (preset.n_layers, preset.n_heads, preset.emb_dim) == (config.n_layers, config.n_heads, config.emb_dim):
+            return name
+    return f"{config.n_layers}×{config.emb_dim}, {config.n_heads} heads"
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    cells = []
+    for row in rows:
+        if "error" in row:
+            cells.append([row["name"], "damaged", "", "", "", "", "", ""])
+            continue
+        cells.append(
+            [
+                row["name"],
+                row["size"],
+                f"{row['parameters']:,}",
+                row["tokenizer"] or "?",
+                "" if row["step"] is None else f"{row['step']:,}",
+                "" if row["val_loss"] is None else f"{row['val_loss']:.3f}",
+                row["date"][:16].replace("T", " "),
+                render.human_bytes(row["bytes"]),
+            ]
+        )
+    columns = [("name", "left"), ("size", "left"), ("parameters", "right"), ("tokenizer", "left"), ("step", "right")]
+    columns += [("val loss", "right"), ("date", "left"), ("weights", "right")]
+    render.print_table(f"{ROOT}/, newest first", columns, cells)
+    for row in rows:
+        if "error" in row:
+            render.warn(f"{row['name']}: {row['error']}")
+
+
+def _print_details(details: Mapping[str, Any]) -> None:
+    rows = [
+        ("path", details["path"]),
+        ("size", details["size"]),
+        ("parameters", f"{details['parameters']:,}"),
+        ("tokenizer", details["tokenizer"] or "?"),
+        ("weights", f"{details['tensors']} tensors of {', '.join(details['dtypes'])}, {details['bytes']:,} bytes"),
+        ("date", details["date"].replace("T", " ")),
+    ]
+    rows += [(name, str(value)) for name, value in details["config"].items()]
+    rows += [(f"training: {name}", _plain(value)) for name, value in details["training"].items()]
+    rows += [(f"file: {name}", f"{size:,} bytes") for name, size in details["files"].items()]
+    render.print_table(details["name"], [("", "left"), ("", "left")], rows)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False)
