@@ -22,6 +22,7 @@ from gptcli.cli import (
     tokenize,
     train,
 )
+from gptcli.cli import count_params, download, generate, inspect_attn, options, quantize, render, tokenize, train
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("download", download.download, options.MAKE),
     ("generate", generate.generate, options.SPEAK),
     ("tokenize", tokenize.tokenize, options.SPEAK),
+    ("inspect-attn", inspect_attn.inspect_attn, options.LOOK),
     ("count-params", count_params.count_params, options.MEASURE),
     ("bench", bench.bench, options.MEASURE),
     ("quantize", quantize.quantize, options.WEIGHTS),

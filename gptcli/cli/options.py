@@ -49,14 +49,12 @@ Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show a traceback when something fails.")
 ]
 
-_FILE_DTYPES = ("float32", "float16", "bfloat16")
-
-
-def check_file_dtype(dtype: str) -> None:
-    """Refuse a dtype that no checkpoint is written in."""
-    if dtype not in _FILE_DTYPES:
-        raise GptcliError(f"There is no --dtype {dtype!r} for files.", nearest(dtype, _FILE_DTYPES))
-
+Text = Annotated[str | None, typer.Argument(help="The text to look at; - reads stdin.")]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
+Png = Annotated[Path | None, typer.Option("--png", help="Draw it into this picture.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write one page that works offline.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write it as JSON to this file; - for stdout.")]
+Npz = Annotated[Path | None, typer.Option("--npz", help="Write the numbers, whole, as NumPy arrays.")]
 
 MAKE, SPEAK, LOOK, MEASURE, WEIGHTS = "Make", "Speak", "Look inside", "Measure", "Weights"
 
@@ -81,3 +79,12 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
     if text is None:
         raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")
     return text
+
+
+_FILE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_file_dtype(dtype: str) -> None:
+    """Refuse a dtype that no checkpoint is written in."""
+    if dtype not in _FILE_DTYPES:
+        raise GptcliError(f"There is no --dtype {dtype!r} for files.", nearest(dtype, _FILE_DTYPES))

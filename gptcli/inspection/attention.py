@@ -95,7 +95,7 @@ def best_lift(scores: HeadScores, layer: int, head: int) -> tuple[float, str]:
 
 
 def most_telling(scores: HeadScores, count: int) -> list[tuple[int, int]]:
-    """(layer, head) of the ``count`` heads with the clearest scores, clearest first; the best of each kind among them."""
+    """(layer, head) of ``count`` heads, the clearest scores first; the best of each kind is among them."""
     layers, heads = scores.entropy.shape
     ranked = sorted(
         ((layer, head) for layer in range(layers) for head in range(heads)),

@@ -1,0 +1,182 @@
+"""gptcli inspect-attn: where each head looks."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.cli import heatmap, looking, options, render
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gptcli.inspection.attention import HeadScores
+    from gptcli.inspection.capture import Capture
+
+TABLE_ROWS = 12
+LINKS = 3
+
+
+def inspect_attn(
+    text: options.Text = None,
+    file: options.TextFile = None,
+    checkpoint: options.Checkpoint = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", "-l", help="Show this layer, from 0; without --head the mean of its heads.")
+    ] = None,
+    head: Annotated[int | None, typer.Option("--head", help="Show this head of --layer, from 0.")] = None,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="Show attention through all layers up to --layer (default: the last).")
+    ] = False,
+    png: options.Png = None,
+    html: options.Html = None,
+    json: options.JsonFile = None,
+    npz: options.Npz = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show where each attention head looks: all heads and what they do, or the map of one."""
+    if head is not None and (layer is None or rollout):
+        raise GptcliError(
+            f"--head {head} needs a --layer{' and no --rollout' if rollout else ''}.",
+            f"For one head: --layer 0 --head {head}",
+        )
+    outputs = looking.Outputs(png, html, json, npz)
+    text = options.read_text(text, file, what="text")
+    subject = looking.read(text, checkpoint, device, threads)
+    config = subject.checkpoint.config
+    looking.check_range("--layer", layer, config.n_layers)
+    looking.check_range("--head", head, config.n_heads)
+
+    from gptcli.inspection import attention, plots
+    from gptcli.inspection import html as pages
+    from gptcli.inspection.capture import capture
+
+    if html is not None:
+        pages.check_length(len(subject.pieces))
+    captured = capture(subject.model, subject.ids)
+    scores = attention.head_scores(captured.weights, subject.ids)
+    chosen, title = _chosen(captured, layer, head, rollout)
+
+    def picture() -> bytes:
+        if chosen is None:
+            small = attention.pooled(captured.weights, 64)
+            return plots.head_grid(small.numpy(), f"Attention of every head, {len(subject.pieces)} tokens")
+        return plots.attention_map(chosen.numpy(), subject.labels, title)
+
+    def arrays() -> dict[str, Any]:
+        extra = {"rollout": attention.rollout(captured.weights).numpy()} if rollout else {}
+        return {"ids": subject.ids.numpy(), "pieces": subject.pieces, "weights": captured.weights.numpy(), **extra}
+
+    taken = outputs.write(
+        picture,
+        lambda: pages.attention_page(
+            subject.labels, captured.weights, scores, str(subject.checkpoint.path), layer, head
+        ),
+        lambda: _record(subject, scores, chosen, title),
+        arrays,
+    )
+    if taken:
+        return
+    if chosen is None:
+        _print_grid(captured, scores)
+    else:
+        _print_map(chosen, subject.labels, title)
+
+
+def _chosen(captured: "Capture", layer: int | None, head: int | None, rollout: bool) -> tuple["Tensor | None", str]:
+    """The one map (T, T) that was asked for, and its name."""
+    from gptcli.inspection import attention
+
+    last = captured.weights.size(0) - 1
+    if rollout:
+        upto = last if layer is None else layer
+        return attention.rollout(captured.weights[: upto + 1])[-1], f"Attention rollout, layers 0 to {upto}"
+    if layer is None:
+        return None, ""
+    if head is None:
+        return captured.weights[layer].mean(0), f"Layer {layer}, mean of its heads"
+    return captured.weights[layer, head], f"Layer {layer}, head {head}"
+
+
+def _record(subject: looking.Subject, scores: "HeadScores", chosen: "Tensor | None", title: str) -> dict[str, Any]:
+    layers, heads = scores.entropy.shape
+    record = subject.record(heads=[_scores_of(scores, n, h) for n in range(layers) for h in range(heads)])
+    if chosen is not None:
+        record["map"] = {"title": title, "weights": [row[: n + 1] for n, row in enumerate(chosen.tolist())]}
+    return record
+
+
+def _scores_of(scores: "HeadScores", layer: int, head: int) -> dict[str, Any]:
+    from gptcli.inspection import attention
+
+    def number(values: "Tensor") -> float | None:
+        value = values[layer, head].item()
+        return None if value != value else value
+
+    return {
+        "layer": layer,
+        "head": head,
+        "role": attention.role(scores, layer, head),
+        "entropy_bits": number(scores.entropy),
+        "mean_distance": number(scores.distance),
+        **{f"share_{name.replace(' ', '_')}": number(values) for name, values in scores.shares.items()},
+    }
+
+
+def _print_grid(captured: "Capture", scores: "HeadScores") -> None:
+    from gptcli.inspection import attention
+
+    console = render.stdout_console()
+    layers, heads, length, _ = captured.weights.shape
+    width = console.width if console.is_terminal else 100
+    coloured = heatmap.has_colour(console)
+    size = heatmap.size_of_small_maps(width, heads, length)
+    for line in heatmap.grid(attention.pooled(captured.weights, size).tolist(), width, coloured):
+        console.print(line, overflow="crop", no_wrap=True)
+    console.print(heatmap.legend(coloured))
+    places = attention.most_telling(scores, TABLE_ROWS)
+    names = list(scores.shares)
+    rows = []
+    for n, h in places:
+        shares = [_percent(scores.shares[name][n, h].item()) for name in names]
+        numbers = [f"{scores.entropy[n, h].item():.2f}", f"{scores.distance[n, h].item():.1f}", *shares]
+        rows.append([f"{n}.{h}", attention.role(scores, n, h) or "–", *numbers])
+    headings = ["entropy (bits)", "looks back", "first", "previous", "induction", "itself"]
+    render.print_table(
+        "The most telling heads" if len(places) < layers * heads else "The heads, the most telling first",
+        [("head", "right"), ("what it does", "left"), *((heading, "right") for heading in headings)],
+        rows,
+        caption="head: layer.head, from 0. looks back: mean distance in tokens. Shares of attention: on the first "
+        "token, the previous one, what followed an earlier occurrence of the present one (induction), itself.",
+    )
+
+
+def _percent(share: float) -> str:
+    return "–" if share != share else f"{share:.0%}"
+
+
+def _print_map(chosen: "Tensor", labels: list[str], title: str) -> None:
+    from rich.text import Text
+
+    from gptcli.inspection import attention
+
+    console = render.stdout_console()
+    coloured = heatmap.has_colour(console)
+    console.print(Text(f"{title}: a row is a token, its cells are where it looks"), soft_wrap=True)
+    lines = heatmap.triangle(chosen.tolist(), labels, console.width, coloured)
+    if lines is None:
+        render.note(f"{len(labels)} tokens do not fit side by side into {console.width} columns; --png draws them.")
+    else:
+        for line in lines:
+            console.print(line, overflow="crop", no_wrap=True)
+        console.print(heatmap.legend(coloured))
+    digits = len(str(len(labels) - 1))
+    room = max(len(name) for name in labels[:1000])
+    for number, row in enumerate(chosen):
+        links = attention.strongest(row[: number + 1], LINKS)
+        words = ", ".join(f"{labels[place]} ({place}) {weight:.0%}" for place, weight in links)
+        render.print_text(f"{number:>{digits}} {labels[number]:<{min(room, 14)}} looks at {words}")
