@@ -168,6 +168,16 @@ def label(piece: str, width: int | None = None) -> str:
     return shown if cell_len(shown) <= width else set_cell_size(shown, width - 1) + "…"
 
 
+def token_name(tokenizer: "Tokenizer", token_id: int) -> str:
+    """The label of any id that the model can say; one beyond the tokenizer's is shown as a number."""
+    return label(tokenizer.piece(token_id)) if token_id < tokenizer.vocab_size else f"#{token_id}"
+
+
+def percent(share: float) -> str:
+    """A probability as people read it; a tiny one as a power of ten."""
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.0e}"
+
+
 def _write(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)

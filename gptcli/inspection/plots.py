@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explain
     return _png(figure)
 
 
-def lines(layers: Sequence[str], series: dict[str, Sequence[float]], y_label: str, title: str) -> bytes:
+def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label: str, title: str) -> bytes:
     """One line a name over layers, on a logarithmic scale; dashed where the name says "without"."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
