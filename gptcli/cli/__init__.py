@@ -8,30 +8,25 @@ from typing import Annotated
 import typer
 
 from gptcli import __version__
-from gptcli.cli import bench, count_params, download, generate, options, quantize, render, tokenize, train
 from gptcli.cli import (
+    bench,
     checkpoints,
     count_params,
     download,
     export,
-    generate,
-    load_gpt2,
-from gptcli.cli import (
-    count_params,
-    download,
     generate,
     inspect_attn,
     inspect_embeddings,
     inspect_flow,
     inspect_gradients,
     inspect_logits,
+    load_gpt2,
     options,
     quantize,
     render,
     tokenize,
     train,
 )
-from gptcli.cli import count_params, download, generate, inspect_attn, options, quantize, render, tokenize, train
 from gptcli.errors import GptcliError
 
 app = typer.Typer(
