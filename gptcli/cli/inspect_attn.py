@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 12
 LINKS = 3
+NARROW = 90
 
 
 def inspect_attn(
@@ -139,20 +140,36 @@ def _print_grid(captured: "Capture", scores: "HeadScores") -> None:
         console.print(line, overflow="crop", no_wrap=True)
     console.print(heatmap.legend(coloured))
     places = attention.most_telling(scores, TABLE_ROWS)
-    names = list(scores.shares)
-    rows = []
-    for n, h in places:
-        shares = [_percent(scores.shares[name][n, h].item()) for name in names]
-        numbers = [f"{scores.entropy[n, h].item():.2f}", f"{scores.distance[n, h].item():.1f}", *shares]
-        rows.append([f"{n}.{h}", attention.role(scores, n, h) or "–", *numbers])
-    headings = ["entropy (bits)", "looks back", "first", "previous", "induction", "itself"]
-    render.print_table(
-        "The most telling heads" if len(places) < layers * heads else "The heads, the most telling first",
-        [("head", "right"), ("what it does", "left"), *((heading, "right") for heading in headings)],
-        rows,
-        caption="head: layer.head, from 0. looks back: mean distance in tokens. Shares of attention: on the first "
-        "token, the previous one, what followed an earlier occurrence of the present one (induction), itself.",
-    )
+    title = "The most telling heads" if len(places) < layers * heads else "The heads, the most telling first"
+    if width < NARROW:
+        columns, caption = [("head", "right"), ("what it does", "left"), ("clearest share", "left")], ""
+        rows = [[f"{n}.{h}", attention.role(scores, n, h) or "–", _clearest(scores, n, h)] for n, h in places]
+    else:
+        headings = ["entropy (bits)", "looks back", "first", "previous", "induction", "itself"]
+        columns = [("head", "right"), ("what it does", "left"), *((heading, "right") for heading in headings)]
+        caption = (
+            "head: layer.head, from 0. looks back: mean distance in tokens. Shares of attention: on the first token, "
+            "the previous one, what followed an earlier occurrence of the present one (induction), itself."
+        )
+        order = [attention.FIRST, attention.PREVIOUS, attention.INDUCTION, attention.ITSELF]
+        rows = [
+            [
+                f"{n}.{h}",
+                attention.role(scores, n, h) or "–",
+                f"{scores.entropy[n, h].item():.2f}",
+                f"{scores.distance[n, h].item():.1f}",
+                *(_percent(scores.shares[name][n, h].item()) for name in order),
+            ]
+            for n, h in places
+        ]
+    render.print_table(title, columns, rows, caption)
+
+
+def _clearest(scores: "HeadScores", layer: int, head: int) -> str:
+    from gptcli.inspection import attention
+
+    _, name = attention.best_lift(scores, layer, head)
+    return f"{name} {scores.shares[name][layer, head].item():.0%}" if name else "–"
 
 
 def _percent(share: float) -> str:

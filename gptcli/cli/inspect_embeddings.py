@@ -60,8 +60,9 @@ def inspect_embeddings(
     """Compare words as vectors: similarity, neighbours, analogies, one word in two places; --png draws them."""
     outputs = looking.Outputs(png, html, json, npz)
     named = words or []
-    if named == ["-"] or file is not None or (not named and analogy is None):
+    if named == ["-"] or file is not None or (words is None and analogy is None):
         named = options.read_text(" ".join(named) or None, file, what="word").split()
+    named = [word for word in named if word.strip()]
     if not named and analogy is None:
         raise GptcliError("There is no word to look at.", "Give some: gptcli inspect-embeddings king queen river")
     if within is not None and not named:
@@ -180,7 +181,7 @@ def _word(tokenizer: "Tokenizer", table: "Tensor", text: str) -> Word:
     Raises:
         GptcliError: the tokenizer does not know it.
     """
-    ids = looking.tokens_of(tokenizer, text)
+    ids = tokenizer.encode(text)
     if tokenizer.kind == "word" and tokenizer.vocab_size - 1 in ids:
         raise GptcliError(
             f"The word {text!r} is not in the vocabulary of {tokenizer.vocab_size:,} words.",

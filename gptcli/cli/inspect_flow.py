@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gptcli.inspection.predictions import Walk
 
 CANDIDATES = 5
+NARROW = 80
 
 
 def inspect_flow(
@@ -81,6 +82,8 @@ def inspect_flow(
     if outputs.write(picture, lambda: pages.report_page(title, _about(subject), picture(), tables), record, arrays):
         return
     render.print_text(_about(subject))
+    if render.stdout_console().width < NARROW:  # the shapes need most of the room
+        stages = [[row[0], *row[2:]] for row in stages]
     headings, *rows = stages
     render.print_table(
         title,

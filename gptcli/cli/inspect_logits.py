@@ -80,7 +80,8 @@ def inspect_logits(
         return
     if lens:
         _print_lens(lens_table)
-    headings, *rows = table
+    shown = 5 + max(1, min(CANDIDATES, (render.stdout_console().width - 36) // 15))
+    headings, *rows = (row[:shown] for row in table)
     numeric = {"", "surprise", "probability", "rank"}
     render.print_table(
         "What could have come next, and what came",

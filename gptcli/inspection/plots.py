@@ -113,7 +113,7 @@ def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explain
         group = [n for n, one in enumerate(given) if one == chosen]
         if group:
             axes.scatter(points[group, 0], points[group, 1], s=36 if chosen else 16, color=colour, label=name)
-    for (x, y), name, one in zip(points, labels, given, strict=True):
+    names = [
         axes.annotate(
             _drawable(name),
             (x, y),
@@ -123,25 +123,31 @@ def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explain
             color=INK if one else PALE,
             parse_math=False,
         )
+        for (x, y), name, one in zip(points, labels, given, strict=True)
+    ]
     axes.margins(0.12)
     axes.set_xlabel(f"first principal component ({explained[0]:.0%} of the variance)")
     axes.set_ylabel(f"second ({explained[1]:.0%})")
     axes.set_title("Token vectors in two dimensions")
     axes.legend(frameon=False, fontsize=8)
     _plain(axes)
+    _hide_overlaps(figure, names)
     return _png(figure)
 
 
 def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label: str, title: str) -> bytes:
-    """One line a name over layers, on a logarithmic scale; dashed where the name says "without"."""
+    """One line a name over layers, logarithmic; dashed where it says "without", one colour up to the comma."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
-    colours = [BLUE, ORANGE, GREEN, INK]
-    for number, (name, values) in enumerate(series.items()):
+    colours = {name: (BLUE, ORANGE, GREEN)[n] for n, name in enumerate(dict.fromkeys(map(_kind, series)))}
+    for name, values in series.items():
         style = "--" if "without" in name else "-"
-        colour = colours[number % len(colours)]
-        axes.plot(range(len(layers)), values, style, marker="o", markersize=4, color=colour, label=name)
+        axes.plot(range(len(layers)), values, style, marker="o", markersize=4, color=colours[_kind(name)], label=name)
     axes.set_yscale("log")
+    values = [value for line in series.values() for value in line]
+    narrow = max(values) < 20 * min(values)  # less than two labelled powers of ten
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if narrow else "")
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlabel("layer")
     axes.set_ylabel(y_label)
@@ -158,12 +164,16 @@ def contributions(stages: Sequence[str], values: Sequence[float], title: str) ->
     axes = figure.add_subplot()
     axes.barh(range(len(stages)), values, color=[BLUE if value >= 0 else ORANGE for value in values], height=0.75)
     axes.set_yticks(range(len(stages)), stages, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(stages) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("direct contribution to the logit (blue raises it, orange lowers it)")
     axes.set_title(title, parse_math=False)
     _plain(axes)
     return _png(figure)
+
+
+def _kind(name: str) -> str:
+    return name.partition(",")[0]
 
 
 def _figure(width: float, height: float) -> Any:
@@ -173,6 +183,17 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _hide_overlaps(figure: Any, names: Sequence[Any]) -> None:
+    """Of two names that would lie on each other only the earlier is shown."""
+    figure.canvas.draw()
+    shown: list[Any] = []
+    for name in names:
+        box = name.get_window_extent()
+        name.set_visible(not any(box.overlaps(other) for other in shown))
+        if name.get_visible():
+            shown.append(box)
 
 
 def _png(figure: Any) -> bytes:
