@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
     {"weightfile", "engine", "corpus", "optim", "curves"},
     {"checkpoint", "decoding", "weights"},
-    {"generation", "decoders", "training", "completion", "inspection"},
+    {"generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
