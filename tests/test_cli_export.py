@@ -34,7 +34,7 @@ def test_another_dtype_opens_in_transformers(gptcli: Any, small: Path, tmp_path:
     assert opened.dtype == getattr(torch, dtype)
     expected = random_tensors(GPT2)["h.1.mlp.c_fc.weight"].to(opened.dtype)
     assert torch.equal(opened.transformer.h[1].mlp.c_fc.weight, expected)
-    assert transformers.AutoTokenizer.from_pretrained("out")("Hello").input_ids == [15496]
+    assert Path("out/vocab.json").read_bytes() == (small / "vocab.json").read_bytes()
 
 
 def test_an_exported_checkpoint_is_a_checkpoint(gptcli: Any, tmp_path: Path) -> None:
@@ -47,17 +47,27 @@ def test_an_exported_checkpoint_is_a_checkpoint(gptcli: Any, tmp_path: Path) -> 
     assert all(torch.equal(other.tensors[name], tensor) for name, tensor in one.tensors.items())
 
 
+class Fields:
+    """What a GGUF file says of itself, each field parsed when asked for: the vocabulary is long."""
+
+    def __init__(self, reader: Any) -> None:
+        self.fields = reader.fields
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name].contents()
+
+
 def test_gguf_holds_the_model_and_its_vocabulary(gptcli: Any, small: Path) -> None:
     gguf = pytest.importorskip("gguf")
     assert gptcli("export", small, "out", "--format", "gguf").code == 0
     reader = gguf.GGUFReader("out/small-f16.gguf")
-    value = {name: field.contents() for name, field in reader.fields.items()}
+    value = Fields(reader)
     assert value["general.architecture"] == "gpt2"
     assert (value["gpt2.block_count"], value["gpt2.attention.head_count"]) == (2, 1)
     assert (value["gpt2.context_length"], value["gpt2.feed_forward_length"]) == (20, 256)
     assert (value["tokenizer.ggml.model"], value["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
-    assert len(value["tokenizer.ggml.tokens"]) == 50_257
-    assert value["tokenizer.ggml.tokens"][15496] == "Hello"
+    tokens = value["tokenizer.ggml.tokens"]
+    assert (len(tokens), tokens[15496]) == (50_257, "Hello")
     assert value["tokenizer.ggml.merges"][:2] == ["Ġ t", "Ġ a"]
     assert value["tokenizer.ggml.eos_token_id"] == 50_256
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -69,6 +79,7 @@ def test_gguf_holds_the_model_and_its_vocabulary(gptcli: Any, small: Path) -> No
     assert np.array_equal(tensors["token_embd.weight"].data, ours["wte.weight"].half().numpy())
 
 
+@pytest.mark.slow
 def test_gguf_in_bfloat16_with_spare_rows_and_its_own_head(gptcli: Any, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     config = GPT2.with_changes(vocab_size=50_260, tie_weights=False)
@@ -124,7 +135,8 @@ def test_mistakes(gptcli: Any, small: Path) -> None:
     gptcli("export", small, "checkpoints").assert_user_error("exists already")
     Path("a-file").write_text("", encoding="utf-8")
     gptcli("export", small, "a-file/x", "--format", "gguf").assert_user_error("a-file")
-    assert gptcli("export", small, "out", "--format", "gguf").code == 0
+    Path("out").mkdir()
+    Path("out/small-f16.gguf").write_text("", encoding="utf-8")
     gptcli("export", small, "out", "--format", "gguf").assert_user_error("exists already", "--force")
 
 
@@ -166,6 +178,7 @@ def test_no_checkpoints_yet(gptcli: Any) -> None:
     assert gptcli("checkpoints", "--json").json == []
 
 
+@pytest.mark.slow
 def test_gguf_leaves_nothing_where_the_disk_refuses(
     small: Path, tmp_path: Path, gptcli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

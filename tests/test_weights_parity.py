@@ -34,7 +34,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "activation_function": "relu",
         "layer_norm_epsilon": 1e-3,
         "scale_attn_by_inverse_layer_idx": True,
-        "vocab_size": 50_257,
     },
 }
 
