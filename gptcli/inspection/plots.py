@@ -46,7 +46,7 @@ def head_grid(maps: Array, title: str) -> bytes:
         for head in range(heads):
             top, left = layer * (size + gap), head * (size + gap)
             canvas[top : top + size, left : left + size] = np.where(lower, maps[layer, head], np.nan)
-    inch = 0.72 if max(layers, heads) <= 16 else 0.36
+    inch = max(0.36, min(1.3, 8.6 / max(layers, heads)))
     figure = _figure(max(4.2, heads * inch + 1.7), max(2.6, layers * inch + 1.0))
     axes = figure.add_subplot()
     image = axes.imshow(canvas, cmap="magma_r", norm=_root_scale(), interpolation="nearest")
