@@ -63,9 +63,9 @@ def test_every_make_target_exists(command: str) -> None:
 
 def test_the_layout_in_the_readme_is_the_tree() -> None:
     block = README.split("## How the code is laid out")[1].split("```")[1]
-    named = set(re.findall(r"^  ([\w/]+(?:\.py|/))", block, flags=re.MULTILINE))
+    named = set(re.findall(r"(\w+(?:\.py|/))(?:,|  )", block))
     package = ROOT / "gptcli"
-    there = {p.name for p in package.glob("*.py")} | {
+    there = {p.name for p in package.glob("[!_]*.py")} | {
         f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()
     }
     assert named == there
