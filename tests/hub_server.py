@@ -1,4 +1,7 @@
-"""A hub on 127.0.0.1: the two requests that a download takes (HEAD and GET of /REPO/resolve/REVISION/FILE)."""
+"""A hub on 127.0.0.1: the two requests that a download takes (HEAD and GET of /REPO/resolve/REVISION/FILE).
+
+As on the real one, a large file is answered with a redirect to another host, which knows nothing of the hub's headers.
+"""
 
 import hashlib
 import threading
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+LARGE = (".safetensors", ".bin")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -34,10 +38,16 @@ class Hub(ThreadingHTTPServer):
         self.error_code = ""
         self.log: list[tuple[str, str, int]] = []
         self.etags: dict[str, str] = {}
+        self.tokens: set[str] = set()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def storage_url(self) -> str:
+        """The same server under another name, which is another host to a client."""
+        return f"http://localhost:{self.server_address[1]}/storage/"
 
     def handle_error(self, *_: object) -> None:
         """A client that hangs up is part of the tests."""
@@ -47,8 +57,8 @@ class Hub(ThreadingHTTPServer):
         if name not in self.etags:
             content = (self.folder / name).read_bytes()
             blob = b"blob %d\0" % len(content) + content
-            large = name.endswith((".safetensors", ".bin"))
-            self.etags[name] = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(blob).hexdigest()
+            is_large = name.endswith(LARGE)
+            self.etags[name] = hashlib.sha256(content).hexdigest() if is_large else hashlib.sha1(blob).hexdigest()
         return self.etags[name]
 
 
@@ -64,9 +74,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         hub = self.server
+        if self.path.startswith("/storage/"):
+            return self.answer_from_storage(self.path.removeprefix("/storage/"), body)
+        hub.tokens |= {self.headers[name] for name in ("authorization",) if name in self.headers}
         prefix = f"/{hub.repo}/resolve/"
         revision, _, name = self.path.removeprefix(prefix).partition("/")
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        start = self.first_byte()
         hub.log.append((self.command, name, start))
         if hub.status != 200:
             return self.refuse(hub.status, hub.error_code)
@@ -77,9 +90,32 @@ class Handler(BaseHTTPRequestHandler):
         if not (hub.folder / name).is_file():
             return self.refuse(404, "EntryNotFound")
         size = (hub.folder / name).stat().st_size
-        self.send_response(206 if start else 200)
+        if name.endswith(LARGE):
+            self.send_response(302)
+            self.send_header("Location", hub.storage_url + name)
+            self.send_header("X-Linked-Etag", f'"{hub.etag(name)}"')
+            self.send_header("X-Linked-Size", str(size))
+            self.send_header("X-Repo-Commit", hub.commit)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        self.send_response(200)
         self.send_header("ETag", f'"{hub.etag(name)}"')
         self.send_header("X-Repo-Commit", hub.commit)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        if body:
+            self.send_file(hub.folder / name, 0, size)
+        return None
+
+    def first_byte(self) -> int:
+        return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+
+    def answer_from_storage(self, name: str, body: bool) -> None:
+        assert "authorization" not in self.headers  # a token is the hub's business alone
+        hub, start = self.server, self.first_byte()
+        size = (hub.folder / name).stat().st_size
+        self.send_response(206 if start else 200)
         self.send_header("Accept-Ranges", "bytes")
         if start:
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
@@ -87,7 +123,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.send_file(hub.folder / name, start, size)
-        return None
 
     def send_file(self, file: Path, start: int, size: int) -> None:
         hub, sent = self.server, 0

@@ -60,6 +60,12 @@ def test_a_repository_comes_in_whole(gptcli: Any, hub: Hub) -> None:
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in random_tensors().items())
 
 
+def test_a_token_goes_to_the_hub_and_not_to_its_storage(gptcli: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert gptcli("load-gpt2", "--repo", REPO).code == 0
+    assert hub.tokens == {"Bearer hf_secret"}
+
+
 def test_what_is_in_the_cache_is_used(gptcli: Any, hub: Hub) -> None:
     assert gptcli("load-gpt2", "--repo", REPO, "--revision", COMMIT).code == 0
     hub.log.clear()

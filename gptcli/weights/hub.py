@@ -173,7 +173,7 @@ def _resume(request: _Request, name: str, url: str, blob: Path, size: int) -> No
             url,
             file,
             resume_size=here,
-            headers=build_hf_headers(),
+            headers={**build_hf_headers(), "Accept-Encoding": "identity"},  # the bytes that are counted and resumed
             expected_size=size,
             displayed_filename=name,
             tqdm_class=request.bar,
