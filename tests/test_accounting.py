@@ -240,7 +240,7 @@ def test_peak_of_a_training_step(
     model = GPTModel(config)
     if recompute:
         recompute_blocks(model)
-    corpus = Corpus(torch.arange(2 * batch_size * context + 1) % config.vocab_size, torch.empty(0), 1)
+    corpus = Corpus(torch.arange(2 * batch_size * context + 1) % config.vocab_size, torch.empty(0), 1, 1)
     recipe = TrainConfig(context_length=context, batch_size=batch_size, max_steps=2, eval_batches=1)
     measured = peak_of_tensors(lambda: deque(train(model, corpus, recipe), maxlen=0), tmp_path)
     forecast = accounting.training_memory(config, batch_size, context, recompute)
@@ -264,7 +264,7 @@ from gptcli.corpus import Corpus
 from gptcli.device import peak_memory, resident_memory, reuse_freed_memory
 from gptcli.model import GPTModel
 from gptcli.training import train
-corpus = Corpus(torch.randint(50_257, ({batch_size} * {context} * 2 + 1,)), torch.empty(0), 1)
+corpus = Corpus(torch.randint(50_257, ({batch_size} * {context} * 2 + 1,)), torch.empty(0), 1, 1)
 recipe = TrainConfig(context_length={context}, batch_size={batch_size}, max_steps=3, eval_batches=1)
 reuse_freed_memory()
 before = resident_memory()
