@@ -12,11 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"config", "accounting"},
-    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"},
+    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
+    | {"task_files", "journal"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
-    {"weightfile", "engine", "corpus", "optim", "curves"},
+    {"weightfile", "engine", "corpus", "optim", "curves", "scoring"},
     {"checkpoint", "decoding", "weights"},
-    {"generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"},
+    {"generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
+    | {"evaluation", "evaluation_plots", "tasks"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -58,6 +60,7 @@ def test_imports_go_down_and_only_cli_speaks(path: Path) -> None:
         ["--help"],
         ["train", "--help"],
         ["generate", "--help"],
+        ["evaluate", "--help"],
         ["count-params", "--size", "xl"],
         ["tokenize", "hello"],
         ["load-gpt2", "--help"],

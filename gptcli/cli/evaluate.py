@@ -1,0 +1,278 @@
+"""gptcli evaluate: a figure that says how it was measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from gptcli.cli import evaluation_view, options, render, task_view
+from gptcli.errors import GptcliError, nearest
+
+if TYPE_CHECKING:
+    from gptcli.checkpoint import Checkpoint
+    from gptcli.device import Placement
+    from gptcli.documents import Document
+    from gptcli.task_files import Item, Task
+
+TASKS = ("lambada", "choices", "cloze")
+
+window_option = partial(typer.Option, rich_help_panel="Perplexity of a text")
+task_option = partial(typer.Option, rich_help_panel="Tasks")
+
+
+def evaluate(
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT...", help="Files, folders (.txt and .md), globs, - for stdin; a task's FILE.jsonl."
+        ),
+    ],
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            help="A checkpoint directory, or its name under checkpoints/ (default: the newest there); given several "
+            "times, each is compared with the first.",
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        window_option("--stride", help="Tokens from one window to the next (default: half the context); 1 is exact."),
+    ] = None,
+    context: Annotated[
+        int | None, window_option("--context", help="Tokens a window reads (default: the model's context).")
+    ] = None,
+    guide: Annotated[
+        bool,
+        window_option("--guide", help="Windows that hold their targets, as in the perplexity guide of transformers."),
+    ] = False,
+    bos: Annotated[
+        bool | None,
+        typer.Option(
+            "--bos/--no-bos",
+            help="The end-of-text id before each text or item (default: for texts, if the tokenizer has one).",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        window_option("--plot", help="Draw loss by position, and how well probabilities are calibrated: FILE.png."),
+    ] = None,
+    encoding: Annotated[
+        str | None, window_option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
+    ] = None,
+    errors: Annotated[
+        str, window_option("--errors", help="Bytes that do not decode: strict, replace or ignore.")
+    ] = "strict",
+    task: Annotated[
+        str | None, task_option("--task", help="lambada (last word), choices (endings) or cloze (a blank).")
+    ] = None,
+    convention: Annotated[
+        str,
+        task_option("--convention", help="Of lambada: openai writes curly quotes, `` and '' as plain ones; raw as is."),
+    ] = "openai",
+    limit: Annotated[int | None, task_option("--limit", help="Only the first so many items.")] = None,
+    out: Annotated[
+        Path | None,
+        task_option("--out", "-o", help="Write a line for every item, FILE.jsonl; an interrupted run goes on there."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Windows or items at once (default: about 4,096 tokens).")
+    ] = None,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured."""
+    if batch_size is not None and batch_size < 1:
+        raise GptcliError(f"--batch-size is {batch_size}, but it must be at least 1.", "Leave it out for the default.")
+    text_only = {"--stride": stride, "--context": context, "--guide": guide or None, "--plot": plot}
+    task_only = {"--limit": limit, "--out": out, "--convention": None if convention == "openai" else convention}
+    _refuse_mixed(text_only if task is not None else task_only, task)
+
+    from gptcli import device as devices
+
+    placement = devices.choose(device, dtype)
+    devices.set_threads(threads)
+    if task is None:
+        from gptcli import documents
+
+        if plot is not None:
+            _check_plot(plot)
+        found = documents.read_documents(texts, encoding=encoding, errors=errors)
+        windows = TextOptions(stride, context, guide, bos, batch_size, plot)
+        results = [_measure(loaded, found, windows, placement) for loaded in _load_all(checkpoint)]
+        evaluation_view.show_texts(results, found, as_json)
+        if plot is not None:
+            _draw(results, plot)
+    else:
+        items = _read_items(texts, task, convention, limit)
+        setting = {
+            "task": task,
+            "file": texts[0],
+            "convention": convention if task == "lambada" else None,
+            "bos": bool(bos),
+        }
+        rows = [
+            (str(loaded.path), _run_task(loaded, items, setting, out, batch_size, placement))
+            for loaded in _load_all(checkpoint)
+        ]
+        task_view.show_task(rows, setting, as_json)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The options of a perplexity, as given."""
+
+    stride: int | None
+    context: int | None
+    guide: bool
+    bos: bool | None
+    batch_size: int | None
+    plot: Path | None
+
+
+def _refuse_mixed(options_given: dict[str, Any], task: str | None) -> None:
+    for name, value in options_given.items():
+        if value is not None:
+            where = "goes with a text, not with --task" if task else "goes with --task"
+            raise GptcliError(
+                f"{name} {where}.", f"Leave {name} out." if task else f"Name a --task: {', '.join(TASKS)}."
+            )
+
+
+def _load_all(names: list[Path] | None) -> "Iterator[Checkpoint]":
+    """The checkpoints one after the other, so that only one is in memory."""
+    from gptcli import checkpoint as checkpoints
+    from gptcli import checkpoint_config
+
+    paths = [checkpoints.find(name) for name in names] if names else [checkpoints.find()]
+    for path in paths:
+        checkpoint_config.read_config(path)  # a mistyped second name is found before the first is measured
+    return (checkpoints.load(path) for path in paths)
+
+
+def _measure(
+    loaded: "Checkpoint", found: "list[Document]", wanted: TextOptions, placement: "Placement"
+) -> evaluation_view.TextResult:
+    from time import perf_counter
+
+    from gptcli import checkpoint_config, evaluation, scoring
+
+    bits = checkpoint_config.packed_bits(loaded.path, checkpoint_config.read_config(loaded.path)[1])
+    tokenizer = loaded.tokenizer
+    protocol = evaluation.make_protocol(loaded.config.context_length, wanted.context, wanted.stride, wanted.guide)
+    bos = tokenizer.eot_id is not None if wanted.bos is None else wanted.bos
+    runs = [evaluation.encode(document.text, tokenizer, bos) for document in found]
+    size = wanted.batch_size or scoring.default_batch_size(protocol.context)
+    model = loaded.model(placement.device, placement.dtype)
+    total = sum(1 for run in runs for _ in evaluation.windows(len(run), protocol))
+    started = perf_counter()
+    with render.progress(total, "window", loaded.path.name) as bar:
+        measured = evaluation.measure(model, runs, protocol, size, wanted.plot is not None, bar.update)
+    seconds = perf_counter() - started
+    if wanted.bos is None and not bos:
+        render.note(
+            f"The {tokenizer.kind} tokenizer has no end-of-text token to put before a text, so that its first token is "
+            "read and not scored."
+        )
+    render.detail(f"{loaded.path}: {seconds:.1f} s, {measured.tokens / seconds:,.0f} tokens/s, {size} windows at once.")
+    return evaluation_view.TextResult(
+        checkpoint=str(loaded.path),
+        tokenizer=tokenizer.kind,
+        fingerprint=tokenizer.fingerprint,
+        weights=f"int{bits}" if bits < 32 else "float32",
+        dtype=str(placement.dtype).removeprefix("torch."),
+        device=str(placement.device),
+        bos=bos,
+        protocol=protocol,
+        measured=measured,
+        tokens=sum(len(run) for run in runs) - len(runs) * bos,
+    )
+
+
+def _check_plot(plot: Path) -> None:
+    from gptcli import journal
+
+    if plot.suffix.lower() != ".png":
+        raise GptcliError(f"--plot {plot} does not end in .png.", f"Give {plot.with_suffix('.png')}.")
+    if not journal.is_writable(plot):
+        raise GptcliError(f"--plot {plot} cannot be written.", "Give a file in a folder that is there.")
+
+
+def _draw(results: list[evaluation_view.TextResult], plot: Path) -> None:
+    from gptcli import evaluation_plots
+
+    names = evaluation_view.short_names([result.checkpoint for result in results])
+    measured = {name: result.measured for name, result in zip(names, results, strict=True)}
+    titles = {f"{result.measured.tokens:,} tokens, {result.how()}" for result in results}
+    evaluation_plots.draw(measured, plot, titles.pop() if len(titles) == 1 else "")
+    render.note(f"The plot is in {plot}.")
+
+
+def _read_items(files: list[str], task: str, convention: str, limit: int | None) -> "list[Item]":
+    from gptcli import task_files
+
+    if task not in TASKS:
+        raise GptcliError(f"There is no --task {task!r}.", nearest(task, TASKS))
+    if convention not in get_args(task_files.Convention):
+        raise GptcliError(
+            f"There is no --convention {convention!r}.", nearest(convention, get_args(task_files.Convention))
+        )
+    if convention != "openai" and task != "lambada":
+        raise GptcliError(f"--convention belongs to --task lambada, not to {task}.", "Leave it out.")
+    if limit is not None and limit < 1:
+        raise GptcliError(f"--limit is {limit}, but it must be at least 1.", "Leave it out for every item.")
+    if len(files) != 1:
+        raise GptcliError(f"--task takes one file, and there are {len(files)}.", "Give one file of JSON lines.")
+    return task_files.read_items(Path(files[0]), cast("Task", task), cast(task_files.Convention, convention), limit)
+
+
+def _run_task(
+    loaded: "Checkpoint",
+    items: "list[Item]",
+    setting: dict[str, Any],
+    out: Path | None,
+    batch_size: int | None,
+    placement: "Placement",
+) -> list[dict[str, Any]]:
+    """The rows of every item, those of an earlier run of the same measurement taken from ``out``."""
+    from contextlib import ExitStack
+
+    from gptcli import journal, scoring, tasks
+    from gptcli.checkpoint_config import WEIGHTS
+
+    rows: dict[int, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        log = None
+        if out is not None:
+            # All that decides a row; --limit and --batch-size do not.
+            identity = setting | {
+                "file": journal.sha256_of(Path(setting["file"])),
+                "weights": journal.sha256_of(loaded.path / WEIGHTS),
+                "tokenizer": loaded.tokenizer.fingerprint,
+                "dtype": str(placement.dtype),
+            }
+            run = journal.run_id(identity)
+            rows = {row["line"]: row for row in journal.read(out, run)}
+            log = stack.enter_context(journal.opened(out, run))
+        left = [item for item in items if item.line not in rows]
+        if len(left) < len(items):
+            render.note(f"{len(items) - len(left)} of {len(items)} items of {loaded.path} are in {out} already.")
+        size = batch_size or scoring.default_batch_size(min(loaded.config.context_length, 256))
+        bar = stack.enter_context(render.progress(len(items), "item", loaded.path.name))
+        bar.update(len(items) - len(left))
+        model = loaded.model(placement.device, placement.dtype)
+        for row in tasks.run(model, loaded.tokenizer, left, size, setting["bos"], Path(setting["file"])):
+            rows[row["line"]] = row
+            bar.update()
+            if log is not None:
+                log.append(row)
+    return [rows[item.line] for item in items]
