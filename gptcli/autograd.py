@@ -124,7 +124,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, wants_grad: bool) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if wants_grad else None
-        grad_head = torch.zeros_like(head) if wants_grad else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_grad else None
         total = torch.zeros((), device=hidden.device)
         rows = max(1, CHUNK_BYTES // (4 * head.size(0)))
         for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, len(hidden), rows), strict=True):
@@ -136,7 +136,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_logits.div_(len(hidden))
                 grad_logits = grad_logits.to(head.dtype)
                 grad_hidden[start : start + rows] = grad_logits @ head
-                grad_head.addmm_(grad_logits.T, h)
+                if h.dtype == torch.float32:
+                    grad_head.addmm_(grad_logits.T, h)
+                else:  # sums of lower precision, added up in float32
+                    grad_head += grad_logits.T @ h
         ctx.grads = grad_hidden, grad_head
         return total / len(hidden)
 
@@ -162,5 +165,10 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tens
         a float32 scalar.
     """
     rows, wants_grad = hidden.reshape(-1, hidden.size(-1)), torch.is_grad_enabled()
-    loss: Tensor = _ChunkedCrossEntropy.apply(rows, head, targets.reshape(-1), wants_grad)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        rows, head = rows.to(dtype), head.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        loss: Tensor = _ChunkedCrossEntropy.apply(rows, head, targets.reshape(-1), wants_grad)
     return loss

@@ -8,6 +8,8 @@ from gptcli.errors import GptcliError, nearest
 
 Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
+Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Overflow = Literal["slide", "crop", "error"]
 Activation = Literal["gelu_new", "gelu", "relu"]
 
@@ -188,7 +190,8 @@ class SamplingConfig:
 class TrainConfig:
     """How to train. The defaults are the course's pretraining run.
 
-    Lengths are in tokens, `train_share` in characters, rates per optimizer step.
+    Lengths are in tokens, `train_share` in characters, rates per optimizer step, `max_time` in seconds. A step sees
+    `batch_size` windows in `accumulate` parts, which only saves memory. `save_every` None: as often as it is cheap.
 
     Raises:
         GptcliError: a value outside its range.
@@ -215,15 +218,25 @@ class TrainConfig:
     sample_prompt: str = "Every effort moves you"
     init: Init = "course"
     seed: int = 123
+    optimizer: Optimizer = "adamw"
+    accumulate: int = 1
+    recompute: bool = False
+    compile: bool = False
+    shard: bool = False
+    dtype: Precision = "auto"
+    max_time: float | None = None
+    early_stop: int | None = None
+    save_every: int | None = None
+    keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "batch_size", "epochs", "eval_every", "eval_batches"):
+        for name in ("context_length", "batch_size", "epochs", "eval_every", "eval_batches", "accumulate", "keep"):
             _require(
                 getattr(self, name) >= 1,
                 f"--{name.replace('_', '-')} is {getattr(self, name)}, but it must be at least 1.",
                 f"Leave it out for the default, {type(self).__dataclass_fields__[name].default}.",
             )
-        for name in ("stride", "max_steps"):
+        for name in ("stride", "max_steps", "early_stop", "save_every"):
             value = getattr(self, name)
             _require(
                 value is None or value >= 1,
@@ -267,7 +280,22 @@ class TrainConfig:
             f"--train-share is {self.train_share}, outside (0, 1].",
             "0.9 trains on the first 90% of the characters and validates on the rest; 1 validates on nothing.",
         )
-        for name, choices in (("schedule", get_args(Schedule)), ("init", get_args(Init))):
+        _require(
+            self.accumulate <= self.batch_size,
+            f"--accumulate is {self.accumulate}, but a step has only {self.batch_size} windows to share out.",
+            "It is the number of parts that a step's --batch-size is computed in.",
+        )
+        _require(
+            self.max_time is None or self.max_time > 0,
+            f"--max-time is {self.max_time}, but it must be longer than 0.",
+            "Give 90s, 10m or 2h.",
+        )
+        for name, choices in (
+            ("schedule", get_args(Schedule)),
+            ("init", get_args(Init)),
+            ("optimizer", get_args(Optimizer)),
+            ("dtype", get_args(Precision)),
+        ):
             if getattr(self, name) not in choices:
                 raise GptcliError(
                     f"There is no --{name} {getattr(self, name)!r}.", nearest(getattr(self, name), choices)

@@ -60,6 +60,25 @@ def _named_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of matrix products in training: ``name``, or for "auto" the one that is fast and safe here.
+
+    A GPU gets bfloat16 where it has it, else float16 with scaled gradients; everything else float32. Weights and
+    moments are float32 in any case.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32  # a CPU without bfloat16 instructions is hundreds of times slower in it
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, also where several processes hold a shard of it each (every one of them has to ask)."""
+    full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
 def set_threads(threads: int | None) -> int:
     """Use ``threads`` CPU threads (None: torch's own choice, the physical cores) and return how many it is.
 

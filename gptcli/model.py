@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from gptcli.autograd import dropout, dropout_attention
 from gptcli.config import GPTConfig, Init
@@ -180,6 +181,7 @@ class GPTModel(nn.Module):
     def __init__(self, config: GPTConfig, init: Init | None = "gpt2") -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # trade a second forward pass of every block for its activations' memory
         self.wte = nn.Embedding(config.vocab_size, config.emb_dim, _weight=_empty(config.vocab_size, config.emb_dim))
         self.wpe = nn.Embedding(
             config.context_length, config.emb_dim, _weight=_empty(config.context_length, config.emb_dim)
@@ -214,7 +216,10 @@ class GPTModel(nn.Module):
         positions = torch.arange(start, start + ids.size(1), device=ids.device)  # (T)
         x = dropout(self.wte(ids) + self.wpe(positions), self.config.drop_rate, self.training)  # (B, T, C)
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer)
+            if self.recompute and torch.is_grad_enabled():
+                x = recomputed(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache, layer)
         if cache is not None:
             cache.length += ids.size(1)
         return self.ln_f(x)

@@ -14,8 +14,7 @@ import torch
 from gptcli import accounting, device
 from gptcli.config import GPTConfig, TrainConfig
 from gptcli.model import GPTModel
-from gptcli.optim import make_optimizer
-from gptcli.training import _step
+from gptcli.stepping import Stepper
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -36,8 +35,7 @@ def main() -> None:
     device.reuse_freed_memory()
     config = GPTConfig.preset(options.size)
     recipe = TrainConfig(context_length=options.context, batch_size=options.batch)
-    model = GPTModel(config).train()
-    optimizer = make_optimizer(model, recipe)
+    stepper = Stepper(GPTModel(config).train(), recipe)
     ids = torch.randint(0, config.vocab_size, (options.batch, options.context + 1))
     batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
@@ -45,7 +43,7 @@ def main() -> None:
     products, steps = [], []
     for number in range(options.rounds + 1):
         product = min(seconds(lambda: a @ b) for _ in range(5))
-        step = seconds(lambda: _step(model, optimizer, batch, 5e-4, recipe))
+        step = seconds(lambda: stepper.step(*batch, 5e-4))
         if number:  # the first round warms up
             products.append(2 * 2048**3 / product)
             steps.append(options.batch * options.context / step)
