@@ -7,7 +7,7 @@ layouts; the tokenizer's files lie beside them. The directory appears under its 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from gptcli.checkpoint_config import CONFIG, WEIGHTS, check_parts, packed_bits, 
 from gptcli.checkpoint_config import ROOT as ROOT
 from gptcli.checkpoint_config import find as find
 from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
+from gptcli.device import whole
 from gptcli.errors import GptcliError
 from gptcli.model import GPTModel
 from gptcli.quantization import Bits, Packed, check_bits, is_packed_name, packed, scale_name, unpacked
@@ -112,7 +113,7 @@ _MIXED = "The two files come from different models; copy the checkpoint again, o
 
 def to_file(model: GPTModel) -> dict[str, Tensor]:
     """The model's parameters as the file holds them: float32, on the CPU, zeros where a model has no qkv bias."""
-    tensors = {name: p.detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
+    tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
     return with_zero_biases(model.config, tensors)
 
 
@@ -144,6 +145,7 @@ def create_from(
     dtype: torch.dtype | None = torch.float32,
     force: bool = False,
     bits: int = 32,
+    populate: Callable[[Path], None] = lambda partial: None,
 ) -> None:
     """Write a whole new checkpoint; ``path`` appears at once or not at all.
 
@@ -156,6 +158,7 @@ def create_from(
         dtype: of the weights in the file; None leaves each tensor its own.
         force: replace what is there, once the new one is whole.
         bits: 8 or 4 where the matrices among the tensors are packed.
+        populate: writes what else belongs in the directory, before it gets its name.
 
     Raises:
         GptcliError: something is there and ``force`` is not given, or it cannot be written.
@@ -167,8 +170,9 @@ def create_from(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         tokenizer.save(partial)
-        _write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
+        write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
         tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
+        populate(partial)
         replaced = path.with_name(f".{path.name}.replaced")
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -176,7 +180,7 @@ def create_from(
         partial.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -206,25 +210,6 @@ def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> 
     create_from(path, config, tensors, tokenizer, ours.get("training", {}), dtype=None, force=force, bits=bits)
 
 
-def update(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any]) -> None:
-    """Replace the weights of the run ``path``; a failure leaves the old ones whole.
-
-    Raises:
-        GptcliError: the weights are not finite, or they cannot be written.
-    """
-    tensors = to_file(model)
-    if not all(all_finite(tensor) for tensor in tensors.values()):
-        raise GptcliError(
-            f"The weights are no longer finite; {path} keeps the last good ones.",
-            "Lower --learning-rate, or clip gradients with --grad-clip 1.",
-        )
-    try:
-        tensorfile.write_tensors(path / WEIGHTS, tensors, {})
-        _write_config(path, model.config, tokenizer, training)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
 def check_output(path: Path, force: bool = False) -> None:
     """Refuse a place for a new run before anything is done for it.
 
@@ -241,17 +226,20 @@ def check_output(path: Path, force: bool = False) -> None:
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row to the run's metrics.jsonl."""
-    with (path / METRICS).open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(row) + "\n")
+    try:
+        with (path / METRICS).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise cannot_write(path / METRICS, error) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every row of the run's metrics.jsonl."""
+    """Every row of the run's metrics.jsonl; a last line that was cut while it was written does not count."""
     with (path / METRICS).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
-def _write_config(
+def write_config(
     path: Path,
     config: GPTConfig,
     tokenizer: Tokenizer,
@@ -259,6 +247,7 @@ def _write_config(
     dtype: str = "float32",
     bits: int = 32,
 ) -> None:
+    """Write config.json into the directory ``path``, whole or not at all. Raises OSError as the disk does."""
     everything = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -286,7 +275,8 @@ def _write_config(
     temporary.replace(path / CONFIG)
 
 
-def _cannot_write(path: Path, error: OSError) -> GptcliError:
+def cannot_write(path: Path, error: OSError) -> GptcliError:
+    """The system's refusal in two lines."""
     return GptcliError(
         f"Cannot write the checkpoint {path}: {error.strerror or error}.",
         "Choose a folder that can be written to and has room, with --out.",

@@ -1,5 +1,6 @@
 """Texts -> tokens -> batches, each a function of (seed, epoch, position), so that any place can be found again."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,14 @@ class Corpus:
     characters: int
     tokens: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all tokens and where they are split."""
+        digest = hashlib.sha256(f"{len(self.train)} {len(self.validation)}".encode())
+        for part in (self.train, self.validation):
+            digest.update(part.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def split_characters(texts: Sequence[str], train_share: float) -> tuple[list[str], list[str]]:

@@ -167,7 +167,7 @@ def write_tensors(
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(path, 8 + len(text) + end, shutil.disk_usage(path.parent).free) from error
@@ -194,7 +194,7 @@ def _disk_full(path: Path, needed: int, free: int) -> GptcliError:
     )
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a rename survive a power cut; Windows cannot open a directory and does not need it."""
     if os.name == "nt":
         return

@@ -1,231 +1,264 @@
 """The training loop. It yields what happens and prints nothing."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
-from gptcli.autograd import chunked_cross_entropy
+from gptcli.checkpoint import all_finite
 from gptcli.config import TrainConfig
 from gptcli.corpus import Corpus, Windows, shuffled
+from gptcli.device import peak_memory
+from gptcli.distributed import ALONE, World
 from gptcli.errors import GptcliError
+from gptcli.events import EpochEnded, Evaluated, Event, Noted, Saved, Skipped, Stepped, WentBack
 from gptcli.model import GPTModel
-from gptcli.optim import learning_rate, make_optimizer
+from gptcli.optim import learning_rate
+from gptcli.plan import Plan, judged_windows, make_plan, train_windows, validation_windows
+from gptcli.snapshots import Snapshot, Store, newest
+from gptcli.stepping import MeanLoss, Stepper
+
+__all__ = ["Plan", "make_plan"]  # part of what a caller of train needs
+
+BAD_STEPS = 3  # in a row, before the run goes back
+LOWER_RATE = 0.25  # of what it was, after going back
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do, known before its first step.
+@dataclass
+class Progress:
+    """Where a run is: what a snapshot says beside tensors.
 
     Attributes:
-        context_length: T of a training window.
-        batch_size: windows a step.
-        train_windows, validation_windows: how many the corpus gives.
-        steps_per_epoch, total_steps: optimizer steps; windows that do not fill a batch wait for the next epoch's
-            shuffle.
-        notes: what had to shrink to fit the text, a line each.
+        step: steps done, skipped ones included; it is the place in the data and in the schedule, too.
+        evaluated_at: ``step`` at the last evaluation, which found ``train_loss`` and ``val_loss``.
+        best_loss: the lowest validation loss; ``waited`` evaluations have been no better since.
+        best_snapshot, best_snapshot_loss: the snapshot with the lowest validation loss, and that loss.
+        skipped: steps that changed nothing; ``bad_in_a_row`` of them just now.
+        rate_factor: of the schedule's learning rate; under 1 once the run has gone back.
+        seconds: of all sittings.
     """
 
-    context_length: int
-    batch_size: int
-    train_windows: int
-    validation_windows: int
-    steps_per_epoch: int
-    total_steps: int
-    notes: tuple[str, ...]
+    step: int = 0
+    evaluated_at: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    best_loss: float | None = None
+    waited: int = 0
+    best_snapshot: int | None = None
+    best_snapshot_loss: float | None = None
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    rate_factor: float = 1.0
+    seconds: float = 0.0
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.context_length
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """One optimizer step: its loss in nats before the update, and how fast training has been so far."""
-
-    step: int
-    epoch: int
-    loss: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One row of metrics.jsonl. Losses in nats a token; ``seconds`` since the start, evaluations included."""
-
-    step: int
-    epoch: int
-    tokens_seen: int
-    train_loss: float
-    val_loss: float | None
-    learning_rate: float
-    tokens_per_second: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class EpochEnded:
-    """Every batch of epoch ``epoch`` (from 1) has been seen; ``step`` steps are done."""
-
-    epoch: int
-    step: int
-
-
-Event = Stepped | Evaluated | EpochEnded
-
-
-def make_plan(corpus: Corpus, config: TrainConfig) -> Plan:
-    """How many windows, batches and steps ``config`` makes of ``corpus``."""
-    notes = []
-    train = train_windows(corpus, config)
-    if train.context_length < config.context_length:
-        notes.append(
-            f"The training text has {len(corpus.train)} tokens, too few for a window of {config.context_length}: "
-            f"windows of {train.context_length} instead."
-        )
-    validation = validation_windows(corpus, config)
-    if validation is not None and validation.context_length < train.context_length:
-        notes.append(
-            f"The validation text has {len(corpus.validation)} tokens: it is judged in one window of "
-            f"{validation.context_length}."
-        )
-    batch_size = min(config.batch_size, len(train))
-    if batch_size < config.batch_size:
-        notes.append(f"The text gives {len(train)} windows, fewer than --batch-size {config.batch_size}: all at once.")
-    steps_per_epoch = len(train) // batch_size
-    total_steps = steps_per_epoch * config.epochs if config.max_steps is None else config.max_steps
-    return Plan(
-        train.context_length,
-        batch_size,
-        len(train),
-        len(validation) if validation else 0,
-        steps_per_epoch,
-        total_steps,
-        tuple(notes),
-    )
-
-
-def train_windows(corpus: Corpus, config: TrainConfig) -> Windows:
-    """The windows to learn from, ``stride`` apart (the context length unless given)."""
-    return Windows(corpus.train, config.context_length, config.stride or config.context_length)
-
-
-def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
-    """The windows to be judged by: touching, so that every token counts once; None where there is no such text."""
-    if len(corpus.validation) < 2:
+    def ended(self, config: TrainConfig, total_steps: int) -> str | None:
+        """Why there is nothing left to do, or None."""
+        if self.step >= total_steps:
+            return f"all {total_steps} steps are done"
+        if config.early_stop is not None and self.waited >= config.early_stop:
+            return f"the validation loss was no better for {self.waited} evaluations (--early-stop)"
+        if config.max_time is not None and self.seconds >= config.max_time:
+            return f"{self.seconds:.0f} seconds have passed (--max-time)"
         return None
-    return Windows(corpus.validation, config.context_length, config.context_length)
 
 
-@torch.inference_mode()
-def mean_loss(model: GPTModel, windows: Windows, numbers: Sequence[int], batch_size: int) -> float:
-    """Mean cross-entropy in nats a token over the windows ``numbers``, without dropout."""
+@torch.no_grad()
+def mean_loss(
+    model: GPTModel,
+    windows: Windows,
+    numbers: Sequence[int],
+    batch_size: int,
+    forward: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> float:
+    """Mean cross-entropy in nats a token over the windows ``numbers``, without dropout.
+
+    ``forward`` gives the mean loss of a batch's inputs and targets where the model must not be called directly.
+    """
+    loss: Callable[[Tensor, Tensor], Tensor] = forward or MeanLoss(model)
     was_training = model.training
     model.eval()
     total = 0.0
     for start in range(0, len(numbers), batch_size):
         inputs, targets = (part.to(model.device) for part in windows.batch(numbers[start : start + batch_size]))
-        total += float(chunked_cross_entropy(model.hidden(inputs), model.head, targets)) * len(inputs)
+        total += float(loss(inputs, targets)) * len(inputs)
     model.train(was_training)
     return total / len(numbers)
 
 
 def train(
-    model: GPTModel, corpus: Corpus, config: TrainConfig, should_stop: Callable[[], bool] = lambda: False
+    model: GPTModel,
+    corpus: Corpus,
+    config: TrainConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+    store: Store | None = None,
+    snapshot: Snapshot | None = None,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Train ``model`` in place, as `make_plan` says.
 
     Between two events the model is whole, in train mode, and may be saved or spoken with.
 
     Args:
-        model: on its device.
+        model: on its device, the same in every process.
         corpus: what to learn.
         config: how.
-        should_stop: asked before every step; True ends the run after a last evaluation.
+        should_stop: asked before every step; True saves and ends the run after a last evaluation.
+        store: where snapshots go; None for none. Only the first process writes.
+        snapshot: where to go on, as if nothing had happened.
+        world: the processes that share every step.
 
     Yields:
-        a `Stepped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded` an epoch.
+        a `Stepped` or `Skipped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded`
+        an epoch, a `Saved` when ``store`` says that it is due and at the end.
 
     Raises:
-        GptcliError: the loss is no longer finite; the weights are then those before the step that failed.
+        GptcliError: loss or gradient stayed infinite or NaN, also after going back once to the last snapshot.
     """
-    plan = make_plan(corpus, config)
-    windows, validation = train_windows(corpus, config), validation_windows(corpus, config)
-    judged = _judged_windows(windows, validation, config, plan.batch_size)
-    optimizer = make_optimizer(model, config)
-    torch.manual_seed(config.seed)
-    model.train()
-    began, trained_for = time.perf_counter(), 0.0
-    step, epoch, evaluated_at, rate = 0, 0, -1, config.learning_rate
-
-    def evaluate() -> Evaluated:
-        speed = step * plan.tokens_per_step / trained_for if trained_for else 0.0
-        train_loss = mean_loss(model, windows, judged[0], plan.batch_size)
-        val_loss = mean_loss(model, validation, judged[1], plan.batch_size) if validation else None
-        seconds = time.perf_counter() - began
-        return Evaluated(step - 1, epoch, step * plan.tokens_per_step, train_loss, val_loss, rate, speed, seconds)
-
-    while step < plan.total_steps and not should_stop():
-        epoch += 1
-        order = shuffled(len(windows), config.seed, epoch)
-        for first in range(0, plan.steps_per_epoch * plan.batch_size, plan.batch_size):
-            if step >= plan.total_steps or should_stop():
-                break
-            started = time.perf_counter()
-            rate = learning_rate(config, step, plan.total_steps)
-            loss = _step(model, optimizer, windows.batch(order[first : first + plan.batch_size]), rate, config)
-            trained_for += time.perf_counter() - started
-            if not math.isfinite(loss):
-                raise _diverged(step, loss, config)
-            step += 1
-            yield Stepped(step - 1, epoch, loss, step * plan.tokens_per_step / trained_for)
-            if (step - 1) % config.eval_every == 0:
-                evaluated_at = step
-                yield evaluate()
-        else:
-            yield EpochEnded(epoch, step)
-    if step and evaluated_at != step:
-        yield evaluate()
+    return _Run(model, corpus, config, store, world).events(should_stop, snapshot)
 
 
-def _step(
-    model: GPTModel,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor],
-    rate: float,
-    config: TrainConfig,
-) -> float:
-    """One forward, backward and update at learning rate ``rate``; the loss before it. No update if it is not finite."""
-    inputs, targets = (part.to(model.device) for part in batch)
-    loss = chunked_cross_entropy(model.hidden(inputs), model.head, targets)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        return value
-    loss.backward()
-    if config.grad_clip is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)  # gradients would only take room during the next forward pass
-    return value
+class _Run:
+    def __init__(self, model: GPTModel, corpus: Corpus, config: TrainConfig, store: Store | None, world: World) -> None:
+        self.model, self.config, self.store, self.world = model, config, store, world
+        self.plan = make_plan(corpus, config)
+        self.windows, self.validation = train_windows(corpus, config), validation_windows(corpus, config)
+        self.judged = judged_windows(self.windows, self.validation, config, self.plan.batch_size)
+        self.stepper = Stepper(model, config, world)
+        self.progress = Progress()
+        self.rate, self.grad_norm = config.learning_rate, 0.0
+        self.steps_here, self.trained_for = 0, 0.0
+        self.order: tuple[int, list[int]] = (0, [])
+        self.saved_at = 0
 
+    def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
+        torch.manual_seed(self.config.seed + self.world.rank)
+        self.model.train()
+        if snapshot is not None:
+            self._restore(snapshot)
+        began = time.perf_counter() - self.progress.seconds
+        stopped = self.world.any(should_stop())
+        while not stopped and not self.world.first_says(self._ended()):
+            step, epoch = self.progress.step, self._epoch(self.progress.step)
+            yield self._step(step, epoch)
+            for note in self.stepper.notes:
+                yield Noted(note)
+            self.stepper.notes.clear()
+            self.progress.seconds = time.perf_counter() - began
+            if self.progress.bad_in_a_row >= BAD_STEPS:
+                yield self._go_back()
+                continue
+            better = False
+            if step % self.config.eval_every == 0:
+                yield self._evaluate(epoch)
+                better = self.progress.waited == 0 and self.progress.val_loss is not None
+            if self.progress.step % self.plan.steps_per_epoch == 0:
+                yield EpochEnded(epoch, self.progress.step)
+            if self.progress.step < self.plan.total_steps and self._save_due(better):
+                yield self._save()
+            stopped = self.world.any(should_stop())
+        if (
+            stopped and self._unsaved()
+        ):  # before the evaluation: the rows of a run that goes on are as if it never stopped
+            yield self._save()
+        if self.progress.evaluated_at != self.progress.step:
+            yield self._evaluate(self._epoch(self.progress.step - 1))
+        if self._unsaved():
+            yield self._save()
 
-def _judged_windows(
-    windows: Windows, validation: Windows | None, config: TrainConfig, batch_size: int
-) -> tuple[list[int], list[int]]:
-    """Which windows every evaluation looks at: the same ones throughout the run, so that its losses compare."""
-    count = config.eval_batches * batch_size
-    train = shuffled(len(windows), config.seed, 0)[:count]
-    validation_count = len(validation) if validation else 0
-    held_out = list(range(validation_count)) if config.eval_all else list(range(min(count, validation_count)))
-    return train, held_out
+    def _ended(self) -> bool:
+        return self.progress.ended(self.config, self.plan.total_steps) is not None
 
+    def _epoch(self, step: int) -> int:
+        return step // self.plan.steps_per_epoch + 1
 
-def _diverged(step: int, loss: float, config: TrainConfig) -> GptcliError:
-    return GptcliError(
-        f"The loss is {loss} at step {step}: training has diverged; the run keeps the last good checkpoint.",
-        f"Lower --learning-rate (now {config.learning_rate:g}), or add --grad-clip 1 and --warmup-steps 100.",
-    )
+    def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """This process's share of the windows of ``step``."""
+        if self.order[0] != epoch:
+            self.order = epoch, shuffled(len(self.windows), self.config.seed, epoch)
+        first = step % self.plan.steps_per_epoch * self.plan.batch_size
+        return self.windows.batch(self.order[1][first : first + self.plan.batch_size][self.world.share])
+
+    def _step(self, step: int, epoch: int) -> Event:
+        started = time.perf_counter()
+        self.rate = learning_rate(self.config, step, self.plan.total_steps) * self.progress.rate_factor
+        outcome = self.stepper.step(*self._batch(step, epoch), self.rate)
+        self.trained_for += time.perf_counter() - started
+        self.steps_here += 1
+        self.progress.step += 1
+        if not outcome.updated:
+            self.progress.skipped += 1
+            self.progress.bad_in_a_row += not outcome.excused
+            return Skipped(step, outcome.loss, outcome.grad_norm)
+        self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
+        return Stepped(step, epoch, outcome.loss, self._speed(), outcome.grad_norm)
+
+    def _speed(self) -> float:
+        return self.steps_here * self.plan.tokens_per_step / self.trained_for if self.trained_for else 0.0
+
+    def _evaluate(self, epoch: int) -> Evaluated:
+        started, progress, size = time.perf_counter(), self.progress, self.plan.batch_size
+        forward = self.stepper.forward
+        train_loss = mean_loss(self.model, self.windows, self.judged[0], size, forward)
+        val_loss = None
+        if self.validation is not None:
+            val_loss = mean_loss(self.model, self.validation, self.judged[1], size, forward)
+            if progress.best_loss is None or val_loss < progress.best_loss:
+                progress.best_loss, progress.waited = val_loss, 0
+            else:
+                progress.waited += 1
+        progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
+        progress.seconds += time.perf_counter() - started
+        return Evaluated(
+            progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
+            self._speed(), progress.seconds, self.grad_norm, peak_memory(self.model.device), progress.skipped,
+        )  # fmt: skip
+
+    def _save_due(self, better: bool) -> bool:
+        if self.store is None or self.progress.bad_in_a_row:
+            return False
+        return self.world.first_says(self.store.due(self.progress.step, better))
+
+    def _unsaved(self) -> bool:
+        return self.store is not None and self.saved_at != self.progress.step
+
+    def _save(self) -> Event:
+        assert self.store is not None
+        weights, state, progress = self.stepper.weights(), self.stepper.state(), self.progress
+        if not all(all_finite(tensor) for tensor in weights.values()):
+            if self._ended():
+                raise self._diverged(progress.step - 1)
+            return self._go_back()
+        found = progress.val_loss if progress.evaluated_at == progress.step else None
+        if found is not None and (progress.best_snapshot_loss is None or found < progress.best_snapshot_loss):
+            progress.best_snapshot, progress.best_snapshot_loss = progress.step, found
+        self.saved_at = progress.step
+        path = self.store.run
+        if self.world.is_first:
+            path = self.store.save(weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        return Saved(progress.step, path)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.progress = Progress(**snapshot.progress)
+        self.saved_at = self.progress.step
+        self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
+        if self.store is not None and self.world.is_first:
+            self.store.cut_metrics(snapshot)
+
+    def _go_back(self) -> WentBack:
+        """To the last snapshot, at a lower rate; once."""
+        failed_at = self.progress.step - 1
+        if self.store is None or self.progress.rate_factor < 1:
+            raise self._diverged(failed_at)
+        self._restore(newest(self.store.run)[0])
+        self.progress.rate_factor = LOWER_RATE
+        return WentBack(self.progress.step, LOWER_RATE)
+
+    def _diverged(self, step: int) -> GptcliError:
+        rate = self.config.learning_rate
+        kept = " The last good checkpoint is kept." if self.store is not None else ""
+        return GptcliError(
+            f"Loss or gradient is not finite at step {step} and just before: training has diverged.{kept}",
+            f"Lower --learning-rate (now {rate:g}), or add --grad-clip 1 and --warmup-steps 100.",
+        )

@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 # From the ground up; a room may import its own floor's neighbours and everything below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"config", "accounting"},
+    {"config", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
     | {"task_files", "journal"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
-    {"weightfile", "engine", "corpus", "optim", "curves", "scoring"},
-    {"checkpoint", "decoding", "weights"},
+    {"weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
+    {"checkpoint", "decoding", "weights", "plan"},
+    {"snapshots", "stepping"},
     {"generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
     | {"evaluation", "evaluation_plots", "tasks"},
     {"cli"},

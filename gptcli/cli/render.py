@@ -13,15 +13,20 @@ from gptcli.errors import GptcliError
 
 @dataclass
 class Verbosity:
-    """How much goes to stderr; set by --quiet, --verbose and --debug."""
+    """How much goes to stderr; set by --quiet, --verbose and --debug.
+
+    ``rank`` is this process's number where several work together: only the first one speaks, but every error is told.
+    """
 
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    rank: int = 0
 
     def reset(self) -> None:
         """Back to the default, for the next command of the same process."""
         self.quiet = self.verbose = self.debug = False
+        self.rank = 0
 
 
 verbosity = Verbosity()
@@ -56,13 +61,14 @@ def stdout_console() -> Any:
 
 def note(text: str) -> None:
     """One line for the user, on stderr; --quiet hides it."""
-    if not verbosity.quiet:
+    if not verbosity.quiet and verbosity.rank == 0:
         stderr_console().print(text, markup=False)
 
 
 def warn(text: str) -> None:
     """One line that the user should not miss, on stderr; --quiet does not hide it."""
-    stderr_console().print(text, markup=False, style="yellow")
+    if verbosity.rank == 0:
+        stderr_console().print(text, markup=False, style="yellow")
 
 
 def detail(text: str) -> None:
@@ -76,12 +82,15 @@ def fail(error: GptcliError) -> None:
     if verbosity.debug:
         traceback.print_exception(error, file=sys.stderr)
     console = stderr_console()
-    console.print(f"Error: {error.message}", markup=False, style="bold red")
+    who = f"Process {verbosity.rank}: " if verbosity.rank else ""
+    console.print(f"{who}Error: {error.message}", markup=False, style="bold red")
     console.print(error.hint, markup=False)
 
 
 def print_text(text: str, end: str = "\n") -> None:
     """A result on stdout, as it is."""
+    if verbosity.rank:
+        return
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
@@ -153,7 +162,7 @@ def progress(total: int | None, unit: str, description: str = "", scale: bool = 
     """A tqdm bar on stderr with rate and time left; hidden by --quiet and where stderr is no terminal."""
     from tqdm import tqdm
 
-    hidden = verbosity.quiet or not sys.stderr.isatty()
+    hidden = verbosity.quiet or verbosity.rank > 0 or not sys.stderr.isatty()
     with tqdm(
         total=total, unit=unit, desc=description or None, unit_scale=scale, disable=hidden, file=sys.stderr, leave=False
     ) as bar:

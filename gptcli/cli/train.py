@@ -1,14 +1,14 @@
 """gptcli train: a text in, a checkpoint out."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options, render, training_view
-from gptcli.config import PRESETS, GPTConfig, Init, Schedule, TrainConfig
+from gptcli.cli import options, render, resuming, training_view
+from gptcli.config import PRESETS, GPTConfig, TrainConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
@@ -22,13 +22,25 @@ COURSE_MODEL: dict[str, Any] = {"drop_rate": 0.1, "qkv_bias": False, "tie_weight
 model_option = partial(typer.Option, rich_help_panel="Model")
 training_option = partial(typer.Option, rich_help_panel="Training")
 watching_option = partial(typer.Option, rich_help_panel="Watching")
+saving_option = partial(typer.Option, rich_help_panel="Saving and going on")
+speed_option = partial(typer.Option, rich_help_panel="Memory, speed, processes")
 text_option = partial(typer.Option, rich_help_panel="Text")
 
 
+def duration(text: str) -> float:
+    """Seconds of 90s, 10m, 2h or a plain number of seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        raise GptcliError(f"--max-time is {text!r}, which is no duration.", "Give 90s, 10m or 2h.") from None
+
+
 def train(
+    context: typer.Context,
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT...", help="Files, folders (.txt and .md), globs, - for stdin.")
-    ],
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Files, folders (.txt and .md), globs, - for stdin.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run's directory; checkpoints/<name of the text> by default.")
     ] = None,
@@ -36,6 +48,16 @@ def train(
     init_from: Annotated[
         Path | None, typer.Option("--init-from", help="Go on from this checkpoint's weights, tokenizer and shape.")
     ] = None,
+    resume: Annotated[
+        Path | None, saving_option("--resume", metavar="RUN", help="Go on with this run as if it had never stopped.")
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        saving_option("--save-every", help="Steps between snapshots; by default as often as it takes 2% of the time."),
+    ] = None,
+    keep: Annotated[
+        int, saving_option("--keep", help="Newest snapshots to keep, besides the one with the best validation loss.")
+    ] = DEFAULTS.keep,
     size: Annotated[
         str | None, model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default).")
     ] = None,
@@ -66,13 +88,23 @@ def train(
     max_steps: Annotated[
         int | None, training_option("--max-steps", help="Stop after so many steps, whatever --epochs says.")
     ] = None,
+    max_time: Annotated[
+        float | None,
+        training_option("--max-time", parser=duration, metavar="TIME", help="Stop after so long, as in 90s, 10m, 2h."),
+    ] = None,
+    early_stop: Annotated[
+        int | None, training_option("--early-stop", help="Stop after N evaluations without a better validation loss.")
+    ] = None,
     batch_size: Annotated[int, training_option("--batch-size", help="Windows a step.")] = DEFAULTS.batch_size,
     stride: Annotated[
         int | None, training_option("--stride", help="Tokens from one window to the next; the context by default.")
     ] = None,
     learning_rate: Annotated[
-        float, training_option("--learning-rate", "--lr", help="AdamW's peak rate.")
+        float, training_option("--learning-rate", "--lr", help="The optimizer's peak rate.")
     ] = DEFAULTS.learning_rate,
+    optimizer: Annotated[
+        str, training_option("--optimizer", help="adamw, adam, sgd (with momentum), adafactor or muon.")
+    ] = DEFAULTS.optimizer,
     schedule: Annotated[
         str, training_option("--schedule", help="After the warm-up: constant, cosine or linear.")
     ] = DEFAULTS.schedule,
@@ -84,7 +116,7 @@ def train(
         training_option("--min-learning-rate", help="Where the schedule ends; a tenth of the peak by default."),
     ] = None,
     weight_decay: Annotated[float, training_option("--weight-decay", help="On matrices only.")] = DEFAULTS.weight_decay,
-    beta1: Annotated[float, training_option("--beta1", help="AdamW's first decay rate.")] = DEFAULTS.beta1,
+    beta1: Annotated[float, training_option("--beta1", help="AdamW's first decay; sgd's momentum.")] = DEFAULTS.beta1,
     beta2: Annotated[float, training_option("--beta2", help="AdamW's second decay rate.")] = DEFAULTS.beta2,
     grad_clip: Annotated[
         float | None, training_option("--grad-clip", help="Largest gradient norm; none by default.")
@@ -92,6 +124,19 @@ def train(
     seed: Annotated[
         int, training_option("--seed", help="Of weights, order and dropout: same seed, same run.")
     ] = DEFAULTS.seed,
+    accumulate: Annotated[
+        int, speed_option("--accumulate", help="Compute a step in N parts: less memory, the same result.")
+    ] = DEFAULTS.accumulate,
+    recompute: Annotated[
+        bool, speed_option("--recompute", help="Compute activations again instead of keeping them: less memory.")
+    ] = DEFAULTS.recompute,
+    compile: Annotated[  # noqa: A002
+        bool, speed_option("--compile", help="Let torch.compile fuse the model.")
+    ] = DEFAULTS.compile,
+    shard: Annotated[
+        bool, speed_option("--shard", help="Under torchrun: every process holds a part of the model (FSDP2).")
+    ] = DEFAULTS.shard,
+    dtype: options.Dtype = DEFAULTS.dtype,
     train_share: Annotated[
         float, watching_option("--train-share", help="Share of the characters to train on.")
     ] = DEFAULTS.train_share,
@@ -127,21 +172,27 @@ def train(
 ) -> None:
     """Train a GPT on your texts. With no option but a file it is the course's pretraining run.
 
-    Prints the run's directory on stdout. Ctrl-C writes a checkpoint and stops.
+    Prints the run's directory on stdout. Ctrl-C and SIGTERM write a checkpoint and stop; whatever stopped a run,
+    --resume RUN goes on with it. Several processes: torchrun --nproc-per-node N -m gptcli train …
     """
+    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    if resume is not None:
+        named = {name: value for name, value in context.params.items() if name in given}
+        resuming.resumed(resume, named, device=device, threads=threads).go()
+        return
+    if not texts:
+        raise GptcliError(
+            "There is no text to train on.", "Give a file, a folder, or - for stdin; see gptcli train --help."
+        )
     shape = {
         "context_length": context_length, "emb_dim": emb_dim, "n_heads": n_heads, "n_layers": n_layers,
         "drop_rate": drop_rate, "qkv_bias": qkv_bias, "tie_weights": tie_weights,
     }  # fmt: skip
     base = GPTConfig.preset(size or "small", **(COURSE_MODEL | {k: v for k, v in shape.items() if v is not None}))
-    recipe = TrainConfig(
-        context_length=min(DEFAULTS.context_length, base.context_length) if context_length is None else context_length,
-        stride=stride, batch_size=batch_size, epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,
-        min_learning_rate=min_learning_rate, warmup_steps=warmup_steps, schedule=cast(Schedule, schedule),
-        weight_decay=weight_decay, beta1=beta1, beta2=beta2, grad_clip=grad_clip, train_share=train_share,
-        eval_every=eval_every, eval_batches=eval_batches, eval_all=eval_all, sample_every=sample_every,
-        sample_prompt=sample_prompt, init=cast(Init, init), seed=seed,
-    )  # fmt: skip
+    settings = {field.name: context.params[field.name] for field in fields(TrainConfig)}
+    if context_length is None:
+        settings["context_length"] = min(DEFAULTS.context_length, base.context_length)
+    recipe = TrainConfig(**settings)
     if init_from is not None and (tokenizer is not None or size is not None):
         raise GptcliError(
             f"--{'tokenizer' if tokenizer else 'size'} cannot be combined with --init-from: the checkpoint decides it.",
@@ -162,9 +213,15 @@ def train(
         model_config = _continued_shape(origin, shape)
         if context_length is None:
             recipe = replace(recipe, context_length=min(DEFAULTS.context_length, origin.config.context_length))
+    source = {
+        "texts": [text if text == "-" else str(Path(text).absolute()) for text in texts],
+        "encoding": encoding, "errors": errors, "allow_special": allow_special, "characters": corpus.characters,
+        "tokens": len(corpus.train) + len(corpus.validation), "sha256": corpus.fingerprint,
+    }  # fmt: skip
     training_view.TrainingRun(
-        run_dir, recipe, corpus, its_tokenizer, model_config, origin, device=device, threads=threads, force=force
-    ).go()
+        run_dir, recipe, corpus, its_tokenizer, model_config, origin,
+        source=source, device=device, threads=threads, force=force,
+    ).go()  # fmt: skip
 
 
 def _run_name(texts: list[str]) -> str:

@@ -1,10 +1,9 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,13 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
     from gptcli.corpus import Corpus
+    from gptcli.events import Evaluated, Event
     from gptcli.model import GPTModel
+    from gptcli.snapshots import Snapshot
     from gptcli.tokenizers import Tokenizer
-    from gptcli.training import Evaluated
 
 SLOW_RUN_SECONDS = 3600
 SAMPLE_TOKENS = 50
-SECONDS_BETWEEN_SAVES = 60
 
 
 class TrainingRun:
@@ -38,61 +37,108 @@ class TrainingRun:
         model_config: GPTConfig,
         origin: "Checkpoint | None",
         *,
+        source: dict[str, Any],
+        snapshot: "Snapshot | None" = None,
         device: str,
         threads: int | None,
         force: bool,
     ) -> None:
         from gptcli import device as devices
-        from gptcli.training import make_plan
+        from gptcli import distributed
+        from gptcli.plan import make_plan
 
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
-        self.model_config, self.origin = model_config, origin
-        self.placement = devices.choose(device)
+        self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
+        self.world = distributed.from_environment()
+        render.verbosity.rank = self.world.rank
+        self.placement = distributed.place(self.world, devices.choose(device, recipe.dtype))
         self.threads = devices.set_threads(threads)
         devices.reuse_freed_memory()
         self.plan = make_plan(corpus, recipe)
+        distributed.check_share(self.world, self.plan.batch_size)
+        self.facts = {"recipe": as_dict(recipe), "source": source, "threads": self.threads}
         self.sample_ids = self._sample_ids()
-        self.step = 0
-        self.saved_at = 0.0
+        self.step: int = snapshot.progress["step"] if snapshot else 0
+        self.resumed_at = self.step
         self.last: Evaluated | None = None
 
     def go(self) -> None:
-        from gptcli import checkpoint, curves, training
-        from gptcli.device import peak_memory
+        from gptcli import distributed
 
         for line in self.plan.notes:
             render.warn(line)
         self._print_header()
+        distributed.join(self.world, self.placement.device)
+        try:
+            self._train()
+        except RuntimeError as error:
+            if self.world.size == 1:
+                raise
+            raise distributed.lost(self.world, error, self.path) from error
+        finally:
+            distributed.leave()
+
+    def _train(self) -> None:
+        from gptcli import curves, events, training
+        from gptcli.checkpoint import METRICS, read_metrics, to_file
+        from gptcli.device import peak_memory
+        from gptcli.snapshots import Store
+
         model = self._make_model()
-        # Before the first step, so that a full disk is known now and not at the end.
-        checkpoint.create(self.path, model, self.tokenizer, self._state(), force=self.force)
-        self.saved_at = time.monotonic()
-        with _stop_on_ctrl_c() as stopped, render.progress(self.plan.total_steps, "step") as bar:
-            for event in training.train(model, self.corpus, self.recipe, stopped):
-                if isinstance(event, training.Stepped):
-                    self.step = event.step + 1
-                    bar.update()
-                    bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s")
-                    self._forecast_time(event.tokens_per_second)
-                elif isinstance(event, training.Evaluated):
-                    self._report(event, bar)
-                else:
-                    if time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES:
-                        self._save(model)
-                    self._print_sample(model, event.epoch, bar)
-            self._save(model)
-            interrupted = stopped()
+        recipe = self.recipe
+        store = Store(self.path, self.model_config, self.tokenizer, self.facts, recipe.keep, recipe.save_every)
+        if self.snapshot is None and self.world.is_first:
+            store.begin(to_file(model), asdict(training.Progress()), self.force)
+        with _stop_on_signals() as stop, render.progress(self.plan.total_steps, "step") as bar:
+            bar.update(self.step)
+            run = training.train(model, self.corpus, recipe, stop.asked, store, self.snapshot, self.world)
+            for event in run:
+                self._tell(event, model, bar)
+                if stop.number == signal.SIGTERM and isinstance(event, events.Saved):
+                    break  # whoever sends it does not wait for an evaluation
         peak = render.human_bytes(peak_memory(self.placement.device))
-        if self.last is not None:
-            rows, per_epoch = checkpoint.read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
+        if self.world.is_first and (self.path / METRICS).exists():
+            rows, per_epoch = read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
             curves.draw_losses(rows, per_epoch, self.path / "loss.png", title=self.path.name)
-        if interrupted:
-            render.warn(f"Stopped by Ctrl-C after step {self.step} of {self.plan.total_steps}.")
+        if stop.number is not None:
+            what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
+            render.warn(f"Stopped by {what} after step {self.step} of {self.plan.total_steps}. Go on with:")
+            render.note(f"  gptcli train --resume {self.path}")
+        elif self.step < self.plan.total_steps:
+            render.note(
+                f"The run ended after step {self.step} of {self.plan.total_steps}, as --max-time or --early-stop says."
+            )
         render.note(f"The checkpoint is in {self.path} (peak memory {peak}). Speak with it:")
-        render.note(f'  gptcli generate "{self.recipe.sample_prompt}" --checkpoint {self.path}')
+        render.note(f'  gptcli generate "{recipe.sample_prompt}" --checkpoint {self.path}')
         render.print_text(str(self.path))
-        if interrupted:
-            raise typer.Exit(130)
+        if stop.number is not None:
+            raise typer.Exit(128 + stop.number)
+
+    def _tell(self, event: "Event", model: "GPTModel", bar: Any) -> None:
+        from gptcli import events
+
+        if isinstance(event, events.Stepped):
+            self.step = event.step + 1
+            bar.update()
+            bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s")
+            self._forecast_time(event.tokens_per_second)
+        elif isinstance(event, events.Skipped):
+            self.step = event.step + 1
+            bar.update()
+            _say(bar, f"Step {event.step} is skipped: loss {event.loss:g}, gradient norm {event.grad_norm:g}.")
+        elif isinstance(event, events.WentBack):
+            bar.update(event.step - self.step)
+            self.step = event.step
+            share = f"{event.rate_factor:g} of its learning rate"
+            _say(
+                bar, f"Training has diverged: the run goes back to the snapshot after step {event.step}, with {share}."
+            )
+        elif isinstance(event, events.Evaluated):
+            self._report(event, bar)
+        elif isinstance(event, events.Noted):
+            _say(bar, event.text)
+        elif isinstance(event, events.EpochEnded):
+            self._print_sample(model, event.epoch, bar)
 
     def _make_model(self) -> "GPTModel":
         import torch
@@ -100,17 +146,12 @@ class TrainingRun:
         from gptcli.model import GPTModel
 
         torch.manual_seed(self.recipe.seed)
-        if self.origin is None:
+        if self.snapshot is None and self.origin is None:
             return GPTModel(self.model_config, self.recipe.init).to(self.placement.device)
         model = GPTModel(self.model_config, init=None)
-        model.load_state_dict(self.origin.tensors)
+        if self.origin is not None:
+            model.load_state_dict(self.origin.tensors)
         return model.to(self.placement.device)
-
-    def _save(self, model: "GPTModel") -> None:
-        from gptcli import checkpoint
-
-        checkpoint.update(self.path, model, self.tokenizer, self._state())
-        self.saved_at = time.monotonic()
 
     def _print_header(self) -> None:
         from gptcli import accounting
@@ -128,11 +169,12 @@ class TrainingRun:
         )
         render.note(
             f"{accounting.parameter_count(config):,} parameters ({config.n_layers} layers, {config.n_heads} heads, "
-            f"{config.emb_dim} wide) on {self.placement.device}, {self.threads} threads, float32 "
+            f"{config.emb_dim} wide) on {self.placement.device}, {self.threads} threads, {self._precision()} "
             f"({self.placement.reason})."
         )
         on_cpu = self.placement.device.type == "cpu"
-        need = accounting.training_memory(config, plan.batch_size, plan.context_length, on_cpu=on_cpu).peak
+        rows = -(-plan.batch_size // (self.world.size * self.recipe.accumulate))
+        need = accounting.training_memory(config, rows, plan.context_length, self.recipe.recompute, on_cpu=on_cpu).peak
         need += resident_memory() if on_cpu else 0
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
@@ -142,6 +184,12 @@ class TrainingRun:
                 f"free. {self._advice()}"
             )
 
+    def _precision(self) -> str:
+        from gptcli.device import training_dtype
+
+        name = str(training_dtype(self.recipe.dtype, self.placement.device)).removeprefix("torch.")
+        return name if self.world.size == 1 else f"{name}, {self.world.size} processes"
+
     def _advice(self) -> str:
         if self.model_config.emb_dim > PRESETS["mini"].emb_dim and self.origin is None:
             return "What helps most: a smaller model, --size mini or --size tiny."
@@ -149,7 +197,7 @@ class TrainingRun:
 
     def _forecast_time(self, tokens_per_second: float) -> None:
         """After the first steps: how long the run will take."""
-        if self.step != min(3, self.plan.total_steps):
+        if self.step - self.resumed_at != min(3, self.plan.total_steps):
             return
         left = (self.plan.total_steps - self.step) * self.plan.tokens_per_step / tokens_per_second
         evaluations = self.plan.total_steps / self.recipe.eval_every * self.recipe.eval_batches
@@ -162,11 +210,14 @@ class TrainingRun:
         from gptcli import checkpoint
 
         self.last = row
-        checkpoint.append_metrics(self.path, asdict(row))
+        if self.world.is_first:
+            checkpoint.append_metrics(self.path, asdict(row))
         validation = f", Val loss {row.val_loss:.3f}" if row.val_loss is not None else ""
         _say(bar, f"Ep {row.epoch} (Step {row.step:06d}): Train loss {row.train_loss:.3f}{validation}")
 
     def _print_sample(self, model: "GPTModel", epoch: int, bar: Any) -> None:
+        if self.recipe.shard or not self.world.is_first:  # a model in shards cannot speak in one process alone
+            return
         if not self.sample_ids or epoch % self.recipe.sample_every or render.verbosity.quiet:
             return
         from gptcli.generation import generate
@@ -191,13 +242,6 @@ class TrainingRun:
             render.note(f"{error.message} Samples continue {self.tokenizer.decode(ids)!r} instead.")
             return ids
 
-    def _state(self) -> dict[str, Any]:
-        """What the checkpoint says of the run."""
-        state: dict[str, Any] = {"step": self.step, "recipe": as_dict(self.recipe)}
-        if self.last is not None:
-            state |= {"train_loss": self.last.train_loss, "val_loss": self.last.val_loss}
-        return state
-
 
 def _say(bar: Any, text: str) -> None:
     """A line above the bar."""
@@ -207,20 +251,31 @@ def _say(bar: Any, text: str) -> None:
         bar.refresh()
 
 
+@dataclass
+class _Stop:
+    """The signal that asked the run to stop, if one did."""
+
+    number: int | None = None
+
+    def asked(self) -> bool:
+        return self.number is not None
+
+
 @contextmanager
-def _stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C ends the run after the step under way; a second one ends it at once."""
-    asked = False
+def _stop_on_signals() -> Iterator[_Stop]:
+    """The first Ctrl-C or SIGTERM ends the run after the step under way; a second Ctrl-C ends it at once."""
+    stop = _Stop()
 
     def handle(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+        if stop.asked() and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
-        render.warn("Finishing this step and writing a checkpoint; Ctrl-C again stops at once.")
+        if not stop.asked():
+            stop.number = signum
+            render.warn("Finishing this step and writing a checkpoint; Ctrl-C again stops at once.")
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

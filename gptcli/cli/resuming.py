@@ -1,0 +1,124 @@
+"""gptcli train --resume RUN: the run as it was left, unless something that must not change has changed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli import render, training_view
+from gptcli.config import GPTConfig, TrainConfig
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.snapshots import Snapshot
+
+# What may differ from one sitting to the next: how long, how often, where, and what does not change the arithmetic.
+MAY_CHANGE = (
+    *("epochs", "max_steps", "max_time", "early_stop", "save_every", "keep"),
+    *("accumulate", "recompute", "compile", "shard", "sample_every", "sample_prompt"),
+)
+SILENT = ("resume", "texts", "device", "threads", "quiet", "verbose", "debug")
+CONTRADICTIONS = ("out", "force", "init_from", "size")
+
+
+def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | None) -> "training_view.TrainingRun":
+    """The run ``run``, ready to go on.
+
+    Args:
+        run: its directory, or its name under checkpoints/.
+        given: the options and texts that the user named, by parameter.
+        device: where to compute.
+        threads: on how many; None for as many as before.
+
+    Raises:
+        GptcliError: there is no such run, it has ended, or its text or settings are not the same any more.
+    """
+    for name in CONTRADICTIONS:
+        if name in given:
+            raise GptcliError(
+                f"{_flag(name)} cannot be combined with --resume: the run goes on as it began, where it is.",
+                "Leave one of the two out.",
+            )
+    from gptcli import checkpoint, documents, snapshots
+    from gptcli.corpus import make_corpus
+    from gptcli.plan import make_plan
+    from gptcli.training import Progress
+
+    path = checkpoint.find(run)
+    snapshot, passed_over = snapshots.newest(path)
+    opened = checkpoint.load(snapshot.path)
+    recipe = _recipe(path, snapshot, opened.config, opened.tokenizer.kind, given)
+    source = snapshot.facts["source"]
+    _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
+    texts = given.get("texts") or source["texts"]
+    read = documents.read_documents(texts, encoding=source["encoding"], errors=source["errors"])
+    corpus = make_corpus([d.text for d in read], opened.tokenizer, recipe.train_share, source["allow_special"])
+    if corpus.fingerprint != source["sha256"]:
+        raise GptcliError(_changed(path, source, corpus.characters, len(corpus.train) + len(corpus.validation)), _NEW)
+    ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)
+    if ended is not None:
+        raise GptcliError(
+            f"{path} has ended: {ended}.",
+            f"To go on, give it more: gptcli train --resume {path} {_more(ended, recipe)}",
+        )
+    for line in passed_over:
+        render.warn(line)
+    render.note(f"Going on with {path} after step {snapshot.progress['step']}.")
+    return training_view.TrainingRun(
+        path, recipe, corpus, opened.tokenizer, opened.config, None,
+        source=source, snapshot=snapshot, device=device, threads=threads or _threads_before(snapshot), force=False,
+    )  # fmt: skip
+
+
+_NEW = "Give the text that the run began with, or start a new run from its weights with --init-from."
+
+
+def _recipe(path: Path, snapshot: "Snapshot", config: GPTConfig, tokenizer: str, given: dict[str, Any]) -> TrainConfig:
+    began = TrainConfig(**snapshot.facts["recipe"])
+    for name, value in given.items():
+        if name in (*MAY_CHANGE, *SILENT, "encoding", "errors", "allow_special"):
+            continue
+        if name == "tokenizer":
+            before: Any = tokenizer
+        else:
+            before = getattr(began if hasattr(began, name) else config, name)
+        if value != before:
+            raise GptcliError(
+                f"{_flag(name)} is {value}, but {path} began with {before}.",
+                f"Leave it out; what may change is {', '.join(map(_flag, MAY_CHANGE[:-1]))}.",
+            )
+    return replace(began, **{name: value for name, value in given.items() if name in MAY_CHANGE})
+
+
+def _refuse_other(path: Path, source: dict[str, Any], given: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in given and given[name] != source[name]:
+            raise GptcliError(f"{_flag(name)} is {given[name]}, but {path} began with {source[name]}.", "Leave it out.")
+
+
+def _changed(path: Path, source: dict[str, Any], characters: int, tokens: int) -> str:
+    names = ", ".join(source["texts"])
+    if tokens == source["tokens"] and characters == source["characters"]:
+        return f"The text of {path} ({names}) is another one, though it has {characters:,} characters as before."
+    return (
+        f"The text of {path} ({names}) has changed: {source['characters']:,} characters, {source['tokens']:,} tokens "
+        f"then; {characters:,}, {tokens:,} now."
+    )
+
+
+def _more(ended: str, recipe: TrainConfig) -> str:
+    if "--early-stop" in ended:
+        return f"--early-stop {2 * (recipe.early_stop or 1)}"
+    if "--max-time" in ended:
+        return f"--max-time {2 * (recipe.max_time or 1):.0f}s"
+    return f"--max-steps {2 * recipe.max_steps}" if recipe.max_steps else f"--epochs {2 * recipe.epochs}"
+
+
+def _threads_before(snapshot: "Snapshot") -> int:
+    """As many as the run began with: another number changes the order of sums, and with it the last bits."""
+    import os
+
+    return min(int(snapshot.facts["threads"]), os.cpu_count() or 1)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

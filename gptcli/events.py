@@ -1,0 +1,79 @@
+"""What happens in a training run, told one by one by training.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step: loss in nats and gradient norm before the update, and how fast training has been so far."""
+
+    step: int
+    epoch: int
+    loss: float
+    tokens_per_second: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step that changed nothing, because ``loss`` or ``grad_norm`` was not finite."""
+
+    step: int
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """Too many such steps in a row: the run is at ``step`` steps again, and trains at ``rate_factor`` of its rate."""
+
+    step: int
+    rate_factor: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One row of metrics.jsonl.
+
+    Losses in nats a token, of the same windows each time; ``seconds`` since the start, evaluations included;
+    ``grad_norm`` of the last step; ``memory`` at its peak so far, in bytes; ``skipped`` steps so far.
+    """
+
+    step: int
+    epoch: int
+    tokens_seen: int
+    train_loss: float
+    val_loss: float | None
+    learning_rate: float
+    tokens_per_second: float
+    seconds: float
+    grad_norm: float
+    memory: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """Every batch of epoch ``epoch`` (from 1) has been seen; ``step`` steps are done."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A snapshot of ``step`` steps is on the disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something a user should know, in one line."""
+
+    text: str
+
+
+Event = Stepped | Skipped | WentBack | Evaluated | EpochEnded | Saved | Noted
