@@ -1,4 +1,4 @@
-"""metrics.jsonl -> loss.png."""
+"""metrics.jsonl -> loss.png, and several runs over one another, as a picture and as text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +44,62 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
     tokens_axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
+
+
+def loss_of(row: Mapping[str, Any]) -> float:
+    """The loss that runs are compared by: the validation's, or the training's where there is none."""
+    found: float = row["train_loss"] if row["val_loss"] is None else row["val_loss"]
+    return found
+
+
+def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
+    """The losses of several runs over the tokens they have seen.
+
+    Args:
+        runs: the rows of each run's metrics.jsonl, at least one each, by the run's name.
+        file: the PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, rows) in enumerate(runs.items()):
+        tokens, colour = [row["tokens_seen"] for row in rows], f"C{number % 10}"
+        axes.plot(tokens, [row["train_loss"] for row in rows], ":", color=colour, linewidth=1.2)
+        label = f"{name} (last {loss_of(rows[-1]):.3f})"
+        axes.plot(tokens, [loss_of(row) for row in rows], "-", color=colour, linewidth=2, label=label)
+    axes.set_xlabel("tokens seen")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_ylabel("cross-entropy (nats a token)")
+    axes.set_title("Validation loss (dotted: training)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def text_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]], width: int = 60, height: int = 12) -> list[str]:
+    """The losses of several runs over the tokens they have seen, as lines of text; each run is one letter from a.
+
+    Args:
+        runs: as `draw_runs` takes them.
+        width, height: of the chart's inside, in characters.
+    """
+    points = {name: [(row["tokens_seen"], loss_of(row)) for row in rows] for name, rows in runs.items()}
+    last = max(tokens for row in points.values() for tokens, _ in row)
+    losses = [loss for row in points.values() for _, loss in row]
+    low, high = min(losses), max(losses)
+    grid = [[" "] * width for _ in range(height)]
+    for letter, row in zip(map(chr, range(ord("a"), ord("z") + 1)), points.values(), strict=False):
+        for tokens, loss in row:
+            down = round((high - loss) / (high - low or 1) * (height - 1))
+            grid[down][round(tokens / last * (width - 1))] = letter
+    scale = [f"{high - (high - low) * down / (height - 1):7.3f}" for down in range(height)]
+    lines = [f"{mark} |{''.join(row)}" for mark, row in zip(scale, grid, strict=True)]
+    return [*lines, " " * 8 + "+" + "-" * width, f"{'0':>10}{f'{last:,} tokens':>{width - 1}}"]
 
 
 def _line(axes: Any, x: Sequence[float], y: Sequence[float], colour: str, style: str, name: str) -> None:

@@ -23,6 +23,7 @@ from gptcli.cli import (
     inspect_logits,
     load_gpt2,
     options,
+    plot,
     quantize,
     render,
     tokenize,
@@ -59,6 +60,7 @@ def _root(
 # (name on the command line, function, panel of --help), in the order that --help shows.
 COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("train", train.train, options.MAKE),
+    ("plot", plot.plot, options.MAKE),
     ("download", download.download, options.MAKE),
     ("generate", generate.generate, options.SPEAK),
     ("tokenize", tokenize.tokenize, options.SPEAK),
