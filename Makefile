@@ -50,4 +50,4 @@ format: $(BIN)/.installed-dev ## let ruff format the code
 	$(BIN)/ruff format .
 
 bench: $(BIN)/.installed-dev ## measure this machine's limits and the code against them
-	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/gptcli bench --size small

@@ -17,6 +17,8 @@ WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 32
 LOGITS_CHUNK_BYTES = 64 * 2**20  # as autograd.py, which needs torch, has it
+TORCH_BYTES = 140_000_000
+FRAGMENTED = 0.4
 
 GPT3_TRAINING_TOKENS = 300_000_000_000
 V100_FLOPS_PER_SECOND = 28e12
@@ -119,9 +121,9 @@ def percentages(counts: Sequence[int]) -> list[float]:
 def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
     """Bytes of all weights in one format, without the few kB of a file's header.
 
-    float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 pack every matrix (embeddings and head too) at 1
-    and 1/2 byte a weight, with float32 scales: in int8 one for each output channel, in int4 one for each group of 32
-    inputs of an output channel. Biases and norms stay float32.
+    float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 are quantization.py's: every matrix but the
+    position embedding at 1 and 1/2 byte a weight, with a float32 scale for each output channel in int8, and a bfloat16
+    scale for each group of 32 inputs of an output channel in int4. Positions, biases and norms stay float32.
     """
     if weight_format == "float32":
         return 4 * parameter_count(config)
@@ -135,14 +137,13 @@ def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
 
 
 def _packed_bytes(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> int:
-    if len(shape) == 1:
-        return 4 * shape[0]
-    rows_are_outputs = name.startswith(("wte.", "wpe.", "lm_head."))
-    outputs, inputs = shape if rows_are_outputs else shape[::-1]
+    if len(shape) == 1 or name == "wpe.weight":
+        return 4 * prod(shape)
+    outputs, inputs = shape if name in ("wte.weight", "lm_head.weight") else shape[::-1]
     if weight_format == "int8":
         return outputs * inputs + 4 * outputs
     groups = -(-inputs // INT4_GROUP)
-    return outputs * groups * (INT4_GROUP // 2 + 4)
+    return outputs * groups * (INT4_GROUP // 2 + 2)
 
 
 # Inference
@@ -248,7 +249,7 @@ def activation_bytes(
         batch_size: windows in a step.
         context: tokens in a window, at most config.context_length.
         recompute: hold only the blocks' inputs, and one block in full while its backward pass runs.
-        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it.
+        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it (not measured).
     """
     held = _bytes_after_forward(config, batch_size, context, recompute, on_cpu)
     if recompute:
@@ -276,14 +277,8 @@ def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool)
 
 
 def logits_bytes(config: GPTConfig, batch_size: int, context: int) -> int:
-    """The most bytes of logits that exist at once: the loss reads LOGITS_CHUNK_BYTES of them at a time.
-
-    A chunk's logits and their log-softmax exist together, while the chunk before is still to be let go of.
-    """
-    rows = batch_size * context
-    chunk = max(1, LOGITS_CHUNK_BYTES // (4 * config.vocab_size))
-    first, second = min(rows, chunk), min(max(rows - chunk, 0), chunk)
-    return 4 * config.vocab_size * max(2 * first, first + 2 * second if second else 0)
+    """The most bytes of logits that exist at once: the loss makes LOGITS_CHUNK_BYTES of them, in one buffer."""
+    return 4 * config.vocab_size * min(batch_size * context, max(1, LOGITS_CHUNK_BYTES // (4 * config.vocab_size)))
 
 
 @dataclass(frozen=True)
@@ -297,8 +292,11 @@ class TrainingMemory:
         activations: see `activation_bytes`.
         logits: see `logits_bytes`.
         peak: the most that exists at once: there are no gradients in the forward pass, and the backward pass frees
-            the activations of a block as it makes the gradients of its weights. In a process, the interpreter with
-            torch comes on top of it.
+            the activations of a block as it makes the gradients of its weights.
+        resident: what a process takes for it on a CPU, beyond what it held before the model was made. Measured and
+            not derived (glibc's allocator, float32, tiny to small): torch's libraries take TORCH_BYTES more when they
+            first compute, and freed memory lies in pieces of which the next request finds a part too small, which
+            costs FRAGMENTED of all that comes and goes in a step. Within 15% of the peaks measured.
     """
 
     weights: int
@@ -307,6 +305,12 @@ class TrainingMemory:
     activations: int
     logits: int
     peak: int
+
+    @property
+    def resident(self) -> int:
+        """Bytes of main memory; see above."""
+        transient = self.peak - self.weights - self.optimizer
+        return self.peak + TORCH_BYTES + int(FRAGMENTED * transient)
 
 
 def training_memory(

@@ -126,19 +126,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_grad else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_grad else None
         total = torch.zeros((), device=hidden.device)
-        rows = max(1, CHUNK_BYTES // (4 * head.size(0)))
+        rows = min(max(1, CHUNK_BYTES // (4 * head.size(0))), len(hidden))
+        buffer = torch.empty(rows, head.size(0), device=hidden.device)  # one for all chunks, worked on in place
         for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, len(hidden), rows), strict=True):
-            log_probs = torch.log_softmax((h @ head.T).float(), dim=-1)  # (rows, V)
-            total -= log_probs.gather(1, y[:, None]).sum()
+            logits = buffer[: len(h)]  # (rows, V)
+            if h.dtype == logits.dtype:
+                torch.mm(h, head.T, out=logits)
+            else:
+                logits.copy_(h @ head.T)
+            logits.sub_(logits.amax(dim=-1, keepdim=True))
+            of_target = logits.gather(1, y[:, None])
+            sums = logits.exp_().sum(dim=-1, keepdim=True)
+            total += (sums.log() - of_target).sum()
             if grad_hidden is not None and grad_head is not None:
-                grad_logits = log_probs.exp_()  # softmax(logits) - onehot(targets)
-                grad_logits.scatter_add_(1, y[:, None], torch.full_like(y, -1, dtype=grad_logits.dtype)[:, None])
-                grad_logits.div_(len(hidden))
+                # d loss / d logits = (softmax(logits) - onehot(targets)) / N
+                grad_logits = logits.div_(sums.mul_(len(hidden)))
+                grad_logits.scatter_add_(1, y[:, None], torch.full_like(of_target, -1 / len(hidden)))
                 grad_logits = grad_logits.to(head.dtype)
-                grad_hidden[start : start + rows] = grad_logits @ head
                 if h.dtype == torch.float32:
+                    torch.mm(grad_logits, head, out=grad_hidden[start : start + rows])
                     grad_head.addmm_(grad_logits.T, h)
                 else:  # sums of lower precision, added up in float32
+                    grad_hidden[start : start + rows] = grad_logits @ head
                     grad_head += grad_logits.T @ h
         ctx.grads = grad_hidden, grad_head
         return total / len(hidden)

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptcli import accounting, autograd
+from gptcli import accounting, autograd, quantization
 from gptcli.config import GPT3_PRESETS, PRESETS, GPTConfig, TrainConfig
 from gptcli.corpus import Corpus
 from gptcli.errors import GptcliError
@@ -101,15 +101,23 @@ def test_percentages_give_the_missing_tenth_to_the_largest_remainder() -> None:
 # Bytes
 
 
-def test_packed_weights_counted_by_hand() -> None:
-    config = GPTConfig(vocab_size=10, context_length=4, emb_dim=40, n_heads=2, n_layers=1)
-    vectors = 4 * (6 * 40 + 120 + 40 + 160 + 40)  # three norms of two, and four biases, in float32
-    matrices = 40 * (10 + 4 + 120 + 40 + 160 + 160)
-    int8_scales = 10 + 4 + 120 + 40 + 160 + 40
-    assert accounting.weight_bytes(config, "int8") == matrices + 4 * int8_scales + vectors
-    # 40 inputs are two groups of 32, the second one padded; 160 are five. A group is 16 bytes and its scale 4.
-    int4_groups = 2 * (10 + 4 + 120 + 40 + 160) + 5 * 40
-    assert accounting.weight_bytes(config, "int4") == int4_groups * 20 + vectors
+@pytest.mark.parametrize(("weight_format", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_packed_bytes_are_those_of_really_packed_weights(
+    weight_format: accounting.WeightFormat, bits: quantization.Bits, tie_weights: bool
+) -> None:
+    config = GPTConfig(
+        vocab_size=61, context_length=20, emb_dim=42, n_heads=3, n_layers=2, tie_weights=tie_weights
+    )  # 42 inputs are two groups of 32, the second one padded
+    measured = 0
+    for name, parameter in GPTModel(config).state_dict().items():
+        if quantization.is_packed_name(name):
+            weight = (parameter.T if quantization.is_transposed(name) else parameter).numpy()
+            packed = quantization.quantize(weight, bits)
+            measured += packed.values.nbytes + packed.scale.nbytes
+        else:
+            measured += parameter.nbytes
+    assert accounting.weight_bytes(config, weight_format) == measured
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -240,7 +248,9 @@ def test_peak_of_a_training_step(
     model = GPTModel(config)
     if recompute:
         recompute_blocks(model)
-    corpus = Corpus(torch.arange(2 * batch_size * context + 1) % config.vocab_size, torch.empty(0), 1, 1)
+    corpus = Corpus(
+        torch.arange(2 * batch_size * context + 1) % config.vocab_size, torch.empty(0), characters=1, tokens=1
+    )
     recipe = TrainConfig(context_length=context, batch_size=batch_size, max_steps=2, eval_batches=1)
     measured = peak_of_tensors(lambda: deque(train(model, corpus, recipe), maxlen=0), tmp_path)
     forecast = accounting.training_memory(config, batch_size, context, recompute)
@@ -253,24 +263,34 @@ def test_a_gpu_holds_no_mask_of_the_attention_weights() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "batch_size", "context"), [("mini", 8, 256), ("small", 4, 256)])
-def test_peak_memory_of_a_fresh_process(size: str, batch_size: int, context: int) -> None:
-    """What the operating system says that training took, beyond the interpreter with torch."""
+@pytest.mark.parametrize(
+    ("size", "changes", "batch_size", "context"),
+    [
+        ("tiny", {}, 16, 128),
+        ("mini", {}, 8, 256),
+        ("mini", {"vocab_size": 65}, 32, 256),
+        ("small", {"tie_weights": False, "qkv_bias": False}, 4, 256),
+    ],
+)
+def test_peak_memory_of_a_fresh_process(size: str, changes: dict[str, Any], batch_size: int, context: int) -> None:
+    """What the operating system says that a process which trains took; the last case is the course's run."""
+    config = PRESETS[size].with_changes(**changes)
     program = f"""
 import torch
-from gptcli import accounting
-from gptcli.config import PRESETS, TrainConfig
+from gptcli.config import GPTConfig, TrainConfig
 from gptcli.corpus import Corpus
 from gptcli.device import peak_memory, resident_memory, reuse_freed_memory
 from gptcli.model import GPTModel
 from gptcli.training import train
-corpus = Corpus(torch.randint(50_257, ({batch_size} * {context} * 2 + 1,)), torch.empty(0), 1, 1)
+config = {config!r}
+text = torch.randint(config.vocab_size, ({2 * batch_size * context + 1},))
+corpus = Corpus(text, torch.empty(0), characters=1, tokens=1)
 recipe = TrainConfig(context_length={context}, batch_size={batch_size}, max_steps=3, eval_batches=1)
 reuse_freed_memory()
-before = resident_memory()
-for event in train(GPTModel(PRESETS["{size}"]), corpus, recipe):
+print(resident_memory())
+for event in train(GPTModel(config), corpus, recipe):
     pass
-print(peak_memory(torch.device("cpu")) - before)
+print(peak_memory(torch.device("cpu")))
 """
     run = subprocess.run(
         [sys.executable, "-c", program],
@@ -279,5 +299,6 @@ print(peak_memory(torch.device("cpu")) - before)
         encoding="utf-8",
         check=True,
     )
-    forecast = accounting.training_memory(PRESETS[size], batch_size, context).peak
-    assert forecast == pytest.approx(int(run.stdout), rel=0.15)
+    before, peak = map(int, run.stdout.split())
+    forecast = accounting.training_memory(config, batch_size, context).resident
+    assert before + forecast == pytest.approx(peak, rel=0.15)

@@ -1,6 +1,7 @@
 """gptcli load-gpt2 from a hub on 127.0.0.1: cached, pinned, resumed, checked; and everything that goes wrong."""
 
 import hashlib
+import contextlib
 import json
 import os
 import shutil
@@ -235,8 +236,9 @@ def run_killed_and_again(folder: Path, work: Path, pause: float, kill_at: float)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             partial = list(work.rglob("*.gptcli.incomplete"))
-            if partial and partial[0].stat().st_size > size * kill_at:
-                break
+            with contextlib.suppress(FileNotFoundError):  # it is renamed when it is whole
+                if partial and partial[0].stat().st_size > size * kill_at:
+                    break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()

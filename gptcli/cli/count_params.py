@@ -206,14 +206,14 @@ def _print_weights(sizes: dict[str, int]) -> None:
     notes = {
         "float32": "4 bytes a parameter",
         "bfloat16": "2 bytes a parameter",
-        "int8": "1 byte a weight, a scale for each output channel",
-        "int4": f"½ byte a weight, a scale for each group of {accounting.INT4_GROUP}",
+        "int8": "1 byte a weight, a float32 scale for each output channel",
+        "int4": f"½ byte a weight, a bfloat16 scale for each group of {accounting.INT4_GROUP}",
     }
     render.print_table(
         "",
         [*_columns("weights", "size"), ("how", "left")],
         [(name, render.human_bytes(size), notes[name]) for name, size in sizes.items()],
-        caption="Scales, and in int8 and int4 biases and norms too, are float32.",
+        caption="In int8 and int4, positions, biases and norms stay float32.",
     )
 
 

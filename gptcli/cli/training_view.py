@@ -174,8 +174,8 @@ class TrainingRun:
         )
         on_cpu = self.placement.device.type == "cpu"
         rows = -(-plan.batch_size // (self.world.size * self.recipe.accumulate))
-        need = accounting.training_memory(config, rows, plan.context_length, self.recipe.recompute, on_cpu=on_cpu).peak
-        need += resident_memory() if on_cpu else 0
+        memory = accounting.training_memory(config, rows, plan.context_length, self.recipe.recompute, on_cpu=on_cpu)
+        need = memory.resident + resident_memory() if on_cpu else memory.peak
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
         if need > have:
