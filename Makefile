@@ -35,7 +35,7 @@ demo: install ## train a small model on the bundled story and let it speak (thre
 	$(BIN)/gptcli generate "When the bell rings" --checkpoint checkpoints/demo --temperature 0.5 --top-k 3 --seed 1
 
 test: $(BIN)/.installed-dev ## run the tests (a few minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(BIN)/.installed-dev ## run the slow tests: big models, long runs
 	$(BIN)/python -m pytest -m slow

@@ -1,7 +1,7 @@
 """gptcli load-gpt2 from a hub on 127.0.0.1: cached, pinned, resumed, checked; and everything that goes wrong."""
 
-import hashlib
 import contextlib
+import hashlib
 import json
 import os
 import shutil
