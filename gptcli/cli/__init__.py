@@ -114,4 +114,4 @@ def _as_user_error(error: typer.TyperException, args: Sequence[str]) -> GptcliEr
     given = [value for name, value in pairwise(args) if name in names]
     if given and given[-1] not in message:
         message += f": {given[-1]!r}"
-    return GptcliError(f"{message}.", f"See: {command} --help")
+    return GptcliError(message if message.endswith("?") else f"{message}.", f"See: {command} --help")
