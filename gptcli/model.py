@@ -246,6 +246,9 @@ class GPTModel(nn.Module):
                 bound = 1 / math.sqrt(fan_in)
                 if init == "gpt2":
                     module.weight.normal_(0.0, residual_std if name.endswith("c_proj") else 0.02)
+                elif isinstance(module, Linear):  # drawn (out, in), so that a seed gives the course's own numbers
+                    drawn = torch.empty_like(module.weight.T, memory_format=torch.contiguous_format)
+                    module.weight.copy_(drawn.uniform_(-bound, bound).T)
                 else:
                     module.weight.uniform_(-bound, bound)
                 if module.bias is not None:

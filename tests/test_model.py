@@ -112,6 +112,25 @@ def test_the_courses_initialisation_is_torchs_own() -> None:
     assert (model.ln_f.weight == 1).all()
 
 
+def test_a_seed_draws_the_courses_own_numbers() -> None:
+    """Embeddings, block by block query, key, value, output, feed-forward, then the head: torch's modules in turn."""
+    config = tiny_config(emb_dim=48, n_heads=3, vocab_size=64, context_length=32, qkv_bias=False, tie_weights=False)
+    torch.manual_seed(123)
+    state = GPTModel(config, "course").state_dict()
+    torch.manual_seed(123)
+    c = config.emb_dim
+    assert torch.equal(state["wte.weight"], torch.nn.Embedding(64, c).weight)
+    assert torch.equal(state["wpe.weight"], torch.nn.Embedding(32, c).weight)
+    for n in range(config.n_layers):
+        qkv = [torch.nn.Linear(c, c, bias=False).weight for _ in range(3)]
+        assert torch.allclose(state[f"h.{n}.attn.c_attn.weight"], torch.cat(qkv).T, rtol=1e-6)
+        for name, sizes in (("attn.c_proj", (c, c)), ("mlp.c_fc", (c, 4 * c)), ("mlp.c_proj", (4 * c, c))):
+            linear = torch.nn.Linear(*sizes)
+            assert torch.allclose(state[f"h.{n}.{name}.weight"], linear.weight.T, rtol=1e-6)
+            assert torch.allclose(state[f"h.{n}.{name}.bias"], linear.bias, rtol=1e-6)
+    assert torch.allclose(state["lm_head.weight"], torch.nn.Linear(c, 64, bias=False).weight, rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", list(PRESETS))
 def test_parameters_have_openais_names_and_shapes(size: str) -> None:
     config = PRESETS[size]
