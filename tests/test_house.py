@@ -1,9 +1,13 @@
 """The rules of the house: imports go down, only cli/ prints, and light commands stay light."""
 
 import ast
+import importlib
+import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,11 +83,26 @@ def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_every_command_has_a_panel_and_one_line_of_help() -> None:
+def test_every_command_has_the_one_line_of_help_of_its_function() -> None:
     from gptcli.cli import COMMANDS
 
-    assert COMMANDS
-    for name, function, panel in COMMANDS:
-        assert panel, name
-        assert function.__doc__, name
-        assert function.__doc__.splitlines()[0].endswith("."), name
+    lines = {name: line for panel in COMMANDS.values() for name, line in panel.items()}
+    assert lines
+    for name, line in lines.items():
+        function = name.replace("-", "_")
+        docstring = inspect.getdoc(getattr(importlib.import_module(f"gptcli.cli.{function}"), function)) or ""
+        assert " ".join(docstring.split("\n\n")[0].split()) == line, name
+
+
+def test_no_argument_shows_the_help(gptcli: Any) -> None:
+    result = gptcli()
+    assert (result.code, result.stdout) == (0, gptcli("--help").stdout)
+    assert "count-params" in result.stdout
+
+
+def test_a_command_completes_its_own_options_alone() -> None:
+    environment = os.environ | {"_GPTCLI_COMPLETE": "complete_bash", "COMP_WORDS": "gptcli plot --", "COMP_CWORD": "2"}
+    command = [sys.executable, "-m", "gptcli"]
+    shown = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, env=environment).stdout.split()
+    assert "--out" in shown
+    assert "--install-completion" not in shown

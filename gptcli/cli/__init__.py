@@ -1,44 +1,61 @@
 """The command line. One file a command; nothing here imports torch before a command needs it."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gptcli import __version__
-from gptcli.cli import (
-    bench,
-    checkpoints,
-    count_params,
-    download,
-    evaluate,
-    export,
-    generate,
-    inspect_attn,
-    inspect_embeddings,
-    inspect_flow,
-    inspect_gradients,
-    inspect_logits,
-    load_gpt2,
-    options,
-    plot,
-    quantize,
-    render,
-    tokenize,
-    train,
-)
+from gptcli.cli import render
+from gptcli.cli.lazy import LazyCommand
 from gptcli.errors import GptcliError
 
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+# Command -> its line in --help, panel by panel, in the order that --help shows.
+COMMANDS: dict[str, dict[str, str]] = {
+    "Make": {
+        "train": "Train a GPT on your texts. With no option but a file it is the course's pretraining run.",
+        "plot": "Draw the losses of runs over one another, as a PNG and in the terminal.",
+        "download": "Fetch a public-domain text to train on, and check it.",
+    },
+    "Speak": {
+        "generate": "Continue a prompt with a checkpoint. The text goes to stdout, and nothing else does.",
+        "tokenize": "Show a text as tokens: their pieces, their ids and how many there are.",
+    },
+    "Look inside": {
+        "inspect-flow": (
+            "Follow one token from its id to the choice of the next: what each step adds, and every shape on the way."
+        ),
+        "inspect-attn": "Show where each attention head looks: all heads and what they do, or the map of one.",
+        "inspect-logits": "Show what the model expects next after each token, and how surprised it was by what came.",
+        "inspect-embeddings": (
+            "Compare words as vectors: similarity, neighbours, analogies, one word in two places; --png draws them."
+        ),
+        "inspect-gradients": "Show the gradient's norm by layer and component after one backward pass over a text.",
+    },
+    "Measure": {
+        "count-params": "Count parameters, bytes, training memory and FLOPs of a size, a checkpoint or any shape.",
+        "evaluate": "Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured.",
+        "bench": "Time loading, prefill, decoding, a batch and a training step on the CPU, each beside its limit.",
+    },
+    "Weights": {
+        "quantize": "Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other.",
+        "load-gpt2": "Bring GPT-2 weights into a checkpoint, from the hub or from files that you have.",
+        "checkpoints": "List the checkpoints under checkpoints/, or describe one.",
+        "export": "Write a checkpoint in another dtype or format, read it back and compare it.",
+    },
+}
+
 app = typer.Typer(
-    name="gptcli",
-    help="Train, run and open up GPT-2-class language models.",
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    name="gptcli", help="Train, run and open up GPT-2-class language models.", **SETTINGS | {"add_completion": True}
 )
 
 
@@ -57,42 +74,24 @@ def _root(
     pass
 
 
-# (name on the command line, function, panel of --help), in the order that --help shows.
-COMMANDS: list[tuple[str, Callable[..., None], str]] = [
-    ("train", train.train, options.MAKE),
-    ("plot", plot.plot, options.MAKE),
-    ("download", download.download, options.MAKE),
-    ("generate", generate.generate, options.SPEAK),
-    ("tokenize", tokenize.tokenize, options.SPEAK),
-    ("inspect-flow", inspect_flow.inspect_flow, options.LOOK),
-    ("inspect-attn", inspect_attn.inspect_attn, options.LOOK),
-    ("inspect-logits", inspect_logits.inspect_logits, options.LOOK),
-    ("inspect-embeddings", inspect_embeddings.inspect_embeddings, options.LOOK),
-    ("inspect-gradients", inspect_gradients.inspect_gradients, options.LOOK),
-    ("count-params", count_params.count_params, options.MEASURE),
-    ("evaluate", evaluate.evaluate, options.MEASURE),
-    ("bench", bench.bench, options.MEASURE),
-    ("quantize", quantize.quantize, options.WEIGHTS),
-    ("load-gpt2", load_gpt2.load_gpt2, options.WEIGHTS),
-    ("checkpoints", checkpoints.checkpoints, options.WEIGHTS),
-    ("export", export.export, options.WEIGHTS),
-]
-
-for _name, _function, _panel in COMMANDS:
-    app.command(_name, rich_help_panel=_panel)(_function)
+group: Any = typer.main.get_command(app)
+for _panel, _lines in COMMANDS.items():
+    for _name, _help in _lines.items():
+        group.add_command(LazyCommand(_name, _panel, _help, SETTINGS))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     render.verbosity.reset()
     render.use_utf8()
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        code = app(args=None if args is None else list(args), prog_name="gptcli", standalone_mode=False)
+        code = group.main(words or ["--help"], prog_name="gptcli", standalone_mode=False)
     except GptcliError as error:
         render.fail(error)
         return 2
     except typer.TyperException as error:
-        render.fail(_as_user_error(error, sys.argv[1:] if args is None else args))
+        render.fail(_as_user_error(error, words))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         render.warn("Interrupted.")

@@ -56,8 +56,6 @@ Html = Annotated[Path | None, typer.Option("--html", help="Write one page that w
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write it as JSON to this file; - for stdout.")]
 Npz = Annotated[Path | None, typer.Option("--npz", help="Write the numbers, whole, as NumPy arrays.")]
 
-MAKE, SPEAK, LOOK, MEASURE, WEIGHTS = "Make", "Speak", "Look inside", "Measure", "Weights"
-
 
 def read_text(text: str | None, file: Path | None, what: str) -> str:
     """The one text a command works on: its argument, ``--file``, or stdin (``-``, or nothing given and stdin piped).
