@@ -96,8 +96,8 @@ def test_every_command_has_the_one_line_of_help_of_its_function() -> None:
 
 def test_no_argument_shows_the_help(gptcli: Any) -> None:
     result = gptcli()
-    assert (result.code, result.stdout) == (0, gptcli("--help").stdout)
-    assert "count-params" in result.stdout
+    assert (result.code, result.out) == (0, gptcli("--help").out)
+    assert "count-params" in result.out
 
 
 def test_a_command_completes_its_own_options_alone() -> None:
