@@ -21,7 +21,7 @@ from gptcli.config import GPTConfig
 from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
 from gptcli.quantization import GROUP, Packed, Tensors
 
-MAX_ROWS = 128  # tokens of a prompt that are read together
+MAX_ROWS = 192  # tokens of a prompt that are read together
 _KINDS = (
     (k.QKV, "attn.c_attn"),
     (k.ATTENTION, "attn.c_proj"),

@@ -3,7 +3,7 @@
 Decoding reads every weight once a token, so memory sets the pace, and the kernels are built around that stream. A
 matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
 sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
-of 32 inputs (see quantization.py), widened in registers.
+of 32 inputs (see quantization.py), widened in registers; an int4 scale multiplies the sum of its group.
 
 Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
 has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
@@ -33,7 +33,7 @@ from gptcli import lanes as v
 
 LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
-TILE = 8  # rows that meet a weight while it is in a register
+TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
 
 # Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
 LAYERS, HEADS, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(7)
@@ -67,7 +67,6 @@ _options: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 _jit = njit(**_options)
-_jit_any_order = njit(**_options, fastmath={"reassoc", "contract"})  # sums may be vectorised; still one order for all
 
 
 def counter_cells(steps: int) -> int:
@@ -113,11 +112,12 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, s
 
         def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
             for group in range(inputs // GROUP):
-                scales = v.load(scale, scale_start + group * LANES)
+                part = v.zeros_like(sums)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
-                    low, high = v.load_nibbles(data, start + k // 2 * LANES, scales)
-                    sums = v.fma_rows(sums, low, x, at + k, stride)
-                    sums = v.fma_rows(sums, high, x, at + k + 1, stride)
+                    low, high = v.load_nibbles(data, start + k // 2 * LANES)
+                    part = v.fma_rows(part, low, x, at + k, stride)
+                    part = v.fma_rows(part, high, x, at + k + 1, stride)
+                sums = v.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
             return sums
 
         return four_bits
@@ -126,6 +126,43 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, s
         for k in range(inputs):
             sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
         return sums
+
+    return whole
+
+
+def _rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    """As `_rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
+
+
+@overload(_rows_times_two_blocks, jit_options=_options)
+def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
+            a, b = sums, sums
+            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    p = start + k // 2 * LANES
+                    low, high = v.load_nibbles(data, p)
+                    low_b, high_b = v.load_nibbles(data, p + step)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, low, low_b, x, at + k, stride)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, high, high_b, x, at + k + 1, stride)
+                s = scale_start + group * LANES
+                a = v.fma_all(part_a, v.load(scale, s), a)
+                b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+            return a, b
+
+        return four_bits
+
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
+        a, b = sums, sums
+        for k in range(inputs):
+            p = start + k * LANES
+            left, right = v.load(data, p), v.load(data, p + inputs * LANES)
+            a, b = v.fma_rows_twice(a, b, left, right, x, at + k, stride)
+        return a, b
 
     return whole
 
@@ -142,20 +179,22 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
             a, b, c, d = v.zeros(4)
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
-                s = scale_start + group * LANES
-                scale_a, scale_b = v.load(scale, s), v.load(scale, s + scale_step)
-                scale_c, scale_d = v.load(scale, s + 2 * scale_step), v.load(scale, s + 3 * scale_step)
+                part_a, part_b, part_c, part_d = v.zeros(4)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
                     even, odd = v.splat(x[at + k]), v.splat(x[at + k + 1])
                     p = start + k // 2 * LANES
-                    low, high = v.load_nibbles(data, p, scale_a)
-                    a = v.fma(odd, high, v.fma(even, low, a))
-                    low, high = v.load_nibbles(data, p + step, scale_b)
-                    b = v.fma(odd, high, v.fma(even, low, b))
-                    low, high = v.load_nibbles(data, p + 2 * step, scale_c)
-                    c = v.fma(odd, high, v.fma(even, low, c))
-                    low, high = v.load_nibbles(data, p + 3 * step, scale_d)
-                    d = v.fma(odd, high, v.fma(even, low, d))
+                    low, high = v.load_nibbles(data, p)
+                    part_a = v.fma(odd, high, v.fma(even, low, part_a))
+                    low, high = v.load_nibbles(data, p + step)
+                    part_b = v.fma(odd, high, v.fma(even, low, part_b))
+                    low, high = v.load_nibbles(data, p + 2 * step)
+                    part_c = v.fma(odd, high, v.fma(even, low, part_c))
+                    low, high = v.load_nibbles(data, p + 3 * step)
+                    part_d = v.fma(odd, high, v.fma(even, low, part_d))
+                s = scale_start + group * LANES
+                a, b = v.fma(part_a, v.load(scale, s), a), v.fma(part_b, v.load(scale, s + scale_step), b)
+                c = v.fma(part_c, v.load(scale, s + 2 * scale_step), c)
+                d = v.fma(part_d, v.load(scale, s + 3 * scale_step), d)
             return a, b, c, d
 
         return four_bits
@@ -252,14 +291,50 @@ def _scale_size_of(data, inputs):
 
 
 @_jit
+def _tile(zeros, together, data, start, scale, scale_start, width, work, source, sums):
+    """Sums of one block or two for as many rows as there are ``zeros``; returns that number.
+
+    It may be more rows than there are: those past the end are whatever lies there, and nothing of them is kept.
+    """
+    if together == 2:
+        a, b = _rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, width)
+        v.store_rows(work, sums, LANES, a)
+        v.store_rows(work, sums + TILE * LANES, LANES, b)
+    else:
+        a = _rows_times_block(zeros, data, start, scale, scale_start, width, work, source, width)
+        v.store_rows(work, sums, LANES, a)
+    return np.int64(len(zeros))
+
+
+@_jit
+def _complete(data, scale, floats, work, table, step, block, sums, row, count):
+    """Turn the sums (count, 16) of a block into what the phase asks for: scale, bias and what comes then."""
+    matrix = table[step + WHICH]
+    stride, then = table[step + STRIDE], table[step + THEN]
+    where = table[step + LAYER] * (table[matrix + OUTPUTS] // LANES) + block
+    scale_size = _scale_size(data, table[matrix + INPUTS])
+    factor = _output_scale(data, scale, table[matrix + SCALE] + where * scale_size)
+    bias = v.load(floats, table[matrix + BIAS] + where * LANES)
+    for i in range(count):
+        total = v.fma(v.load(work, sums + i * LANES), factor, bias)
+        target = table[step + TARGET] + (row + i) * stride + block * LANES
+        if then == GELU:
+            total = _gelu(total)
+        elif then == RELU:
+            total = v.maximum(total, v.splat(np.float32(0.0)))
+        elif then == ADD:
+            total = v.add(v.load(work, target), total)
+        v.store(work, target, total)
+
+
+@_jit
 def _multiply(data, scale, floats, work, table, control, step, rows, thread, phase):
     """y = x @ W + b for all rows, or y = gelu(…), or y += …"""
-    matrix, x, y = table[step + WHICH], table[step + SOURCE], table[step + TARGET]
-    stride, then = table[step + STRIDE], table[step + THEN]
+    matrix, x = table[step + WHICH], table[step + SOURCE]
     width = table[matrix + INPUTS]
     blocks = table[matrix + OUTPUTS] // LANES
     size, scale_size = _block_size(data, width), _scale_size(data, width)
-    spare = table[SCRATCH] + thread * table[SCRATCH_SIZE]
+    sums = table[SCRATCH] + thread * table[SCRATCH_SIZE]
     done = np.int64(0)
     while True:
         first = _take(control, phase, 4)
@@ -267,43 +342,35 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
             break
         last = min(first + 4, blocks)
         done += last - first
-        for block in range(first, last):
+        block = first
+        while block < last:
             where = table[step + LAYER] * blocks + block
             start, scale_start = table[matrix + DATA] + where * size, table[matrix + SCALE] + where * scale_size
-            factor = _output_scale(data, scale, scale_start)
-            bias = v.load(floats, table[matrix + BIAS] + where * LANES)
+            if rows == 1 and last - block == 4:
+                four = _row_times_four_blocks(data, start, scale, scale_start, width, work, x)
+                v.store_rows(work, sums, LANES, four)
+                for i in range(4):
+                    _complete(data, scale, floats, work, table, step, block + i, sums + i * LANES, 0, 1)
+                block += 4
+                continue
+            together = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
             row = np.int64(0)
             while row < rows:
-                source = x + row * width
-                sums, count = spare, np.int64(1)
-                if rows == 1 and last - first == 4:
-                    sums = spare + (block - first) * LANES
-                    if block == first:
-                        four = _row_times_four_blocks(data, start, scale, scale_start, width, work, source)
-                        v.store_rows(work, sums, LANES, four)
-                elif rows - row >= TILE:
-                    tile = _rows_times_block(v.zeros(TILE), data, start, scale, scale_start, width, work, source, width)
-                    v.store_rows(work, sums, LANES, tile)
-                    count = np.int64(TILE)
-                elif rows - row >= 3:
-                    # The row past the end is whatever lies there; nothing of it is kept.
-                    half = _rows_times_block(v.zeros(4), data, start, scale, scale_start, width, work, source, width)
-                    v.store_rows(work, sums, LANES, half)
-                    count = min(np.int64(4), rows - row)
+                left, source = rows - row, x + row * width
+                if left >= TILE:
+                    count = _tile(v.zeros(TILE), together, data, start, scale, scale_start, width, work, source, sums)
+                elif left > 4 and v.WIDE_REGISTERS:
+                    count = _tile(v.zeros(8), together, data, start, scale, scale_start, width, work, source, sums)
+                elif left > 1:
+                    count = _tile(v.zeros(4), together, data, start, scale, scale_start, width, work, source, sums)
                 else:
-                    one = _rows_times_block(v.zeros(1), data, start, scale, scale_start, width, work, source, width)
-                    v.store_rows(work, sums, LANES, one)
-                for i in range(count):
-                    total = v.fma(v.load(work, sums + i * LANES), factor, bias)
-                    target = y + (row + i) * stride + block * LANES
-                    if then == GELU:
-                        total = _gelu(total)
-                    elif then == RELU:
-                        total = v.maximum(total, v.splat(np.float32(0.0)))
-                    elif then == ADD:
-                        total = v.add(v.load(work, target), total)
-                    v.store(work, target, total)
+                    count = _tile(v.zeros(1), together, data, start, scale, scale_start, width, work, source, sums)
+                count = min(count, left)
+                for i in range(together):
+                    to = sums + i * TILE * LANES
+                    _complete(data, scale, floats, work, table, step, block + i, to, row, count)
                 row += count
+            block += together
     _finish(control, phase, done, blocks)
 
 
@@ -318,21 +385,34 @@ def _gelu(x):
 # --- Between the projections ---
 
 
-@_jit_any_order
-def _norm(floats, work, table, x, which, y):
-    """Layer norm of one row (biased variance); the padding stays zero."""
-    emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
+@_jit
+def _sum(vector):
+    """Of its 16 floats, in order."""
     total = np.float32(0.0)
-    for i in range(emb_dim):
-        total += work[x + i]
-    mean = total / np.float32(emb_dim)
-    squares = np.float32(0.0)
-    for i in range(emb_dim):
-        squares += (work[x + i] - mean) * (work[x + i] - mean)
-    factor = np.float32(1.0) / np.sqrt(squares / np.float32(emb_dim) + floats[table[EPSILON]])
+    for i in range(LANES):
+        total += v.lane(vector, i)
+    return total
+
+
+@_jit
+def _norm(floats, work, table, x, which, y):
+    """Layer norm of one row (biased variance); the padding, zero in x, weight and bias, stays zero."""
+    emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
+    sums = v.splat(np.float32(0.0))
+    for i in range(0, width, LANES):
+        sums = v.add(sums, v.load(work, x + i))
+    mean = _sum(sums) / np.float32(emb_dim)
+    means, squares = v.splat(mean), v.splat(np.float32(0.0))
+    for i in range(0, width, LANES):
+        centred = v.subtract(v.load(work, x + i), means)
+        squares = v.fma(centred, centred, squares)
+    padding = np.float32(width - emb_dim) * mean * mean
+    variance = max((_sum(squares) - padding) / np.float32(emb_dim), np.float32(0.0))
+    factor = v.splat(np.float32(1.0) / np.sqrt(variance + floats[table[EPSILON]]))
     weight = table[NORMS] + 2 * which * width
-    for i in range(emb_dim):
-        work[y + i] = (work[x + i] - mean) * factor * floats[weight + i] + floats[weight + width + i]
+    for i in range(0, width, LANES):
+        centred = v.multiply(v.subtract(v.load(work, x + i), means), factor)
+        v.store(work, y + i, v.fma(centred, v.load(floats, weight + i), v.load(floats, weight + width + i)))
 
 
 @_jit
@@ -390,19 +470,19 @@ def _softmax(work, at, length, padded, factor):
     sums = v.splat(np.float32(0.0))
     for i in range(0, padded, LANES):
         sums = v.add(sums, v.load(work, at + i))
-    total = np.float32(0.0)
-    for i in range(LANES):
-        total += v.lane(sums, i)
-    return np.float32(1.0) / total
+    return np.float32(1.0) / _sum(sums)
 
 
 @_jit
 def _products(work, start, step, panels, inputs, x, stride, count, y, y_stride):
-    """y[i, 16 p : 16 p + 16] = x[i] times panel p (inputs, 16); panels begin ``step`` apart; count is 1 or TILE."""
+    """y[i, 16 p : 16 p + 16] = x[i] times panel p (inputs, 16); panels begin ``step`` apart.
+
+    Of more than one row, `TILE` are computed: y has room for those past the end, and nothing of them is kept.
+    """
     panel = np.int64(0)
     while panel < panels:
         first = start + panel * step
-        if count == TILE:
+        if count > 1:
             tile = _rows_times_panel(v.zeros(TILE), work, first, inputs, work, x, stride)
             v.store_rows(work, y + panel * LANES, y_stride, tile)
             panel += 1
@@ -475,7 +555,7 @@ def _attention(floats, work, table, control, layer, rows, thread, phase):
             count = np.int64(1)
             while count < TILE and row + count < rows and control[slots + row + count] == slot:
                 count += 1
-            count = np.int64(TILE) if count == TILE else np.int64(1)
+            count = count if count >= 3 else np.int64(1)
             _attend(floats, work, table, control, row, count, slot, layer, head, thread)
             row += count
     _finish(control, phase, done, heads)

@@ -7,13 +7,16 @@ Every function of this file works inside numba-compiled code only.
 
 # mypy: ignore-errors
 
+import platform
 import sys
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
+WIDE_REGISTERS = platform.machine() in ("x86_64", "AMD64") and get_host_cpu_features().get("avx512f", False)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _INTS = ir.VectorType(ir.IntType(32), WIDTH)
 
@@ -86,19 +89,24 @@ def load(typingctx, array, offset):
 
 
 @intrinsic
-def load_nibbles(typingctx, array, offset, scale):
-    """16 bytes of a uint8 array as two vectors of 4-bit weights: (low half - 8) scale, (high half - 8) scale."""
+def load_nibbles(typingctx, array, offset):
+    """16 bytes of a uint8 array as two vectors of 4-bit weights: low half - 8, high half - 8."""
     pair = types.UniTuple(lanes, 2)
 
     def codegen(context, builder, signature, args):
-        data, position, scales = args
-        both = builder.zext(_load(context, builder, signature.args[0], data, position, 8), _INTS)
-        low, high = builder.and_(both, _ints(15)), builder.lshr(both, _ints(4))
-        shift = builder.fmul(scales, _constant(-8.0))
-        parts = [_fma(builder, builder.uitofp(half, _FLOATS), scales, shift) for half in (low, high)]
+        both = builder.zext(_load(context, builder, signature.args[0], *args, 8), _INTS)
+        high = builder.lshr(both, _ints(4))
+        if WIDE_REGISTERS:  # one look into a table of 16; it minds the lowest four bits of a lane alone
+            table = ir.Constant(_FLOATS, [float(value - 8) for value in range(WIDTH)])
+            signature = ir.FunctionType(_FLOATS, [_FLOATS, _INTS])
+            look = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.permvar.sf.512")
+            parts = [builder.call(look, [table, half]) for half in (both, high)]
+        else:
+            halves = builder.and_(both, _ints(15)), high
+            parts = [builder.sitofp(builder.sub(half, _ints(8)), _FLOATS) for half in halves]
         return context.make_tuple(builder, pair, parts)
 
-    return pair(array, types.intp, lanes), codegen
+    return pair(array, types.intp), codegen
 
 
 @intrinsic
@@ -149,6 +157,47 @@ def fma_rows(typingctx, accumulators, weights, x, offset, stride):
         return context.make_tuple(builder, accumulators, parts)
 
     return accumulators(accumulators, lanes, x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def fma_rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
+    """As `fma_rows` for two sets of accumulators: what is fetched of x is used for both before the next."""
+    pair = types.UniTuple(left, 2)
+
+    def codegen(context, builder, signature, args):
+        sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
+        array, position, step = args[4:]
+        parts = [[], []]
+        for i in range(left.count):
+            scalar = _splat(builder, _float_at(context, builder, signature.args[4], array, position), _FLOATS)
+            for side in range(2):
+                parts[side].append(_fma(builder, scalar, args[2 + side], sums[side][i]))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, pair, [context.make_tuple(builder, left, part) for part in parts])
+
+    return pair(left, right, lanes, lanes, x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def zeros_like(typingctx, accumulators):
+    """As many zero vectors as there are accumulators."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, accumulators, [_constant(0.0)] * accumulators.count)
+
+    return accumulators(accumulators), codegen
+
+
+@intrinsic
+def fma_all(typingctx, vectors, factor, accumulators):
+    """vectors[i] factor + accumulators[i], for each i."""
+
+    def codegen(context, builder, signature, args):
+        left, right = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
+        parts = [_fma(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(vectors, lanes, accumulators), codegen
 
 
 @intrinsic
