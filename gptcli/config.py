@@ -188,7 +188,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The defaults are the course's pretraining run.
+    """How to train. The defaults are the course's pretraining run, with one difference: the gradient is clipped.
+
+    Without it AdamW's second moments remember the first steps' large gradients for the rest of a short run, and the
+    loss stays on its plateau for longer.
 
     Lengths are in tokens, `train_share` in characters, rates per optimizer step, `max_time` in seconds. A step sees
     `batch_size` windows in `accumulate` parts, which only saves memory. `save_every` None: as often as it is cheap.
@@ -209,7 +212,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.999
-    grad_clip: float | None = None
+    grad_clip: float = 1.0
     train_share: float = 0.9
     eval_every: int = 5
     eval_batches: int = 5
@@ -271,9 +274,9 @@ class TrainConfig:
                 "AdamW's usual values are 0.9 and 0.999 (0.95 for long runs).",
             )
         _require(
-            self.grad_clip is None or self.grad_clip > 0,
-            f"--grad-clip is {self.grad_clip}, but it must be greater than 0.",
-            "1.0 is usual; leave it out for no clipping.",
+            math.isfinite(self.grad_clip) and self.grad_clip >= 0,
+            f"--grad-clip is {self.grad_clip}, but it cannot be negative.",
+            "1.0 is usual, 0 turns it off.",
         )
         _require(
             0 < self.train_share <= 1,

@@ -260,5 +260,5 @@ class _Run:
         kept = " The last good checkpoint is kept." if self.store is not None else ""
         return GptcliError(
             f"Loss or gradient is not finite at step {step} and just before: training has diverged.{kept}",
-            f"Lower --learning-rate (now {rate:g}), or add --grad-clip 1 and --warmup-steps 100.",
+            f"Lower --learning-rate (now {rate:g}), or add --warmup-steps 100.",
         )

@@ -178,7 +178,7 @@ def test_two_tokens_train_and_one_is_an_error(gptcli: Any, tmp_path: Path) -> No
         (("--init", "xavier"), ("'xavier'",)),
         (("--train-share", 0), ("--train-share is 0",)),
         (("--drop-rate", 1), ("drop_rate is 1",)),
-        (("--grad-clip", 0), ("--grad-clip is 0",)),
+        (("--grad-clip", -1), ("--grad-clip is -1",)),
         (("--device", "cuda:77"), ("cuda",)),
         (("--device", "tpu"), ("'tpu'",)),
         (("--threads", 0), ("--threads is 0",)),

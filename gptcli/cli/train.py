@@ -119,8 +119,8 @@ def train(
     beta1: Annotated[float, training_option("--beta1", help="AdamW's first decay; sgd's momentum.")] = DEFAULTS.beta1,
     beta2: Annotated[float, training_option("--beta2", help="AdamW's second decay rate.")] = DEFAULTS.beta2,
     grad_clip: Annotated[
-        float | None, training_option("--grad-clip", help="Largest gradient norm; none by default.")
-    ] = None,
+        float, training_option("--grad-clip", help="Largest gradient norm, 0 for no limit.")
+    ] = DEFAULTS.grad_clip,
     seed: Annotated[
         int, training_option("--seed", help="Of weights, order and dropout: same seed, same run.")
     ] = DEFAULTS.seed,
