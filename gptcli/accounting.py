@@ -16,7 +16,7 @@ SIZES: dict[str, GPTConfig] = PRESETS | GPT3_PRESETS
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 32
-LOGITS_CHUNK_BYTES = 64 * 2**20  # as autograd.py, which needs torch, has it
+LOGITS_CHUNK_BYTES = 72 * 2**20  # as autograd.py, which needs torch, has it
 TORCH_BYTES = 140_000_000
 FRAGMENTED = 0.4
 
@@ -277,8 +277,10 @@ def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool)
 
 
 def logits_bytes(config: GPTConfig, batch_size: int, context: int) -> int:
-    """The most bytes of logits that exist at once: the loss makes LOGITS_CHUNK_BYTES of them, in one buffer."""
-    return 4 * config.vocab_size * min(batch_size * context, max(1, LOGITS_CHUNK_BYTES // (4 * config.vocab_size)))
+    """The most bytes of logits that exist at once: the loss makes chunks of LOGITS_CHUNK_BYTES at most."""
+    rows = batch_size * context
+    chunks = max(1, -(-4 * rows * config.vocab_size // LOGITS_CHUNK_BYTES))
+    return 4 * config.vocab_size * -(-rows // chunks)
 
 
 @dataclass(frozen=True)

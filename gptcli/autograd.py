@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 72 * 2**20
 GROUP_BYTES = 4 * 2**20
 
 
@@ -126,7 +126,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_grad else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_grad else None
         total = torch.zeros((), device=hidden.device)
-        rows = min(max(1, CHUNK_BYTES // (4 * head.size(0))), len(hidden))
+        chunks = max(1, -(-4 * len(hidden) * head.size(0) // CHUNK_BYTES))
+        rows = -(-len(hidden) // chunks)  # of equal size: a few rows would cost the head's gradient a whole pass
         buffer = torch.empty(rows, head.size(0), device=hidden.device)  # one for all chunks, worked on in place
         for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, len(hidden), rows), strict=True):
             logits = buffer[: len(h)]  # (rows, V)
