@@ -4,6 +4,7 @@ Each has a plain formula beside it in the docstring, and a test that holds it to
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 CHUNK_BYTES = 72 * 2**20
 GROUP_BYTES = 4 * 2**20
+QUERIES = 128  # whose scores are computed together
 
 
 def keep_mask(shape: tuple[int, ...] | torch.Size, drop_rate: float) -> tuple[Tensor, float]:
@@ -59,9 +61,9 @@ class _DropoutAttention(torch.autograd.Function):
         mask, ctx.factor = keep_mask((batch, heads, length, length), drop_rate)
         # Laid out (B, T, H, D), so that joining the heads afterwards costs no copy.
         out = queries.new_empty(batch, length, heads, width).transpose(1, 2)
-        for row, group in _groups(batch, heads, length):
-            weights = _causal_softmax(queries[row, group], keys[row, group])
-            out[row, group] = (weights * mask[row, group]) @ values[row, group]
+        for at, rows, past in _tiles(batch, heads, length):
+            weights = _causal_softmax(queries[at][:, rows], keys[at][:, past])
+            out[at][:, rows] = (weights * mask[at][:, rows, past]) @ values[at][:, past]
         out.mul_(ctx.factor)
         ctx.save_for_backward(queries, keys, values, mask, out)
         return out
@@ -75,28 +77,39 @@ class _DropoutAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = (queries.new_empty(batch, length, heads, width).transpose(1, 2) for _ in range(3))
         # Row sums of (dL/dweights * weights), which are those of (dL/dout * out): FlashAttention, Dao et al., 2022.
         delta = (grad_out * out).sum(dim=-1, keepdim=True)
-        for row, group in _groups(batch, heads, length):
-            weights = _causal_softmax(queries[row, group], keys[row, group])
-            kept = mask[row, group]
-            grad = grad_out[row, group]
-            grad_v[row, group] = (weights * kept).mul_(ctx.factor).transpose(-2, -1) @ grad
-            grad_scores = (grad @ values[row, group].transpose(-2, -1)).mul_(kept).mul_(ctx.factor)
-            grad_scores.sub_(delta[row, group]).mul_(weights).mul_(scale)
-            grad_q[row, group] = grad_scores @ keys[row, group]
-            grad_k[row, group] = grad_scores.transpose(-2, -1) @ queries[row, group]
+        for at, rows, past in _tiles(batch, heads, length):
+            query, grad = queries[at][:, rows], grad_out[at][:, rows]
+            weights = _causal_softmax(query, keys[at][:, past])
+            kept = mask[at][:, rows, past]
+            part_v = (weights * kept).mul_(ctx.factor).transpose(-2, -1) @ grad
+            grad_scores = (grad @ values[at][:, past].transpose(-2, -1)).mul_(kept).mul_(ctx.factor)
+            grad_scores.sub_(delta[at][:, rows]).mul_(weights).mul_(scale)
+            grad_q[at][:, rows] = grad_scores @ keys[at][:, past]
+            part_k = grad_scores.transpose(-2, -1) @ query
+            for whole, part in ((grad_k, part_k), (grad_v, part_v)):
+                if past.stop == length:  # the first tile of these heads: nothing to add to yet
+                    whole[at] = part
+                else:
+                    whole[at][:, past] += part
         return grad_q, grad_k, grad_v, None
 
 
-def _groups(batch: int, heads: int, length: int) -> list[tuple[int, slice]]:
-    """A few heads of one row at a time, so that their (T, T) scores stay in the cache."""
-    size = max(1, GROUP_BYTES // (4 * length * length))
-    return [(row, slice(start, min(start + size, heads))) for row in range(batch) for start in range(0, heads, size)]
+def _tiles(batch: int, heads: int, length: int) -> Iterator[tuple[tuple[int, slice], slice, slice]]:
+    """A few heads of one row of the batch, some of their queries from the last to the first, and the past of these.
+
+    So the scores stay in the cache, and most of the future is never computed.
+    """
+    size = max(1, GROUP_BYTES // (4 * min(length, QUERIES) * length))
+    for row in range(batch):
+        for start in range(0, heads, size):
+            for end in range(length, 0, -QUERIES):
+                yield (row, slice(start, min(start + size, heads))), slice(max(0, end - QUERIES), end), slice(0, end)
 
 
 def _causal_softmax(queries: Tensor, keys: Tensor) -> Tensor:
-    """(heads, T, T) attention weights of queries and keys (heads, T, D)."""
-    length = queries.size(-2)
-    future = torch.full((length, length), -torch.inf, device=queries.device, dtype=queries.dtype).triu(1)
+    """(heads, T, S) attention weights of queries (heads, T, D), the last T of the S tokens, and keys (heads, S, D)."""
+    shape = queries.size(-2), keys.size(-2)
+    future = torch.full(shape, -torch.inf, device=queries.device, dtype=queries.dtype).triu(1 + shape[1] - shape[0])
     scores = torch.baddbmm(future, queries, keys.transpose(-2, -1), alpha=1 / math.sqrt(queries.size(-1)))
     return torch.softmax(scores, dim=-1)
 

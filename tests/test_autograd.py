@@ -36,9 +36,12 @@ def test_without_gradients_the_loss_is_the_same() -> None:
         )
 
 
-@pytest.mark.parametrize("group_bytes", [1, 4 * 13 * 13 * 2, 2**22])
-def test_dropout_attention_equals_dropping_the_plain_weights(monkeypatch: pytest.MonkeyPatch, group_bytes: int) -> None:
+@pytest.mark.parametrize(("group_bytes", "queries"), [(1, 128), (4 * 13 * 13 * 2, 5), (2**22, 6), (2**22, 128)])
+def test_dropout_attention_equals_dropping_the_plain_weights(
+    monkeypatch: pytest.MonkeyPatch, group_bytes: int, queries: int
+) -> None:
     monkeypatch.setattr(autograd, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(autograd, "QUERIES", queries)
     inputs = torch.randn(3, 2, 5, 13, 8)
     upstream = torch.randn(2, 5, 13, 8)
     results = []
