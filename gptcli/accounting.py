@@ -201,12 +201,17 @@ def forward_flops_rule(config: GPTConfig) -> int:
     return 2 * parameter_count(config.with_changes(tie_weights=True))
 
 
+def training_flops_rule(config: GPTConfig) -> int:
+    """FLOPs to train on one token by the 6N rule: forward, and twice that backward."""
+    return 3 * forward_flops_rule(config)
+
+
 def training_compute(config: GPTConfig, tokens: int = GPT3_TRAINING_TOKENS) -> int:
     """FLOPs to train on ``tokens`` tokens by the 6N rule, as in table D.1 of the GPT-3 paper (Brown et al., 2020).
 
     All GPT-3 models saw 300 billion tokens (their table 2.1); the largest comes to the paper's 3.14e23.
     """
-    return 3 * forward_flops_rule(config) * tokens
+    return training_flops_rule(config) * tokens
 
 
 def v100_years(flops: float) -> float:

@@ -10,6 +10,7 @@ Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
 Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Log = Literal["none", "tensorboard"]
 Overflow = Literal["slide", "crop", "error"]
 Activation = Literal["gelu_new", "gelu", "relu"]
 
@@ -231,6 +232,7 @@ class TrainConfig:
     early_stop: int | None = None
     save_every: int | None = None
     keep: int = 2
+    log: Log = "none"
 
     def __post_init__(self) -> None:
         for name in ("context_length", "batch_size", "epochs", "eval_every", "eval_batches", "accumulate", "keep"):
@@ -298,6 +300,7 @@ class TrainConfig:
             ("init", get_args(Init)),
             ("optimizer", get_args(Optimizer)),
             ("dtype", get_args(Precision)),
+            ("log", get_args(Log)),
         ):
             if getattr(self, name) not in choices:
                 raise GptcliError(

@@ -20,11 +20,12 @@ PATIENCE = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class World:
-    """``size`` processes, of which this is number ``rank``; number ``local_rank`` on its own machine."""
+    """``size`` processes, of which this is number ``rank``; number ``local_rank`` of ``local_size`` on its machine."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -78,13 +79,13 @@ def from_environment() -> World:
     """The world that torchrun's environment variables describe; alone without them."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return ALONE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     try:
-        rank, size, local_rank = (int(os.environ.get(name, "0")) for name in names)
+        rank, size, local_rank, local_size = (int(os.environ.get(name, "0")) for name in names)
     except ValueError:
         told = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
         raise GptcliError(f"The environment says {told}.", "Start with: torchrun -m gptcli train …") from None
-    return World(rank, size, local_rank)
+    return World(rank, size, local_rank, local_size or size)
 
 
 def place(world: World, placement: Placement) -> Placement:

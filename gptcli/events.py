@@ -6,13 +6,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step: loss in nats and gradient norm before the update, and how fast training has been so far."""
+    """One optimizer step.
+
+    Loss in nats and gradient norm are from before the update; ``tokens_per_second`` is the speed of training so far,
+    ``mfu`` the share of the devices' peak that it makes use of, None where the peak is not known.
+    """
 
     step: int
     epoch: int
     loss: float
     tokens_per_second: float
     grad_norm: float
+    learning_rate: float
+    mfu: float | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Evaluated:
     """One row of metrics.jsonl.
 
     Losses in nats a token, of the same windows each time; ``seconds`` since the start, evaluations included;
-    ``grad_norm`` of the last step; ``memory`` at its peak so far, in bytes; ``skipped`` steps so far.
+    ``grad_norm`` of the last step; ``memory`` at its peak so far, in bytes; ``skipped`` steps so far; ``mfu``, "model
+    FLOPs utilization": 6 FLOPs a parameter and token, as a share of what the devices could do in the same time.
     """
 
     step: int
@@ -51,6 +58,7 @@ class Evaluated:
     grad_norm: float
     memory: int
     skipped: int
+    mfu: float | None
 
 
 @dataclass(frozen=True)

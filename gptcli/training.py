@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from gptcli.accounting import training_flops_rule
 from gptcli.checkpoint import all_finite
 from gptcli.config import TrainConfig
 from gptcli.corpus import Corpus, Windows, shuffled
@@ -95,6 +96,7 @@ def train(
     store: Store | None = None,
     snapshot: Snapshot | None = None,
     world: World = ALONE,
+    peak: float | None = None,
 ) -> Iterator[Event]:
     """Train ``model`` in place, as `make_plan` says.
 
@@ -108,6 +110,7 @@ def train(
         store: where snapshots go; None for none. Only the first process writes.
         snapshot: where to go on, as if nothing had happened.
         world: the processes that share every step.
+        peak: FLOP/s of all their devices together, which the speed of training is compared with.
 
     Yields:
         a `Stepped` or `Skipped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded`
@@ -116,17 +119,21 @@ def train(
     Raises:
         GptcliError: loss or gradient stayed infinite or NaN, also after going back once to the last snapshot.
     """
-    return _Run(model, corpus, config, store, world).events(should_stop, snapshot)
+    return _Run(model, corpus, config, store, world, peak).events(should_stop, snapshot)
 
 
 class _Run:
-    def __init__(self, model: GPTModel, corpus: Corpus, config: TrainConfig, store: Store | None, world: World) -> None:
+    def __init__(
+        self, model: GPTModel, corpus: Corpus, config: TrainConfig, store: Store | None, world: World,
+        peak: float | None,
+    ) -> None:  # fmt: skip
         self.model, self.config, self.store, self.world = model, config, store, world
         self.plan = make_plan(corpus, config)
         self.windows, self.validation = train_windows(corpus, config), validation_windows(corpus, config)
         self.judged = judged_windows(self.windows, self.validation, config, self.plan.batch_size)
         self.stepper = Stepper(model, config, world)
         self.progress = Progress()
+        self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = config.learning_rate, 0.0
         self.steps_here, self.trained_for = 0, 0.0
         self.order: tuple[int, list[int]] = (0, [])
@@ -192,13 +199,17 @@ class _Run:
             self.progress.bad_in_a_row += not outcome.excused
             return Skipped(step, outcome.loss, outcome.grad_norm)
         self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
-        return Stepped(step, epoch, outcome.loss, self._speed(), outcome.grad_norm)
+        return Stepped(step, epoch, outcome.loss, self._speed(), outcome.grad_norm, self.rate, self._mfu())
 
     def _speed(self) -> float:
         return self.steps_here * self.plan.tokens_per_step / self.trained_for if self.trained_for else 0.0
 
+    def _mfu(self) -> float | None:
+        return self._speed() / self.tokens_per_second_at_peak if self.tokens_per_second_at_peak else None
+
     def _evaluate(self, epoch: int) -> Evaluated:
-        started, progress, size = time.perf_counter(), self.progress, self.plan.batch_size
+        started, progress = time.perf_counter(), self.progress
+        size = -(-self.plan.batch_size // (self.config.accumulate * self.world.size))  # what memory has room for
         forward = self.stepper.forward
         train_loss = mean_loss(self.model, self.windows, self.judged[0], size, forward)
         val_loss = None
@@ -213,6 +224,7 @@ class _Run:
         return Evaluated(
             progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
             self._speed(), progress.seconds, self.grad_norm, peak_memory(self.model.device), progress.skipped,
+            self._mfu(),
         )  # fmt: skip
 
     def _save_due(self, better: bool) -> bool:

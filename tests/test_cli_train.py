@@ -44,7 +44,7 @@ def test_a_text_becomes_a_checkpoint(gptcli: Any, story: Path) -> None:
     assert not [name for name in names if "partial" in name]
     rows = checkpoint.read_metrics(run)
     fields = "step epoch tokens_seen train_loss val_loss learning_rate tokens_per_second seconds "
-    fields += "grad_norm memory skipped"
+    fields += "grad_norm memory skipped mfu"
     assert list(rows[0]) == fields.split()
     assert [row["step"] for row in rows] == [0, 5, 10, 15, 20, 23]  # 35 windows, 4 at once: 8 steps an epoch
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]

@@ -177,6 +177,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def human_flops(rate: float) -> str:
+    """Floating-point operations a second with the unit people read: 65.5 GFLOP/s."""
+    return f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:,.1f} GFLOP/s"
+
+
 def human_time(seconds: float) -> str:
     """A duration as people say it: 45 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)

@@ -36,6 +36,18 @@ def duration(text: str) -> float:
         raise GptcliError(f"--max-time is {text!r}, which is no duration.", "Give 90s, 10m or 2h.") from None
 
 
+def step_windows(text: str) -> tuple[int, bool]:
+    """Windows a step of 12, auto or auto:12, and whether to find out how many of them fit into memory at once."""
+    automatic = text == "auto" or text.startswith("auto:")
+    number = text.removeprefix("auto").removeprefix(":") if automatic else text
+    try:
+        return (int(number) if number else DEFAULTS.batch_size), automatic
+    except ValueError:
+        raise GptcliError(
+            f"--batch-size is {text!r}, which is no number of windows.", "Give a number, auto, or auto:64."
+        ) from None
+
+
 def train(
     context: typer.Context,
     texts: Annotated[
@@ -95,7 +107,14 @@ def train(
     early_stop: Annotated[
         int | None, training_option("--early-stop", help="Stop after N evaluations without a better validation loss.")
     ] = None,
-    batch_size: Annotated[int, training_option("--batch-size", help="Windows a step.")] = DEFAULTS.batch_size,
+    batch_size: Annotated[
+        str,
+        training_option(
+            "--batch-size",
+            metavar="N|auto|auto:N",
+            help="Windows a step. auto: computed in as few parts as memory has room for, 4 windows in all or N.",
+        ),
+    ] = str(DEFAULTS.batch_size),
     stride: Annotated[
         int | None, training_option("--stride", help="Tokens from one window to the next; the context by default.")
     ] = None,
@@ -155,6 +174,9 @@ def train(
     sample_prompt: Annotated[
         str, watching_option("--sample-prompt", help="What the samples continue.")
     ] = DEFAULTS.sample_prompt,
+    log: Annotated[
+        str, watching_option("--log", help="none, or tensorboard: event files in the run's directory as well.")
+    ] = DEFAULTS.log,
     encoding: Annotated[
         str | None, text_option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
     ] = None,
@@ -176,8 +198,16 @@ def train(
     --resume RUN goes on with it. Several processes: torchrun --nproc-per-node N -m gptcli train …
     """
     given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    windows, automatic = step_windows(batch_size)
+    if automatic and (resume is not None or "accumulate" in given):
+        raise GptcliError(
+            f"--batch-size {batch_size} cannot be combined with {'--resume' if resume is not None else '--accumulate'}:"
+            " it finds out in how many parts to compute a step.",
+            "Leave one of the two out; --accumulate N may change from one sitting to the next.",
+        )
     if resume is not None:
         named = {name: value for name, value in context.params.items() if name in given}
+        named |= {"batch_size": windows} if "batch_size" in named else {}
         resuming.resumed(resume, named, device=device, threads=threads).go()
         return
     if not texts:
@@ -189,7 +219,7 @@ def train(
         "drop_rate": drop_rate, "qkv_bias": qkv_bias, "tie_weights": tie_weights,
     }  # fmt: skip
     base = GPTConfig.preset(size or "small", **(COURSE_MODEL | {k: v for k, v in shape.items() if v is not None}))
-    settings = {field.name: context.params[field.name] for field in fields(TrainConfig)}
+    settings = {field.name: context.params[field.name] for field in fields(TrainConfig)} | {"batch_size": windows}
     if context_length is None:
         settings["context_length"] = min(DEFAULTS.context_length, base.context_length)
     recipe = TrainConfig(**settings)
@@ -220,7 +250,7 @@ def train(
     }  # fmt: skip
     training_view.TrainingRun(
         run_dir, recipe, corpus, its_tokenizer, model_config, origin,
-        source=source, device=device, threads=threads, force=force,
+        source=source, device=device, threads=threads, force=force, choose_parts=automatic,
     ).go()  # fmt: skip
 
 

@@ -1,21 +1,22 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gptcli.cli import render
+from gptcli.cli.stopping import stop_on_signals
 from gptcli.config import PRESETS, GPTConfig, SamplingConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
     from gptcli.corpus import Corpus
+    from gptcli.device import Precision
     from gptcli.events import Evaluated, Event
     from gptcli.model import GPTModel
     from gptcli.snapshots import Snapshot
@@ -42,11 +43,14 @@ class TrainingRun:
         device: str,
         threads: int | None,
         force: bool,
+        choose_parts: bool = False,
     ) -> None:
         from gptcli import device as devices
-        from gptcli import distributed
+        from gptcli import distributed, tensorboard
         from gptcli.plan import make_plan
 
+        if recipe.log == "tensorboard":
+            tensorboard.require()
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
         self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
         self.world = distributed.from_environment()
@@ -56,21 +60,33 @@ class TrainingRun:
         devices.reuse_freed_memory()
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
-        self.facts = {"recipe": as_dict(recipe), "source": source, "threads": self.threads}
+        self.source, self.choose_parts = source, choose_parts
         self.sample_ids = self._sample_ids()
         self.step: int = snapshot.progress["step"] if snapshot else 0
         self.resumed_at = self.step
         self.last: Evaluated | None = None
+        self.speed = ""
 
     def go(self) -> None:
-        from gptcli import distributed
+        import torch
+
+        from gptcli import distributed, peaks
 
         for line in self.plan.notes:
             render.warn(line)
-        self._print_header()
         distributed.join(self.world, self.placement.device)
         try:
+            self.precision: Precision = self.world.gather(self._choose_precision())[0]  # clocks may disagree
+            if self.choose_parts:
+                self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
+            self._print_header()
+            self.peak = peaks.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
             self._train()
+        except torch.OutOfMemoryError as error:
+            raise GptcliError(
+                f"{self.placement.device} has no room left: {str(error).splitlines()[0]}",
+                "Try --batch-size auto, --recompute, or for a run that goes on a larger --accumulate.",
+            ) from error
         except RuntimeError as error:
             if self.world.size == 1:
                 raise
@@ -79,24 +95,36 @@ class TrainingRun:
             distributed.leave()
 
     def _train(self) -> None:
-        from gptcli import curves, events, training
+        from gptcli import curves, events, tensorboard, training
         from gptcli.checkpoint import METRICS, read_metrics, to_file
         from gptcli.device import peak_memory
         from gptcli.snapshots import Store
 
         model = self._make_model()
-        recipe = self.recipe
-        store = Store(self.path, self.model_config, self.tokenizer, self.facts, recipe.keep, recipe.save_every)
+        facts = {
+            "recipe": as_dict(self.recipe), "source": self.source, "threads": self.threads,
+            "device": self.placement.device.type, "precision": self.precision.name,
+        }  # fmt: skip
+        # What auto was resolved to is for this sitting; another one may be on another device.
+        recipe = replace(self.recipe, dtype=self.precision.name)
+        store = Store(self.path, self.model_config, self.tokenizer, facts, recipe.keep, recipe.save_every)
         if self.snapshot is None and self.world.is_first:
             store.begin(to_file(model), asdict(training.Progress()), self.force)
-        with _stop_on_signals() as stop, render.progress(self.plan.total_steps, "step") as bar:
+        with_events = recipe.log == "tensorboard" and self.world.is_first
+        with (
+            stop_on_signals() as stop,
+            render.progress(self.plan.total_steps, "step") as bar,
+            closing(tensorboard.EventLog(self.path, self.step)) if with_events else nullcontext() as log,
+        ):
             bar.update(self.step)
-            run = training.train(model, self.corpus, recipe, stop.asked, store, self.snapshot, self.world)
+            peak = self.peak.flops * self.world.size if self.peak else None
+            run = training.train(model, self.corpus, recipe, stop.asked, store, self.snapshot, self.world, peak)
             for event in run:
                 self._tell(event, model, bar)
+                if log is not None:
+                    log.tell(event)
                 if stop.number == signal.SIGTERM and isinstance(event, events.Saved):
                     break  # whoever sends it does not wait for an evaluation
-        peak = render.human_bytes(peak_memory(self.placement.device))
         if self.world.is_first and (self.path / METRICS).exists():
             rows, per_epoch = read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
             curves.draw_losses(rows, per_epoch, self.path / "loss.png", title=self.path.name)
@@ -108,7 +136,11 @@ class TrainingRun:
             render.note(
                 f"The run ended after step {self.step} of {self.plan.total_steps}, as --max-time or --early-stop says."
             )
-        render.note(f"The checkpoint is in {self.path} (peak memory {peak}). Speak with it:")
+        if self.peak is not None and self.speed:
+            most = f"{render.human_flops(self.peak.flops)} in {self.precision.name}, {self.peak.source}"
+            render.note(f"{self.speed} ({most}), counting 6 FLOPs a parameter and token.")
+        peak_bytes = render.human_bytes(peak_memory(self.placement.device))
+        render.note(f"The checkpoint is in {self.path} (peak memory {peak_bytes}). Speak with it:")
         render.note(f'  gptcli generate "{recipe.sample_prompt}" --checkpoint {self.path}')
         render.print_text(str(self.path))
         if stop.number is not None:
@@ -120,7 +152,10 @@ class TrainingRun:
         if isinstance(event, events.Stepped):
             self.step = event.step + 1
             bar.update()
-            bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s")
+            self.speed = f"{event.tokens_per_second:,.0f} tokens/s"
+            if event.mfu is not None:
+                self.speed += f", {event.mfu:.0%} of the peak"
+            bar.set_postfix_str(f"loss {event.loss:.3f}, {self.speed}")
             self._forecast_time(event.tokens_per_second)
         elif isinstance(event, events.Skipped):
             self.step = event.step + 1
@@ -158,6 +193,7 @@ class TrainingRun:
         from gptcli.device import available_memory, resident_memory
 
         plan, config = self.plan, self.model_config
+        together = f", {self.world.size} processes" if self.world.size > 1 else ""
         render.note(
             f"{self.corpus.characters:,} characters, {self.corpus.tokens:,} tokens "
             f"({self.tokenizer.kind}, vocabulary {config.vocab_size:,}): {len(self.corpus.train):,} to train on, "
@@ -169,8 +205,8 @@ class TrainingRun:
         )
         render.note(
             f"{accounting.parameter_count(config):,} parameters ({config.n_layers} layers, {config.n_heads} heads, "
-            f"{config.emb_dim} wide) on {self.placement.device}, {self.threads} threads, {self._precision()} "
-            f"({self.placement.reason})."
+            f"{config.emb_dim} wide) on {self.placement.device} ({self.placement.reason}), {self.threads} threads, "
+            f"{self.precision.name} ({self.precision.reason}){together}."
         )
         on_cpu = self.placement.device.type == "cpu"
         rows = -(-plan.batch_size // (self.world.size * self.recipe.accumulate))
@@ -184,11 +220,31 @@ class TrainingRun:
                 f"free. {self._advice()}"
             )
 
-    def _precision(self) -> str:
-        from gptcli.device import training_dtype
+    def _choose_precision(self) -> "Precision":
+        """As --dtype says; where that is auto, a run that goes on keeps what it began with on such a device."""
+        from gptcli.device import training_precision
 
-        name = str(training_dtype(self.recipe.dtype, self.placement.device)).removeprefix("torch.")
-        return name if self.world.size == 1 else f"{name}, {self.world.size} processes"
+        device, before = self.placement.device, self.snapshot.facts if self.snapshot else {}
+        if self.recipe.dtype == "auto" and before.get("device") == device.type:
+            return replace(training_precision(before["precision"], device, 0), reason="as before")
+        return training_precision(self.recipe.dtype, device, self.model_config.emb_dim)
+
+    def _fitting_parts(self) -> int:
+        """The fewest parts of a step that fit into memory."""
+        from gptcli import fitting
+
+        recipe = replace(self.recipe, dtype=self.precision.name)
+        windows = self.plan.batch_size // self.world.size
+        device, T = self.placement.device, self.plan.context_length
+        parts = fitting.fewest_parts(self.model_config, recipe, windows, T, device, self.world)
+        if parts is None:
+            raise GptcliError(
+                f"Not even one window of {T} tokens fits into the memory of {device}.",
+                "Try --recompute, a smaller --size or a shorter --context-length.",
+            )
+        how = f"in {parts} parts of at most {-(-windows // parts)}" if parts > 1 else "at once"
+        render.note(f"Memory has room to compute the {windows} windows of a step {how} (--accumulate {parts}).")
+        return parts
 
     def _advice(self) -> str:
         if self.model_config.emb_dim > PRESETS["mini"].emb_dim and self.origin is None:
@@ -249,33 +305,3 @@ def _say(bar: Any, text: str) -> None:
         bar.clear()
         render.note(text)
         bar.refresh()
-
-
-@dataclass
-class _Stop:
-    """The signal that asked the run to stop, if one did."""
-
-    number: int | None = None
-
-    def asked(self) -> bool:
-        return self.number is not None
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """The first Ctrl-C or SIGTERM ends the run after the step under way; a second Ctrl-C ends it at once."""
-    stop = _Stop()
-
-    def handle(signum: int, frame: Any) -> None:
-        if stop.asked() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not stop.asked():
-            stop.number = signum
-            render.warn("Finishing this step and writing a checkpoint; Ctrl-C again stops at once.")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
