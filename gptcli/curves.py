@@ -4,6 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# What can be drawn of a run besides its losses: the field of metrics.jsonl, and what its axis says.
+METRICS = {
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens/s",
+    "mfu": "share of the device's peak",
+    "memory": "peak memory (bytes)",
+}
 TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#c2410c"
 
 
@@ -52,12 +60,18 @@ def loss_of(row: Mapping[str, Any]) -> float:
     return found
 
 
-def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
-    """The losses of several runs over the tokens they have seen.
+def value_of(row: Mapping[str, Any], metric: str = "loss") -> float:
+    """What is drawn of a row: `loss_of`, or the field ``metric``."""
+    return loss_of(row) if metric == "loss" else float(row[metric])
+
+
+def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metric: str = "loss") -> None:
+    """The losses of several runs, or another metric, over the tokens they have seen.
 
     Args:
         runs: the rows of each run's metrics.jsonl, at least one each, by the run's name.
         file: the PNG to write.
+        metric: "loss", or one of METRICS.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -68,38 +82,45 @@ def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> No
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(runs.items()):
         tokens, colour = [row["tokens_seen"] for row in rows], f"C{number % 10}"
-        axes.plot(tokens, [row["train_loss"] for row in rows], ":", color=colour, linewidth=1.2)
-        label = f"{name} (last {loss_of(rows[-1]):.3f})"
-        axes.plot(tokens, [loss_of(row) for row in rows], "-", color=colour, linewidth=2, label=label)
+        values = [value_of(row, metric) for row in rows]
+        if metric == "loss":
+            axes.plot(tokens, [row["train_loss"] for row in rows], ":", color=colour, linewidth=1.2)
+        label = f"{name} (last {values[-1]:.4g})"
+        axes.plot(tokens, values, "-", color=colour, linewidth=2, label=label)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_ylabel("cross-entropy (nats a token)")
-    axes.set_title("Validation loss (dotted: training)")
+    axes.set_ylabel("cross-entropy (nats a token)" if metric == "loss" else METRICS[metric])
+    if metric == "loss":
+        axes.set_title("Validation loss (dotted: training)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
 
-def text_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]], width: int = 60, height: int = 12) -> list[str]:
-    """The losses of several runs over the tokens they have seen, as lines of text; each run is one letter from a.
+def text_chart(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], width: int = 60, height: int = 12, metric: str = "loss"
+) -> list[str]:
+    """What `draw_runs` draws, as lines of text; each run is one letter from a.
 
     Args:
-        runs: as `draw_runs` takes them.
+        runs, metric: as `draw_runs` takes them.
         width, height: of the chart's inside, in characters.
     """
-    points = {name: [(row["tokens_seen"], loss_of(row)) for row in rows] for name, rows in runs.items()}
+    points = {name: [(row["tokens_seen"], value_of(row, metric)) for row in rows] for name, rows in runs.items()}
     last = max(tokens for row in points.values() for tokens, _ in row)
-    losses = [loss for row in points.values() for _, loss in row]
-    low, high = min(losses), max(losses)
+    values = [value for row in points.values() for _, value in row]
+    low, high = min(values), max(values)
     grid = [[" "] * width for _ in range(height)]
     for letter, row in zip(map(chr, range(ord("a"), ord("z") + 1)), points.values(), strict=False):
-        for tokens, loss in row:
-            down = round((high - loss) / (high - low or 1) * (height - 1))
+        for tokens, value in row:
+            down = round((high - value) / (high - low or 1) * (height - 1))
             grid[down][round(tokens / last * (width - 1))] = letter
-    scale = [f"{high - (high - low) * down / (height - 1):7.3f}" for down in range(height)]
+    form = "7.3f" if metric == "loss" else "9.3g"
+    scale = [format(high - (high - low) * down / (height - 1), form) for down in range(height)]
     lines = [f"{mark} |{''.join(row)}" for mark, row in zip(scale, grid, strict=True)]
-    return [*lines, " " * 8 + "+" + "-" * width, f"{'0':>10}{f'{last:,} tokens':>{width - 1}}"]
+    margin = len(scale[0]) + 1
+    return [*lines, " " * margin + "+" + "-" * width, f"{'0':>{margin + 2}}{f'{last:,} tokens':>{width - 1}}"]
 
 
 def _line(axes: Any, x: Sequence[float], y: Sequence[float], colour: str, style: str, name: str) -> None:

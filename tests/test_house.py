@@ -17,11 +17,12 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"config", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
-    | {"task_files", "journal"},
+    | {"task_files", "journal", "peaks", "tensorboard"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
     {"weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
     {"checkpoint", "decoding", "weights", "plan"},
     {"snapshots", "stepping"},
+    {"fitting"},
     {"generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
     | {"evaluation", "evaluation_plots", "tasks"},
     {"cli"},

@@ -1,4 +1,4 @@
-"""gptcli plot: the losses of runs over one another."""
+"""gptcli plot: the losses of runs over one another, or another of their metrics."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options, render
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, nearest
 
 MOST_RUNS = 26
 
@@ -17,6 +17,9 @@ def plot(
         list[Path], typer.Argument(metavar="RUN...", help="Runs of gptcli train, or their names under checkpoints/.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("plot.png"),
+    metric: Annotated[
+        str, typer.Option("--metric", help="loss, learning_rate, grad_norm, tokens_per_second, mfu or memory.")
+    ] = "loss",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -24,7 +27,8 @@ def plot(
 ) -> None:
     """Draw the losses of runs over one another, as a PNG and in the terminal.
 
-    Each run is judged by its validation loss, or by its training loss where it has no other.
+    Each run is judged by its validation loss, or by its training loss where it has no other. --metric draws something
+    else: mfu, for one, is the share of the device's peak that training made use of.
     """
     if len(runs) > MOST_RUNS:
         raise GptcliError(f"There are {len(runs)} runs, but only {MOST_RUNS} letters.", "Draw fewer at once.")
@@ -32,26 +36,30 @@ def plot(
         raise GptcliError(f"{out} exists already.", "Choose another --out, or replace it with --force.")
     from gptcli import checkpoint_config, curves
 
+    if metric != "loss" and metric not in curves.METRICS:
+        raise GptcliError(f"There is no --metric {metric!r}.", nearest(metric, ["loss", *curves.METRICS]))
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         path = checkpoint_config.find(run)
-        found[str(path) if path.name in found else path.name] = _rows(path)
+        found[str(path) if path.name in found else path.name] = _rows(path, metric)
     try:
-        curves.draw_runs(found, out)
+        curves.draw_runs(found, out, metric)
     except OSError as error:
         raise GptcliError(f"{out} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    for line in curves.text_chart(found):
+    for line in curves.text_chart(found, metric=metric):
         render.print_text(line.rstrip())
     for letter, (name, rows) in zip("abcdefghijklmnopqrstuvwxyz", found.items(), strict=False):
-        best = min(rows, key=curves.loss_of)
-        render.print_text(
-            f"{letter}  {name}: best {curves.loss_of(best):.3f} at step {best['step']}, "
-            f"last {curves.loss_of(rows[-1]):.3f} at step {rows[-1]['step']}"
-        )
+        ranked = sorted(((curves.value_of(row, metric), row["step"]) for row in rows), key=lambda pair: pair[0])
+        marks = {"best": ranked[0]} if metric == "loss" else {"lowest": ranked[0], "highest": ranked[-1]}
+        marks["last"] = curves.value_of(rows[-1], metric), rows[-1]["step"]
+        form = ".3f" if metric == "loss" else ".4g"
+        told = (f"{mark} {format(value, form)} at step {step}" for mark, (value, step) in marks.items())
+        render.print_text(f"{letter}  {name}: {', '.join(told)}")
     render.note(f"The picture is {out}.")
 
 
-def _rows(run: Path) -> list[dict[str, Any]]:
+def _rows(run: Path, metric: str) -> list[dict[str, Any]]:
+    """The rows of a run that have ``metric``."""
     import json
 
     file = run / "metrics.jsonl"
@@ -76,4 +84,7 @@ def _rows(run: Path) -> list[dict[str, Any]]:
         rows.append(row)
     if not rows:
         raise GptcliError(f"{file} has no row yet.", "The first one comes with the first evaluation of the run.")
-    return rows
+    measured = rows if metric == "loss" else [row for row in rows if row.get(metric) is not None]
+    if not measured:
+        raise GptcliError(f"{file} says nothing of {metric}.", "The run is of an older version: draw its loss.")
+    return measured
