@@ -10,6 +10,7 @@ from gptcli.config import TrainConfig
 from gptcli.device import whole
 
 MUON_MOMENTUM = 0.95
+MUON_SCALE = 0.2  # the root mean square of an update of AdamW's, as Liu et al. found it
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -19,8 +20,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     - adam: Adam (Kingma & Ba, 2015), fused; its weight decay is part of the gradient.
     - sgd: gradient descent with momentum ``beta1``, fused.
     - adafactor: Adafactor (Shazeer & Stern, 2018): second moments by row and column, so almost no memory.
-    - muon: Muon (Jordan et al., 2024) for the matrices inside the blocks, its steps scaled to AdamW's size (Liu et
-      al., 2025), so that one rate serves both; AdamW for embeddings, head, biases and norms.
+    - muon: Muon (Jordan et al., 2024) with Nesterov's momentum for the matrices inside the blocks, its steps scaled to
+      AdamW's size (Liu et al., 2025), so that one rate serves both; AdamW for embeddings, head, biases and norms.
 
     Returns:
         one torch optimizer, or two that share the work.
@@ -31,18 +32,97 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         inside = [p for name, p in named if ".h." in f".{name}" and p.dim() == 2]
         chosen = {id(p) for p in inside}
         rest = _decay_groups([p for _, p in named if id(p) not in chosen], config.weight_decay)
-        muon = torch.optim.Muon(
-            inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = Muon(inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
         return [muon, torch.optim.AdamW(rest, lr=rate, betas=betas, fused=True)]
     groups = _decay_groups([p for _, p in named], config.weight_decay)
     if config.optimizer == "adam":
         return [torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)]
     if config.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=rate, momentum=config.beta1, fused=True)]
+        # torch cannot run the fused form on shards.
+        return [torch.optim.SGD(groups, lr=rate, momentum=config.beta1, fused=not _is_sharded(named))]
     if config.optimizer == "adafactor":
-        return [torch.optim.Adafactor(groups, lr=rate)]
+        kind = ShardedAdafactor if _is_sharded(named) else torch.optim.Adafactor
+        return [kind(groups, lr=rate)]
     return [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on matrices: momentum, made orthogonal, at AdamW's size.
+
+    torch has one, from 2.9 on, in bfloat16 alone, which a CPU without the instructions is several times slower in; and
+    on shards each of its fifteen products would gather a matrix. This one gathers once, and on a CPU takes float32.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every matrix; ``closure`` is there for torch's sake."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                mean = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalised(whole(parameter.grad.lerp(mean, group["momentum"])))
+                rate = group["lr"] * MUON_SCALE * math.sqrt(max(parameter.shape))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(placed_like(update, parameter), alpha=-rate)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """``matrix`` with all its singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration.
+
+    Five steps of X <- aX + (bA + cA²)X with A = XXᵀ and Jordan's coefficients (Jordan et al., 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.to(torch.float32 if matrix.device.type == "cpu" else torch.bfloat16)
+    tall = x.size(0) > x.size(1)
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """``tensor``, which every process has whole, in shards if ``parameter`` is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
+class ShardedAdafactor(torch.optim.Adafactor):
+    """torch's Adafactor on shards: its means over rows and columns need a whole parameter, one at a time.
+
+    Every process does the same, and keeps all of the means, which are small.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every parameter; ``closure`` is there for torch's sake."""
+        for group in self.param_groups:
+            settings = {name: value for name, value in group.items() if name != "params"}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                all_of_it = nn.Parameter(whole(parameter))
+                all_of_it.grad = whole(parameter.grad)
+                alone = torch.optim.Adafactor([all_of_it], **settings)
+                alone.state[all_of_it] = self.state[parameter]
+                alone.step()
+                self.state[parameter] = alone.state[all_of_it]
+                parameter.copy_(placed_like(all_of_it.detach(), parameter))
+
+
+def _is_sharded(named: list[tuple[str, nn.Parameter]]) -> bool:
+    return any(hasattr(parameter, "full_tensor") for _, parameter in named)
 
 
 def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -67,8 +147,6 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
 
 def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     """Make the optimizers remember ``tensors``, as `state_tensors` gave them, and nothing else."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -84,12 +162,10 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
                 continue
             # Copies, which torch aligns: a mapped file would change the order of sums, and must stay free to go.
             state = {field: tensor.clone() for field, tensor in fields.items()}
-            if isinstance(parameter, DTensor):
+            if not isinstance(optimizer, ShardedAdafactor):
                 for field, tensor in state.items():
                     if tensor.dim() > 0:
-                        state[field] = distribute_tensor(
-                            tensor.to(parameter.device), parameter.device_mesh, parameter.placements
-                        )
+                        state[field] = placed_like(tensor.to(parameter.device), parameter)
             saved["state"][index] = state
         optimizer.load_state_dict(saved)
 
