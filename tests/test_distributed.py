@@ -67,6 +67,19 @@ def test_two_processes_are_one_and_a_checkpoint_of_two_goes_on_with_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor", "muon"])
+def test_every_optimizer_works_on_shards_and_remembers(
+    gptcli: Any, tmp_path: Path, story: Path, optimizer: str
+) -> None:
+    """Ten steps of one process, against six of two with shards and, resumed, four more."""
+    options = (*OPTIONS, "--optimizer", optimizer, "--learning-rate", 3e-3)
+    assert gptcli("train", story, *options, "--max-steps", 10, "--out", "one").code == 0
+    together(tmp_path, "train", story, *options, "--shard", "--max-steps", 6, "--out", "two")
+    together(tmp_path, "train", "--resume", "two", "--max-steps", 10)
+    assert losses(Path("two")) == pytest.approx(losses(Path("one")), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_takes_the_run_down_with_it(gptcli: Any, tmp_path: Path, story: Path) -> None:
     process = start(tmp_path, "train", story, *OPTIONS, "--epochs", 5000, "--out", "run")
     metrics = tmp_path / "run" / "metrics.jsonl"

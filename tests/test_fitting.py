@@ -131,6 +131,21 @@ def test_a_wrong_size_is_named(gptcli: Any, story: Path, options: tuple[Any, ...
     assert not Path("run").exists()
 
 
+def test_a_device_without_room_for_a_step_says_so_and_the_run_can_go_on(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Stepper, *_: Any) -> Outcome:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "step", step)
+        result = gptcli("train", story, *OPTIONS, "--out", "run", "-q")
+    result.assert_user_error(
+        "cpu has no room left: CUDA out of memory. Tried to allocate 20.00 GiB.", "--batch-size auto"
+    )
+    assert gptcli("train", "--resume", "run", "--accumulate", 2).code == 0
+
+
 def test_a_window_that_does_not_fit_is_told(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "available_memory", lambda device: 1000)
     result = gptcli("train", story, *OPTIONS, "--batch-size", "auto", "--out", "run")

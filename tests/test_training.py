@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gptcli import checkpoint, stepping
 from gptcli.config import TrainConfig
 from gptcli.model import GPTModel
-from gptcli.optim import learning_rate, make_optimizers
+from gptcli.optim import Muon, learning_rate, make_optimizers, orthogonalised
 from gptcli.stepping import Stepper
 
 MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
@@ -149,6 +149,37 @@ def test_every_optimizer_is_torchs_own_has_every_parameter_once_and_learns(name:
     (batch,) = batches(1)
     losses = [stepper.step(*batch, 1e-2).loss for _ in range(12)]
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_orthogonalising_brings_every_singular_value_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 40), (40, 24), (16, 16)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        assert values.min() > 0.3  # what begins near 0 needs more than five steps
+        assert values.max() < 1.25
+        assert values.median() == pytest.approx(0.9, abs=0.25)
+
+
+def test_muon_takes_torchs_own_steps() -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    torch.manual_seed(0)
+    start = torch.randn(24, 40)
+    mine, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizers = [
+        Muon([mine], lr=0.02, weight_decay=0.1, momentum=0.95),
+        torch.optim.Muon(
+            [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"
+        ),
+    ]
+    for _ in range(4):
+        gradient = torch.randn(24, 40)
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).abs().max().item()
+    assert moved > 0.02
+    torch.testing.assert_close(mine, theirs, atol=0.03 * moved, rtol=0)  # theirs is in bfloat16
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # What may differ from one sitting to the next: how long, how often, where, and what does not change the arithmetic.
 MAY_CHANGE = (
     *("epochs", "max_steps", "max_time", "early_stop", "save_every", "keep"),
-    *("accumulate", "recompute", "compile", "shard", "sample_every", "sample_prompt", "log"),
+    *("accumulate", "recompute", "compile", "shard", "log", "sample_every", "sample_prompt"),
 )
 SILENT = ("resume", "texts", "device", "threads", "quiet", "verbose", "debug")
 CONTRADICTIONS = ("out", "force", "init_from", "size")
