@@ -14,7 +14,7 @@ def require() -> None:
     if find_spec("tensorboard") is None:
         raise GptcliError(
             "--log tensorboard needs the package tensorboard, which is not installed.",
-            'Install it with pip install "gptcli[tensorboard]", or leave --log out: metrics.jsonl has them, too.',
+            'Install it with pip install "gptcli[tensorboard]", or go without: --log none.',
         )
 
 

@@ -52,7 +52,12 @@ def test_the_courses_run(gptcli: Any, the_verdict: Path) -> None:
         torch.testing.assert_close(loaded.model()(batch), theirs(batch).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_shakespeare_by_characters(gptcli: Any, tinyshakespeare: Path) -> None:
-    """nanoGPT's CPU recipe, which its README gives 1.88 for; ours is judged on the whole validation part."""
-    assert gptcli("train", tinyshakespeare, *SHAKESPEARE.split(), "--out", "run").code == 0
-    assert checkpoint.read_metrics(Path("run"))[-1]["val_loss"] <= 1.90
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [("", 1.90), ("--learning-rate 3e-3", 1.80), ("--optimizer muon --learning-rate 3e-3", 1.64)],
+    ids=["nanogpt", "adamw", "muon"],
+)
+def test_shakespeare_by_characters(gptcli: Any, tinyshakespeare: Path, options: str, most: float) -> None:
+    """nanoGPT's CPU recipe, which its README gives 1.88 for, from a few batches; ours is of all validation tokens."""
+    assert gptcli("train", tinyshakespeare, *SHAKESPEARE.split(), *options.split(), "--out", "run").code == 0
+    assert checkpoint.read_metrics(Path("run"))[-1]["val_loss"] <= most
