@@ -54,7 +54,11 @@ def test_the_courses_run(gptcli: Any, the_verdict: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [("", 1.90), ("--learning-rate 3e-3", 1.80), ("--optimizer muon --learning-rate 3e-3", 1.64)],
+    [
+        ("", 1.90),
+        ("--learning-rate 3e-3", 1.80),
+        ("--optimizer muon --learning-rate 6e-3 --schedule linear --min-learning-rate 0", 1.62),
+    ],
     ids=["nanogpt", "adamw", "muon"],
 )
 def test_shakespeare_by_characters(gptcli: Any, tinyshakespeare: Path, options: str, most: float) -> None:
