@@ -1,58 +1,31 @@
 """The texts a user names on the command line, read and decoded.
 
 A source is a file, a folder (every .txt and .md file below it), a glob such as ``texts/*.txt`` (quoted, or on a shell
-that does not expand it), or ``-`` for stdin.
+that does not expand it), or ``-`` for stdin. Any file may be packed (.gz, .zst).
 """
 
-import codecs
 import glob
 import io
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from gptcli.errors import GptcliError, nearest
+from gptcli.textstream import PACKED, READ_BYTES, chunks, decoded, plain_newlines
 
 SUFFIXES = (".txt", ".md")
+RECORD_SUFFIXES = (".jsonl",)
 ERRORS = ("strict", "replace", "ignore")
-
-# The longest mark first: UTF-32's little-endian one begins with UTF-16's.
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 _COMMON_ENCODINGS = (
     *("utf-8", "utf-16", "utf-32", "ascii", "latin-1", "iso-8859-15", "cp437", "cp850", "cp1250", "cp1251", "cp1252"),
     *("mac-roman", "koi8-r", "shift_jis", "euc-jp", "euc-kr", "gb18030", "big5"),
-)
-
-# How files that people mistake for text begin.
-_BINARY_STARTS = (
-    (b"\x89PNG\r\n", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF87a", "a GIF picture"),
-    (b"GIF89a", "a GIF picture"),
-    (b"%PDF-", "a PDF document"),
-    (b"PK\x03\x04", "a zip archive (.docx, .epub, .npz and .pt files are zip archives, too)"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\xfd7zXZ\x00", "an xz archive"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (b"\xd0\xcf\x11\xe0", "an old Office document (.doc, .xls, .ppt)"),
-    (b"SQLite format 3\x00", "an SQLite database"),
-    (b"GGUF\x03\x00", "GGUF weights"),
-    (b"\x7fELF", "a program"),
-    (b"MZ\x90", "a program"),
-    (b"\x80\x02", "a Python pickle"),
-    (b"\x80\x04", "a Python pickle"),
-    (b"\x80\x05", "a Python pickle"),
 )
 
 
@@ -64,15 +37,24 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True)
+class Found:
+    """The files that one source stands for (None is stdin), and the folder they are in if the source is one."""
+
+    files: tuple[Path | None, ...]
+    folder: Path | None = None
+
+
 def read_documents(
     sources: Sequence[str], *, encoding: str | None = None, errors: str = "strict", stdin: BinaryIO | None = None
 ) -> list[Document]:
     """Read every source, in the order given; the same file named twice is read twice.
 
-    - A folder stands for the .txt and .md files below it, sorted by path; hidden files and folders, symbolic links to
-      folders, and files without any text are passed over.
+    - A folder stands for the .txt and .md files below it, packed or not, sorted by path; hidden files and folders,
+      symbolic links to folders, and files without any text are passed over.
     - A glob stands for the files that match it, sorted; ``**`` goes down into folders. A name such as ``[draft].txt``
       that is there as it stands is no glob.
+    - A file whose name ends in .gz or .zst is unpacked.
     - A byte-order mark (UTF-8, UTF-16, UTF-32) decides the encoding and is removed; else ``encoding`` does; else UTF-8.
     - ``\\r\\n`` and ``\\r`` become ``\\n``.
 
@@ -86,13 +68,160 @@ def read_documents(
         GptcliError: a source that is missing, unreadable, empty, binary or not in the encoding; a folder or a glob with
             no text; an unknown encoding or error rule.
     """
+    check_decoding(encoding, errors)
+    documents: list[tuple[str, list[str]]] = []
+    for name, begins, text in stream(find(sources), encoding=encoding, errors=errors, stdin=stdin):
+        if begins:
+            documents.append((name, []))
+        documents[-1][1].append(text)
+    return [Document(name, "".join(pieces)) for name, pieces in documents]
+
+
+def check_decoding(encoding: str | None, errors: str) -> None:
+    """Raise GptcliError for an encoding that Python does not know, or a rule for errors that we do not."""
     if errors not in ERRORS:
         raise GptcliError(f"Unknown value for --errors: {errors}", nearest(errors, ERRORS))
     if encoding is not None:
         _check_encoding(encoding)
+
+
+def find(sources: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Found]:
+    """The files that ``sources`` stand for, each source's in its order; nothing is read yet.
+
+    Raises:
+        GptcliError: a source that is missing; a folder or a glob without a file; stdin named twice.
+    """
     if list(sources).count("-") > 1:
         raise GptcliError("- is given twice, and stdin can be read only once", "Give - once.")
-    return [document for source in sources for document in _read_source(source, encoding, errors, stdin)]
+    return [_find(source, suffixes) for source in sources]
+
+
+def stream(
+    found: Sequence[Found],
+    *,
+    encoding: str | None,
+    errors: str,
+    field: str | None = None,
+    stdin: BinaryIO | None = None,
+    tell: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[str, bool, str]]:
+    """Every text in pieces of about a megabyte: (name of the file, whether a text begins here, piece).
+
+    The rules are `read_documents`'. No piece is empty, and a text that is nothing but white space has none.
+
+    Args:
+        found: what `find` found.
+        encoding: see `read_documents`; checked by `check_decoding`.
+        errors: likewise.
+        field: the files hold a JSON object a line, and this field of each is a text of its own.
+        stdin: where ``-`` reads from.
+        tell: is told how many bytes of all the files have been read so far.
+
+    Raises:
+        GptcliError: a file that is unreadable, damaged, empty, binary, not in the encoding or, with ``field``, not what
+            it says; a folder without any text.
+    """
+    before = 0
+    for source in found:
+        any_text = False
+        for path in source.files:
+            sizes, read = [0], [0]
+
+            def note(count: int, before: int = before, read: list[int] = read) -> None:
+                read[0] = count
+                tell(before + count)
+
+            name = "stdin" if path is None else str(path)
+            data = _counted(_read(path, stdin, note), sizes)
+            pieces = decoded(name, data, encoding, errors)
+            has_text = False
+            for begins, text in _records(name, pieces, field) if field is not None else _one_text(pieces):
+                has_text = True
+                yield name, begins, text
+            before += read[0]
+            any_text |= has_text
+            if not has_text and source.folder is None:
+                raise _no_text(name, sizes[0], field)
+        if not any_text:
+            raise GptcliError(
+                f"No text in {source.folder}: every one of its {len(source.files)} text files is empty", "Give a text."
+            )
+
+
+def _counted(data: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
+    """``data``, while ``sizes[0]`` counts its bytes."""
+    for chunk in data:
+        sizes[0] += len(chunk)
+        yield chunk
+
+
+def _read(path: Path | None, stdin: BinaryIO | None, tell: Callable[[int], None]) -> Iterator[bytes]:
+    if path is None:
+        source = stdin or sys.stdin.buffer
+        while chunk := source.read(READ_BYTES):
+            yield chunk
+        return
+    try:
+        yield from chunks(path, tell)
+    except FileNotFoundError:
+        raise GptcliError(f"No such file: {path}", _nearest_file(path)) from None
+    except OSError as error:
+        _cannot_read(error, path)
+
+
+def _one_text(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
+    """A file as one text, with a mark where it begins; nothing if it is only white space."""
+    held, begins = "", True
+    for piece in pieces:
+        held += piece
+        if not begins or not held.isspace():
+            yield begins, held
+            held, begins = "", False
+
+
+def _records(name: str, pieces: Iterable[str], field: str) -> Iterator[tuple[bool, str]]:
+    """A text a line, out of one field of its JSON object; those that are only white space are passed over."""
+    number, rest = 0, ""
+    for piece in chain(pieces, ["\n"]):
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            number += 1
+            if line and not line.isspace():
+                text = plain_newlines(_field(f"{name}, line {number:,}", line, field))
+                if text and not text.isspace():
+                    yield True, text
+
+
+def _field(where: str, line: str, field: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise GptcliError(
+            f"{where} is no JSON: {str(error)[:100]}.",
+            f'With --field, every line is an object: {{"{field}": "A text."}}',
+        ) from error
+    if not isinstance(record, dict) or field not in record:
+        has = f"an object with {', '.join(map(repr, [*record][:10])) or 'no field'}" if isinstance(record, dict) else ""
+        raise GptcliError(
+            f"{where} has no field {field!r}; it is {has or f'no object: {line[:40]}'}.",
+            "Name the field that holds the text: --field NAME",
+        )
+    if not isinstance(record[field], str):
+        raise GptcliError(
+            f"{where}: field {field!r} is {json.dumps(record[field])[:40]}, not a text.",
+            "Name the field that holds the text: --field NAME",
+        )
+    text: str = record[field]
+    return text
+
+
+def _no_text(name: str, size: int, field: str | None) -> GptcliError:
+    if size and field is not None:
+        return GptcliError(
+            f"{name} has no text in field {field!r} of any line", "Give a file that has some text in it."
+        )
+    what = f"nothing but white space ({size:,} bytes)" if size else "empty (0 bytes)"
+    return GptcliError(f"{name} is {what}", "Give a file that has some text in it.")
 
 
 def _check_encoding(encoding: str) -> None:
@@ -103,66 +232,48 @@ def _check_encoding(encoding: str) -> None:
         raise GptcliError(f"Unknown encoding: {encoding}", nearest(encoding.lower(), _COMMON_ENCODINGS)) from None
 
 
-def _read_source(source: str, encoding: str | None, errors: str, stdin: BinaryIO | None) -> Iterator[Document]:
+def _find(source: str, suffixes: Sequence[str]) -> Found:
     if source == "-":
-        yield _document("stdin", (stdin or sys.stdin.buffer).read(), encoding, errors)
-        return
+        return Found((None,))
     path = Path(source)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
         _cannot_read(error, path)
     if is_folder:
-        yield from _read_folder(path, encoding, errors)
-    elif glob.has_magic(source) and not exists:
-        # Path.glob takes no absolute pattern, and in Python 3.11 and 3.12 its ** finds folders alone.
-        found = glob.glob(source, recursive=True)  # noqa: PTH207
-        matches = sorted(path for path in map(Path, found) if path.is_file())
-        if not matches:
-            raise GptcliError(
-                f"No file matches {source}", f"Check the folder and the ending; this was looked up in {Path.cwd()}."
-            )
-        for match in matches:
-            yield _document(str(match), _read_bytes(match), encoding, errors)
-    else:
-        yield _document(str(path), _read_bytes(path), encoding, errors)
+        return _find_in_folder(path, suffixes)
+    if exists:
+        return Found((path,))
+    if not glob.has_magic(source):
+        raise GptcliError(f"No such file: {path}", _nearest_file(path))
+    # Path.glob takes no absolute pattern, and in Python 3.11 and 3.12 its ** finds folders alone.
+    matches = sorted(path for path in map(Path, glob.glob(source, recursive=True)) if path.is_file())  # noqa: PTH207
+    if not matches:
+        raise GptcliError(
+            f"No file matches {source}", f"Check the folder and the ending; this was looked up in {Path.cwd()}."
+        )
+    return Found(tuple(matches))
 
 
-def _read_folder(folder: Path, encoding: str | None, errors: str) -> Iterator[Document]:
-    paths = sorted(_texts_below(folder))
+def _find_in_folder(folder: Path, suffixes: Sequence[str]) -> Found:
+    paths = tuple(sorted(_texts_below(folder, suffixes)))
     if not paths:
         raise GptcliError(
-            f"No text in {folder}: it holds no {' or '.join(SUFFIXES)} file",
+            f"No text in {folder}: it holds no {' or '.join(suffixes)} file",
             f"Name the files themselves to read other endings, such as {folder / '*.text'}.",
         )
-    found = False
-    for path in paths:
-        data = _read_bytes(path)
-        text = _decode(str(path), data, encoding, errors)
-        if text and not text.isspace():
-            found = True
-            yield Document(str(path), text)
-    if not found:
-        raise GptcliError(f"No text in {folder}: every one of its {len(paths)} text files is empty", "Give a text.")
+    return Found(paths, folder)
 
 
-def _texts_below(folder: Path) -> Iterator[Path]:
+def _texts_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=_cannot_read):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(parent, name)
+            plain = path.with_suffix("") if path.suffix.lower() in PACKED else path
             # A named pipe would wait for ever.
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and path.is_file():
+            if plain.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
                 yield path
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise GptcliError(f"No such file: {path}", _nearest_file(path)) from None
-    except OSError as error:
-        _cannot_read(error, path)
 
 
 def _cannot_read(error: OSError, path: Path | None = None) -> NoReturn:
@@ -190,68 +301,3 @@ def _nearest_file(path: Path) -> str:
     if close:
         return f"Did you mean {folder / names[close[0]]}?"
     return f"No name in {folder.resolve()} comes close; give a file, a folder of texts, a glob, or - for stdin."
-
-
-def _document(name: str, data: bytes, encoding: str | None, errors: str) -> Document:
-    text = _decode(name, data, encoding, errors)
-    if not text or text.isspace():
-        what = f"nothing but white space ({len(data):,} bytes)" if data else "empty (0 bytes)"
-        raise GptcliError(f"{name} is {what}", "Give a file that has some text in it.")
-    return Document(name, text)
-
-
-def _decode(name: str, data: bytes, encoding: str | None, errors: str) -> str:
-    mark, chosen = next((row for row in _BYTE_ORDER_MARKS if data.startswith(row[0])), (b"", encoding or "utf-8"))
-    if not codecs.lookup(chosen).name.startswith(("utf-16", "utf-32")):
-        _refuse_binary(name, data)
-    try:
-        text = data[len(mark) :].decode(chosen, errors)
-    except UnicodeDecodeError as error:
-        offset = len(mark) + error.start
-        line = 1 + _plain_newlines(data[len(mark) : offset].decode(chosen)).count("\n")
-        raise GptcliError(
-            f"{name} is not {_label(chosen)}: byte 0x{data[offset]:02X} at offset {offset:,} (line {line:,})",
-            _other_encoding(chosen),
-        ) from None
-    except UnicodeError as error:
-        raise GptcliError(f"{name} is not {_label(chosen)}: {error}", _other_encoding(chosen)) from None
-    return _plain_newlines(text)
-
-
-def _label(encoding: str) -> str:
-    return encoding.upper() if encoding.lower().startswith("utf") else encoding
-
-
-def _other_encoding(tried: str) -> str:
-    if tried == "utf-8":
-        return (
-            "Give its encoding (--encoding latin-1 or cp1252 for most Western texts), or --errors replace to read on."
-        )
-    return "Give another --encoding (UTF-8 is the default), or --errors replace to read on."
-
-
-def _plain_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _refuse_binary(name: str, data: bytes) -> None:
-    """Raise GptcliError for bytes that are no text in any encoding of one byte a letter, or in UTF-8."""
-    for start, what in _BINARY_STARTS:
-        if data.startswith(start):
-            raise GptcliError(f"{name} is not text: it looks like {what}", "Give a plain-text file.")
-    offset = data.find(b"\0")
-    if offset < 0:
-        return
-    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
-        raise GptcliError(f"{name} is not text: it looks like safetensors weights", "Give a plain-text file.")
-    for order, zeros, others in (("le", data[1:2000:2], data[:2000:2]), ("be", data[:2000:2], data[1:2000:2])):
-        if zeros.count(0) > 0.5 * len(zeros) and others.count(0) == 0:
-            raise GptcliError(
-                f"{name} looks like UTF-16 without a byte-order mark: byte 0x00 at offset {offset:,}",
-                f"Give --encoding utf-16-{order}.",
-            )
-    line = 1 + data.count(b"\n", 0, offset)
-    raise GptcliError(
-        f"{name} looks like a binary file: byte 0x00 at offset {offset:,} (line {line:,})",
-        "Give a plain-text file; text has no such byte.",
-    )

@@ -243,10 +243,10 @@ def test_unreadable_file(monkeypatch: pytest.MonkeyPatch) -> None:
         Path(source).chmod(0)
     else:
         # Root may read everything, so the system's refusal is put in its place.
-        def deny(path: Path) -> bytes:
+        def deny(path: Path, mode: str) -> bytes:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(Path, "read_bytes", deny)
+        monkeypatch.setattr(Path, "open", deny)
     error = refuse(source)
     assert error.message == "Cannot read a.txt: Permission denied"
 

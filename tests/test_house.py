@@ -15,11 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 # From the ground up; a room may import its own floor's neighbours and everything below.
 FLOORS: list[set[str]] = [
     {"errors"},
+    {"textstream"},
     {"config", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
-    | {"task_files", "journal", "peaks", "tensorboard"},
+    | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
-    {"weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
+    {"preparing", "weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
     {"checkpoint", "decoding", "weights", "plan"},
     {"snapshots", "stepping"},
     {"fitting"},

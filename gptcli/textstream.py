@@ -1,0 +1,220 @@
+"""Bytes, packed or not, to text, a piece at a time: encodings, byte-order marks, newlines, and what is no text."""
+
+import codecs
+import gzip
+import importlib
+import io
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gptcli.errors import GptcliError
+
+READ_BYTES = 2**20
+ZSTD_BYTES = 2**14  # they may unpack to a thousand times as many
+PACKED = (".gz", ".zst")
+_HEAD = 2_000  # bytes that are enough to tell what a file is
+_SAFETENSORS_HEADER = 100_000_000
+
+# The longest mark first: UTF-32's little-endian one begins with UTF-16's.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+# How files that people mistake for text begin.
+_BINARY_STARTS = (
+    (b"\x89PNG\r\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF87a", "a GIF picture"),
+    (b"GIF89a", "a GIF picture"),
+    (b"%PDF-", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive (.docx, .epub, .npz and .pt files are zip archives, too)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document (.doc, .xls, .ppt)"),
+    (b"SQLite format 3\x00", "an SQLite database"),
+    (b"GGUF\x03\x00", "GGUF weights"),
+    (b"\x7fELF", "a program"),
+    (b"MZ\x90", "a program"),
+    (b"\x80\x02", "a Python pickle"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"\x80\x05", "a Python pickle"),
+)
+
+
+def chunks(path: Path, tell: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
+    """The bytes of a file, a piece at a time; a .gz or .zst file is unpacked on the way.
+
+    Args:
+        path: the file.
+        tell: is told how many bytes of the file itself have been read so far.
+
+    Raises:
+        GptcliError: a packed file that is damaged or cut short, or a .zst file where nothing can unpack it.
+        OSError: as the disk does.
+    """
+    unpack = {".gz": _gunzip, ".zst": _unzstd}.get(path.suffix.lower(), _plain)
+    with path.open("rb") as file:
+        for chunk in unpack(path, file):
+            tell(file.tell())
+            if chunk:
+                yield chunk
+
+
+def _plain(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(READ_BYTES):
+        yield chunk
+
+
+def _gunzip(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as stream:
+        while True:
+            try:
+                chunk = stream.read(READ_BYTES)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise _damaged(path, str(error)) from error
+            if not chunk:
+                return
+            yield chunk
+
+
+def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    make = _zstd_unpacker(path)
+    frame = make()
+    while data := file.read(ZSTD_BYTES):
+        while data:
+            if frame.eof:
+                frame = make()
+            try:
+                yield frame.decompress(data)
+            except Exception as error:  # each of the two libraries has its own
+                raise _damaged(path, str(error)) from error
+            data = frame.unused_data if frame.eof else b""
+    if not frame.eof:
+        raise _damaged(path, "its last frame has no end")
+
+
+def _zstd_unpacker(path: Path) -> Callable[[], Any]:
+    """What makes an unpacker of one frame: from the standard library (Python 3.14), or from the package zstandard."""
+    with suppress(ImportError):
+        made: Callable[[], Any] = importlib.import_module("compression.zstd").ZstdDecompressor
+        return made
+    with suppress(ImportError):
+        unpacker = importlib.import_module("zstandard").ZstdDecompressor
+        return lambda: unpacker().decompressobj()
+    raise GptcliError(
+        f"{path} is packed with zstd, which takes a package that is not installed: zstandard.",
+        "Install it (pip install zstandard), or unpack the file first (zstd -d).",
+    )
+
+
+def _damaged(path: Path, reason: str) -> GptcliError:
+    return GptcliError(
+        f"{path} cannot be unpacked: it is damaged or cut short ({reason.rstrip('.')}).",
+        "Get the file again from where it came, or unpack it yourself to see how far it goes.",
+    )
+
+
+def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str) -> Iterator[str]:
+    """Text of ``data``, piece by piece, with ``\\n`` as its only newline; however it is cut, the text is the same.
+
+    Args:
+        name: of the text, for errors.
+        data: its bytes, in pieces of any size.
+        encoding: what Python calls it; a byte-order mark (UTF-8, UTF-16, UTF-32), which is removed, knows better. None
+            is UTF-8.
+        errors: what becomes of bytes that cannot be decoded: ``strict``, ``replace`` or ``ignore``.
+
+    Raises:
+        GptcliError: bytes that are no text, or not in the encoding.
+    """
+    source = iter(data)
+    head = b""
+    while len(head) < _HEAD and (chunk := next(source, b"")):
+        head += chunk
+    mark, chosen = next((row for row in _BYTE_ORDER_MARKS if head.startswith(row[0])), (b"", encoding or "utf-8"))
+    wide = codecs.lookup(chosen).name.startswith(("utf-16", "utf-32"))
+    decoder = codecs.getincrementaldecoder(chosen)(errors)
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    start = head[:_HEAD]
+    offset, lines, chunk = 0, 0, head  # offset: of the chunk's first byte; lines: before it
+    while True:
+        if not wide:
+            _refuse_binary(name, chunk, start, offset, lines)
+        mark_here = len(mark) if offset == 0 else 0
+        try:
+            text = decoder.decode(chunk[mark_here:], final=not chunk)
+        except UnicodeDecodeError as error:
+            good = newlines.decode(error.object[: error.start].decode(chosen), final=True)
+            # What is decoded at once begins with what was held back of the chunk before.
+            at = offset + mark_here + error.start - (len(error.object) - len(chunk[mark_here:]))
+            raise GptcliError(
+                f"{name} is not {_label(chosen)}: byte 0x{error.object[error.start]:02X} at offset {at:,} "
+                f"(line {1 + lines + good.count(chr(10)):,})",
+                _other_encoding(chosen),
+            ) from None
+        except UnicodeError as error:
+            raise GptcliError(f"{name} is not {_label(chosen)}: {error}", _other_encoding(chosen)) from None
+        text = newlines.decode(text, final=not chunk)
+        if text:
+            yield text
+        if not chunk:
+            return
+        offset, lines, chunk = offset + len(chunk), lines + text.count("\n"), next(source, b"")
+
+
+def plain_newlines(text: str) -> str:
+    """``text`` with ``\\n`` as its only newline."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _label(encoding: str) -> str:
+    return encoding.upper() if encoding.lower().startswith("utf") else encoding
+
+
+def _other_encoding(tried: str) -> str:
+    if tried == "utf-8":
+        return (
+            "Give its encoding (--encoding latin-1 or cp1252 for most Western texts), or --errors replace to read on."
+        )
+    return "Give another --encoding (UTF-8 is the default), or --errors replace to read on."
+
+
+def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) -> None:
+    """Raise GptcliError for bytes that are no text in any encoding of one byte a letter, or in UTF-8.
+
+    Args:
+        name: of the text.
+        data: the bytes to look at.
+        head: the first ones of all.
+        start: how many came before ``data``, with ``lines`` newlines in them.
+        lines: see ``start``.
+    """
+    if start == 0:
+        for beginning, what in _BINARY_STARTS:
+            if data.startswith(beginning):
+                raise GptcliError(f"{name} is not text: it looks like {what}", "Give a plain-text file.")
+    at = data.find(b"\0")
+    if at < 0:
+        return
+    offset = start + at
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _SAFETENSORS_HEADER:
+        raise GptcliError(f"{name} is not text: it looks like safetensors weights", "Give a plain-text file.")
+    for order, zeros, others in (("le", head[1::2], head[::2]), ("be", head[::2], head[1::2])):
+        if zeros.count(0) > 0.5 * len(zeros) and others.count(0) == 0:
+            raise GptcliError(
+                f"{name} looks like UTF-16 without a byte-order mark: byte 0x00 at offset {offset:,}",
+                f"Give --encoding utf-16-{order}.",
+            )
+    line = 1 + lines + data.count(b"\n", 0, at)
+    raise GptcliError(
+        f"{name} looks like a binary file: byte 0x00 at offset {offset:,} (line {line:,})",
+        "Give a plain-text file; text has no such byte.",
+    )
