@@ -1,6 +1,6 @@
 """Characters as tokens: every character of the corpus, and no other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gptcli.errors import GptcliError
@@ -29,7 +29,15 @@ class CharTokenizer:
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
         """The tokenizer that knows the characters of ``text``, sorted by code point."""
-        return cls(sorted(set(text)))
+        return cls.from_pieces([text])
+
+    @classmethod
+    def from_pieces(cls, pieces: Iterable[str]) -> "CharTokenizer":
+        """The same of a text in pieces, cut anywhere."""
+        characters: set[str] = set()
+        for piece in pieces:
+            characters.update(piece)
+        return cls(sorted(characters))
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``, one a character; ``allow_special`` changes nothing.

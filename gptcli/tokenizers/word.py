@@ -1,7 +1,7 @@
 """Words and punctuation marks as tokens: the course's first tokenizer, which loses the white space."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gptcli.errors import GptcliError
@@ -32,7 +32,15 @@ class WordTokenizer:
     @classmethod
     def from_text(cls, text: str) -> "WordTokenizer":
         """The tokenizer that knows the words of ``text``, sorted by code points."""
-        return cls([*sorted(set(_split(text)) - {END_OF_TEXT, UNKNOWN}), END_OF_TEXT, UNKNOWN])
+        return cls.from_pieces([text])
+
+    @classmethod
+    def from_pieces(cls, pieces: Iterable[str]) -> "WordTokenizer":
+        """The same of a text in pieces, cut before white space."""
+        words: set[str] = set()
+        for piece in pieces:
+            words.update(_split(piece))
+        return cls([*sorted(words - {END_OF_TEXT, UNKNOWN}), END_OF_TEXT, UNKNOWN])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; a word outside the vocabulary gets <|unk|>'s."""

@@ -1,0 +1,92 @@
+"""gptcli prepare: texts of any size in, token shards out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli.cli import options, render
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.preparing import Preparation
+
+
+def prepare(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT...", help="Files (.gz and .zst too), folders (.txt and .md), globs, - for stdin."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to make.")] = None,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="gpt2, char, byte or word.")] = "gpt2",
+    field: Annotated[
+        str | None,
+        typer.Option("--field", help="The files are JSON Lines, and this field of every line is a text of its own."),
+    ] = None,
+    shard_tokens: Annotated[int | None, typer.Option("--shard-tokens", help="Tokens a shard (33,554,432).")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Threads that encode (all cores).")] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
+    ] = None,
+    errors: Annotated[
+        str, typer.Option("--errors", help="Bytes that do not decode: strict, replace or ignore.")
+    ] = "strict",
+    allow_special: Annotated[
+        bool, typer.Option("--allow-special", help="Read <|endoftext|> in the text as the token, not as text.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder of other texts or settings.")] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Encode texts of any size into token shards, which gptcli train reads by memory map.
+
+    Stopped or killed, the same command goes on where it was; given again, it checks every shard's checksum. Prints the
+    folder on stdout. Texts are separated by end of text, as in training.
+    """
+    if not texts:
+        raise GptcliError("There is no text to prepare.", "Give files, folders, or - for stdin; see prepare --help.")
+    if out is None:
+        raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
+    if workers is not None and workers < 1:
+        raise GptcliError(f"--workers is {workers}; it takes at least 1.", "Leave it out for all cores.")
+    from gptcli.preparing import SHARD_TOKENS, Preparation, Request
+
+    tokens = SHARD_TOKENS if shard_tokens is None else shard_tokens
+    request = Request(tuple(texts), tokenizer, encoding, errors, field, allow_special, tokens)
+    if field is None and any(Path(text).suffix == ".jsonl" for text in texts):
+        render.warn("A .jsonl file is read as plain text, braces and all; --field NAME reads one field of every line.")
+    run(Preparation(out, request, force=force), workers)
+    render.note("Train on it:")
+    render.note(f"  gptcli train {out}")
+    render.print_text(str(out))
+
+
+def run(preparation: "Preparation", workers: int | None = None) -> None:
+    """Do a preparation under a bar, and say what came of it."""
+    import time
+
+    from gptcli import shards
+    from gptcli.preparing import default_workers
+
+    out, started = preparation.out, time.perf_counter()
+    if preparation.state == "finished":
+        render.note(f"{out} is ready and whole: every checksum is right.")
+        return
+    if preparation.state == "unfinished":
+        render.note(f"Going on with {out} after {preparation.shards_done} whole shards.")
+    total = preparation.bytes * preparation.passes
+    with render.progress(total or None, "B", out.name, scale=True) as bar:
+        try:
+            preparation.run(workers or default_workers(), lambda count: bar.update(count - bar.n))
+        except KeyboardInterrupt:
+            render.warn(f"Stopped. The same command goes on after the last whole shard in {out}.")
+            raise typer.Exit(130) from None
+    totals = shards.read_manifest(out)["totals"]
+    seconds = time.perf_counter() - started
+    speed = f", {render.human_bytes(preparation.bytes / seconds)}/s" if preparation.bytes else ""
+    render.note(
+        f"{totals['characters']:,} characters in {totals['documents']:,} text{'s' * (totals['documents'] != 1)}: "
+        f"{totals['tokens']:,} tokens in {totals['shards']:,} shard{'s' * (totals['shards'] != 1)} "
+        f"({render.human_time(seconds)}{speed})."
+    )
