@@ -1,9 +1,10 @@
 """What a run will do, known before its first step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptcli.config import TrainConfig
-from gptcli.corpus import Corpus, Windows, shuffled
+from gptcli.corpus import Corpus, Windows
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
 
 def judged_windows(
     windows: Windows, validation: Windows | None, config: TrainConfig, batch_size: int
-) -> tuple[list[int], list[int]]:
+) -> tuple[Sequence[int], Sequence[int]]:
     """Which windows every evaluation looks at: the same ones throughout the run, so that its losses compare."""
     count = config.eval_batches * batch_size
-    train = shuffled(len(windows), config.seed, 0)[:count]
+    train = windows.order(config.seed, 0)[:count]
     validation_count = len(validation) if validation else 0
-    held_out = list(range(validation_count)) if config.eval_all else list(range(min(count, validation_count)))
+    held_out = range(validation_count if config.eval_all else min(count, validation_count))
     return train, held_out

@@ -10,7 +10,7 @@ from torch import Tensor
 from gptcli.accounting import training_flops_rule
 from gptcli.checkpoint import all_finite
 from gptcli.config import TrainConfig
-from gptcli.corpus import Corpus, Windows, shuffled
+from gptcli.corpus import Corpus, Windows
 from gptcli.device import peak_memory
 from gptcli.distributed import ALONE, World
 from gptcli.errors import GptcliError
@@ -136,7 +136,7 @@ class _Run:
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = config.learning_rate, 0.0
         self.steps_here, self.trained_for = 0, 0.0
-        self.order: tuple[int, list[int]] = (0, [])
+        self.order: tuple[int, Sequence[int]] = (0, [])
         self.saved_at = 0
 
     def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
@@ -183,7 +183,7 @@ class _Run:
     def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor]:
         """This process's share of the windows of ``step``."""
         if self.order[0] != epoch:
-            self.order = epoch, shuffled(len(self.windows), self.config.seed, epoch)
+            self.order = epoch, self.windows.order(self.config.seed, epoch)
         first = step % self.plan.steps_per_epoch * self.plan.batch_size
         return self.windows.batch(self.order[1][first : first + self.plan.batch_size][self.world.share])
 

@@ -66,6 +66,7 @@ def test_imports_go_down_and_only_cli_speaks(path: Path) -> None:
     [
         ["--help"],
         ["train", "--help"],
+        ["prepare", "--help"],
         ["generate", "--help"],
         ["evaluate", "--help"],
         ["count-params", "--size", "xl"],

@@ -23,8 +23,10 @@ def prepare(
         str | None,
         typer.Option("--field", help="The files are JSON Lines, and this field of every line is a text of its own."),
     ] = None,
-    shard_tokens: Annotated[int | None, typer.Option("--shard-tokens", help="Tokens a shard (33,554,432).")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Threads that encode (all cores).")] = None,
+    shard_tokens: Annotated[
+        int | None, typer.Option("--shard-tokens", help="Tokens a shard (2^25 by default).")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Threads that encode; all cores by default.")] = None,
     encoding: Annotated[
         str | None, typer.Option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
     ] = None,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli import render, training_view
+from gptcli.cli import corpora, render, training_view
 from gptcli.config import GPTConfig, TrainConfig
 from gptcli.errors import GptcliError
 
@@ -38,8 +38,7 @@ def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | Non
                 f"{_flag(name)} cannot be combined with --resume: the run goes on as it began, where it is.",
                 "Leave one of the two out.",
             )
-    from gptcli import checkpoint, documents, snapshots
-    from gptcli.corpus import make_corpus
+    from gptcli import checkpoint, snapshots
     from gptcli.plan import make_plan
     from gptcli.training import Progress
 
@@ -50,8 +49,8 @@ def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | Non
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
-    read = documents.read_documents(texts, encoding=source["encoding"], errors=source["errors"])
-    corpus = make_corpus([d.text for d in read], opened.tokenizer, recipe.train_share, source["allow_special"])
+    reading = corpora.Reading(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
+    corpus, _, _ = corpora.open_texts(reading, None, opened.tokenizer, corpora.cache_beside(path), replace=False)
     if corpus.fingerprint != source["sha256"]:
         raise GptcliError(_changed(path, source, corpus.characters, len(corpus.train) + len(corpus.validation)), _NEW)
     ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)

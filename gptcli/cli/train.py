@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options, render, resuming, training_view
+from gptcli.cli import corpora, options, resuming, training_view
 from gptcli.config import PRESETS, GPTConfig, TrainConfig
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
-    from gptcli.corpus import Corpus
-    from gptcli.tokenizers import Tokenizer
 
 DEFAULTS = TrainConfig()
 COURSE_MODEL: dict[str, Any] = {"drop_rate": 0.1, "qkv_bias": False, "tie_weights": False}
@@ -51,7 +49,11 @@ def step_windows(text: str) -> tuple[int, bool]:
 def train(
     context: typer.Context,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT...", help="Files, folders (.txt and .md), globs, - for stdin.")
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT...",
+            help="Files, folders (.txt and .md), globs, - for stdin; or one folder of gptcli prepare.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run's directory; checkpoints/<name of the text> by default.")
@@ -157,7 +159,7 @@ def train(
     ] = DEFAULTS.shard,
     dtype: options.Dtype = DEFAULTS.dtype,
     train_share: Annotated[
-        float, watching_option("--train-share", help="Share of the characters to train on.")
+        float, watching_option("--train-share", help="Share of the characters (of prepared tokens) to train on.")
     ] = DEFAULTS.train_share,
     eval_every: Annotated[
         int, watching_option("--eval-every", help="Steps between evaluations.")
@@ -229,13 +231,16 @@ def train(
             "Leave one of the two out.",
         )
 
-    from gptcli import checkpoint, documents
+    from gptcli import checkpoint
 
     run_dir = out or checkpoint.ROOT / _run_name(texts)
     checkpoint.check_output(run_dir, force)
-    read = documents.read_documents(texts, encoding=encoding, errors=errors)
+    _refuse_decoding(corpora.prepared_folder(texts), given)
     origin = checkpoint.load(checkpoint.find(init_from)) if init_from is not None else None
-    corpus, its_tokenizer = _prepare_corpus([d.text for d in read], tokenizer, origin, recipe, allow_special)
+    reading = corpora.Reading(texts, recipe.train_share, encoding, errors, allow_special)
+    corpus, its_tokenizer, names = corpora.open_texts(
+        reading, tokenizer, origin.tokenizer if origin else None, corpora.cache_beside(run_dir), replace=True
+    )
     if origin is None:
         window = min(recipe.context_length, len(corpus.train) - 1)
         model_config = base.with_changes(vocab_size=its_tokenizer.vocab_size, context_length=window)
@@ -244,9 +249,9 @@ def train(
         if context_length is None:
             recipe = replace(recipe, context_length=min(DEFAULTS.context_length, origin.config.context_length))
     source = {
-        "texts": [text if text == "-" else str(Path(text).absolute()) for text in texts],
-        "encoding": encoding, "errors": errors, "allow_special": allow_special, "characters": corpus.characters,
-        "tokens": len(corpus.train) + len(corpus.validation), "sha256": corpus.fingerprint,
+        "texts": names, "encoding": encoding, "errors": errors, "allow_special": allow_special,
+        "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
+        "sha256": corpus.fingerprint,
     }  # fmt: skip
     training_view.TrainingRun(
         run_dir, recipe, corpus, its_tokenizer, model_config, origin,
@@ -262,19 +267,13 @@ def _run_name(texts: list[str]) -> str:
     return "".join(c for c in (path.stem or path.resolve().name) if c not in '*?[]<>:"|') or "run"
 
 
-def _prepare_corpus(
-    texts: list[str], kind: str | None, origin: "Checkpoint | None", recipe: TrainConfig, allow_special: bool
-) -> "tuple[Corpus, Tokenizer]":
-    from gptcli import tokenizers
-    from gptcli.corpus import make_corpus
-
-    if kind is not None and kind not in tokenizers.KINDS:
-        raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(kind, tokenizers.KINDS))
-    its_tokenizer = origin.tokenizer if origin else tokenizers.build(kind or "gpt2", "\n".join(texts))
-    corpus = make_corpus(texts, its_tokenizer, recipe.train_share, allow_special)
-    for line in corpus.notes:
-        render.warn(line)
-    return corpus, its_tokenizer
+def _refuse_decoding(folder: Path | None, given: set[str]) -> None:
+    for name in ("encoding", "errors", "allow_special"):
+        if folder is not None and name in given:
+            raise GptcliError(
+                f"--{name.replace('_', '-')} says how to read a text, but {folder} holds tokens already.",
+                "Leave it out, or prepare the text again with it.",
+            )
 
 
 def _continued_shape(origin: "Checkpoint", shape: dict[str, Any]) -> GPTConfig:

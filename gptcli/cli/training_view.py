@@ -294,7 +294,7 @@ class TrainingRun:
         try:
             return list(self.tokenizer.encode(self.recipe.sample_prompt))
         except GptcliError as error:
-            ids: list[int] = self.corpus.train[:8].tolist()
+            ids = self.corpus.beginning(8)
             render.note(f"{error.message} Samples continue {self.tokenizer.decode(ids)!r} instead.")
             return ids
 

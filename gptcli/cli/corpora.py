@@ -1,0 +1,160 @@
+"""What gptcli train learns from: texts in memory, large texts by way of token shards, or a folder of gptcli prepare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.cli import render
+from gptcli.errors import GptcliError, nearest
+
+if TYPE_CHECKING:
+    from gptcli.corpus import Corpus
+    from gptcli.preparing import Preparation
+    from gptcli.tokenizers import Tokenizer
+
+# From here on, a text goes through token shards. In memory, each of its tokens (about 4 bytes of text) takes 36 bytes
+# as a Python number, and one thread encodes the text twice: at this size half a gigabyte, and half a minute.
+LARGE = 64_000_000
+PACKED_IN = 4  # a packed text is about so many times as large as its file
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read texts.
+
+    Attributes:
+        texts: as the user named them.
+        train_share: how much of them is trained on.
+        encoding, errors, allow_special: as `documents.read_documents` and `Tokenizer.encode` say.
+    """
+
+    texts: Sequence[str]
+    train_share: float
+    encoding: str | None
+    errors: str
+    allow_special: bool
+
+
+def open_texts(
+    reading: Reading, kind: str | None, tokenizer: "Tokenizer | None", cache: Path, replace: bool
+) -> "tuple[Corpus, Tokenizer, list[str]]":
+    """The tokens, the tokenizer, and what names the texts when the run goes on.
+
+    Args:
+        reading: what and how.
+        kind: of the tokenizer, if the user named one.
+        tokenizer: the one to use; None for a new one.
+        cache: the folder for the shards of a large text.
+        replace: whether a cache of other texts may go.
+
+    Raises:
+        GptcliError: a text that cannot be read, a folder of shards that is not whole or of another tokenizer.
+    """
+    from gptcli import tokenizers
+
+    if kind is not None and kind not in tokenizers.KINDS:
+        raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(kind, tokenizers.KINDS))
+    folder = prepared_folder(reading.texts)
+    if folder is None and _size(reading.texts) > LARGE:
+        _make_cache(reading, kind or "gpt2", tokenizer, cache, replace)
+        folder = cache
+    if folder is not None:
+        corpus, its_tokenizer = _open_prepared(folder, reading.train_share, kind, tokenizer)
+        names = [str(folder.absolute())]
+    else:
+        corpus, its_tokenizer = _read(reading, kind or "gpt2", tokenizer)
+        names = [text if text == "-" else str(Path(text).absolute()) for text in reading.texts]
+    for line in corpus.notes:
+        render.warn(line)
+    return corpus, its_tokenizer, names
+
+
+def cache_beside(run: Path) -> Path:
+    """Where the tokens of a large text are: beside the run, since the run itself appears whole or not at all."""
+    return run.with_name(f"{run.name}.tokens")
+
+
+def prepared_folder(texts: Sequence[str]) -> Path | None:
+    """The folder of gptcli prepare that ``texts`` name, if they name one."""
+    from gptcli.shards import MANIFEST
+
+    found = [Path(text) for text in texts if text != "-" and (Path(text) / MANIFEST).is_file()]
+    if found and len(texts) > 1:
+        raise GptcliError(
+            f"{found[0]} holds prepared tokens, which cannot be trained on together with other texts.",
+            "Give it alone, or prepare all texts into one folder: gptcli prepare TEXT... --out FOLDER",
+        )
+    return found[0] if found else None
+
+
+def _size(texts: Sequence[str]) -> int:
+    """Bytes of text in all files, about; stdin counts nothing."""
+    from gptcli import documents
+    from gptcli.textstream import PACKED
+
+    files = [path for found in documents.find(texts) for path in found.files if path is not None]
+    return sum(path.stat().st_size * (PACKED_IN if path.suffix.lower() in PACKED else 1) for path in files)
+
+
+def _read(reading: Reading, kind: str, tokenizer: "Tokenizer | None") -> "tuple[Corpus, Tokenizer]":
+    from gptcli import documents, tokenizers
+    from gptcli.corpus import make_corpus
+
+    read = documents.read_documents(reading.texts, encoding=reading.encoding, errors=reading.errors)
+    texts = [document.text for document in read]
+    tokenizer = tokenizer or tokenizers.build(kind, "\n".join(texts))
+    return make_corpus(texts, tokenizer, reading.train_share, reading.allow_special), tokenizer
+
+
+def _open_prepared(
+    folder: Path, train_share: float, kind: str | None, tokenizer: "Tokenizer | None"
+) -> "tuple[Corpus, Tokenizer]":
+    from gptcli import shards, tokenizers
+    from gptcli.corpus import open_prepared
+
+    about = shards.read_manifest(folder)["tokenizer"]
+    if kind is not None and kind != about["kind"]:
+        raise GptcliError(
+            f"--tokenizer is {kind}, but {folder} was prepared with {about['kind']}.",
+            "Leave it out, or prepare the text again with the other one.",
+        )
+    if tokenizer is not None and tokenizer.fingerprint != about["fingerprint"]:
+        raise GptcliError(
+            f"{folder} was prepared with another tokenizer: {about['kind']} {about['fingerprint'][:12]}…, where the "
+            f"checkpoint has {tokenizer.kind} {tokenizer.fingerprint[:12]}….",
+            "Train on the text itself, or on one that was prepared with the checkpoint's tokenizer.",
+        )
+    corpus = open_prepared(folder, train_share)
+    return corpus, tokenizer or tokenizers.load(folder, about["kind"], about["fingerprint"])
+
+
+def _make_cache(reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool) -> None:
+    from gptcli import distributed
+    from gptcli.cli import prepare
+
+    preparation = _preparation(reading, kind, tokenizer, cache, replace)
+    processes = distributed.from_environment().size
+    if processes > 1 and preparation.state != "finished":
+        raise GptcliError(
+            f"The text is large, and {processes} processes cannot encode it together.",
+            "Encode it first (gptcli prepare TEXT --out FOLDER), and train on that folder.",
+        )
+    render.note(f"The text is large: its tokens go to {cache} first, and training reads them from there.")
+    prepare.run(preparation)
+
+
+def _preparation(
+    reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool
+) -> "Preparation":
+    from gptcli.preparing import Preparation, Request
+
+    kind = tokenizer.kind if tokenizer else kind
+    how = (reading.encoding, reading.errors, None, reading.allow_special)
+    request = Request(tuple(reading.texts), kind, *how)
+    try:
+        return Preparation(cache, request, tokenizer)
+    except GptcliError:
+        if not replace:
+            raise
+        return Preparation(cache, request, tokenizer, force=True)
