@@ -8,7 +8,6 @@ text.) Does training on the result start at once, and in the memory that a small
 import argparse
 import os
 import random
-import resource
 import shutil
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from gptcli.tokenizers.gpt2 import GPT2Tokenizer, _encoding
 
 ROOT = Path(__file__).parents[2]
 MB = 1_000_000
-TINY = "--emb-dim 32 --n-heads 2 --n-layers 1 --context-length 256 --batch-size 16 --max-steps 50 --sample-every 0"
+TINY = "--emb-dim 32 --n-heads 2 --n-layers 1 --context-length 64 --batch-size 4 --eval-batches 1 --sample-every 0"
 
 
 def synthetic(megabytes: float, path: Path, seed: int = 1) -> None:
@@ -47,15 +46,35 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def measured(*arguments: object) -> tuple[float, float]:
-    """A gptcli process: its seconds and its peak memory in MB."""
+def measured(*arguments: object, until: Path | None = None) -> tuple[float, float, float]:
+    """A gptcli process: the seconds to its end (or until there is a file), its cores' seconds, its peak memory in MB.
+
+    A process begins with the peak of the one that started it: this one must be small still.
+    """
     command = [sys.executable, "-m", "gptcli", *map(str, arguments)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while until is not None and not until.exists() and time.perf_counter() - started < 600:
+        time.sleep(0.01)
+    seen = time.perf_counter() - started
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / MB
+    took = seen if until is not None else time.perf_counter() - started
+    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MB
+
+
+def prepare_and_train(folder: Path, name: str, megabytes: float, workers: int) -> None:
+    text, out = folder / f"{name}.txt", folder / f"{name}.tokens"
+    synthetic(megabytes, text)
+    took, cpu, memory = measured("prepare", text, "--out", out, "--workers", workers, "-q")
+    print(f"{megabytes:,.0f} MB prepared in {took:.1f} s, {memory:.0f} MB of memory at the peak")
+    for steps in (1, 200):
+        run = folder / f"{name}-{steps}"
+        command = ("train", out, *TINY.split(), "--max-steps", steps, "--out", run, "-q")
+        took, cpu, memory = measured(*command, until=run / "metrics.jsonl")
+        print(f"  training: first step and evaluation after {took:.1f} s ", end="")
+        print(f"({cpu:.1f} s of the cores' time for {steps} steps in all), {memory:.0f} MB at the peak")
 
 
 def compare_rates(folder: Path, workers: int, megabytes: float, rounds: int) -> None:
@@ -87,24 +106,11 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="prepare-"))
     try:
-        compare_rates(folder, options.workers, options.slice, options.rounds)
         for name, megabytes in (("small", 2.0), ("large", options.megabytes)):
-            text, out = folder / f"{name}.txt", folder / f"{name}.tokens"
-            synthetic(megabytes, text)
-            took, memory = measured("prepare", text, "--out", out, "--workers", options.workers, "-q")
-            print(
-                f"{name}: prepared {megabytes:,.0f} MB in {took:.1f} s ({megabytes / took:.2f} MB/s), {memory:.0f} MB at peak"
-            )
-            started, first = measured(
-                "train", out, *TINY.split(), "--max-steps", 1, "--out", folder / f"{name}-1", "-q"
-            )
-            _, later = measured("train", out, *TINY.split(), "--out", folder / f"{name}-50", "-q")
-            print(
-                f"{name}: training starts and ends a step in {started:.1f} s; {first:.0f} MB at peak, {later:.0f} MB after 50 steps"
-            )
+            prepare_and_train(folder, name, megabytes, options.workers)
+        compare_rates(folder, options.workers, options.slice, options.rounds)
     finally:
         shutil.rmtree(folder)
-    print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB:.0f} MB at peak")
 
 
 if __name__ == "__main__":
