@@ -29,7 +29,7 @@ FORMAT = "gptcli token shards, version 1"
 MAGIC, VERSION = b"GPTSHARD", 1
 _HEADER = struct.Struct("<8sIIQI32sQQI")
 _SUM_BYTES = 2**24
-_ROWS_HELD = 512  # each may map 64 kB around it
+_ROWS_HELD = 64  # each may map 64 kB around it
 _AGAIN = "Run the gptcli prepare that made it again, with --force; or copy the folder again from where it came."
 _ANEW = "Remove it and run the same gptcli prepare again: it is made anew."
 

@@ -122,6 +122,14 @@ def test_a_run_on_shards_learns_and_can_be_stopped_and_gone_on_with(gptcli: Any,
     assert gptcli("generate", "the", "--checkpoint", "short", "-n", 3).code == 0
 
 
+def test_the_tokenizers_files_go_from_folder_to_run(gptcli: Any) -> None:
+    Path("story.txt").write_text(TEXT, encoding="utf-8")
+    assert gptcli("prepare", "story.txt", "--out", "tokens").code == 0
+    assert gptcli("train", "tokens", *FEW, "--max-steps", 1, "--out", "run").code == 0
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert Path("run", name).read_bytes() == Path("tokens", name).read_bytes()
+
+
 def test_another_corpus_is_refused_when_going_on(gptcli: Any, prepared: Path) -> None:
     assert gptcli("train", prepared, *FEW, "--max-steps", 2, "--out", "run").code == 0
     more = ("train", "--resume", "run", "--max-steps", 4)

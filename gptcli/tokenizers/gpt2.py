@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from binascii import a2b_base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ _TOKENIZER_CONFIG = {
     "add_bos_token": False,
     "add_prefix_space": False,
 }
+_CONFIG_FILE, _CONFIG = "tokenizer_config.json", (json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n").encode("ascii")
 
 # GPT-2's `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, written so that the engine
 # seldom has to go back: possessive where nothing can be given back, white space at the end of the text first.
@@ -49,12 +50,19 @@ _RUN_OF_SAMPLES = re.compile(rf"\s{{{_LONG_RUN // _STEP - 1}}}")
 
 
 class GPT2Tokenizer:
-    """GPT-2's 50,257 tokens. Making one costs nothing; the tables are read at the first use, once a process."""
+    """GPT-2's 50,257 tokens. Making one costs nothing; the tables are read at the first use, once a process.
+
+    Args:
+        files: what ``save`` writes, by name, where they have been read already; None to make them.
+    """
 
     kind = "gpt2"
     vocab_size = 50_257
     eot_id = 50_256
     fingerprint = RANK_TABLE_SHA256
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        self._files_read = files
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``: exactly tiktoken's, whatever the text. Lone surrogates count as U+FFFD."""
@@ -94,7 +102,7 @@ class GPT2Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Write vocab.json, merges.txt (the hub's, to the byte) and tokenizer_config.json: AutoTokenizer opens them."""
-        for name, content in _files().items():
+        for name, content in (self._files_read or _files()).items():
             (directory / name).write_bytes(content)
 
     @classmethod
@@ -104,10 +112,12 @@ class GPT2Tokenizer:
         Raises:
             GptcliError: vocab.json or merges.txt is missing, or is not GPT-2's.
         """
+        files = {_CONFIG_FILE: _CONFIG}
         for name, sha256 in FILES_SHA256.items():
-            if hashlib.sha256(read_bytes(directory / name)).hexdigest() != sha256:
+            files[name] = read_bytes(directory / name)
+            if hashlib.sha256(files[name]).hexdigest() != sha256:
                 raise GptcliError(f"{directory / name} is not GPT-2's {name}: its SHA-256 differs.", COPY_AGAIN)
-        return cls()
+        return cls(files)  # to spell all merges again would take a second
 
     def _token_bytes(self, token_id: int) -> bytes:
         try:
@@ -167,7 +177,7 @@ def _files() -> dict[str, bytes]:
     return {
         "vocab.json": json.dumps(vocab).encode("ascii"),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode("utf-8"),
-        "tokenizer_config.json": (json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n").encode("ascii"),
+        _CONFIG_FILE: _CONFIG,
     }
 
 
