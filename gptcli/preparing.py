@@ -1,11 +1,10 @@
 """Texts of any size to token shards: in parallel, in memory that does not grow, and where it stopped it goes on.
 
-The texts are read in portions of about a megabyte. Where a portion ends depends on the texts alone, so that a shard can
-say at which token of which portion it ends: to go on, the portions before are read again, but not encoded.
+The texts are read in portions (see portions.py). Where one ends depends on the texts alone, so that a shard can say at
+which token of which portion it ends: to go on, the portions before are read again, but not encoded.
 """
 
 import os
-import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,22 +18,15 @@ import numpy as np
 
 from gptcli import documents, shards, tokenizers
 from gptcli.errors import GptcliError, nearest
+from gptcli.portions import Portion, portions
 from gptcli.shards import Place, Tokens, Writer
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.char import CharTokenizer
-from gptcli.tokenizers.gpt2 import WHITE_SPACE, GPT2Tokenizer
+from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.tokenizers.word import WordTokenizer
 
 SHARD_TOKENS = 2**25
-PORTION = 2**20  # characters
 IN_FLIGHT = 3  # portions a worker
-
-# No piece that GPT-2's pattern finds, and no word, goes on from another character into white space, and nothing looks
-# back: the two sides of such a place can be encoded apart.
-_CUT = re.compile(rf"(?<=[^{WHITE_SPACE}])[{WHITE_SPACE}]")
-
-# What a text gives, in order: whether a separator comes first, and text.
-Portion = list[tuple[bool, str]]
 
 
 @dataclass(frozen=True)
@@ -281,44 +273,6 @@ class Preparation:
             "kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size
         }  # fmt: skip
         return {"settings": self._settings, "tokenizer": about, "totals": totals}
-
-
-def portions(pieces: Iterable[tuple[bool, str]], size: int = PORTION) -> Iterator[Portion]:
-    """Texts in portions of at least ``size`` characters, which depend on the texts alone and may be encoded apart.
-
-    A text that must be cut is cut before the first white space after ``size`` characters that follows something else.
-
-    Args:
-        pieces: texts in pieces, however cut: (whether a text begins here, piece).
-        size: characters.
-    """
-    portion: Portion = []
-    length = 0
-    for part in _cut_texts(pieces, size):
-        portion.append(part)
-        length += len(part[1])
-        if length >= size:
-            yield portion
-            portion, length = [], 0
-    if portion:
-        yield portion
-
-
-def _cut_texts(pieces: Iterable[tuple[bool, str]], size: int) -> Iterator[tuple[bool, str]]:
-    held, separated, texts = "", False, 0
-    for begins, piece in pieces:
-        if begins:
-            if held:
-                yield separated, held
-            held, separated = "", texts > 0
-            texts += 1
-        looked_at = len(held)
-        held += piece
-        while cut := _CUT.search(held, max(size, looked_at)):
-            yield separated, held[: cut.start()]
-            held, separated, looked_at = held[cut.start() :], False, 0
-    if held:
-        yield separated, held
 
 
 def _encoder(tokenizer: Tokenizer, allow_special: bool) -> Callable[[Portion], Tokens]:

@@ -38,7 +38,7 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a text: ``portion`` portions of it are done (see preparing.py), and ``tokens`` of the one after."""
+    """A place in a text: ``portion`` portions of it are done (see portions.py), and ``tokens`` of the one after."""
 
     portion: int = 0
     tokens: int = 0
@@ -300,7 +300,8 @@ def open_shards(folder: Path) -> Shards:
                 maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise GptcliError(
-                f"Cannot map {path}: {error.strerror}.", "Free some memory, or raise ulimit -n."
+                f"Cannot map {path}: {error.strerror}.",
+                "Raise the limit of open files (ulimit -n), or prepare it again with larger --shard-tokens.",
             ) from error
         parts.append(np.frombuffer(maps[-1], f"<u{header.width}", header.count, _HEADER.size))
     shards = Shards(maps, parts, digest.hexdigest())

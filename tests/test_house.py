@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
-    {"preparing", "weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
+    {"portions", "preparing", "weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
     {"checkpoint", "decoding", "weights", "plan"},
     {"snapshots", "stepping"},
     {"fitting"},

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from gptcli import preparing, shards, tokenizers
 from gptcli.corpus import encode_texts
 from gptcli.errors import GptcliError
-from gptcli.preparing import Preparation, Request, portions
+from gptcli.portions import portions
+from gptcli.preparing import Preparation, Request
 from gptcli.textstream import decoded
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
@@ -199,7 +200,7 @@ def test_rows_run_over_the_ends_of_shards(shard_tokens: int, starts: list[int], 
 
 
 def test_workers_change_nothing(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing.portions, "__defaults__", (300,))
+    monkeypatch.setattr(portions, "__defaults__", (300,))
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     for workers in (1, 3):
         assert gptcli("prepare", "a.txt", "--out", f"w{workers}", "--workers", workers, "--shard-tokens", 77).code == 0
@@ -265,7 +266,7 @@ def test_no_torch_is_loaded(tmp_path: Path) -> None:
 
 def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preparing.portions, "__defaults__", (300,))
+    monkeypatch.setattr(portions, "__defaults__", (300,))
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     Path("b.txt").write_text(TEXT[::-1], encoding="utf-8")
     end_shard, left = shards.Writer.end_shard, 0

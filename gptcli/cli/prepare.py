@@ -11,6 +11,8 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from gptcli.preparing import Preparation
 
+WORTH_A_RATE = 10_000_000  # bytes; less is over before the tables are read
+
 
 def prepare(
     texts: Annotated[
@@ -86,7 +88,7 @@ def run(preparation: "Preparation", workers: int | None = None) -> None:
             raise typer.Exit(130) from None
     totals = shards.read_manifest(out)["totals"]
     seconds = time.perf_counter() - started
-    speed = f", {render.human_bytes(preparation.bytes / seconds)}/s" if preparation.bytes else ""
+    speed = f", {render.human_bytes(preparation.bytes / seconds)}/s" if preparation.bytes > WORTH_A_RATE else ""
     render.note(
         f"{totals['characters']:,} characters in {totals['documents']:,} text{'s' * (totals['documents'] != 1)}: "
         f"{totals['tokens']:,} tokens in {totals['shards']:,} shard{'s' * (totals['shards'] != 1)} "
