@@ -141,7 +141,11 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
         head += chunk
     mark, chosen = next((row for row in _BYTE_ORDER_MARKS if head.startswith(row[0])), (b"", encoding or "utf-8"))
     wide = codecs.lookup(chosen).name.startswith(("utf-16", "utf-32"))
-    decoder = codecs.getincrementaldecoder(chosen)(errors)
+    # Without a mark the order of bytes is the usual one; Python's own decoder would ask for a mark, but not always.
+    codec = (
+        chosen if mark or codecs.lookup(chosen).name not in ("utf-16", "utf-32") else f"{codecs.lookup(chosen).name}-le"
+    )
+    decoder = codecs.getincrementaldecoder(codec)(errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start = head[:_HEAD]
     offset, lines, chunk = 0, 0, head  # offset: of the chunk's first byte; lines: before it
@@ -152,7 +156,7 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
         try:
             text = decoder.decode(chunk[mark_here:], final=not chunk)
         except UnicodeDecodeError as error:
-            good = newlines.decode(error.object[: error.start].decode(chosen), final=True)
+            good = newlines.decode(error.object[: error.start].decode(codec), final=True)
             # What is decoded at once begins with what was held back of the chunk before.
             at = offset + mark_here + error.start - (len(error.object) - len(chunk[mark_here:]))
             raise GptcliError(
