@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from gptcli.config import GPTConfig
-from gptcli.generation import TorchDecoder
+from gptcli.decoding import SlotDecoder
 from gptcli.model import GPTModel
 from gptcli.quantization import Packed
+from gptcli.torch_engine import TorchEngine
 from gptcli.weightfile import parameter_shapes
 
 Weights = Mapping[str, NDArray[Any] | Packed]
@@ -176,7 +177,7 @@ def torch_engine(
 ) -> Iterator[Row]:
     """Prefill, decode and a training step with the torch model, in float32 on the CPU."""
     model = torch_model(config, weights)
-    read = TorchDecoder(model, max(prompt, tokens))
+    read = SlotDecoder(TorchEngine(model, max(prompt, tokens)))
     ids = [(1000 + i) % config.vocab_size for i in range(prompt)]
     flops, head_flops = matrix_flops(config), 2 * config.emb_dim * config.vocab_size
 

@@ -7,8 +7,8 @@ layouts; the tokenizer's files lie beside them. The directory appears under its 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
 from gptcli.device import whole
 from gptcli.errors import GptcliError
 from gptcli.model import GPTModel
-from gptcli.quantization import Bits, Packed, check_bits, is_packed_name, packed, scale_name, unpacked
+from gptcli.packed_model import PackedModel
+from gptcli.quantization import Bits, Packed, is_packed_name, packed, scale_name, unpacked
 from gptcli.tokenizers import Tokenizer
 from gptcli.weightfile import WeightFile
 
@@ -38,15 +39,17 @@ class Checkpoint:
         path: its directory.
         config: the model's shape.
         tokenizer: the one it was trained with.
-        tensors: weights by the model's parameter names, memory-mapped.
+        tensors: weights by the model's parameter names, memory-mapped; packed ones are unpacked when asked for.
         training: what the run that wrote it says of itself (step, losses, …); empty if there was none.
+        packed: the weights as they lie in the file, if it is packed.
     """
 
     path: Path
     config: GPTConfig
     tokenizer: Tokenizer
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     training: dict[str, Any]
+    packed: WeightFile | None = None
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPTModel:
         """The model with these weights, in eval mode; on the CPU in float32 they are not copied."""
@@ -54,6 +57,31 @@ class Checkpoint:
             model = GPTModel(self.config, init=None)
         model.load_state_dict({name: t.to(device, dtype) for name, t in self.tensors.items()}, assign=True)
         return model.eval()
+
+    def runner(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, bits: int = 32
+    ) -> GPTModel:
+        """The model to run and not to train: packed matrices stay packed, and ``bits`` 8 or 4 packs others."""
+        if self.packed is None and bits == 32:
+            return self.model(device, dtype)
+        weights = self.packed or WeightFile(self.path / WEIGHTS, self.config)
+        return PackedModel(self.config, weights, self.packed.bits if self.packed else bits, device, dtype)
+
+
+class _Unpacked(Mapping[str, Tensor]):
+    """Packed weights as the float32 model has them, each made when it is asked for."""
+
+    def __init__(self, weights: WeightFile) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(unpacked(name, self._weights[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def load(path: Path) -> Checkpoint:
@@ -68,18 +96,9 @@ def load(path: Path) -> Checkpoint:
     bits = packed_bits(path, ours)
     if bits < 32:
         weights = WeightFile(path / WEIGHTS, config, bits)
-        tensors = {name: torch.from_numpy(unpacked(name, weights[name])) for name in weights}
-        return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
+        return Checkpoint(path, config, tokenizer, _Unpacked(weights), ours.get("training", {}), weights)
     tensors = from_file(tensorfile.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
     return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
-
-
-def rounded(checkpoint: Checkpoint, bits: int) -> Checkpoint:
-    """The checkpoint with every matrix that quantisation packs replaced by what packing makes of it."""
-    tensors = dict(checkpoint.tensors)
-    for name in filter(is_packed_name, tensors):
-        tensors[name] = torch.from_numpy(unpacked(name, packed(name, tensors[name].numpy(), check_bits(bits))))
-    return replace(checkpoint, tensors=tensors)
 
 
 def from_file(tensors: Mapping[str, Tensor], config: GPTConfig, file: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from gptcli.decoding import Token
+from gptcli.continuation import Token
 from gptcli.tokenizers import Tokenizer
 
 FinishReason = Literal["length", "end of text", "stop"]

@@ -2,14 +2,14 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gptcli.checkpoint_config import WEIGHTS, packed_bits, read_config
 from gptcli.config import GPTConfig
-from gptcli.decoding import CpuDecoder, Decoder, Request, Token, decode, decode_together
+from gptcli.decoding import SlotDecoder
 from gptcli.errors import GptcliError, nearest
 
 ENGINES = ("auto", "cpu", "torch")
@@ -33,7 +33,7 @@ def obstacle(config: GPTConfig) -> str | None:
     return None
 
 
-def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig) -> Choice:
+def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> Choice:
     """Resolve ``--engine``: the CPU kernels wherever float32 on a CPU is asked for, or nothing better is there.
 
     Raises:
@@ -46,6 +46,7 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig) -> Ch
     hindrances = [
         f"--device {device} is no CPU" if device not in ("auto", "cpu") else None,
         f"--dtype {dtype} is not float32" if dtype not in ("auto", "float32") else None,
+        "--compile is torch's" if compiled else None,
         obstacle(config),
     ]
     hindrance = next((reason for reason in hindrances if reason), None)
@@ -100,20 +101,6 @@ def check_quantization(name: str | None) -> int:
     return QUANTIZATIONS[name]
 
 
-def continue_all(
-    decoder: Decoder, requests: Sequence[Request]
-) -> Generator[tuple[int, Token | None], bool | None, None]:
-    """As `decoding.decode_together`: at once on the CPU engine, one after the other in torch."""
-    if isinstance(decoder, CpuDecoder):
-        yield from decode_together(decoder.engine, requests)
-        return
-    for number, request in enumerate(requests):
-        for token in decode(decoder, request):
-            if (yield number, token):
-                break
-        yield number, None
-
-
 def open_decoder(
     path: Path,
     choice: Choice,
@@ -125,20 +112,22 @@ def open_decoder(
     bits: int = 32,
     capacity: int | None = None,
     contrast: int | None = None,
+    compiled: bool = False,
     tell: Callable[[str], None] = lambda line: None,
-) -> Decoder:
+) -> SlotDecoder:
     """The model of the checkpoint ``path``, ready to read.
 
     Args:
         path: a checkpoint directory.
         choice: which engine.
-        slots: sequences that `continue_all` may have under way at once.
+        slots: sequences that `decoding.decode_together` may have under way at once.
         device, dtype: where and in what the torch engine computes.
         threads: CPU threads; None for the physical cores.
         bits: 8 or 4 packs float32 weights on the way in; a packed checkpoint stays as it is.
         capacity: tokens to make room for; the context by default.
         contrast: a layer to hold the last one against (see `sampling.contrast_layers`).
-        tell: called with a line that says what takes a while.
+        compiled: let torch.compile make the torch engine's steps.
+        tell: called with a line that says what takes a while, or why something falls back.
 
     Raises:
         GptcliError: what is wrong with the checkpoint or an option; packing anew what is packed already.
@@ -164,14 +153,12 @@ def open_decoder(
         engine = Engine(
             config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, tell=tell
         )
-        return CpuDecoder(engine, contrast=contrast)
+        return SlotDecoder(engine, contrast=contrast)
     from gptcli import checkpoint
     from gptcli import device as devices
-    from gptcli.generation import TorchDecoder
+    from gptcli.torch_engine import TorchEngine
 
     placement = devices.choose(device, dtype)
     devices.set_threads(threads)
-    loaded = checkpoint.load(path)
-    if bits < stored:
-        loaded = checkpoint.rounded(loaded, bits)
-    return TorchDecoder(loaded.model(placement.device, placement.dtype), capacity, contrast=contrast)
+    model = checkpoint.load(path).runner(placement.device, placement.dtype, bits)
+    return SlotDecoder(TorchEngine(model, capacity, slots, compiled=compiled, tell=tell), contrast=contrast)

@@ -93,7 +93,7 @@ class Engine:
         ids: Sequence[int],
         positions: Sequence[int],
         slots: Sequence[int],
-        wanted: Sequence[int],
+        wanted: Sequence[int] | None = None,
         tap: int = 0,
     ) -> NDArray[np.float32]:
         """Read up to `max_rows` tokens at once.
@@ -101,13 +101,14 @@ class Engine:
         Args:
             ids, positions, slots: a token each, where it stands in its sequence, and which sequence that is; tokens of
                 one sequence follow one another, and everything before them has been read.
-            wanted: the rows whose logits to compute.
+            wanted: the rows whose logits to compute; all by default.
             tap: compute, below these, the logits that the final norm and the head make of the layer ``tap`` (from 1).
 
         Returns:
             (W, V) float32, or (2 W, V) with a tap; valid until the next step.
         """
         control, rows = self._control, self.max_rows
+        wanted = range(len(ids)) if wanted is None else wanted
         for number, values in enumerate((ids, positions, slots, wanted)):
             first = self._lists + number * rows
             control[first : first + len(values)] = values
@@ -143,10 +144,11 @@ class Engine:
                 parts.append(logits if last and not parts else logits.copy())
         return np.concatenate(parts) if len(parts) > 1 else logits
 
-    def fork(self, source: int, target: int) -> None:
-        """Make slot ``target`` remember what ``source`` does."""
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Let slot ``target`` know the first ``length`` tokens of ``source``."""
         for cache in (self._keys, self._values):
-            cache[target] = cache[source]
+            kept = _padded(length, k.LANES) * cache.shape[-1] // self.capacity
+            cache[target, :, :kept] = cache[source, :, :kept]
 
     def _load(self, tensors: Tensors, bits: int) -> None:
         """Pack every matrix into one array, one at a time."""
@@ -248,8 +250,9 @@ class Engine:
             return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
 
         self._logits = view(k.LOGITS).reshape(-1, head)
-        self._keys = view(k.KEYS).reshape(self.slots, -1)
-        self._values = view(k.VALUES).reshape(self.slots, -1)
+        rows_of_keys = config.n_layers * config.n_heads  # position after position in each
+        self._keys = view(k.KEYS).reshape(self.slots, rows_of_keys, -1)
+        self._values = view(k.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
         table[k.LAYERS], table[k.HEADS], table[k.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
         table[k.CAPACITY], table[k.MAX_ROWS] = self.capacity, rows
         table[k.SCRATCH_SIZE] = k.scratch_size(self.capacity, config.head_dim)

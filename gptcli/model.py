@@ -6,6 +6,7 @@ Shapes, in every comment below:
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,19 @@ class Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)  # (rows, out) -> (..., out)
 
 
+class Cache(Protocol):
+    """What the model asks of a memory of the tokens read so far."""
+
+    def positions(self, count: int) -> Tensor:
+        """Where the next ``count`` tokens stand: (T), or (B, T) where rows differ."""
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Remember keys and values (B, H, T, D) of one layer; (B, H, T, D), what queries find there."""
+
+    def advance(self, count: int) -> None:
+        """Count ``count`` tokens as read, once every layer remembers them."""
+
+
 class KVCache:
     """Keys and values of the tokens read so far, so that a new token costs one position and not the whole prefix.
 
@@ -59,6 +73,22 @@ class KVCache:
         shape = (config.n_layers, 2, batch_size, config.n_heads, self.capacity, config.head_dim)
         self.store = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
+
+    @classmethod
+    def over(cls, store: Tensor, length: int) -> "KVCache":
+        """A cache that lives in a part of another one's memory (L, 2, B, H, S, D) and holds ``length`` tokens."""
+        cache = cls.__new__(cls)
+        cache.store, cache.capacity, cache.length = store, store.size(4), length
+        return cache
+
+    def positions(self, count: int) -> Tensor:
+        return torch.arange(self.length, self.length + count, device=self.store.device)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return fused_attention(queries, *self.extend(layer, keys, values))
+
+    def advance(self, count: int) -> None:
+        self.length += count
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D)."""
@@ -125,11 +155,11 @@ class MultiHeadAttention(nn.Module):
         )
         return queries if self.query_scale == 1.0 else queries * self.query_scale, keys, values
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
         queries, keys, values = self.heads(x)
         if cache is not None:
-            keys, values = cache.extend(layer, keys, values)
-        if self.training and self.drop_rate > 0:
+            context = cache.attend(layer, queries, keys, values)
+        elif self.training and self.drop_rate > 0:
             context = dropout_attention(queries, keys, values, self.drop_rate)
         else:
             context = fused_attention(queries, keys, values)
@@ -163,7 +193,7 @@ class TransformerBlock(nn.Module):
         self.mlp = FeedForward(config)
         self.drop_rate = config.drop_rate
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
         x = x + dropout(self.attn(self.ln_1(x), cache, layer), self.drop_rate, self.training)
         return x + dropout(self.mlp(self.ln_2(x)), self.drop_rate, self.training)
 
@@ -200,9 +230,17 @@ class GPTModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.wte.weight.device
+        return self.wpe.weight.device
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.wpe.weight.dtype
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head's word on hidden states (..., C): (..., V)."""
+        return F.linear(hidden, self.head)
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """The residual stream after the final norm.
 
         Args:
@@ -212,8 +250,8 @@ class GPTModel(nn.Module):
         Returns:
             (B, T, C)
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + ids.size(1), device=ids.device)  # (T)
+        count = ids.size(1)
+        positions = torch.arange(count, device=ids.device) if cache is None else cache.positions(count)  # (T) or (B, T)
         x = dropout(self.wte(ids) + self.wpe(positions), self.config.drop_rate, self.training)  # (B, T, C)
         for layer, block in enumerate(self.h):
             if self.recompute and torch.is_grad_enabled():
@@ -221,16 +259,16 @@ class GPTModel(nn.Module):
             else:
                 x = block(x, cache, layer)
         if cache is not None:
-            cache.length += ids.size(1)
+            cache.advance(count)
         return self.ln_f(x)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T)."""
-        return F.linear(self.hidden(ids, cache), self.head)
+        return self.logits(self.hidden(ids, cache))
 
-    def next_logits(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def next_logits(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (B, V) for the token after the last of ids (B, T): the head reads one position only."""
-        return F.linear(self.hidden(ids, cache)[:, -1], self.head)
+        return self.logits(self.hidden(ids, cache)[:, -1])
 
     @torch.no_grad()
     def initialise(self, init: Init) -> None:

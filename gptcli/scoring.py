@@ -6,7 +6,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gptcli.autograd import CHUNK_BYTES
 from gptcli.errors import GptcliError
@@ -43,22 +42,22 @@ class Scores:
     hits: Tensor
 
 
-def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, ranked: bool = False) -> Scores:
-    """log_softmax(hidden headᵀ) at ``targets``; logits exist for a few hundred tokens at a time.
+def token_log_probs(model: GPTModel, hidden: Tensor, targets: Tensor, ranked: bool = False) -> Scores:
+    """log_softmax of the model's logits at ``targets``; they exist for a few hundred tokens at a time.
 
     Args:
+        model: the head is its.
         hidden: (m, C), after the final norm.
-        head: (V, C).
         targets: (m) int64.
         ranked: also find the likeliest token.
 
     Returns:
         scores of the m tokens, on the CPU.
     """
-    rows = max(1, CHUNK_BYTES // (4 * head.size(0)))
+    rows = max(1, CHUNK_BYTES // (4 * model.config.vocab_size))
     found, confidences, hits = [], [], []
     for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
-        log_probs = torch.log_softmax(F.linear(h, head).float(), dim=-1)  # (rows, V)
+        log_probs = torch.log_softmax(model.logits(h).float(), dim=-1)  # (rows, V)
         found.append(log_probs.gather(1, y[:, None])[:, 0].double().cpu())
         if ranked:
             best, likeliest = log_probs.max(dim=-1)
@@ -98,7 +97,7 @@ def score(model: GPTModel, spans: Iterable[Span], batch_size: int, ranked: bool 
             [row[span.first - 1 : len(span.ids) - 1] for row, span in zip(hidden, batch, strict=True)]
         )  # (m, C)
         targets = torch.cat([span.ids[span.first :] for span in batch]).long().to(model.device)
-        scores = token_log_probs(wanted, model.head, targets, ranked)
+        scores = token_log_probs(model, wanted, targets, ranked)
         if not bool(scores.log_probs.isfinite().all()):
             raise GptcliError(
                 "The model gives NaN or infinite logits for this text.",

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from gptcli.decoding import Continuation, Decoder, Request, Token
+from gptcli.continuation import Continuation, Request, Token
+from gptcli.decoding import Decoder
 from gptcli.sampling import Array, draw
 
 

@@ -10,7 +10,8 @@ from models import tiny_checkpoint, tiny_model
 
 from gptcli import decoding
 from gptcli.config import SamplingConfig
-from gptcli.decoding import CpuDecoder, Request
+from gptcli.continuation import Request
+from gptcli.decoding import SlotDecoder
 
 pytest.importorskip("numba")
 
@@ -34,7 +35,7 @@ def test_every_row_equals_what_it_would_be_alone(slots: int) -> None:
         )
         for n in range(14)
     ]
-    alone = CpuDecoder(Engine(model.config, weights))
+    alone = SlotDecoder(Engine(model.config, weights))
     expected = [[token.id for token in decoding.decode(alone, request)] for request in requests]
     rows: list[list[int]] = [[] for _ in requests]
     ended = []

@@ -258,7 +258,7 @@ def test_ctrl_c_ends_with_130(gptcli: Any, run: Path, monkeypatch: pytest.Monkey
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gptcli.decoding.draw", interrupt)
+    monkeypatch.setattr("gptcli.continuation.draw", interrupt)
     result = gptcli("generate", PROMPT)
     assert result.code == 130
     assert "Traceback" not in result.err

@@ -133,7 +133,7 @@ def test_a_fork_goes_its_own_way() -> None:
     ids = some_ids(model, 10)
     cpu = engine(model, slots=3)
     cpu.read(1, ids, 0)
-    cpu.fork(1, 2)
+    cpu.fork(1, 2, 10)
     first, second = cpu.read(1, [4], 10)[0].copy(), cpu.read(2, [5], 10)[0]
     np.testing.assert_allclose(first, torch_logits(model, [*ids, 4])[-1], atol=1e-4)
     np.testing.assert_allclose(second, torch_logits(model, [*ids, 5])[-1], atol=1e-4)

@@ -7,8 +7,9 @@ import torch
 from models import tiny_model
 
 from gptcli.config import Overflow, SamplingConfig
+from gptcli.continuation import Window
 from gptcli.errors import GptcliError
-from gptcli.generation import Window, generate
+from gptcli.generation import generate
 
 GREEDY, SAMPLED = SamplingConfig(temperature=0), SamplingConfig(temperature=1.2, top_k=20, repetition_penalty=1.1)
 

@@ -20,11 +20,12 @@ FLOORS: list[set[str]] = [
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
-    {"portions", "preparing", "weightfile", "engine", "corpus", "optim", "distributed", "curves", "scoring"},
-    {"checkpoint", "decoding", "weights", "plan"},
+    {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
+    | {"scoring"},
+    {"checkpoint", "continuation", "decoding", "weights", "plan"},
     {"snapshots", "stepping"},
     {"fitting"},
-    {"generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
+    {"torch_engine", "generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
     | {"evaluation", "evaluation_plots", "tasks"},
     {"cli"},
 ]

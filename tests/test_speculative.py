@@ -11,9 +11,10 @@ from models import tiny_model
 
 from gptcli import decoding, speculative
 from gptcli.config import GPTConfig, SamplingConfig
-from gptcli.decoding import Request
-from gptcli.generation import TorchDecoder
+from gptcli.continuation import Request
+from gptcli.sampling import distribution
 from gptcli.speculative import ModelDrafter, NgramDrafter, Tally
+from gptcli.torch_engine import TorchEngine
 
 SIZES = {"vocab_size": 23, "context_length": 24, "emb_dim": 24, "n_heads": 2}
 
@@ -26,12 +27,12 @@ def decoders(kind: str) -> tuple[Any, Any]:
         {**draft.state_dict(), **{n: t for n, t in model.state_dict().items() if "h.0." not in n and "h." not in n}}
     )
     if kind == "torch":
-        return TorchDecoder(model), TorchDecoder(draft)
+        return decoding.SlotDecoder(TorchEngine(model)), decoding.SlotDecoder(TorchEngine(draft))
     pytest.importorskip("numba")
     from gptcli.engine import Engine
 
     return tuple(
-        decoding.CpuDecoder(Engine(m.config, {n: t.detach().numpy() for n, t in m.state_dict().items()}))
+        decoding.SlotDecoder(Engine(m.config, {n: t.detach().numpy() for n, t in m.state_dict().items()}))
         for m in (model, draft)
     )  # type: ignore[return-value]
 
@@ -82,7 +83,7 @@ DRAFT = [[1.0, 0.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 0.5, -1.0]]
 def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: SamplingConfig) -> None:
     """Every text of four tokens, counted against the product of its probabilities."""
     model, runs, length = Table(MODEL), 4_000, 4
-    table = decoding.distribution(model.logits, sampling)
+    table = distribution(model.logits, sampling)
     counts: Counter[tuple[int, ...]] = Counter()
     tally = Tally()
     prompt = [0, 1, 0, 2, 1, 0]

@@ -172,7 +172,7 @@ def _measure(
     bos = tokenizer.eot_id is not None if wanted.bos is None else wanted.bos
     runs = [evaluation.encode(document.text, tokenizer, bos) for document in found]
     size = wanted.batch_size or scoring.default_batch_size(protocol.context)
-    model = loaded.model(placement.device, placement.dtype)
+    model = loaded.runner(placement.device, placement.dtype)
     total = sum(1 for run in runs for _ in evaluation.windows(len(run), protocol))
     started = perf_counter()
     with render.progress(total, "window", loaded.path.name) as bar:
@@ -269,7 +269,7 @@ def _run_task(
         size = batch_size or scoring.default_batch_size(min(loaded.config.context_length, 256))
         bar = stack.enter_context(render.progress(len(items), "item", loaded.path.name))
         bar.update(len(items) - len(left))
-        model = loaded.model(placement.device, placement.dtype)
+        model = loaded.runner(placement.device, placement.dtype)
         for row in tasks.run(model, loaded.tokenizer, left, size, setting["bos"], Path(setting["file"])):
             rows[row["line"]] = row
             bar.update()

@@ -93,7 +93,7 @@ def generate(
     from random import SystemRandom
 
     from gptcli import checkpoint_config as checkpoints
-    from gptcli import completion, decoders, decoding, speculative
+    from gptcli import completion, continuation, decoders, decoding, speculative
     from gptcli.cli import generate_many
 
     bits = decoders.check_quantization(quantize)
@@ -107,7 +107,7 @@ def generate(
     opening = functools.partial(decoders.open_decoder, path, choice, bits=bits, contrast=contrast_layer, **placing)
     eot_id = None if ignore_eot else tokenizer.eot_id
     if prompts is not None:
-        common = decoding.Request(
+        common = continuation.Request(
             (), max_new_tokens, sampling, first_seed, min_new_tokens, eot_id, cast(Overflow, overflow)
         )
         generate_many.generate_many(prompts, common, stops, tokenizer, opening, batch_size, allow_special, as_json)
@@ -124,7 +124,7 @@ def generate(
 
     records = []
     for number in range(num_samples):
-        request = decoding.Request(
+        request = continuation.Request(
             ids, max_new_tokens, sampling, first_seed + number, min_new_tokens, eot_id, cast(Overflow, overflow),
             n_candidates=CANDIDATES if steps else 0,
         )  # fmt: skip

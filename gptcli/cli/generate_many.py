@@ -12,7 +12,8 @@ from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from gptcli.completion import Completion
-    from gptcli.decoding import Decoder, Request, Token
+    from gptcli.continuation import Request, Token
+    from gptcli.decoding import SlotDecoder
     from gptcli.tokenizers import Tokenizer
 
 _WHOLE = ("max_new_tokens", "min_new_tokens", "seed", "top_k")
@@ -25,7 +26,7 @@ def generate_many(
     common: "Request",
     stops: Sequence[str],
     tokenizer: "Tokenizer",
-    opening: Callable[..., "Decoder"],
+    opening: Callable[..., "SlotDecoder"],
     batch_size: int,
     allow_special: bool,
     as_json: bool,
@@ -33,7 +34,7 @@ def generate_many(
     """Print every prompt of ``file`` with its continuation; the n-th is seeded with the common seed plus n."""
     if batch_size < 1:
         raise GptcliError(f"--batch-size is {batch_size}, but it must be at least 1.", "Leave it out for the default.")
-    from gptcli import decoders
+    from gptcli import decoding
     from gptcli.completion import Completion
 
     prompts = _read(file, stops)
@@ -46,7 +47,7 @@ def generate_many(
     ends = [_StopWatch(tokenizer, texts) for texts in stop_texts]
     finished: set[int] = set()
     printed = 0
-    work = decoders.continue_all(decoder, requests)
+    work = decoding.decode_together(decoder.engine, requests, decoder.contrast)
     stopped: bool | None = None
     with render.progress(None, "token") as bar:
         while True:

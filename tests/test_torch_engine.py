@@ -1,0 +1,111 @@
+"""The torch engine: rows of any lengths through one step, forks, spans of the cache, and packed weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_checkpoint, tiny_model
+
+from gptcli import checkpoint, decoding
+from gptcli.config import SamplingConfig
+from gptcli.continuation import Request
+from gptcli.decoding import SlotDecoder
+from gptcli.packed_model import PackedModel
+from gptcli.quantization import is_packed_name, packed, unpacked
+from gptcli.torch_engine import TorchEngine
+
+
+@pytest.mark.parametrize("slots", [1, 3, 20])
+def test_every_row_equals_what_it_would_be_alone(slots: int) -> None:
+    """Ragged prompts, some with a common beginning, other options each, some past the context."""
+    model = tiny_model(context_length=40)
+    rng = np.random.default_rng(0)
+    common = rng.integers(0, 61, 20).tolist()
+    requests = [
+        Request(
+            (common if n % 3 == 0 else []) + rng.integers(0, 61, rng.integers(1, 30)).tolist(),
+            int(rng.integers(1, 50)),
+            [SamplingConfig(0), SamplingConfig(1.1, top_k=30), SamplingConfig(0.9, repetition_penalty=1.2)][n % 3],
+            seed=n,
+            eot_id=n if n % 4 == 0 else None,
+            overflow="crop" if n % 5 == 0 else "slide",
+        )
+        for n in range(14)
+    ]
+    alone = SlotDecoder(TorchEngine(model))
+    expected = [[token.id for token in decoding.decode(alone, request)] for request in requests]
+    rows: list[list[int]] = [[] for _ in requests]
+    for number, token in decoding.decode_together(TorchEngine(model, slots=slots, span=16), requests):
+        if token is not None:
+            rows[number].append(token.id)
+    assert rows == expected
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_step_with_fixed_shapes_equals_the_plain_model(count: int) -> None:
+    """The very step that a graph captures, across the borders of its spans."""
+    model = tiny_model(context_length=40)
+    ids = np.random.default_rng(1).integers(0, 61, 40).tolist()
+    engine = TorchEngine(model, span=16)
+    parts = [engine.read(0, ids[at : at + count], at, every=True).clone() for at in range(0, 40, count)]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(parts), model(torch.tensor([ids]))[0], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_have_no_part_in_a_step_are_left_alone() -> None:
+    model = tiny_model()
+    engine = TorchEngine(model, slots=3, span=8)
+    first, second = [1, 2, 3, 4], [9, 8, 7]
+    engine.read(0, first, 0)
+    engine.read(2, second, 0)
+    for at, token in enumerate([5, 6, 7]):
+        engine.step([token], [4 + at], [0])
+    found = engine.step([11, 12], [3, 7], [2, 0])
+    with torch.no_grad():
+        for row, ids in enumerate(([*second, 11], [*first, 5, 6, 7, 12])):
+            torch.testing.assert_close(found[row], model(torch.tensor([ids]))[0, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_fork_goes_its_own_way() -> None:
+    model = tiny_model()
+    decoder = SlotDecoder(TorchEngine(model, slots=2))
+    decoder.read([1, 2, 3, 4, 5])
+    other = decoder.fork(1)
+    with torch.no_grad():
+        for one, token in ((decoder, 6), (other, 7)):
+            expected = model(torch.tensor([[1, 2, 3, 4, 5, token]]))[0, -1]
+            torch.testing.assert_close(one.read([token])[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [{}, {"tie_weights": False, "qkv_bias": False}, {"emb_dim": 35, "n_heads": 5}])
+def test_packed_layers_equal_their_own_dequantised_weights(shape: dict[str, Any], bits: int) -> None:
+    model = tiny_model(**shape)
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    small = PackedModel(model.config, arrays, bits, "cpu", torch.float32)
+    for name in filter(is_packed_name, arrays):
+        restored = unpacked(name, packed(name, arrays[name], bits))  # type: ignore[arg-type]
+        model.state_dict()[name].copy_(torch.from_numpy(restored))
+    ids = torch.randint(0, 61, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(small(ids), model(ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "times"), [(8, 3.7), (4, 6)])
+def test_a_packed_checkpoint_stays_packed_in_memory(tmp_path: Path, bits: int, times: float) -> None:
+    source = tiny_checkpoint(tmp_path / "run", emb_dim=128, n_heads=2)
+    checkpoint.create_packed(tmp_path / "small", source, bits)  # type: ignore[arg-type]
+
+    def size(model: torch.nn.Module) -> int:
+        return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+    whole = checkpoint.load(source).model()
+    runners = checkpoint.load(tmp_path / "small").runner(), checkpoint.load(source).runner(bits=bits)
+    for runner in runners:
+        assert size(whole) / size(runner) > times
+    ids = torch.randint(0, 61, (1, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(runners[0](ids), runners[1](ids))
+        torch.testing.assert_close(runners[0](ids), checkpoint.load(tmp_path / "small").model()(ids))
