@@ -40,6 +40,8 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
     if dtype != "auto" and dtype not in DTYPES:
         raise GptcliError(f"There is no dtype {dtype!r}.", nearest(dtype, ["auto", *DTYPES]))
     chosen = _best_device() if device == "auto" else _named_device(device)
+    if dtype == "bfloat16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise GptcliError(f"--dtype bfloat16: {torch.cuda.get_device_name(chosen)} has none.", "Use --dtype float16.")
     reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, "no GPU found")
     if device != "auto":
         reason = "asked for"

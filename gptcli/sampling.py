@@ -123,6 +123,8 @@ def draw(probabilities: Array, uniforms: Array) -> Array:
         (B) int64. A token with probability 0 is never drawn.
     """
     xp = _library(probabilities)
+    if xp is not np and probabilities.device.type == "mps":  # Apple's GPUs have no float64
+        probabilities = probabilities.cpu()
     cumulative = probabilities.cumsum(-1, dtype=xp.float64)
     targets = like(probabilities, uniforms)[:, None] * cumulative[:, -1:]
     drawn = (cumulative <= targets).sum(-1)

@@ -7,7 +7,9 @@ token by token.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from gptcli.continuation import Continuation, Request, Token
@@ -31,12 +33,27 @@ class Drafter(Protocol):
 
 @dataclass
 class Tally:
-    """What speculation brought: tokens proposed, those of them taken, and how often the model was read for how many."""
+    """What speculation brought.
+
+    Attributes:
+        proposed, taken: tokens, of both kinds.
+        readings: how often the model was read after the prompt, for how many ``tokens``.
+        plain: seconds of each reading of a single token, which is what a step without a draft costs.
+        seconds: of everything between the prompt and the end: drafting, reading, judging.
+    """
 
     proposed: int = 0
     taken: int = 0
     readings: int = 0
     tokens: int = 0
+    plain: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def speed_up(self) -> float | None:
+        """How many times faster than one token a step, at this run's own median plain step; None without one."""
+        if not self.plain or self.seconds == 0:
+            return None
+        return self.tokens * median(self.plain) / self.seconds
 
 
 class NgramDrafter:
@@ -116,9 +133,11 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
             decoder.crop(0)
         if len(text.unread) > 1:
             decoder.read(text.unread[:-1])
+        started = perf_counter()
         room = min(ahead, request.max_new_tokens - text.count - 1, context - len(text.window.ids))
         proposals = drafter.propose(text, room) if room > 0 else []
         logits = decoder.read([text.unread[-1], *(proposal.id for proposal in proposals)], every=True)
+        single = None if proposals else started
         start = decoder.length - len(proposals)
         tally.readings += 1
         tally.proposed += len(proposals)
@@ -128,9 +147,13 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
             token_id, taken = _judge(probabilities, proposal, text)
             token = text.accept(token_id, probabilities)
             tally.taken += taken
+            tally.seconds += perf_counter() - started
+            if single is not None:
+                tally.plain.append(perf_counter() - single)
             if token is not None:
                 tally.tokens += 1
                 yield token
+            started = perf_counter()  # what the reader of the text does counts for nothing
             if not taken or text.done:
                 break
         decoder.crop(start + number)

@@ -72,6 +72,14 @@ def test_a_file_of_prompts_is_answered_in_its_order(gptcli: Any, run: Path, tmp_
     assert text.out == "\n".join(f"{record['prompt']}{record['text']}\n" for record in records)
 
 
+@pytest.mark.parametrize("engine", ["cpu", "torch"])
+def test_the_layer_contrast_holds_for_a_file_of_prompts(gptcli: Any, run: Path, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "p.txt").write_text("Once\nTwice\n", encoding="utf-8")
+    common = ("-n", 8, "-t", 0, "--contrast-layer", 1, "--engine", engine, "--ignore-eot", "--json")
+    rows = [json.loads(line)["ids"] for line in gptcli("generate", "--prompts", "p.txt", *common).out.splitlines()]
+    assert rows == [gptcli("generate", text, *common).json["samples"][0]["ids"] for text in ("Once", "Twice")]
+
+
 def test_a_line_of_json_has_options_of_its_own(gptcli: Any, run: Path, tmp_path: Path) -> None:
     lines = [
         {"prompt": "Once", "max_new_tokens": 3, "temperature": 0},

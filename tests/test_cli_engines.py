@@ -168,6 +168,24 @@ def test_a_draft_changes_no_greedy_text_and_says_what_it_brought(
         err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
         assert "proposed tokens taken" in err
         assert "tokens for each reading of the model" in err
+        assert "speed of this run's own steps" in err or draft != "ngram"
+
+
+def test_compile_falls_back_with_one_line(gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        def call(*_: object) -> Any:
+            raise RuntimeError("no compiler\nat all")
+
+        return call
+
+    plain = generated(gptcli, "-t", 0, *TORCH)
+    monkeypatch.setattr(torch, "compile", broken)
+    result = gptcli("generate", PROMPT, "--json", "--ignore-eot", "-n", 40, "--seed", 5, "-t", 0, "--compile")
+    assert result.json["samples"][0]["ids"] == plain
+    assert result.err.count("torch.compile cannot work here (no compiler)") == 1
+    assert "at all" not in result.err
+    pytest.importorskip("numba")
+    gptcli("generate", "a", "--compile", *CPU).assert_user_error("--compile is torch's")
 
 
 def test_a_draft_with_another_tokenizer_is_refused(gptcli: Any, run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from gptcli.completion import Completion
-    from gptcli.speculative import Drafter
+    from gptcli.speculative import Drafter, Tally
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
@@ -69,6 +69,9 @@ def generate(
         bool, typer.Option("--steps", help=f"A table of the {CANDIDATES} likeliest candidates of every token instead.")
     ] = False,
     as_json: options.Json = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile make the torch engine's steps (a minute, once a run).")
+    ] = False,
     engine: options.Engine = "auto",
     quantize: options.Quantize = None,
     device: options.Device = "auto",
@@ -99,12 +102,14 @@ def generate(
     bits = decoders.check_quantization(quantize)
     path = checkpoints.find(checkpoint)
     config, ours = checkpoints.read_config(path)
-    choice = decoders.choose_engine(engine, device, dtype, config)
+    choice = decoders.choose_engine(engine, device, dtype, config, compiled)
     tokenizer = checkpoints.tokenizer_of(path, ours)
     checkpoints.check_parts(path, config, tokenizer)
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "tell": render.note}
-    opening = functools.partial(decoders.open_decoder, path, choice, bits=bits, contrast=contrast_layer, **placing)
+    opening = functools.partial(
+        decoders.open_decoder, path, choice, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
+    )
     eot_id = None if ignore_eot else tokenizer.eot_id
     if prompts is not None:
         common = continuation.Request(
@@ -143,12 +148,22 @@ def generate(
         elif steps:
             _print_steps(result, tokenizer)
     if drafter is not None and tally.readings:
-        render.note(
-            f"Draft: {tally.taken} of {tally.proposed} proposed tokens taken; "
-            f"{tally.tokens / tally.readings:.2f} tokens for each reading of the model."
-        )
+        render.note(_brought(tally))
     if as_json:
         render.print_json({"checkpoint": str(path), "prompt": text, "prompt_ids": ids, "samples": records})
+
+
+def _brought(tally: "Tally") -> str:
+    """What a draft brought, in one line."""
+    share = f" ({tally.taken / tally.proposed:.0%})" if tally.proposed else ""
+    line = (
+        f"Draft: {tally.taken} of {tally.proposed} proposed tokens taken{share}; "
+        f"{tally.tokens / tally.readings:.2f} tokens for each reading of the model"
+    )
+    faster = tally.speed_up()
+    return (
+        f"{line}." if faster is None else f"{line}, {faster:.1f} × the speed of this run's own steps without a draft."
+    )
 
 
 def _drafter(
