@@ -93,6 +93,7 @@ class Continuation:
         unread: the ids to read next; logits are wanted after the last of them.
         restart: whether everything read before must be forgotten first.
         done: nothing more will be drawn.
+        seen: every id so far, of the prompt as well, whatever the window has dropped.
 
     Raises:
         GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
@@ -108,7 +109,7 @@ class Continuation:
         self.restart = True
         self.done = request.max_new_tokens == 0
         self.count = 0
-        self._seen = list(request.prompt)
+        self.seen = list(request.prompt)
 
     def distribution(self, logits: Array, ahead: Sequence[int] = ()) -> Array:
         """What the next token is drawn from, given logits (1, V), which may be changed; (1, V).
@@ -119,7 +120,7 @@ class Continuation:
         """
         self.hold_back(logits, len(ahead))
         sampling = self.request.sampling
-        seen = like(logits, [[*self._seen, *ahead]]) if sampling.repetition_penalty != 1.0 else None
+        seen = like(logits, [[*self.seen, *ahead]]) if sampling.repetition_penalty != 1.0 else None
         return distribution(logits, sampling, seen)
 
     def hold_back(self, logits: Array, ahead: int = 0) -> None:
@@ -136,7 +137,7 @@ class Continuation:
         if token_id == self.request.eot_id:
             self.done = True
             return None
-        self._seen.append(token_id)
+        self.seen.append(token_id)
         self.count += 1
         self.done = self.count >= self.request.max_new_tokens
         self.unread, self.restart = [token_id], False

@@ -57,24 +57,63 @@ class Tally:
 
 
 class NgramDrafter:
-    """Looks the last few tokens up in the text so far and proposes what followed them there.
+    """Looks the last few tokens up in the whole text so far and proposes what followed them the last time.
+
+    It trusts itself as far as it was right: twice as many tokens after a proposal that was taken whole, at most
+    ``most``, and none at all for a while after several that were of no use.
 
     Args:
-        longest, shortest: how many tokens must agree; longer agreements are looked for first.
+        longest, shortest: how many tokens must agree; longer agreements count before shorter ones.
+        most: tokens to propose at once.
     """
 
-    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
-        self.longest = longest
-        self.shortest = shortest
+    def __init__(self, longest: int = 4, shortest: int = 2, most: int = 7) -> None:
+        self.sizes = range(longest, shortest - 1, -1)
+        self.most = most
+        self._forget()
+
+    def _forget(self) -> None:
+        self._followed: dict[tuple[int, ...], int] = {}  # a few tokens -> where what followed them stands
+        self._indexed = 0
+        self._text: Continuation | None = None
+        self._last: tuple[int, list[int]] = (0, [])
+        self._reach, self._useless, self._pause = self.most, 0, 0
 
     def propose(self, text: Continuation, count: int) -> list[Proposal]:
-        ids = text.window.ids
-        for size in range(min(self.longest, len(ids) - 1), self.shortest - 1, -1):
-            ending = ids[-size:]
-            for start in range(len(ids) - size - 1, -1, -1):
-                if ids[start] == ending[0] and ids[start : start + size] == ending:
-                    return [Proposal(token_id, None) for token_id in ids[start + size : start + size + count]]
-        return []
+        if text is not self._text:
+            self._forget()
+            self._text = text
+        self._learn(text.seen)
+        if self._pause:
+            self._pause -= 1
+            return []
+        start = self._find(text.seen)
+        ids = [] if start is None else text.seen[start : start + min(count, self._reach)]
+        self._last = len(text.seen), ids
+        return [Proposal(token_id, None) for token_id in ids]
+
+    def _learn(self, seen: list[int]) -> None:
+        """Judge the last proposal by what came, and index what is new."""
+        at, proposed = self._last
+        if proposed:
+            came = seen[at : at + len(proposed)]
+            taken = next((n for n, (a, b) in enumerate(zip(proposed, came, strict=False)) if a != b), len(came))
+            self._reach = min(2 * self._reach, self.most) if taken == len(proposed) else max(1, taken)
+            self._useless = 0 if taken else self._useless + 1
+            self._pause = 0 if self._useless < 2 else min(2**self._useless, 32)
+        self._last = 0, []
+        for place in range(max(self._indexed, 1), len(seen)):
+            for size in self.sizes:
+                if place >= size:
+                    self._followed[tuple(seen[place - size : place])] = place
+        self._indexed = len(seen)
+
+    def _find(self, seen: list[int]) -> int | None:
+        """Where the text went on the last time that it ended as it ends now."""
+        for size in self.sizes:
+            if size < len(seen) and (place := self._followed.get(tuple(seen[-size:]))) is not None:
+                return place
+        return None
 
 
 class ModelDrafter:
@@ -82,15 +121,17 @@ class ModelDrafter:
 
     Args:
         decoder: the smaller model's.
+        most: tokens to propose at once; each costs a step of it.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, most: int = 4) -> None:
         self._decoder = decoder
+        self.most = most
         self._read: list[int] = []
 
     def propose(self, text: Continuation, count: int) -> list[Proposal]:
         ids = text.window.ids
-        count = min(count, self._decoder.config.context_length - len(ids))
+        count = min(count, self.most, self._decoder.config.context_length - len(ids))
         if count < 1:
             return []
         same = 0
@@ -110,7 +151,7 @@ class ModelDrafter:
             logits = self._decoder.read([token_id])
 
 
-def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 4) -> Iterator[Token]:
+def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 7) -> Iterator[Token]:
     """`decoding.decode`, with tokens proposed by ``drafter``: the same text if greedy, the same distribution if not.
 
     Args:

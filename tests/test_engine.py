@@ -92,6 +92,21 @@ def test_packed_weights_equal_their_own_dequantised_selves_in_torch(shape: dict[
     np.testing.assert_allclose(decoded, expected, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["small", "medium", "large", "xl"])
+def test_the_presets_equal_torch_in_all_kinds_of_weights(size: str) -> None:
+    """xl takes 16 GB, and all of them some minutes."""
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig.preset(size, drop_rate=0.0)).eval()
+    ids = some_ids(model, 1024 if size == "small" else 40)
+    for bits, tolerance in ((32, 1e-4), (8, 1e-3), (4, 1e-3)):
+        expected = torch_logits(model if bits == 32 else rounded(model, bits), ids)
+        cpu = engine(model, bits=bits, slots=2, threads=2, capacity=len(ids))
+        np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), expected, atol=tolerance)
+        np.testing.assert_allclose(token_by_token(cpu, 1, ids[:20]), expected[:20], atol=tolerance)
+        cpu.close()
+
+
 @pytest.mark.parametrize("bits", [32, 8, 4])
 def test_a_row_is_the_same_to_the_bit_alone_in_company_and_on_any_number_of_threads(bits: int) -> None:
     """One prompt at once, token by token, among other sequences, on 1 to 3 threads: the same arithmetic each time."""

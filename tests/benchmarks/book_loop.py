@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gptcli import device, tokenizers
 
-CONTEXT, EMB_DIM, HEADS, LAYERS, DROP_RATE, BATCH, EPOCHS = 256, 768, 12, 12, 0.1, 4, 10
+CONTEXT, EMB_DIM, HEADS, LAYERS, DROP_RATE, BATCH = 256, 768, 12, 12, 0.1, 4
 
 
 class Norm(nn.Module):
@@ -98,6 +98,7 @@ def sample(model: Model, ids: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     started = time.perf_counter()
@@ -111,7 +112,7 @@ def main() -> None:
     model = Model(tokenizer.vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1)
     step = 0
-    for _ in range(EPOCHS):
+    for _ in range(options.epochs):
         model.train()
         for numbers in torch.randperm(len(train))[: len(train) // BATCH * BATCH].split(BATCH):
             optimizer.zero_grad()
