@@ -236,7 +236,7 @@ class Engine:
             k.PROJECTED: rows * projected,
             k.HIDDEN: rows * int(table[k.CONTRACT + k.INPUTS]),
             k.LOGITS: 2 * rows * head,
-            k.SCRATCH: self.threads * k.scratch_size(self.capacity, config.head_dim),
+            k.SCRATCH: self.threads * self._scratch_size(),
             k.KEYS: caches * self.capacity * config.head_dim,
             k.VALUES: caches * self.capacity * panels * k.LANES,
         }
@@ -255,7 +255,11 @@ class Engine:
         self._values = view(k.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
         table[k.LAYERS], table[k.HEADS], table[k.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
         table[k.CAPACITY], table[k.MAX_ROWS] = self.capacity, rows
-        table[k.SCRATCH_SIZE] = k.scratch_size(self.capacity, config.head_dim)
+        table[k.SCRATCH_SIZE] = self._scratch_size()
+
+    def _scratch_size(self) -> int:
+        inputs = max(int(self._table[k.QKV + k.INPUTS]), int(self._table[k.CONTRACT + k.INPUTS]))
+        return k.scratch_size(self.capacity, self.config.head_dim, inputs)
 
     def _write_program(self) -> None:
         """The phases of a step, one row each (see kernels.py)."""

@@ -74,10 +74,14 @@ def counter_cells(steps: int) -> int:
     return steps * 2 * LINE
 
 
-def scratch_size(capacity: int, head_size: int) -> int:
-    """How many floats of scratch a thread needs: scores and context of `TILE` rows, their sums, and two tiles."""
+def scratch_size(capacity: int, head_size: int, inputs: int) -> int:
+    """How many floats of scratch a thread needs.
+
+    Attention wants scores and context of `TILE` rows and their sums; a product two tiles of sums, then two blocks of
+    int4 weights of at most ``inputs`` inputs as floats.
+    """
     panels = -(-head_size // LANES)
-    return TILE * capacity + TILE * panels * LANES + LANES + 2 * TILE * LANES
+    return max(TILE * capacity + TILE * panels * LANES + LANES, 2 * TILE * LANES + 2 * inputs * LANES)
 
 
 @_jit
@@ -165,6 +169,46 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
         return a, b
 
     return whole
+
+
+def _unpack(data, start, count, work, to):
+    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
+
+    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
+    """
+
+
+@overload(_unpack, jit_options=_options)
+def _unpack_of(data, start, count, work, to):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, count, work, to):
+            for i in range(0, count, LANES):
+                low, high = v.load_nibbles(data, start + i)
+                v.store(work, to + 2 * i, low)
+                v.store(work, to + 2 * i + LANES, high)
+            return True
+
+        return four_bits
+
+    return lambda data, start, count, work, to: False
+
+
+@_jit
+def _rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, stride):
+    """As `_rows_times_two_blocks`, to the bit, for two blocks of int4 that `_unpack` wrote to work[start:]."""
+    a, b = sums, sums
+    step, scale_step = inputs * LANES, inputs // GROUP * LANES
+    for group in range(inputs // GROUP):
+        part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+        for k in range(group * GROUP, (group + 1) * GROUP):
+            p = start + k * LANES
+            left, right = v.load(work, p), v.load(work, p + step)
+            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
+        s = scale_start + group * LANES
+        a = v.fma_all(part_a, v.load(scale, s), a)
+        b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+    return a, b
 
 
 def _row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
@@ -291,12 +335,17 @@ def _scale_size_of(data, inputs):
 
 
 @_jit
-def _tile(zeros, together, data, start, scale, scale_start, width, work, source, sums):
+def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, work, source, sums):
     """Sums of one block or two for as many rows as there are ``zeros``; returns that number.
 
     It may be more rows than there are: those past the end are whatever lies there, and nothing of them is kept.
     """
-    if together == 2:
+    if unpacked:
+        floats = sums + 2 * TILE * LANES
+        a, b = _rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, width)
+        v.store_rows(work, sums, LANES, a)
+        v.store_rows(work, sums + TILE * LANES, LANES, b)
+    elif together == 2:
         a, b = _rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, width)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
@@ -354,17 +403,24 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
                 block += 4
                 continue
             together = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
+            unpacked = False
+            if together == 2 and rows > TILE:  # once, and not for every tile of rows
+                unpacked = _unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
-                left, source = rows - row, x + row * width
+                left, at = rows - row, x + row * width
                 if left >= TILE:
-                    count = _tile(v.zeros(TILE), together, data, start, scale, scale_start, width, work, source, sums)
+                    tile = v.zeros(TILE)
+                    count = _tile(tile, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
                 elif left > 4 and v.WIDE_REGISTERS:
-                    count = _tile(v.zeros(8), together, data, start, scale, scale_start, width, work, source, sums)
+                    eight = v.zeros(8)
+                    count = _tile(eight, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
                 elif left > 1:
-                    count = _tile(v.zeros(4), together, data, start, scale, scale_start, width, work, source, sums)
+                    four = v.zeros(4)
+                    count = _tile(four, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
                 else:
-                    count = _tile(v.zeros(1), together, data, start, scale, scale_start, width, work, source, sums)
+                    one = v.zeros(1)
+                    count = _tile(one, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
                 count = min(count, left)
                 for i in range(together):
                     to = sums + i * TILE * LANES
