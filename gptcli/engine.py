@@ -19,6 +19,7 @@ from gptcli import kernels as k
 from gptcli import quantization
 from gptcli.config import GPTConfig
 from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
+from gptcli.products import LANES, TILE
 from gptcli.quantization import GROUP, Packed, Tensors
 
 MAX_ROWS = 192  # tokens of a prompt that are read together
@@ -61,7 +62,7 @@ class Engine:
         self.config = config
         self.slots = slots
         self.threads = min(threads, k.MAX_THREADS)
-        self.capacity = _padded(min(capacity or config.context_length, config.context_length), k.LANES)
+        self.capacity = _padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
         self._table = np.zeros(k.PROGRAM + k.STEP * (8 * config.n_layers + 6), np.int64)
         self._load(tensors, bits)
@@ -147,7 +148,7 @@ class Engine:
     def fork(self, source: int, target: int, length: int) -> None:
         """Let slot ``target`` know the first ``length`` tokens of ``source``."""
         for cache in (self._keys, self._values):
-            kept = _padded(length, k.LANES) * cache.shape[-1] // self.capacity
+            kept = _padded(length, LANES) * cache.shape[-1] // self.capacity
             cache[target, :, :kept] = cache[source, :, :kept]
 
     def _load(self, tensors: Tensors, bits: int) -> None:
@@ -155,12 +156,12 @@ class Engine:
         config, table = self.config, self._table
         width, hidden = _padded(config.emb_dim, GROUP), _padded(config.hidden_dim, GROUP)
         out = {
-            k.QKV: _padded(3 * config.emb_dim, k.LANES),
-            k.ATTENTION: _padded(config.emb_dim, k.LANES),
-            k.EXPAND: _padded(config.hidden_dim, k.LANES),
-            k.CONTRACT: _padded(config.emb_dim, k.LANES),
-            k.HEAD: _padded(config.vocab_size, k.LANES),
-            k.WTE: _padded(config.vocab_size, k.LANES),
+            k.QKV: _padded(3 * config.emb_dim, LANES),
+            k.ATTENTION: _padded(config.emb_dim, LANES),
+            k.EXPAND: _padded(config.hidden_dim, LANES),
+            k.CONTRACT: _padded(config.emb_dim, LANES),
+            k.HEAD: _padded(config.vocab_size, LANES),
+            k.WTE: _padded(config.vocab_size, LANES),
         }
         jobs: list[tuple[int, int, str]] = []  # matrix, layer, name
         for matrix, kind in _KINDS:
@@ -225,9 +226,9 @@ class Engine:
         """Activations, logits, scratch and cache in one array."""
         config, table = self.config, self._table
         width, projected = int(table[k.QKV + k.INPUTS]), int(table[k.QKV + k.OUTPUTS])
-        self.max_rows = _padded(min(MAX_ROWS, max(self.capacity, self.slots)), k.TILE)
+        self.max_rows = _padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
         rows, head = self.max_rows, int(table[k.HEAD + k.OUTPUTS])
-        panels = -(-config.head_dim // k.LANES)
+        panels = -(-config.head_dim // LANES)
         caches = self.slots * config.n_layers * config.n_heads
         sizes = {
             k.X: rows * width,
@@ -238,12 +239,12 @@ class Engine:
             k.LOGITS: 2 * rows * head,
             k.SCRATCH: self.threads * self._scratch_size(),
             k.KEYS: caches * self.capacity * config.head_dim,
-            k.VALUES: caches * self.capacity * panels * k.LANES,
+            k.VALUES: caches * self.capacity * panels * LANES,
         }
         at = 0
         for cell, size in sizes.items():
             table[cell] = at
-            at += _padded(size, k.LANES)
+            at += _padded(size, LANES)
         self._work = _allocate(at, np.float32)
 
         def view(cell: int) -> NDArray[np.float32]:

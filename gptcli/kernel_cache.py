@@ -23,7 +23,7 @@ def cache_directory() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "lanes.py"))
+    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "products.py", "lanes.py"))
     return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
 
 

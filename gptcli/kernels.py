@@ -3,7 +3,7 @@
 Decoding reads every weight once a token, so memory sets the pace, and the kernels are built around that stream. A
 matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
 sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
-of 32 inputs (see quantization.py), widened in registers; an int4 scale multiplies the sum of its group.
+of 32 inputs (see quantization.py); products.py widens them in registers.
 
 Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
 has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
@@ -23,17 +23,11 @@ All functions share six flat arrays, so that there is little to pass on and to c
 
 # mypy: ignore-errors
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
 
 from gptcli import lanes as v
-
-LANES = v.WIDTH
-GROUP = 32  # inputs that share an int4 scale
-TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
+from gptcli import products
+from gptcli.products import LANES, TILE, jit
 
 # Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
 LAYERS, HEADS, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(7)
@@ -60,14 +54,6 @@ PLAIN, GELU, RELU, ADD = range(4)  # what to do with x @ W + b
 SPINS = 2_000  # looks at a counter before the core is offered to others
 IDLE = 12_000  # looks for work before a helper goes to sleep
 
-_options: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
-_jit = njit(**_options)
-
 
 def counter_cells(steps: int) -> int:
     """How many cells of control the counters of a program of ``steps`` phases take."""
@@ -84,13 +70,13 @@ def scratch_size(capacity: int, head_size: int, inputs: int) -> int:
     return max(TILE * capacity + TILE * panels * LANES + LANES, 2 * TILE * LANES + 2 * inputs * LANES)
 
 
-@_jit
+@jit
 def _take(control, phase, amount):
     """The first of the next ``amount`` units of work of a phase."""
     return v.atomic_add(control, COUNTERS + phase * 2 * LINE, amount)
 
 
-@_jit
+@jit
 def _finish(control, phase, amount, total):
     """Report ``amount`` units as done, then wait until all ``total`` are."""
     cell = COUNTERS + phase * 2 * LINE + LINE
@@ -103,238 +89,10 @@ def _finish(control, phase, amount, total):
             v.give_way()
 
 
-# --- Weights meet rows. Each function exists once for each kind of weights, told apart by the array's type. ---
+# --- Products ---
 
 
-def _rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, stride):
-    """sums[i] + x[at + i stride : + inputs] @ a block of weights (inputs, 16), but for the scale of int8."""
-
-
-@overload(_rows_times_block, jit_options=_options)
-def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
-    if data.dtype == types.uint8:
-
-        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
-            for group in range(inputs // GROUP):
-                part = v.zeros_like(sums)
-                for k in range(group * GROUP, (group + 1) * GROUP, 2):
-                    low, high = v.load_nibbles(data, start + k // 2 * LANES)
-                    part = v.fma_rows(part, low, x, at + k, stride)
-                    part = v.fma_rows(part, high, x, at + k + 1, stride)
-                sums = v.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
-            return sums
-
-        return four_bits
-
-    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
-        for k in range(inputs):
-            sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
-        return sums
-
-    return whole
-
-
-def _rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, stride):
-    """As `_rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
-
-
-@overload(_rows_times_two_blocks, jit_options=_options)
-def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
-    if data.dtype == types.uint8:
-
-        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
-            a, b = sums, sums
-            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
-            for group in range(inputs // GROUP):
-                part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
-                for k in range(group * GROUP, (group + 1) * GROUP, 2):
-                    p = start + k // 2 * LANES
-                    low, high = v.load_nibbles(data, p)
-                    low_b, high_b = v.load_nibbles(data, p + step)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, low, low_b, x, at + k, stride)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, high, high_b, x, at + k + 1, stride)
-                s = scale_start + group * LANES
-                a = v.fma_all(part_a, v.load(scale, s), a)
-                b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
-            return a, b
-
-        return four_bits
-
-    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
-        a, b = sums, sums
-        for k in range(inputs):
-            p = start + k * LANES
-            left, right = v.load(data, p), v.load(data, p + inputs * LANES)
-            a, b = v.fma_rows_twice(a, b, left, right, x, at + k, stride)
-        return a, b
-
-    return whole
-
-
-def _unpack(data, start, count, work, to):
-    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
-
-    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
-    """
-
-
-@overload(_unpack, jit_options=_options)
-def _unpack_of(data, start, count, work, to):
-    if data.dtype == types.uint8:
-
-        def four_bits(data, start, count, work, to):
-            for i in range(0, count, LANES):
-                low, high = v.load_nibbles(data, start + i)
-                v.store(work, to + 2 * i, low)
-                v.store(work, to + 2 * i + LANES, high)
-            return True
-
-        return four_bits
-
-    return lambda data, start, count, work, to: False
-
-
-@_jit
-def _rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, stride):
-    """As `_rows_times_two_blocks`, to the bit, for two blocks of int4 that `_unpack` wrote to work[start:]."""
-    a, b = sums, sums
-    step, scale_step = inputs * LANES, inputs // GROUP * LANES
-    for group in range(inputs // GROUP):
-        part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
-        for k in range(group * GROUP, (group + 1) * GROUP):
-            p = start + k * LANES
-            left, right = v.load(work, p), v.load(work, p + step)
-            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
-        s = scale_start + group * LANES
-        a = v.fma_all(part_a, v.load(scale, s), a)
-        b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
-    return a, b
-
-
-def _row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
-    """x[at : + inputs] times four blocks that follow one another: four sums that do not wait for each other."""
-
-
-@overload(_row_times_four_blocks, jit_options=_options)
-def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
-    if data.dtype == types.uint8:
-
-        def four_bits(data, start, scale, scale_start, inputs, x, at):
-            a, b, c, d = v.zeros(4)
-            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
-            for group in range(inputs // GROUP):
-                part_a, part_b, part_c, part_d = v.zeros(4)
-                for k in range(group * GROUP, (group + 1) * GROUP, 2):
-                    even, odd = v.splat(x[at + k]), v.splat(x[at + k + 1])
-                    p = start + k // 2 * LANES
-                    low, high = v.load_nibbles(data, p)
-                    part_a = v.fma(odd, high, v.fma(even, low, part_a))
-                    low, high = v.load_nibbles(data, p + step)
-                    part_b = v.fma(odd, high, v.fma(even, low, part_b))
-                    low, high = v.load_nibbles(data, p + 2 * step)
-                    part_c = v.fma(odd, high, v.fma(even, low, part_c))
-                    low, high = v.load_nibbles(data, p + 3 * step)
-                    part_d = v.fma(odd, high, v.fma(even, low, part_d))
-                s = scale_start + group * LANES
-                a, b = v.fma(part_a, v.load(scale, s), a), v.fma(part_b, v.load(scale, s + scale_step), b)
-                c = v.fma(part_c, v.load(scale, s + 2 * scale_step), c)
-                d = v.fma(part_d, v.load(scale, s + 3 * scale_step), d)
-            return a, b, c, d
-
-        return four_bits
-
-    def whole(data, start, scale, scale_start, inputs, x, at):
-        return _row_times_four_panels(data, start, inputs * LANES, inputs, x, at)
-
-    return whole
-
-
-@_jit
-def _row_times_four_panels(data, start, step, inputs, x, at):
-    """x[at : + inputs] times four panels (inputs, 16) that begin ``step`` apart."""
-    a, b, c, d = v.zeros(4)
-    for k in range(inputs):
-        scalar = v.splat(x[at + k])
-        p = start + k * LANES
-        a = v.fma(scalar, v.load(data, p), a)
-        b = v.fma(scalar, v.load(data, p + step), b)
-        c = v.fma(scalar, v.load(data, p + 2 * step), c)
-        d = v.fma(scalar, v.load(data, p + 3 * step), d)
-    return a, b, c, d
-
-
-@_jit
-def _rows_times_panel(sums, data, start, inputs, x, at, stride):
-    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16) of floats."""
-    for k in range(inputs):
-        sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
-    return sums
-
-
-def _output_scale(data, scale, at):
-    """What the sums of a block are multiplied by at the end."""
-
-
-@overload(_output_scale, jit_options=_options)
-def _output_scale_of(data, scale, at):
-    if data.dtype == types.int8:
-        return lambda data, scale, at: v.load(scale, at)
-    return lambda data, scale, at: v.splat(np.float32(1.0))
-
-
-def _weight(data, start, scale, scale_start, inputs, k, n):
-    """The weight from input k to output n of a matrix as a float32."""
-
-
-@overload(_weight, jit_options=_options)
-def _weight_of(data, start, scale, scale_start, inputs, k, n):
-    if data.dtype == types.uint8:
-
-        def four_bits(data, start, scale, scale_start, inputs, k, n):
-            block, lane = n // LANES, n % LANES
-            byte = data[start + (block * (inputs // 2) + k // 2) * LANES + lane]
-            value = np.float32(byte >> 4 if k % 2 else byte & 15) - np.float32(8.0)
-            scales = v.load(scale, scale_start + (block * (inputs // GROUP) + k // GROUP) * LANES)
-            return value * v.lane(scales, lane)
-
-        return four_bits
-
-    if data.dtype == types.int8:
-
-        def eight_bits(data, start, scale, scale_start, inputs, k, n):
-            return np.float32(data[start + (n // LANES * inputs + k) * LANES + n % LANES]) * scale[scale_start + n]
-
-        return eight_bits
-
-    def whole(data, start, scale, scale_start, inputs, k, n):
-        return data[start + (n // LANES * inputs + k) * LANES + n % LANES]
-
-    return whole
-
-
-def _block_size(data, inputs):
-    """Elements of data in a block."""
-
-
-@overload(_block_size, jit_options=_options)
-def _block_size_of(data, inputs):
-    if data.dtype == types.uint8:
-        return lambda data, inputs: inputs // 2 * LANES
-    return lambda data, inputs: inputs * LANES
-
-
-def _scale_size(data, inputs):
-    """Elements of scale in a block."""
-
-
-@overload(_scale_size, jit_options=_options)
-def _scale_size_of(data, inputs):
-    if data.dtype == types.uint8:
-        return lambda data, inputs: inputs // GROUP * LANES
-    return lambda data, inputs: LANES
-
-
-@_jit
+@jit
 def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, work, source, sums):
     """Sums of one block or two for as many rows as there are ``zeros``; returns that number.
 
@@ -342,27 +100,27 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
     """
     if unpacked:
         floats = sums + 2 * TILE * LANES
-        a, b = _rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, width)
+        a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, width)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:
-        a, b = _rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, width)
+        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, width)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     else:
-        a = _rows_times_block(zeros, data, start, scale, scale_start, width, work, source, width)
+        a = products.rows_times_block(zeros, data, start, scale, scale_start, width, work, source, width)
         v.store_rows(work, sums, LANES, a)
     return np.int64(len(zeros))
 
 
-@_jit
+@jit
 def _complete(data, scale, floats, work, table, step, block, sums, row, count):
     """Turn the sums (count, 16) of a block into what the phase asks for: scale, bias and what comes then."""
     matrix = table[step + WHICH]
     stride, then = table[step + STRIDE], table[step + THEN]
     where = table[step + LAYER] * (table[matrix + OUTPUTS] // LANES) + block
-    scale_size = _scale_size(data, table[matrix + INPUTS])
-    factor = _output_scale(data, scale, table[matrix + SCALE] + where * scale_size)
+    scale_size = products.scale_size(data, table[matrix + INPUTS])
+    factor = products.output_scale(data, scale, table[matrix + SCALE] + where * scale_size)
     bias = v.load(floats, table[matrix + BIAS] + where * LANES)
     for i in range(count):
         total = v.fma(v.load(work, sums + i * LANES), factor, bias)
@@ -376,13 +134,13 @@ def _complete(data, scale, floats, work, table, step, block, sums, row, count):
         v.store(work, target, total)
 
 
-@_jit
+@jit
 def _multiply(data, scale, floats, work, table, control, step, rows, thread, phase):
     """y = x @ W + b for all rows, or y = gelu(…), or y += …"""
     matrix, x = table[step + WHICH], table[step + SOURCE]
     width = table[matrix + INPUTS]
     blocks = table[matrix + OUTPUTS] // LANES
-    size, scale_size = _block_size(data, width), _scale_size(data, width)
+    size, scale_size = products.block_size(data, width), products.scale_size(data, width)
     sums = table[SCRATCH] + thread * table[SCRATCH_SIZE]
     done = np.int64(0)
     while True:
@@ -396,7 +154,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
             where = table[step + LAYER] * blocks + block
             start, scale_start = table[matrix + DATA] + where * size, table[matrix + SCALE] + where * scale_size
             if rows == 1 and last - block == 4:
-                four = _row_times_four_blocks(data, start, scale, scale_start, width, work, x)
+                four = products.row_times_four_blocks(data, start, scale, scale_start, width, work, x)
                 v.store_rows(work, sums, LANES, four)
                 for i in range(4):
                     _complete(data, scale, floats, work, table, step, block + i, sums + i * LANES, 0, 1)
@@ -405,7 +163,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
             together = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
             unpacked = False
             if together == 2 and rows > TILE:  # once, and not for every tile of rows
-                unpacked = _unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
+                unpacked = products.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
                 left, at = rows - row, x + row * width
@@ -430,7 +188,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
     _finish(control, phase, done, blocks)
 
 
-@_jit
+@jit
 def _gelu(x):
     """GELU's tanh form: x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     cubic = v.fma(v.multiply(x, x), v.multiply(x, v.splat(np.float32(0.044715))), x)
@@ -441,7 +199,7 @@ def _gelu(x):
 # --- Between the projections ---
 
 
-@_jit
+@jit
 def _sum(vector):
     """Of its 16 floats, in order."""
     total = np.float32(0.0)
@@ -450,7 +208,7 @@ def _sum(vector):
     return total
 
 
-@_jit
+@jit
 def _norm(floats, work, table, x, which, y):
     """Layer norm of one row (biased variance); the padding, zero in x, weight and bias, stays zero."""
     emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
@@ -471,7 +229,7 @@ def _norm(floats, work, table, x, which, y):
         v.store(work, y + i, v.fma(centred, v.load(floats, weight + i), v.load(floats, weight + width + i)))
 
 
-@_jit
+@jit
 def _norm_rows(floats, work, table, control, step, rows, phase):
     """Layer norm of every row, or of those whose logits are wanted."""
     width = table[QKV + INPUTS]
@@ -488,7 +246,7 @@ def _norm_rows(floats, work, table, control, step, rows, phase):
     _finish(control, phase, done, rows)
 
 
-@_jit
+@jit
 def _embed(data, scale, floats, work, table, control, rows, phase):
     """Token plus position."""
     emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
@@ -500,13 +258,13 @@ def _embed(data, scale, floats, work, table, control, rows, phase):
             break
         token, position = control[ids + row], control[ids + table[MAX_ROWS] + row]
         for k in range(emb_dim):
-            value = _weight(data, table[WTE + DATA], scale, table[WTE + SCALE], width, k, token)
+            value = products.weight(data, table[WTE + DATA], scale, table[WTE + SCALE], width, k, token)
             work[table[X] + row * width + k] = value + floats[table[WPE] + position * emb_dim + k]
         done += 1
     _finish(control, phase, done, rows)
 
 
-@_jit
+@jit
 def _softmax(work, at, length, padded, factor):
     """exp(factor (s - max)) of a row of scores, zeros after ``length``; returns 1 / their sum."""
     whole = length // LANES * LANES
@@ -529,7 +287,7 @@ def _softmax(work, at, length, padded, factor):
     return np.float32(1.0) / _sum(sums)
 
 
-@_jit
+@jit
 def _products(work, start, step, panels, inputs, x, stride, count, y, y_stride):
     """y[i, 16 p : 16 p + 16] = x[i] times panel p (inputs, 16); panels begin ``step`` apart.
 
@@ -539,20 +297,20 @@ def _products(work, start, step, panels, inputs, x, stride, count, y, y_stride):
     while panel < panels:
         first = start + panel * step
         if count > 1:
-            tile = _rows_times_panel(v.zeros(TILE), work, first, inputs, work, x, stride)
+            tile = products.rows_times_panel(v.zeros(TILE), work, first, inputs, work, x, stride)
             v.store_rows(work, y + panel * LANES, y_stride, tile)
             panel += 1
         elif panels - panel >= 4:
-            four = _row_times_four_panels(work, first, step, inputs, work, x)
+            four = products.row_times_four_panels(work, first, step, inputs, work, x)
             v.store_rows(work, y + panel * LANES, LANES, four)
             panel += 4
         else:
-            one = _rows_times_panel(v.zeros(1), work, first, inputs, work, x, stride)
+            one = products.rows_times_panel(v.zeros(1), work, first, inputs, work, x, stride)
             v.store_rows(work, y + panel * LANES, y_stride, one)
             panel += 1
 
 
-@_jit
+@jit
 def _attend(floats, work, table, control, row, count, slot, layer, head, thread):
     """``count`` rows of one sequence, at consecutive positions, look at the cache through one head."""
     capacity, heads, layers = table[CAPACITY], table[HEADS], table[LAYERS]
@@ -582,7 +340,7 @@ def _attend(floats, work, table, control, row, count, slot, layer, head, thread)
             work[target + i * width + k] = work[context + i * panels * LANES + k] * work[inverses + i]
 
 
-@_jit
+@jit
 def _attention(floats, work, table, control, layer, rows, thread, phase):
     """Causal attention of all rows, head by head; their keys and values go into the cache first."""
     heads, layers, capacity, emb_dim = table[HEADS], table[LAYERS], table[CAPACITY], table[EMB_DIM]

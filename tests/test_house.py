@@ -17,7 +17,8 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"textstream"},
     {"config", "accounting", "events"},
-    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "kernels", "quantization"}
+    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products", "kernels"}
+    | {"quantization"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}

@@ -1,0 +1,257 @@
+"""Weights meet rows: the inner loops of kernels.py, for each kind of weights and each number of rows.
+
+A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8 or two int4 in a byte; each function
+exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end (`output_scale`);
+an int4 scale multiplies the sum of its group. All sums stay in registers, and a row's are added up in the same order
+in all of these functions.
+"""
+
+# mypy: ignore-errors
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from gptcli import lanes as v
+
+LANES = v.WIDTH
+GROUP = 32  # inputs that share an int4 scale
+TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+jit = njit(**OPTIONS)
+
+
+def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    """sums[i] + x[at + i stride : + inputs] @ a block of weights (inputs, 16), but for the scale of int8."""
+
+
+@overload(rows_times_block, jit_options=OPTIONS)
+def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
+            for group in range(inputs // GROUP):
+                part = v.zeros_like(sums)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    low, high = v.load_nibbles(data, start + k // 2 * LANES)
+                    part = v.fma_rows(part, low, x, at + k, stride)
+                    part = v.fma_rows(part, high, x, at + k + 1, stride)
+                sums = v.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
+            return sums
+
+        return four_bits
+
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
+        for k in range(inputs):
+            sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
+        return sums
+
+    return whole
+
+
+def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    """As `rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
+
+
+@overload(rows_times_two_blocks, jit_options=OPTIONS)
+def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
+            a, b = sums, sums
+            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    p = start + k // 2 * LANES
+                    low, high = v.load_nibbles(data, p)
+                    low_b, high_b = v.load_nibbles(data, p + step)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, low, low_b, x, at + k, stride)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, high, high_b, x, at + k + 1, stride)
+                s = scale_start + group * LANES
+                a = v.fma_all(part_a, v.load(scale, s), a)
+                b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+            return a, b
+
+        return four_bits
+
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
+        a, b = sums, sums
+        for k in range(inputs):
+            p = start + k * LANES
+            left, right = v.load(data, p), v.load(data, p + inputs * LANES)
+            a, b = v.fma_rows_twice(a, b, left, right, x, at + k, stride)
+        return a, b
+
+    return whole
+
+
+def unpack(data, start, count, work, to):
+    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
+
+    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
+    """
+
+
+@overload(unpack, jit_options=OPTIONS)
+def _unpack_of(data, start, count, work, to):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, count, work, to):
+            for i in range(0, count, LANES):
+                low, high = v.load_nibbles(data, start + i)
+                v.store(work, to + 2 * i, low)
+                v.store(work, to + 2 * i + LANES, high)
+            return True
+
+        return four_bits
+
+    return lambda data, start, count, work, to: False
+
+
+@jit
+def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, stride):
+    """As `rows_times_two_blocks`, to the bit, for two blocks of int4 that `unpack` wrote to work[start:]."""
+    a, b = sums, sums
+    step, scale_step = inputs * LANES, inputs // GROUP * LANES
+    for group in range(inputs // GROUP):
+        part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+        for k in range(group * GROUP, (group + 1) * GROUP):
+            p = start + k * LANES
+            left, right = v.load(work, p), v.load(work, p + step)
+            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
+        s = scale_start + group * LANES
+        a = v.fma_all(part_a, v.load(scale, s), a)
+        b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+    return a, b
+
+
+def row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
+    """x[at : + inputs] times four blocks that follow one another: four sums that do not wait for each other."""
+
+
+@overload(row_times_four_blocks, jit_options=OPTIONS)
+def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, scale, scale_start, inputs, x, at):
+            a, b, c, d = v.zeros(4)
+            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                part_a, part_b, part_c, part_d = v.zeros(4)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    even, odd = v.splat(x[at + k]), v.splat(x[at + k + 1])
+                    p = start + k // 2 * LANES
+                    low, high = v.load_nibbles(data, p)
+                    part_a = v.fma(odd, high, v.fma(even, low, part_a))
+                    low, high = v.load_nibbles(data, p + step)
+                    part_b = v.fma(odd, high, v.fma(even, low, part_b))
+                    low, high = v.load_nibbles(data, p + 2 * step)
+                    part_c = v.fma(odd, high, v.fma(even, low, part_c))
+                    low, high = v.load_nibbles(data, p + 3 * step)
+                    part_d = v.fma(odd, high, v.fma(even, low, part_d))
+                s = scale_start + group * LANES
+                a, b = v.fma(part_a, v.load(scale, s), a), v.fma(part_b, v.load(scale, s + scale_step), b)
+                c = v.fma(part_c, v.load(scale, s + 2 * scale_step), c)
+                d = v.fma(part_d, v.load(scale, s + 3 * scale_step), d)
+            return a, b, c, d
+
+        return four_bits
+
+    def whole(data, start, scale, scale_start, inputs, x, at):
+        return row_times_four_panels(data, start, inputs * LANES, inputs, x, at)
+
+    return whole
+
+
+@jit
+def row_times_four_panels(data, start, step, inputs, x, at):
+    """x[at : + inputs] times four panels (inputs, 16) that begin ``step`` apart."""
+    a, b, c, d = v.zeros(4)
+    for k in range(inputs):
+        scalar = v.splat(x[at + k])
+        p = start + k * LANES
+        a = v.fma(scalar, v.load(data, p), a)
+        b = v.fma(scalar, v.load(data, p + step), b)
+        c = v.fma(scalar, v.load(data, p + 2 * step), c)
+        d = v.fma(scalar, v.load(data, p + 3 * step), d)
+    return a, b, c, d
+
+
+@jit
+def rows_times_panel(sums, data, start, inputs, x, at, stride):
+    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16) of floats."""
+    for k in range(inputs):
+        sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
+    return sums
+
+
+def output_scale(data, scale, at):
+    """What the sums of a block are multiplied by at the end."""
+
+
+@overload(output_scale, jit_options=OPTIONS)
+def _output_scale_of(data, scale, at):
+    if data.dtype == types.int8:
+        return lambda data, scale, at: v.load(scale, at)
+    return lambda data, scale, at: v.splat(np.float32(1.0))
+
+
+def weight(data, start, scale, scale_start, inputs, k, n):
+    """The weight from input k to output n of a matrix as a float32."""
+
+
+@overload(weight, jit_options=OPTIONS)
+def _weight_of(data, start, scale, scale_start, inputs, k, n):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, scale, scale_start, inputs, k, n):
+            block, lane = n // LANES, n % LANES
+            byte = data[start + (block * (inputs // 2) + k // 2) * LANES + lane]
+            value = np.float32(byte >> 4 if k % 2 else byte & 15) - np.float32(8.0)
+            scales = v.load(scale, scale_start + (block * (inputs // GROUP) + k // GROUP) * LANES)
+            return value * v.lane(scales, lane)
+
+        return four_bits
+
+    if data.dtype == types.int8:
+
+        def eight_bits(data, start, scale, scale_start, inputs, k, n):
+            return np.float32(data[start + (n // LANES * inputs + k) * LANES + n % LANES]) * scale[scale_start + n]
+
+        return eight_bits
+
+    def whole(data, start, scale, scale_start, inputs, k, n):
+        return data[start + (n // LANES * inputs + k) * LANES + n % LANES]
+
+    return whole
+
+
+def block_size(data, inputs):
+    """Elements of data in a block."""
+
+
+@overload(block_size, jit_options=OPTIONS)
+def _block_size_of(data, inputs):
+    if data.dtype == types.uint8:
+        return lambda data, inputs: inputs // 2 * LANES
+    return lambda data, inputs: inputs * LANES
+
+
+def scale_size(data, inputs):
+    """Elements of scale in a block."""
+
+
+@overload(scale_size, jit_options=OPTIONS)
+def _scale_size_of(data, inputs):
+    if data.dtype == types.uint8:
+        return lambda data, inputs: inputs // GROUP * LANES
+    return lambda data, inputs: LANES
