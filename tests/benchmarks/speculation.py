@@ -1,0 +1,56 @@
+"""Decoding with --draft ngram beside decoding without: python tests/benchmarks/speculation.py CHECKPOINT TEXT
+
+The prompt is the whole of TEXT and then its opening once more, so a model that has TEXT by heart repeats what stands in
+the prompt. Both ways decode greedily, in turns; the tokens must be the same. Prints the medians and their ratio.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from gptcli import checkpoint_config, decoders, decoding, speculative
+from gptcli.config import SamplingConfig
+from gptcli.continuation import Request, Token
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--opening", type=int, default=200, help="characters of TEXT that are repeated")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--bits", type=int, default=32)
+    options = parser.parse_args()
+    config, ours = checkpoint_config.read_config(options.checkpoint)
+    tokenizer = checkpoint_config.tokenizer_of(options.checkpoint, ours)
+    text = options.text.read_text(encoding="utf-8")
+    prompt = tokenizer.encode(f"{text}\n\n{text[: options.opening]}")
+    request = Request(prompt, options.tokens, SamplingConfig(temperature=0), seed=0)
+    choice = decoders.choose_engine("cpu", "cpu", "auto", config)
+    decoder = decoders.open_decoder(options.checkpoint, choice, threads=options.threads, bits=options.bits)
+
+    def timed(tokens: Iterator[Token]) -> tuple[float, list[int]]:
+        started = time.perf_counter()
+        ids = [token.id for token in tokens]
+        return time.perf_counter() - started, ids
+
+    plain, drafted = [], []
+    for _ in range(options.rounds):
+        tally = speculative.Tally()
+        seconds, expected = timed(decoding.decode(decoder, request))
+        plain.append(seconds)
+        seconds, ids = timed(speculative.decode(decoder, speculative.NgramDrafter(), request, tally))
+        drafted.append(seconds)
+        if ids != expected:
+            raise SystemExit("The drafted text differs.")
+    print(f"{options.tokens} tokens: {median(plain):.2f} s without, {median(drafted):.2f} s with --draft ngram")
+    print(f"{median(a / b for a, b in zip(plain, drafted, strict=True)):.2f} x as fast (rounds of a pair, the median)")
+    print(f"{tally.taken} of {tally.proposed} proposed tokens taken, {tally.tokens / tally.readings:.2f} a reading")
+
+
+if __name__ == "__main__":
+    main()
