@@ -236,7 +236,7 @@ def activation_bytes(
         4RC    its input, which the residual and the first norm share
         16R    mean and 1/std of both norms
         4RC    the first norm's output, input of the qkv projection
-        12RC   queries, keys and values, one tensor         (and 4RC for queries scaled beyond 1/√D)
+        12RC   queries, keys and values, one tensor        (4RC more: scaled otherwise, no dropout)
         4RC    the heads' output, input of the output projection
         4RC    the stream after attention, input of the second norm
         4RC    the second norm's output, input of the feed-forward
@@ -274,7 +274,8 @@ def _bytes_after_forward(config: GPTConfig, batch_size: int, context: int, recom
 def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool) -> int:
     rows = batch_size * context
     RC = rows * config.emb_dim
-    streams = 32 * RC if config.scale_attn and not config.scale_attn_by_layer else 36 * RC
+    scaled = config.drop_rate == 0 and (config.scale_attn_by_layer or not config.scale_attn)
+    streams = (36 if scaled else 32) * RC
     hidden = (4 if config.activation == "relu" else 8) * rows * config.hidden_dim
     masks = 2 * RC if config.drop_rate > 0 else 0
     mask_or_log_sums = context if config.drop_rate > 0 and on_cpu else 4

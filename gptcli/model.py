@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from gptcli.autograd import dropout, dropout_attention
+from gptcli.autograd import dropout, dropout_attention, split_heads
 from gptcli.config import GPTConfig, Init
 
 
@@ -138,7 +138,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.n_heads = config.n_heads
+        self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
         # Attention divides scores by √D; what a config wants beyond that goes into the queries.
         self.query_scale = 1.0 if config.scale_attn else math.sqrt(config.head_dim)
@@ -149,18 +149,16 @@ class MultiHeadAttention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, T, C), each (B, H, T, D)."""
-        queries, keys, values = (
-            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, C) -> (B, T, H, D) -> (B, H, T, D)
-            for part in self.c_attn(x).chunk(3, dim=-1)
-        )
+        queries, keys, values = split_heads(self.c_attn(x), self.n_heads)  # (B, T, 3C) -> 3 x (B, H, T, D)
         return queries if self.query_scale == 1.0 else queries * self.query_scale, keys, values
 
     def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        if self.training and self.drop_rate > 0 and cache is None:
+            scale = self.query_scale / math.sqrt(self.head_dim)
+            return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale))
         queries, keys, values = self.heads(x)
         if cache is not None:
             context = cache.attend(layer, queries, keys, values)
-        elif self.training and self.drop_rate > 0:
-            context = dropout_attention(queries, keys, values, self.drop_rate)
         else:
             context = fused_attention(queries, keys, values)
         return self.c_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)

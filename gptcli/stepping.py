@@ -86,7 +86,7 @@ class Stepper:
         grad_norm = float(norm)
         updated = math.isfinite(value) and math.isfinite(grad_norm)
         if updated:
-            if self.config.grad_clip > 0:
+            if 0 < self.config.grad_clip < grad_norm:  # otherwise it would be a pass over all gradients for nothing
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:

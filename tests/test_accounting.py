@@ -208,6 +208,7 @@ def test_logits_chunk_is_the_that_of_the_loss() -> None:
         {"ffn_dim": 200},
         {"activation": "relu"},
         {"scale_attn": False},
+        {"scale_attn": False, "drop_rate": 0.0},
     ],
 )
 def test_activations_are_what_the_backward_pass_has_saved(changes: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from gptcli import autograd
-from gptcli.autograd import chunked_cross_entropy, dropout, dropout_attention, keep_mask
+from gptcli.autograd import chunked_cross_entropy, dropout, dropout_attention, keep_mask, split_heads
 from gptcli.model import attention_weights
 
 
@@ -42,19 +42,19 @@ def test_dropout_attention_equals_dropping_the_plain_weights(
 ) -> None:
     monkeypatch.setattr(autograd, "GROUP_BYTES", group_bytes)
     monkeypatch.setattr(autograd, "QUERIES", queries)
-    inputs = torch.randn(3, 2, 5, 13, 8)
-    upstream = torch.randn(2, 5, 13, 8)
+    inputs, upstream = torch.randn(2, 13, 3 * 5 * 8), torch.randn(2, 13, 5 * 8)
     results = []
     for fast in (True, False):
-        q, k, v = (part.clone().requires_grad_() for part in inputs)
+        qkv = inputs.clone().requires_grad_()
         torch.manual_seed(7)
         if fast:
-            out = dropout_attention(q, k, v, 0.25)
+            out = dropout_attention(qkv, 5, 0.25, scale=0.5 / 8**0.5)
         else:
+            q, k, v = split_heads(qkv, 5)
             mask, factor = keep_mask((2, 5, 13, 13), 0.25)
-            out = (attention_weights(q, k) * mask * factor) @ v
+            out = ((attention_weights(q / 2, k) * mask * factor) @ v).transpose(1, 2).flatten(2)
         out.backward(upstream)
-        results.append((out.detach(), q.grad, k.grad, v.grad))
+        results.append((out.detach(), qkv.grad))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 

@@ -61,8 +61,10 @@ def test_a_step_is_what_the_plain_loop_does(grad_clip: float) -> None:
         assert outcome.updated
         assert outcome.loss == pytest.approx(loss.item(), rel=1e-5)
         assert outcome.grad_norm == pytest.approx(norm.item(), rel=1e-4)
-    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-3)
+    # By the way that each tensor went, not weight by weight: Adam turns a gradient of nearly 0 into steps of rounding.
+    start = tiny_model(drop_rate=0.0, qkv_bias=False)
+    for mine, theirs, before in zip(model.parameters(), plain.parameters(), start.parameters(), strict=True):
+        assert (mine - theirs).norm() <= 1e-3 * (theirs - before).norm()  # without the weight decay: twice that
 
 
 @pytest.mark.parametrize("parts", [2, 4, 6])  # 4 parts of 6 windows are uneven
