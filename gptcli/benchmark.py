@@ -1,30 +1,27 @@
 """How fast this machine runs a model, each figure beside the limit that was measured in turns with it.
 
-Decoding one sequence reads every weight once a token: its limit is the memory's read bandwidth. A prompt, a batch and
-a training step are matrix products: their limit is the rate of a large one.
+Decoding one sequence reads every weight once a token: its limit is the memory's read bandwidth. A prompt and a training
+step are matrix products: their limit is the rate of a large one. A batch is both, and held to the tighter of the two.
+
+A machine that others share wanders by half within minutes. So all contenders do a work once, one after the other,
+before any of them does it again, and they are compared within such a turn.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.nn import functional as F
 
-from gptcli.config import GPTConfig
-from gptcli.decoding import SlotDecoder
-from gptcli.model import GPTModel
-from gptcli.quantization import Packed
-from gptcli.torch_engine import TorchEngine
-from gptcli.weightfile import parameter_shapes
+from gptcli import accounting
+from gptcli import device as devices
+from gptcli.contenders import TRAINED_ROWS, Contender, Setting, Task
 
-Weights = Mapping[str, NDArray[Any] | Packed]
-READ_BYTES = 256 * 2**20
-PRODUCT = 1024
+LIMIT_SIZES = {"cpu": (2**28, 1024, 1), "cuda": (2**30, 8192, 5), "mps": (2**29, 2048, 5)}
+TRAINING_COPIES = 4  # of the weights: themselves, gradients and two moments
+SHARE_OF_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,11 @@ class Row:
         subject: by which engine and in which precision.
         rate: the median, in ``unit``.
         low, high: the slowest and the fastest repetition.
-        unit: "tokens/s", "s" or "GB/s".
+        unit: "tokens/s" or "s".
         repetitions: how many times.
         limit: what the machine allows in the same unit, the median of the same turns; None where there is none.
         fraction: the median of rate / limit, turn by turn.
+        beside: the median of rate / the peer's (the fastest one's of several), turn by turn; None without a peer.
     """
 
     work: str
@@ -51,222 +49,157 @@ class Row:
     repetitions: int
     limit: float | None = None
     fraction: float | None = None
+    beside: float | None = None
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """How long one call takes, by the wall clock."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Work:
+    """What is done, and what could limit it.
+
+    Attributes:
+        name: as ``--work`` has it.
+        title: with its sizes.
+        tokens: that doing it once handles; 0 where the time itself is the figure.
+        flops: of the matrix products of a token; 0 where they are no limit.
+        per_reading: tokens for which the weights are read once; 0 where that is no limit.
+    """
+
+    name: str
+    title: str
+    tokens: int = 0
+    flops: float = 0
+    per_reading: int = 0
+
+
+def works(setting: Setting) -> list[Work]:
+    """Every work there is, in the order of the table."""
+    config, length = setting.config, setting.training_length
+    head = 2 * config.emb_dim * config.vocab_size
+    matrices = accounting.flops_per_token(config).matrices
+    together = setting.batch_steps * setting.batch
+    return [
+        Work("load", "load"),
+        Work("prefill", f"prefill {setting.prompt}", setting.prompt, matrices - head + head / setting.prompt),
+        Work("decode", f"decode {setting.tokens}", setting.tokens, per_reading=1),
+        Work("batch", f"decode, {setting.batch} at once", together, matrices, per_reading=setting.batch),
+        Work("train", f"train, {TRAINED_ROWS} x {length}", TRAINED_ROWS * length, 3 * matrices),
+    ]
 
 
 class Limits:
-    """What the machine can do at best, measured anew at every call."""
+    """What a device can do at best, measured anew at every call.
 
-    def __init__(self) -> None:
-        self._long = torch.ones(READ_BYTES // 4)
-        self._square = torch.ones(PRODUCT, PRODUCT)
+    Args:
+        device: where.
+        dtype: of the matrix products.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self._bytes, self._side, self._times = LIMIT_SIZES[device.type]
+        self._long = torch.ones(self._bytes // 4, device=device)
+        self._square = torch.ones(self._side, self._side, device=device, dtype=dtype)
 
     def read_rate(self) -> float:
         """Bytes a second of a sum over a vector that no cache holds."""
-        return READ_BYTES / seconds(lambda: self._long.sum())
+        return self._bytes * self._times / self._seconds(self._long.sum)
 
     def product_rate(self) -> float:
-        """Floating-point operations a second of a square float32 matrix product."""
-        return 2 * PRODUCT**3 / seconds(lambda: self._square @ self._square)
+        """Floating-point operations a second of a square matrix product."""
+        return 2 * self._side**3 * self._times / self._seconds(lambda: self._square @ self._square)
+
+    def allowed(self, work: Work, weight_bytes: int) -> float | None:
+        """Tokens a second that the device has room for now, with weights of so many bytes; None without a limit."""
+        read = self.read_rate() / weight_bytes * work.per_reading if work.per_reading else None
+        multiplied = self.product_rate() / work.flops if work.flops else None
+        return min((rate for rate in (read, multiplied) if rate is not None), default=None)
+
+    def _seconds(self, call: Callable[[], Any]) -> float:
+        return seconds(lambda: [call() for _ in range(self._times)], self.device)
 
 
-def in_turns(
-    work: str, subject: str, repetitions: int, call: Callable[[], Any], tokens: int, limit: Callable[[], float]
-) -> Row:
-    """Measure ``call``, which handles ``tokens`` tokens, and ``limit`` (tokens a second) one after the other."""
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """How long one call takes by the wall clock, until ``device`` has done all of it."""
+    devices.synchronise(device)
+    start = time.perf_counter()
     call()
-    limit()
-    rates, limits = [], []
-    for _ in range(repetitions):
-        before = limit()
-        rates.append(tokens / seconds(call))
-        limits.append((before + limit()) / 2)
-    fractions = [rate / most for rate, most in zip(rates, limits, strict=True)]
-    return Row(
-        work, subject, median(rates), min(rates), max(rates), "tokens/s", repetitions, median(limits), median(fractions)
-    )
+    devices.synchronise(device)
+    return time.perf_counter() - start
 
 
-def random_weights(config: GPTConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """A model's parameters drawn from N(0, 0.02²), norms neutral: as fast as real ones, and nothing to download."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in parameter_shapes(config).items():
-        if len(shape) == 1:
-            weights[name] = np.full(shape, 1.0 if "ln_" in name and name.endswith("weight") else 0.0, np.float32)
-        else:
-            weights[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-    return weights
+@dataclass(frozen=True)
+class Turn:
+    """One contender's part of a turn: its rate (or its seconds), and the rate that was allowed around it."""
+
+    rate: float
+    allowed: float | None
 
 
-def matrix_flops(config: GPTConfig) -> int:
-    """Floating-point operations of the matrix products of one token, the head not among them."""
-    width = config.emb_dim
-    return 2 * config.n_layers * width * (4 * width + 2 * config.hidden_dim)
-
-
-def torch_model(config: GPTConfig, weights: Weights) -> GPTModel:
-    """The torch model with these float32 weights, which it shares where they may be written to."""
-    model = GPTModel(config, init=None)
-    model.load_state_dict(
-        {name: torch.from_numpy(np.require(weights[name], requirements="W")) for name in weights}, assign=True
-    )
-    return model.eval()
-
-
-def cpu_engine(
-    config: GPTConfig, weights: Weights, bits: int, *, threads: int, tokens: int, prompt: int, batch: int,
-    repetitions: int, works: set[str], limits: Limits,
-) -> Iterator[Row]:  # fmt: skip
-    """Load, prefill, decode and batch with the compiled kernels."""
-    from gptcli.engine import Engine
-    from gptcli.kernel_cache import Kernels
-
-    Kernels().prepare(bits)
-    subject = {32: "cpu float32", 8: "cpu int8", 4: "cpu int4"}[bits]
-    times = []
-    for _ in range(repetitions if "load" in works else 1):
-        engine = None  # let the last one go before the next one comes
-        start = time.perf_counter()
-        engine = Engine(config, weights, bits=bits, capacity=max(prompt, 32) + tokens, slots=batch, threads=threads)
-        times.append(time.perf_counter() - start)
-    assert engine is not None
-    if "load" in works:
-        yield Row("load", subject, median(times), max(times), min(times), "s", repetitions)
-    flops = matrix_flops(config)
-    head_flops = 2 * config.emb_dim * config.vocab_size
-    ids = [(1000 + i) % config.vocab_size for i in range(prompt)]
-    if "prefill" in works:
-        per_token = flops + head_flops / prompt
-
-        def product_limit() -> float:
-            return limits.product_rate() / per_token
-
-        yield in_turns(f"prefill {prompt}", subject, repetitions, lambda: engine.read(0, ids, 0), prompt, product_limit)
-    if "decode" in works:
-
-        def read_limit() -> float:
-            return limits.read_rate() / engine.weight_bytes
-
-        def decode() -> None:
-            for position in range(tokens):
-                engine.read(0, [position % config.vocab_size], position)
-
-        yield in_turns(f"decode {tokens}", subject, repetitions, decode, tokens, read_limit)
-    if "batch" in works and batch > 1:
-
-        def batched_limit() -> float:
-            return limits.product_rate() / (flops + head_flops)
-
-        def decode_batch() -> None:
-            for position in range(tokens // 4):
-                engine.step([position % config.vocab_size] * batch, [position] * batch, range(batch), range(batch))
-
-        count = tokens // 4 * batch
-        yield in_turns(f"decode, {batch} at once", subject, repetitions, decode_batch, count, batched_limit)
-
-
-def torch_engine(
-    config: GPTConfig, weights: Weights, *, tokens: int, prompt: int, repetitions: int, works: set[str], limits: Limits
-) -> Iterator[Row]:
-    """Prefill, decode and a training step with the torch model, in float32 on the CPU."""
-    model = torch_model(config, weights)
-    read = SlotDecoder(TorchEngine(model, max(prompt, tokens)))
-    ids = [(1000 + i) % config.vocab_size for i in range(prompt)]
-    flops, head_flops = matrix_flops(config), 2 * config.emb_dim * config.vocab_size
-
-    def from_the_start(call: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            read.crop(0)
-            call()
-
-        return run
-
-    if "prefill" in works:
-        prefill = from_the_start(lambda: read.read(ids))
-        yield in_turns(
-            f"prefill {prompt}", "torch float32", repetitions, prefill, prompt,
-            lambda: limits.product_rate() / (flops + head_flops / prompt),
-        )  # fmt: skip
-    if "decode" in works:
-        size = sum(parameter.numel() for name, parameter in model.named_parameters() if name != "wpe.weight") * 4
-        decode = from_the_start(lambda: [read.read([i % config.vocab_size]) for i in range(tokens)])
-        limit = lambda: limits.read_rate() / size  # noqa: E731
-        yield in_turns(f"decode {tokens}", "torch float32", repetitions, decode, tokens, limit)
-    if "train" in works:
-        yield training_step(config, repetitions, limits, lambda x: F.cross_entropy(model(x).flatten(0, 1), x.flatten()),
-                            list(model.train().parameters()), "torch float32")  # fmt: skip
-
-
-def training_step(
-    config: GPTConfig,
+def measure(
+    work: Work,
+    contenders: Sequence[Contender],
     repetitions: int,
     limits: Limits,
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    parameters: list[torch.nn.Parameter],
-    subject: str,
-    batch: int = 4,
-) -> Row:
-    """Forward, backward, clip and AdamW over a batch of windows of at most 256 tokens."""
-    length = min(256, config.context_length)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.1, fused=True)
-    x = torch.arange(batch * length).view(batch, length) % config.vocab_size
+    *,
+    at_once: bool,
+    done: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Let contenders do a work in turns, ``repetitions`` times each after one that does not count: a row for each.
 
-    def step() -> None:
-        loss(x).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    Args:
+        work: what to do.
+        contenders: those that do it; its peers among them are who the others are held beside.
+        repetitions: at least 1.
+        limits: measured before and after each.
+        at_once: keep all of them in memory; else each is made anew when its turn comes.
+        done: called whenever one has done it.
+    """
+    kept = [contender.ready(work.name) for contender in contenders] if at_once else []
+    turns: list[list[Turn]] = [[] for _ in contenders]
+    for number in range(repetitions + 1):
+        for place, contender in enumerate(contenders):
+            if number > 0 or at_once:
+                task = kept[place] if at_once else contender.ready(work.name)
+                if not at_once or number == 0:
+                    task.run()
+                if number > 0:
+                    turns[place].append(_turn(work, task, limits, contender.rest))
+                del task
+            done()
+    peers = [own for own, contender in zip(turns, contenders, strict=True) if contender.peer]
+    fastest = [max(turn.rate for turn in same) for same in zip(*peers, strict=True)]
+    return [_row(work, c.subject, own, fastest) for c, own in zip(contenders, turns, strict=True)]
 
-    flops = 3 * (matrix_flops(config) + 2 * config.emb_dim * config.vocab_size)
-    work = f"train, {batch} x {length}"
-    return in_turns(work, subject, repetitions, step, batch * length, lambda: limits.product_rate() / flops)
+
+def fit_at_once(work: Work, contenders: Sequence[Contender], device: torch.device) -> bool:
+    """Whether the models of all contenders fit into memory, with what the work keeps beside them."""
+    copies = TRAINING_COPIES if work.name == "train" else 1
+    needed = copies * sum(contender.model_bytes for contender in contenders)
+    return needed < SHARE_OF_MEMORY * devices.available_memory(device)
 
 
-def transformers_model(
-    config: GPTConfig, *, tokens: int, prompt: int, repetitions: int, works: set[str], limits: Limits
-) -> Iterator[Row]:
-    """The same works with Hugging Face's transformers, of random weights of the same shape."""
-    from transformers import GPT2Config, GPT2LMHeadModel, logging
+def _turn(work: Work, task: Task, limits: Limits, rest: float) -> Turn:
+    before = limits.allowed(work, task.weight_bytes)
+    took = seconds(task.run, limits.device)
+    time.sleep(rest)
+    after = limits.allowed(work, task.weight_bytes)
+    allowed = (before + after) / 2 if before is not None and after is not None else None
+    return Turn(work.tokens / took if work.tokens else took, allowed)
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    shape = GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.emb_dim,
-        n_layer=config.n_layers, n_head=config.n_heads, n_inner=config.hidden_dim,
-    )  # fmt: skip
-    model: Any = GPT2LMHeadModel(shape)
-    model.eval()
-    flops, head_flops = matrix_flops(config), 2 * config.emb_dim * config.vocab_size
-    x = torch.arange(prompt)[None] % config.vocab_size
-    if "prefill" in works:
 
-        def prefill() -> None:
-            with torch.inference_mode():
-                model(x, logits_to_keep=1)
-
-        limit = lambda: limits.product_rate() / (flops + head_flops / prompt)  # noqa: E731
-        yield in_turns(f"prefill {prompt}", "transformers", repetitions, prefill, prompt, limit)
-    if "decode" in works:
-        size = sum(parameter.numel() for name, parameter in model.named_parameters() if "wpe" not in name) * 4
-
-        def decode() -> None:
-            model.generate(x[:, :1], max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
-
-        limit = lambda: limits.read_rate() / size  # noqa: E731
-        yield in_turns(f"decode {tokens}", "transformers", repetitions, decode, tokens, limit)
-    if "train" in works:
-        model.train()
-        yield training_step(
-            config,
-            repetitions,
-            limits,
-            lambda ids: model(ids, labels=ids).loss,
-            list(model.parameters()),
-            "transformers",
-        )
+def _row(work: Work, subject: str, turns: Sequence[Turn], fastest: Sequence[float]) -> Row:
+    rates = [turn.rate for turn in turns]
+    low, high, unit = (min(rates), max(rates), "tokens/s") if work.tokens else (max(rates), min(rates), "s")
+    limits = [turn.allowed for turn in turns if turn.allowed is not None]
+    return Row(
+        work.title,
+        subject,
+        median(rates),
+        low,
+        high,
+        unit,
+        len(rates),
+        limit=median(limits) if limits else None,
+        fraction=median(rate / limit for rate, limit in zip(rates, limits, strict=True)) if limits else None,
+        beside=median(rate / theirs for rate, theirs in zip(rates, fastest, strict=True)) if fastest else None,
+    )

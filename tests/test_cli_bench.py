@@ -1,12 +1,27 @@
 """gptcli bench on a model too small to be worth timing: the figures are consistent, and mistakes are named."""
 
+import re
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from models import tiny_checkpoint
+import torch
+from models import tiny_checkpoint, tiny_model
 
-QUICK = ("--repetitions", 2, "--tokens", 8, "--prompt", 16, "--batch", 3)
+from gptcli import benchmark, contenders, peers
+from gptcli.benchmark import Limits, Work
+from gptcli.contenders import Contender, Setting, Task
+
+QUICK = ("--repetitions", 2, "--tokens", 8, "--prompt", 16, "--batch", 3, "--threads", 1)
+WORKS = ("load", "prefill", "decode", "batch", "train")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(benchmark.LIMIT_SIZES, "cpu", (2**20, 64, 1))
 
 
 @pytest.fixture
@@ -19,16 +34,23 @@ def test_every_work_is_measured_beside_its_limit(gptcli: Any, run: Path) -> None
     result = gptcli("bench", run, *QUICK, "--json")
     assert result.code == 0, result.err
     rows = result.json["rows"]
-    measured = {(row["work"].split()[0].strip(","), row["subject"]) for row in rows}
-    engines = {"cpu float32", "cpu int8", "cpu int4"}
-    expected = {(work, engine) for work in ("load", "prefill", "decode") for engine in engines}
-    assert measured == expected | {(work, "torch float32") for work in ("prefill", "decode", "train")}
+    titles = dict(zip(("load", "prefill 16", "decode 8", "decode, 3 at once", "train, 4 x 32"), WORKS, strict=True))
+    measured = [(titles[row["work"]], row["subject"]) for row in rows]
+    assert measured == [
+        (work, subject)
+        for work in WORKS
+        for subject in ("cpu float32", "cpu int8", "cpu int4", "torch float32")
+        if work != ("load" if subject == "torch float32" else "train")
+    ]
     for row in rows:
         assert 0 < min(row["low"], row["high"]) <= row["rate"] <= max(row["low"], row["high"])
         assert row["repetitions"] == 2
+        assert row["beside"] is None
+        assert row["unit"] == ("s" if row["work"] == "load" else "tokens/s")
         if row["unit"] == "tokens/s":
             assert row["fraction"] > 0
             assert row["limit"] > 0
+    assert (result.json["device"], result.json["dtype"], result.json["threads"]) == ("cpu", "float32", 1)
 
 
 def test_single_works_in_a_table(gptcli: Any, run: Path) -> None:
@@ -38,13 +60,113 @@ def test_single_works_in_a_table(gptcli: Any, run: Path) -> None:
     assert "decode 8" in result.out
     assert "cpu int4" in result.out
     assert "of the limit" in result.out
+    assert "beside" not in result.out
     assert "prefill" not in result.out
 
 
-def test_transformers_is_measured_beside_it(gptcli: Any, run: Path) -> None:
+@pytest.mark.parametrize(
+    ("peer", "does"),
+    [
+        ("transformers", {"transformers float32": {"prefill 16", "decode 8", "decode, 3 at once", "train, 4 x 32"}}),
+        ("ctranslate2", {f"ctranslate2 {n}": {"decode 8", "decode, 3 at once"} for n in ("float32", "int8")}),
+    ],
+)
+def test_a_peer_is_measured_in_turns_with_the_others(gptcli: Any, run: Path, peer: str, does: Any) -> None:
+    pytest.importorskip(peer)
+    answer = gptcli("bench", run, *QUICK, "--against", peer, "--json")
+    assert answer.code == 0, answer.err
+    rows = answer.json["rows"]
+    theirs = {subject: {row["work"] for row in rows if row["subject"] == subject} for subject in does}
+    assert theirs == does
+    compared = set.union(*does.values())
+    for row in rows:
+        assert (row["beside"] is not None) == (row["work"] in compared)
+    for work in compared:
+        assert max(row["beside"] for row in rows if row["work"] == work and row["subject"] in does) == 1.0
+
+
+def test_the_table_says_beside_whom(gptcli: Any, run: Path) -> None:
     pytest.importorskip("transformers")
-    rows = gptcli("bench", run, *QUICK, "--work", "train", "--against", "transformers", "--json").json["rows"]
-    assert [row["subject"] for row in rows] == ["torch float32", "transformers"]
+    result = gptcli("bench", run, *QUICK, "--work", "train", "--against", "transformers")
+    assert "beside transformers" in result.out
+    assert re.search(r"torch float32 .*% +\d+\.\d\d × *\n.*transformers float32 .*% +1\.00 ×", result.out)
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_contenders_take_turns_and_are_compared_within_one(at_once: bool, bits: int) -> None:
+    """Two that sleep: the second and third turn are ten times as slow for both, and the ratio is what it was."""
+    order: list[str] = []
+
+    def sleeper(name: str, seconds: float) -> Contender:
+        def sleep() -> None:
+            slow = 10 if order.count(name) > 1 else 1
+            order.append(name)
+            time.sleep(seconds * slow)
+
+        return Contender(name, frozenset({"nap"}), lambda work: Task(sleep, bits), 0, peer=name == "slow")
+
+    limits = Limits(CPU, torch.float32)
+    work = Work("nap", "a nap", tokens=10, per_reading=1)
+    rows = benchmark.measure(work, [sleeper("quick", 2e-3), sleeper("slow", 4e-3)], 3, limits, at_once=at_once)
+    if at_once:
+        assert order == ["quick", "slow"] * 4
+    assert [row.subject for row in rows] == ["quick", "slow"]
+    quick, slow = rows
+    assert quick.low < quick.high
+    assert quick.beside == pytest.approx(2.0, rel=0.25)
+    assert slow.beside == 1.0
+
+
+def test_models_that_do_not_fit_at_once_are_made_one_after_the_other() -> None:
+    alive: list[int] = []
+
+    class Model:
+        def __init__(self) -> None:
+            alive.append(1)
+
+        def __del__(self) -> None:
+            alive.pop()
+
+        def work(self) -> None:
+            assert len(alive) == 1
+
+    both = [Contender(n, frozenset({"work"}), lambda _: Task(Model().work, 1), 2**62, peer=n == "b") for n in "ab"]
+    work = Work("work", "work", tokens=1, per_reading=1)
+    assert not benchmark.fit_at_once(work, both, CPU)
+    assert benchmark.fit_at_once(work, [replace(each, model_bytes=0) for each in both], CPU)
+    rows = benchmark.measure(work, both, 2, Limits(CPU, torch.float32), at_once=False)
+    assert [row.repetitions for row in rows] == [2, 2]
+
+
+def setting(dtype: torch.dtype = torch.float32, **changes: Any) -> Setting:
+    model = tiny_model(**changes)
+    weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    return Setting(model.config, weights, 12, 16, 3, 1, CPU, dtype)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": False, "qkv_bias": False}], ids=str)
+def test_all_contenders_draw_the_same_tokens(changes: dict[str, Any]) -> None:
+    """A peer that did another work would be a figure of nothing."""
+    for library in ("numba", "transformers", "ctranslate2"):
+        pytest.importorskip(library)
+    given = setting(**changes)
+    everyone = [*contenders.ours(given), *peers.transformers(given), *peers.ctranslate2(given)]
+    exact = [contender for contender in everyone if contender.subject.endswith("float32")]
+    assert len(exact) == 4
+    for work, shape in (("decode", (1, 12)), ("batch", (3, 3))):
+        first, *others = [contender.ready(work).run() for contender in exact]
+        assert (len(first), len(first[0])) == shape
+        assert others == [first] * 3
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 32), (torch.float32, 8), (torch.float32, 4)])
+def test_what_runs_on_a_gpu_runs_here(dtype: torch.dtype, bits: int) -> None:
+    given = setting(dtype)
+    for work in benchmark.works(given)[1:4]:
+        task = contenders._torch(given, bits, work.name)
+        task.run()
+        assert 0 < task.weight_bytes < 4 * sum(weight.size for weight in given.weights.values())
 
 
 @pytest.mark.parametrize(
@@ -53,6 +175,8 @@ def test_transformers_is_measured_beside_it(gptcli: Any, run: Path) -> None:
         (("--repetitions", 0), ("--repetitions is 0",)),
         (("--work", "decod"), ("'decod'", "decode")),
         (("--against", "llama"), ("'llama'", "transformers")),
+        (("--device", "gpu"), ("'gpu'",)),
+        (("--dtype", "float8"), ("'float8'",)),
         (("--size", "smal"), ("'smal'", "small")),
         (("nowhere",), ("nowhere",)),
         (("run", "--size", "small"), ("two models",)),

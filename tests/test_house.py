@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"snapshots", "stepping"},
     {"fitting"},
     {"torch_engine", "generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
-    | {"evaluation", "evaluation_plots", "tasks"},
+    | {"evaluation", "evaluation_plots", "tasks", "contenders", "peers"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -45,7 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Measure": {
         "count-params": "Count parameters, bytes, training memory and FLOPs of a size, a checkpoint or any shape.",
         "evaluate": "Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured.",
-        "bench": "Time loading, prefill, decoding, a batch and a training step on the CPU, each beside its limit.",
+        "bench": "Time loading, prefill, decoding, a batch and a training step, each beside its limit.",
     },
     "Weights": {
         "quantize": "Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other.",

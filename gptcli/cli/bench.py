@@ -1,6 +1,5 @@
 """gptcli bench: how every figure in the README is made."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from gptcli.benchmark import Row
 
 WORKS = ("load", "prefill", "decode", "batch", "train")
+PEERS = ("transformers", "ctranslate2")
 
 
 def bench(
@@ -31,49 +31,88 @@ def bench(
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to decode in a repetition.")] = 64,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens of the prompt that prefill reads.")] = 512,
     batch: Annotated[int, typer.Option("--batch", help="Sequences at once.")] = 8,
-    against: Annotated[str | None, typer.Option("--against", help="Measure this beside it: transformers.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help=f"Measure this in turns with it: {' or '.join(PEERS)}.")
+    ] = None,
     as_json: options.Json = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Time loading, prefill, decoding, a batch and a training step on the CPU, each beside its limit."""
+    """Time loading, prefill, decoding, a batch and a training step, each beside its limit."""
     for name, value in (("--repetitions", repetitions), ("--tokens", tokens), ("--prompt", prompt), ("--batch", batch)):
         if value < 1:
             raise GptcliError(f"{name} is {value}, but it must be at least 1.", "Leave it out for the default.")
-    works = set(work or WORKS)
-    for name in sorted(works - set(WORKS)):
+    wanted = set(work or WORKS)
+    for name in sorted(wanted - set(WORKS)):
         raise GptcliError(f"There is no --work {name!r}.", nearest(name, WORKS))
     if checkpoint is not None and size is not None:
         raise GptcliError("There are two models: a checkpoint and --size.", "Give one of the two.")
     if against is not None:
         _check_against(against)
     config = _config(checkpoint, size)
-    tokens, prompt = min(tokens, config.context_length), min(prompt, config.context_length)
 
-    rows = []
-    with render.progress(None, "figure") as bar:
-        for row in _rows(checkpoint, config, works, repetitions, tokens, prompt, batch, against, threads):
-            rows.append(row)
-            bar.update()
+    from gptcli import benchmark, contenders, decoders, peers
+    from gptcli import checkpoint_config as checkpoints
+    from gptcli import device as devices
+    from gptcli.weightfile import WeightFile
+
+    placement = devices.choose(device, dtype)
+    on_cpu = placement.device.type == "cpu"
+    if against == "ctranslate2" and not on_cpu:
+        raise GptcliError(f"--against ctranslate2 is timed on the CPU alone, not on {device}.", "Leave --device out.")
+    hindrance = decoders.obstacle(config) if on_cpu else None
+    if hindrance:
+        render.warn(f"The CPU kernels cannot run here: {hindrance}.")
+    count = decoders.count_threads(threads)
+    devices.set_threads(count)
+    weights: contenders.Weights
+    if checkpoint is None:
+        weights = contenders.random_weights(config)
+    else:
+        weights = WeightFile(checkpoints.find(checkpoint) / checkpoints.WEIGHTS, config)
+    tokens, prompt = min(tokens, config.context_length), min(prompt, config.context_length)
+    setting = contenders.Setting(
+        config, weights, tokens, prompt, batch, count, placement.device, placement.dtype
+    )  # fmt: skip
+    everyone = contenders.ours(setting)
+    if against is not None:
+        everyone += {"transformers": peers.transformers, "ctranslate2": peers.ctranslate2}[against](setting)
+    doing = {
+        each: [contender for contender in everyone if each.name in contender.works]
+        for each in benchmark.works(setting)
+        if each.name in wanted and (each.name != "batch" or batch > 1)
+    }
+
+    rows: list[Row] = []
+    limits = benchmark.Limits(placement.device, placement.dtype)
+    with render.progress((repetitions + 1) * sum(map(len, doing.values())), "run") as bar:
+        for each, group in doing.items():
+            at_once = benchmark.fit_at_once(each, group, placement.device)
+            if not at_once:
+                render.note(f"{each.title}: the models do not fit into memory at once; each is made anew for its turn.")
+            bar.set_description(each.title)
+            rows += benchmark.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
     if as_json:
         import platform
 
-        render.print_json({"machine": platform.platform(), "rows": [asdict(row) for row in rows]})
+        machine = {"machine": platform.platform(), "device": str(placement.device), "dtype": setting.dtype_name}
+        print_rows = [asdict(row) for row in rows]
+        render.print_json({**machine, "threads": count, "against": against, "rows": print_rows})
     else:
-        columns = [("work", "left"), ("with", "left"), ("median", "right"), ("slowest", "right"), ("fastest", "right")]
-        columns += [("unit", "left"), ("limit", "right"), ("of the limit", "right")]
-        render.print_table("", columns, (_cells(row) for row in rows), caption=f"{repetitions} repetitions each.")
+        _print_table(rows, repetitions, against)
 
 
 def _check_against(name: str) -> None:
     import importlib.util
 
-    if name != "transformers":
-        raise GptcliError(f"There is no --against {name!r}.", nearest(name, ["transformers"]))
+    if name not in PEERS:
+        raise GptcliError(f"There is no --against {name!r}.", nearest(name, PEERS))
     if importlib.util.find_spec(name) is None:
-        raise GptcliError("transformers is not installed.", "pip install transformers, or leave --against out.")
+        raise GptcliError(f"{name} is not installed.", f"pip install {name}, or leave --against out.")
 
 
 def _config(checkpoint: Path | None, size: str | None) -> GPTConfig:
@@ -88,39 +127,19 @@ def _config(checkpoint: Path | None, size: str | None) -> GPTConfig:
     return config
 
 
-def _rows(
-    checkpoint: Path | None, config: GPTConfig, works: set[str], repetitions: int, tokens: int, prompt: int, batch: int,
-    against: str | None, threads: int | None,
-) -> Iterator["Row"]:  # fmt: skip
-    from gptcli import benchmark, decoders
-    from gptcli import checkpoint_config as checkpoints
-    from gptcli import device as devices
-    from gptcli.weightfile import WeightFile
-
-    count = decoders.count_threads(threads)
-    devices.set_threads(count)
-    limits = benchmark.Limits()
-    if checkpoint is None:
-        weights: benchmark.Weights = benchmark.random_weights(config)
-    else:
-        weights = WeightFile(checkpoints.find(checkpoint) / checkpoints.WEIGHTS, config)
-    hindrance = decoders.obstacle(config)
-    if hindrance:
-        render.warn(f"The CPU kernels cannot run here: {hindrance}.")
-    for bits in (32, 8, 4) if not hindrance and works - {"train"} else ():
-        yield from benchmark.cpu_engine(
-            config, weights, bits, threads=count, tokens=tokens, prompt=prompt, batch=batch,
-            repetitions=repetitions, works=works, limits=limits,
-        )  # fmt: skip
-    common = {"tokens": tokens, "prompt": prompt, "repetitions": repetitions, "works": works, "limits": limits}
-    yield from benchmark.torch_engine(config, weights, **common)  # type: ignore[arg-type]
-    if against:
-        yield from benchmark.transformers_model(config, **common)  # type: ignore[arg-type]
+def _print_table(rows: list["Row"], repetitions: int, against: str | None) -> None:
+    columns = [("work", "left"), ("with", "left"), ("median", "right"), ("slowest", "right"), ("fastest", "right")]
+    columns += [("unit", "left"), ("limit", "right"), ("of the limit", "right")]
+    columns += [(f"beside {against}", "right")] if against else []
+    caption = f"{repetitions} repetitions in turns; the last two columns are medians of the ratios within a turn."
+    render.print_table("", columns, (_cells(row, against) for row in rows), caption=caption)
 
 
-def _cells(row: "Row") -> list[str]:
+def _cells(row: "Row", against: str | None) -> list[str]:
     """One line of the table."""
     digits = 2 if row.unit == "s" else 1
     numbers = [f"{value:,.{digits}f}" for value in (row.rate, row.low, row.high)]
     limit = "" if row.limit is None else f"{row.limit:,.1f}"
-    return [row.work, row.subject, *numbers, row.unit, limit, "" if row.fraction is None else f"{row.fraction:.0%}"]
+    share = "" if row.fraction is None else f"{row.fraction:.0%}"
+    beside = "" if row.beside is None else f"{row.beside:.2f} ×"
+    return [row.work, row.subject, *numbers, row.unit, limit, share, *([beside] if against else [])]
