@@ -58,6 +58,9 @@ class Decoder(Protocol):
 class SlotDecoder:
     """One slot of an engine as a `Decoder`.
 
+    What it reads from the start is remembered for as long as the cache holds it: several samples of one prompt read it
+    once, and each begins with the very logits of that reading.
+
     Args:
         engine: the model.
         slot: which of its sequences.
@@ -70,9 +73,18 @@ class SlotDecoder:
         self.engine = engine
         self.contrast = contrast
         self._slot = slot
+        self._beginning: tuple[list[int], Array] | None = None  # what the cache begins with, and the logits after it
 
     def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
-        logits = self.engine.read(self._slot, ids, self.length, every=every, tap=self.contrast or 0)
+        from_start = self.length == 0 and not every
+        if from_start and self._beginning is not None and self._beginning[0] == list(ids):
+            logits = self._beginning[1] + 0.0
+        else:
+            if self._beginning is not None and self.length < len(self._beginning[0]):
+                self._beginning = None
+            logits = self.engine.read(self._slot, ids, self.length, every=every, tap=self.contrast or 0)
+            if from_start:
+                self._beginning = list(ids), logits + 0.0
         self.length += len(ids)
         return _contrasted(logits, self.contrast)
 

@@ -1,5 +1,6 @@
 """gptcli generate on real two-layer checkpoints: what reaches stdout, and every mistake a user can make."""
 
+import importlib
 import json
 import os
 import re
@@ -58,6 +59,31 @@ def test_a_seed_repeats_itself_and_samples_differ(gptcli: Any, run: Path) -> Non
     assert [sample["seed"] for sample in record["samples"]] == [1, 2, 3]
     plain = gptcli("generate", PROMPT, "--seed", 1, "-n", 30, "--num-samples", 3)
     assert plain.out == "\n".join(f"{PROMPT}{text}\n" for text in texts)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "torch"])
+@pytest.mark.parametrize("options", [(), ("--draft", "ngram"), ("--contrast-layer", 1)], ids=str)
+def test_samples_read_their_prompt_once(
+    gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch, engine: str, options: tuple[Any, ...]
+) -> None:
+    """What a sample is alone it is among others, though the prompt was read for the first one."""
+    if engine == "cpu":
+        pytest.importorskip("numba")
+    arguments = ("generate", PROMPT, "-n", 8, "--engine", engine, *options, "--json", "--ignore-eot")
+    alone = [gptcli(*arguments, "--seed", seed).json["samples"][0] for seed in range(3)]
+    room, name = {"cpu": ("gptcli.engine", "Engine"), "torch": ("gptcli.torch_engine", "TorchEngine")}[engine]
+    kind = getattr(importlib.import_module(room), name)
+    read, starts = kind.read, []
+
+    def counted(self: Any, slot: int, ids: Any, start: int, **how: Any) -> Any:
+        starts.append(start)
+        return read(self, slot, ids, start, **how)
+
+    monkeypatch.setattr(kind, "read", counted)
+    record = gptcli(*arguments, "--seed", 0, "--num-samples", 3).json
+    assert record["samples"] == alone
+    assert starts.count(0) == 1
+    assert len(starts) > 3
 
 
 def test_json_says_what_was_made_of_what(gptcli: Any, run: Path) -> None:

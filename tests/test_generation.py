@@ -7,9 +7,11 @@ import torch
 from models import tiny_model
 
 from gptcli.config import Overflow, SamplingConfig
-from gptcli.continuation import Window
+from gptcli.continuation import Request, Window
+from gptcli.decoding import SlotDecoder, decode
 from gptcli.errors import GptcliError
 from gptcli.generation import generate
+from gptcli.torch_engine import TorchEngine
 
 GREEDY, SAMPLED = SamplingConfig(temperature=0), SamplingConfig(temperature=1.2, top_k=20, repetition_penalty=1.1)
 
@@ -76,6 +78,18 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others() -> None:
     model = tiny_model()
     runs = [ids_of(model, [1, 2], sampling=SamplingConfig(), seed=seed) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("overflow", ["slide", "crop"])
+def test_a_beginning_that_has_been_overwritten_is_read_again(overflow: Overflow) -> None:
+    """Samples that outgrow the context, of prompts in turn, with one decoder and with a fresh one each."""
+    model = tiny_model()
+    prompts = [[(7 * i) % 61 for i in range(length)] for length in (7, 7, 20, 20, 1, 1, 7)]
+    requests = [Request(prompt, 5 if n % 2 else 30, SAMPLED, n, overflow=overflow) for n, prompt in enumerate(prompts)]
+    shared = SlotDecoder(TorchEngine(model))
+    for request in [*requests, *requests]:
+        fresh = [token.id for token in decode(SlotDecoder(TorchEngine(model)), request)]
+        assert [token.id for token in decode(shared, request)] == fresh
 
 
 def test_end_of_text_ends_and_is_not_yielded() -> None:
