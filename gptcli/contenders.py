@@ -19,9 +19,9 @@ from gptcli.decoding import Engine
 from gptcli.model import GPTModel
 from gptcli.packed_model import PackedModel
 from gptcli.quantization import Packed
+from gptcli.shapes import parameter_shapes
 from gptcli.stepping import Stepper
 from gptcli.torch_engine import TorchEngine
-from gptcli.weightfile import parameter_shapes
 
 TRAINED_ROWS = 4
 LEARNING_RATE = 1e-4

@@ -12,34 +12,10 @@ from gptcli import tensorfile
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.quantization import GROUP, Packed, from_bfloat16, is_packed_name, is_transposed, scale_name
+from gptcli.shapes import parameter_shapes
 
 _MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}
-
-
-def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a model in float32 and its shape, in the order of the model."""
-    width, hidden = config.emb_dim, config.hidden_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab_size, width),
-        "wpe.weight": (config.context_length, width),
-    }
-    for layer in range(config.n_layers):
-        for name, inputs, outputs in (
-            ("attn.c_attn", width, 3 * width),
-            ("attn.c_proj", width, width),
-            ("mlp.c_fc", width, hidden),
-            ("mlp.c_proj", hidden, width),
-        ):
-            shapes[f"h.{layer}.{name}.weight"] = (inputs, outputs)
-            if config.qkv_bias or name != "attn.c_attn":
-                shapes[f"h.{layer}.{name}.bias"] = (outputs,)
-        for name in ("ln_1", "ln_2"):
-            shapes[f"h.{layer}.{name}.weight"] = shapes[f"h.{layer}.{name}.bias"] = (width,)
-    shapes["ln_f.weight"] = shapes["ln_f.bias"] = (width,)
-    if not config.tie_weights:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
-    return shapes
 
 
 def packed_shapes(shape: tuple[int, ...], name: str, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptcli.accounting import parameter_shapes
 from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig
+from gptcli.shapes import parameter_shapes
 from gptcli.weights import names
 from gptcli.weights.crc32c import crc32c
 

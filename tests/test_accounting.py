@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptcli import accounting, autograd, quantization
+from gptcli import accounting, autograd, quantization, shapes
 from gptcli.config import GPT3_PRESETS, PRESETS, GPTConfig, TrainConfig
 from gptcli.corpus import Corpus
 from gptcli.errors import GptcliError
@@ -46,7 +46,7 @@ def test_published_totals(size: str, tied: int) -> None:
 def test_feed_forward_of_another_width() -> None:
     config = PRESETS["tiny"].with_changes(ffn_dim=300)
     real = {name: tuple(parameter.shape) for name, parameter in on_meta(config).state_dict().items()}
-    assert accounting.parameter_shapes(config) == real
+    assert shapes.parameter_shapes(config) == real
 
 
 def test_published_totals_of_small_with_its_own_head() -> None:
@@ -63,7 +63,7 @@ def test_every_parameter_of_the_real_model_is_there_with_its_shape(
 ) -> None:
     config = accounting.size_named(size).with_changes(qkv_bias=qkv_bias, tie_weights=tie_weights)
     real = {name: tuple(parameter.shape) for name, parameter in on_meta(config).state_dict().items()}
-    assert accounting.parameter_shapes(config) == real
+    assert shapes.parameter_shapes(config) == real
 
 
 @pytest.mark.parametrize("size", PRESETS)

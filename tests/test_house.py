@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"textstream"},
-    {"config", "accounting", "events"},
+    {"config", "shapes", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products", "kernels"}
     | {"quantization"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},

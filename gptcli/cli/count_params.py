@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli import accounting
+from gptcli import accounting, shapes
 from gptcli.cli import options, render
 from gptcli.config import GPT3_PRESETS, GPTConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
@@ -103,7 +103,7 @@ def _training_context(asked: int | None, batch_size: int, config: GPTConfig) -> 
 
 def _figures(config: GPTConfig, batch_size: int, context: int) -> dict[str, Any]:
     """Everything the command knows, ready for JSON; bytes and FLOPs are whole numbers."""
-    parts = accounting.components(config)
+    parts = shapes.components(config)
     shares = accounting.percentages([part.parameters for part in parts])
     flops = accounting.flops_per_token(config)
     per_token = {"float32": 4, "bfloat16": 2}

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from gptcli.accounting import parameter_shapes
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
+from gptcli.shapes import parameter_shapes
 
 # Ours -> OpenAI's; {} stands for the number of the layer.
 TABLE = {

@@ -1,0 +1,65 @@
+"""Every parameter of a model and its shape, by the parts it belongs to: from a GPTConfig alone, without torch.
+
+Letters: C emb_dim, F hidden_dim, L n_layers.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from gptcli.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Component:
+    """One kind of part of the model, in all its copies.
+
+    ``tensors`` maps a parameter's name to its shape; in the name of a part that every block has, ``{layer}`` stands
+    for the number of the block. ``layers`` is how many copies there are: n_layers, or 1 outside of the blocks.
+    """
+
+    name: str
+    tensors: dict[str, tuple[int, ...]]
+    layers: int = 1
+
+    @property
+    def parameters_per_layer(self) -> int:
+        """Parameters of one copy."""
+        return sum(prod(shape) for shape in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all copies."""
+        return self.parameters_per_layer * self.layers
+
+
+def components(config: GPTConfig) -> list[Component]:
+    """Every part that has parameters, from input to output; a tied head is the token embedding and not listed."""
+    C, F, L = config.emb_dim, config.hidden_dim, config.n_layers
+    block = "h.{layer}."
+    qkv: dict[str, tuple[int, ...]] = {f"{block}attn.c_attn.weight": (C, 3 * C)}
+    if config.qkv_bias:
+        qkv[f"{block}attn.c_attn.bias"] = (3 * C,)
+    norms = {f"{block}{norm}.{part}": (C,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    parts = [
+        Component("token embedding", {"wte.weight": (config.vocab_size, C)}),
+        Component("position embedding", {"wpe.weight": (config.context_length, C)}),
+        Component("layer norms", dict(norms), L),
+        Component("attention qkv", qkv, L),
+        Component("attention output", {f"{block}attn.c_proj.weight": (C, C), f"{block}attn.c_proj.bias": (C,)}, L),
+        Component("feed-forward up", {f"{block}mlp.c_fc.weight": (C, F), f"{block}mlp.c_fc.bias": (F,)}, L),
+        Component("feed-forward down", {f"{block}mlp.c_proj.weight": (F, C), f"{block}mlp.c_proj.bias": (C,)}, L),
+        Component("final norm", {"ln_f.weight": (C,), "ln_f.bias": (C,)}),
+    ]
+    if not config.tie_weights:
+        parts.append(Component("output head", {"lm_head.weight": (config.vocab_size, C)}))
+    return parts
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter under the name that GPTModel's state_dict has for it."""
+    return {
+        name.format(layer=layer): shape
+        for component in components(config)
+        for layer in range(component.layers)
+        for name, shape in component.tensors.items()
+    }
