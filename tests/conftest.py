@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import TEXT
 
 # Before torch is imported: tiny models gain nothing from a second thread, and lose much where tests share their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,6 +66,14 @@ def gptcli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
         return Result(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    """The text of runs.py in a file."""
+    path = tmp_path / "story.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
 
 
 def _shared_file(name: str) -> Path:

@@ -4,14 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from models import tiny_checkpoint, tiny_model
-
-from gptcli import decoding
-from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
-from gptcli.decoding import SlotDecoder
+from ragged import assert_each_as_alone, ragged_requests
 
 pytest.importorskip("numba")
 
@@ -23,30 +18,8 @@ def test_every_row_equals_what_it_would_be_alone(slots: int) -> None:
     """Ragged prompts, other options each, some past the context, some ended by a token, more than there are places."""
     model = tiny_model()
     weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    rng = np.random.default_rng(0)
-    requests = [
-        Request(
-            rng.integers(0, 61, rng.integers(1, 30)).tolist(),
-            int(rng.integers(1, 50)),
-            [SamplingConfig(0), SamplingConfig(1.1, top_k=30), SamplingConfig(0.9, repetition_penalty=1.2)][n % 3],
-            seed=n,
-            eot_id=n if n % 4 == 0 else None,
-            overflow="crop" if n % 5 == 0 else "slide",
-        )
-        for n in range(14)
-    ]
-    alone = SlotDecoder(Engine(model.config, weights))
-    expected = [[token.id for token in decoding.decode(alone, request)] for request in requests]
-    rows: list[list[int]] = [[] for _ in requests]
-    ended = []
-    for number, token in decoding.decode_together(Engine(model.config, weights, slots=slots, threads=2), requests):
-        if token is None:
-            ended.append(number)
-        else:
-            rows[number].append(token.id)
-    assert rows == expected
-    assert sorted(ended) == list(range(14))
-    assert len({len(row) for row in rows}) > 5
+    engine = Engine(model.config, weights, slots=slots, threads=2)
+    assert_each_as_alone(ragged_requests(), Engine(model.config, weights), engine)
 
 
 @pytest.fixture

@@ -13,21 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from runs import TEXT, TINY
 
 from gptcli import checkpoint, tensorfile
 from gptcli.config import TrainConfig
 from gptcli.training import make_plan
-
-MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16)
-TINY = ("--tokenizer", "char", *MODEL)
-TEXT = "the cat sat on the mat, and the dog sat on the log.\n" * 12
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    path = tmp_path / "story.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def digest(path: Path) -> str:

@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import TINY
 
 from gptcli import checkpoint
 
-SIZES = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
-OPTIONS = (*SIZES, "--drop-rate", 0, "--threads", 1, "--sample-every", 0, "--eval-every", 1, "--save-every", 10)
-TEXT = "the cat sat on the mat, and the dog sat on the log.\n" * 12
+OPTIONS = (*TINY, "--drop-rate", 0, "--threads", 1, "--sample-every", 0, "--eval-every", 1, "--save-every", 10)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are for Unix")
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    path = tmp_path / "story.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def start(folder: Path, *arguments: Any, processes: int = 2) -> subprocess.Popen[bytes]:

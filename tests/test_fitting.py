@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models import tiny_config
+from runs import TINY
 
 from gptcli import checkpoint, fitting
 from gptcli.accounting import training_memory
@@ -15,16 +16,8 @@ from gptcli.config import GPTConfig, TrainConfig
 from gptcli.distributed import ALONE, World
 from gptcli.stepping import Outcome, Stepper
 
-MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
-OPTIONS = (*MODEL, "--drop-rate", 0, "--max-steps", 4, "--save-every", 2, "--sample-every", 0, "--threads", 1)
+OPTIONS = (*TINY, "--drop-rate", 0, "--max-steps", 4, "--save-every", 2, "--sample-every", 0, "--threads", 1)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    path = tmp_path / "story.txt"
-    path.write_text("the cat sat on the mat, and the dog sat on the log.\n" * 12, encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -127,7 +120,7 @@ def test_auto_alone_keeps_the_default_batch(gptcli: Any, story: Path) -> None:
     ],
 )
 def test_a_wrong_size_is_named(gptcli: Any, story: Path, options: tuple[Any, ...], words: tuple[str, ...]) -> None:
-    gptcli("train", story, *MODEL, *options, "--out", "run").assert_user_error(*words)
+    gptcli("train", story, *TINY, *options, "--out", "run").assert_user_error(*words)
     assert not Path("run").exists()
 
 

@@ -15,20 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from runs import TEXT, TINY
 
 from gptcli import checkpoint, snapshots
 
-MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
-OFTEN = (*MODEL, "--save-every", 1, "--eval-every", 3, "--sample-every", 0, "--threads", 1)
-TEXT = "the cat sat on the mat, and the dog sat on the log.\n" * 12
+OFTEN = (*TINY, "--save-every", 1, "--eval-every", 3, "--sample-every", 0, "--threads", 1)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    path = tmp_path / "story.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def left_behind(run: Path) -> tuple[bytes, bytes, list[Any]]:

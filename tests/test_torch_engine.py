@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_checkpoint, tiny_model
+from ragged import assert_each_as_alone, ragged_requests
 
-from gptcli import checkpoint, decoding
-from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
+from gptcli import checkpoint
 from gptcli.decoding import SlotDecoder
 from gptcli.packed_model import PackedModel
 from gptcli.quantization import is_packed_name, packed, unpacked
@@ -21,26 +20,8 @@ from gptcli.torch_engine import TorchEngine
 def test_every_row_equals_what_it_would_be_alone(slots: int) -> None:
     """Ragged prompts, some with a common beginning, other options each, some past the context."""
     model = tiny_model(context_length=40)
-    rng = np.random.default_rng(0)
-    common = rng.integers(0, 61, 20).tolist()
-    requests = [
-        Request(
-            (common if n % 3 == 0 else []) + rng.integers(0, 61, rng.integers(1, 30)).tolist(),
-            int(rng.integers(1, 50)),
-            [SamplingConfig(0), SamplingConfig(1.1, top_k=30), SamplingConfig(0.9, repetition_penalty=1.2)][n % 3],
-            seed=n,
-            eot_id=n if n % 4 == 0 else None,
-            overflow="crop" if n % 5 == 0 else "slide",
-        )
-        for n in range(14)
-    ]
-    alone = SlotDecoder(TorchEngine(model))
-    expected = [[token.id for token in decoding.decode(alone, request)] for request in requests]
-    rows: list[list[int]] = [[] for _ in requests]
-    for number, token in decoding.decode_together(TorchEngine(model, slots=slots, span=16), requests):
-        if token is not None:
-            rows[number].append(token.id)
-    assert rows == expected
+    requests = ragged_requests(common=[(11 * i) % 61 for i in range(20)])
+    assert_each_as_alone(requests, TorchEngine(model), TorchEngine(model, slots=slots, span=16))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

@@ -10,14 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import MODEL, TEXT
 
 from gptcli import checkpoint, shards
 from gptcli.cli import corpora
 from gptcli.corpus import Permutation, Windows, open_prepared
 from gptcli.tokenizers.byte import ByteTokenizer
 
-TEXT = "the cat sat on the mat, and the dog sat on the log.\n" * 12
-MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16)
 FEW = (*MODEL, "--sample-every", 0, "--threads", 1, "--eval-every", 10)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import tiny_model
+from runs import TINY
 from torch.nn import functional as F
 
 from gptcli import checkpoint, stepping
@@ -16,16 +17,6 @@ from gptcli.config import TrainConfig
 from gptcli.model import GPTModel
 from gptcli.optim import Muon, learning_rate, make_optimizers, orthogonalised
 from gptcli.stepping import Stepper
-
-MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
-TEXT = "the cat sat on the mat, and the dog sat on the log.\n" * 12
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    path = tmp_path / "story.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def batches(count: int, rows: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -198,7 +189,7 @@ def test_the_schedule_warms_up_and_ends_where_it_should(schedule: str) -> None:
 
 
 def test_memory_options_give_the_plain_runs_losses(gptcli: Any, story: Path) -> None:
-    options = ("train", story, *MODEL, "--max-steps", 6, "--drop-rate", 0, "--sample-every", 0, "-q")
+    options = ("train", story, *TINY, "--max-steps", 6, "--drop-rate", 0, "--sample-every", 0, "-q")
     assert gptcli(*options, "--out", "a").code == 0
     assert gptcli(*options, "--out", "b", "--accumulate", 3, "--recompute").code == 0
     rows = [checkpoint.read_metrics(Path(name)) for name in "ab"]
@@ -209,7 +200,7 @@ def test_memory_options_give_the_plain_runs_losses(gptcli: Any, story: Path) -> 
 
 
 def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path) -> None:
-    options = ("train", story, *MODEL, "--sample-every", 0, "--threads", 1)
+    options = ("train", story, *TINY, "--sample-every", 0, "--threads", 1)
     result = gptcli(*options, "--learning-rate", 1, "--eval-every", 1, "--early-stop", 2, "--out", "a")
     assert result.code == 0, result.err
     assert "as --max-time or --early-stop says" in result.err
@@ -225,7 +216,7 @@ def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_has_the_plain_runs_losses(gptcli: Any, story: Path) -> None:
-    options = ("train", story, *MODEL, "--max-steps", 3, "--sample-every", 0, "--drop-rate", 0, "--threads", 1)
+    options = ("train", story, *TINY, "--max-steps", 3, "--sample-every", 0, "--drop-rate", 0, "--threads", 1)
     assert gptcli(*options, "--out", "a").code == 0
     result = gptcli(*options, "--compile", "--out", "b")
     assert result.code == 0, result.err
@@ -236,7 +227,7 @@ def test_a_compiled_run_has_the_plain_runs_losses(gptcli: Any, story: Path) -> N
 
 @pytest.mark.slow
 def test_a_compiler_that_fails_is_done_without(gptcli: Any, story: Path, tmp_path: Path) -> None:
-    options = ("train", story, *MODEL, "--max-steps", 2, "--sample-every", 0, "--threads", 1)
+    options = ("train", story, *TINY, "--max-steps", 2, "--sample-every", 0, "--threads", 1)
     assert gptcli(*options, "--out", "a").code == 0
     # A process of its own: torch looks for the compiler once, and remembers what it compiled.
     result = subprocess.run(
@@ -265,7 +256,7 @@ def test_a_compiler_that_fails_is_done_without(gptcli: Any, story: Path, tmp_pat
     ],
 )
 def test_a_wrong_option_is_named(gptcli: Any, story: Path, options: tuple[Any, ...], words: tuple[str, ...]) -> None:
-    gptcli("train", story, *MODEL, *options, "--out", "run").assert_user_error(*words)
+    gptcli("train", story, *TINY, *options, "--out", "run").assert_user_error(*words)
     assert not Path("run").exists()
 
 

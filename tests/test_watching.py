@@ -8,21 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from runs import TINY
 
 from gptcli import checkpoint, device, events, peaks, tensorboard
 from gptcli.accounting import training_flops_rule
 
-MODEL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
-OPTIONS = (*MODEL, "--max-steps", 6, "--save-every", 2, "--eval-every", 2, "--sample-every", 0, "--threads", 1)
+OPTIONS = (*TINY, "--max-steps", 6, "--save-every", 2, "--eval-every", 2, "--sample-every", 0, "--threads", 1)
 CPU = torch.device("cpu")
 needs_tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    path = tmp_path / "story.txt"
-    path.write_text("the cat sat on the mat, and the dog sat on the log.\n" * 12, encoding="utf-8")
-    return path
 
 
 def scalars(run: Path) -> dict[str, dict[int, float]]:

@@ -1,0 +1,45 @@
+"""Requests of every kind, and what they must get in company."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gptcli import decoding
+from gptcli.config import SamplingConfig
+from gptcli.continuation import Request
+from gptcli.decoding import Engine, SlotDecoder
+
+SAMPLINGS = (SamplingConfig(0), SamplingConfig(1.1, top_k=30), SamplingConfig(0.9, repetition_penalty=1.2))
+
+
+def ragged_requests(common: Sequence[int] = ()) -> list[Request]:
+    """Ragged prompts, every third beginning with ``common``; other options each, some past a short context, some ended
+    by a token."""
+    rng = np.random.default_rng(0)
+    return [
+        Request(
+            [*(common if n % 3 == 0 else ()), *rng.integers(0, 61, rng.integers(1, 30)).tolist()],
+            int(rng.integers(1, 50)),
+            SAMPLINGS[n % 3],
+            seed=n,
+            eot_id=n if n % 4 == 0 else None,
+            overflow="crop" if n % 5 == 0 else "slide",
+        )
+        for n in range(14)
+    ]
+
+
+def assert_each_as_alone(requests: Sequence[Request], alone: Engine, together: Engine) -> None:
+    """Every request gets the tokens that it gets alone, and ends once."""
+    one = SlotDecoder(alone)
+    expected = [[token.id for token in decoding.decode(one, request)] for request in requests]
+    rows: list[list[int]] = [[] for _ in requests]
+    ended = []
+    for number, token in decoding.decode_together(together, requests):
+        if token is None:
+            ended.append(number)
+        else:
+            rows[number].append(token.id)
+    assert rows == expected
+    assert sorted(ended) == list(range(len(requests)))
+    assert len({len(row) for row in rows}) > 5
