@@ -154,6 +154,7 @@ def measure(
         at_once: keep all of them in memory; else each is made anew when its turn comes.
         done: called whenever one has done it.
     """
+    limits.allowed(work, 1)  # the first call pays for preparations
     kept = [contender.ready(work.name) for contender in contenders] if at_once else []
     turns: list[list[Turn]] = [[] for _ in contenders]
     for number in range(repetitions + 1):
