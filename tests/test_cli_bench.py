@@ -82,7 +82,8 @@ def test_a_peer_is_measured_in_turns_with_the_others(gptcli: Any, run: Path, pee
     for row in rows:
         assert (row["beside"] is not None) == (row["work"] in compared)
     for work in compared:
-        assert max(row["beside"] for row in rows if row["work"] == work and row["subject"] in does) == 1.0
+        fastest = max(row["beside"] for row in rows if row["work"] == work and row["subject"] in does)
+        assert fastest == 1.0 if len(does) == 1 else 0.5 <= fastest <= 1.0  # either of two may be it in a turn
 
 
 def test_the_table_says_beside_whom(gptcli: Any, run: Path) -> None:
