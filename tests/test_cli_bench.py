@@ -1,9 +1,9 @@
 """gptcli bench on a model too small to be worth timing: the figures are consistent, and mistakes are named."""
 
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,30 +93,37 @@ def test_the_table_says_beside_whom(gptcli: Any, run: Path) -> None:
     assert re.search(r"torch float32 .*% +\d+\.\d\d × *\n.*transformers float32 .*% +1\.00 ×", result.out)
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize("at_once", [True, False])
-def test_contenders_take_turns_and_are_compared_within_one(at_once: bool, bits: int) -> None:
-    """Two that sleep: the second and third turn are ten times as slow for both, and the ratio is what it was."""
-    order: list[str] = []
+def test_contenders_take_turns_and_are_compared_within_one(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes ten times as slow in the second turn, for all and for the limit: the ratios stay."""
+    now, order = 0.0, []
+    times = SimpleNamespace(perf_counter=lambda: now, sleep=lambda seconds: None)
+    monkeypatch.setattr(benchmark, "time", times)
 
-    def sleeper(name: str, seconds: float) -> Contender:
-        def sleep() -> None:
-            slow = 10 if order.count(name) > 1 else 1
+    def contender(name: str, seconds: float) -> Contender:
+        def work() -> None:
+            nonlocal now
             order.append(name)
-            time.sleep(seconds * slow)
+            now += seconds * slowness()
 
-        return Contender(name, frozenset({"nap"}), lambda work: Task(sleep, bits), 0, peer=name == "slow")
+        return Contender(name, frozenset({"nap"}), lambda _: Task(work, 4), 0, peer=name == "slow")
 
-    limits = Limits(CPU, torch.float32)
-    work = Work("nap", "a nap", tokens=10, per_reading=1)
-    rows = benchmark.measure(work, [sleeper("quick", 2e-3), sleeper("slow", 4e-3)], 3, limits, at_once=at_once)
-    if at_once:
-        assert order == ["quick", "slow"] * 4
-    assert [row.subject for row in rows] == ["quick", "slow"]
-    quick, slow = rows
-    assert quick.low < quick.high
-    assert quick.beside == pytest.approx(2.0, rel=0.25)
-    assert slow.beside == 1.0
+    def slowness() -> int:
+        return 10 if at_once and 4 <= len(order) <= 6 else 1
+
+    class Steady(Limits):
+        def allowed(self, work: Work, weight_bytes: int) -> float:
+            return 80_000 / slowness() / weight_bytes
+
+    both = [contender("quick", 0.001), contender("slow", 0.003)]
+    limits, work = Steady(CPU, torch.float32), Work("nap", "a nap", tokens=10, per_reading=1)
+    quick, slow = benchmark.measure(work, both, 3, limits, at_once=at_once)
+    alone = ["quick", "quick", "slow", "slow"]  # made anew, each warms up in every turn
+    assert order == (["quick", "slow"] * 4 if at_once else alone * 3)
+    assert (quick.rate, quick.high) == pytest.approx((10_000, 10_000))
+    assert quick.low == pytest.approx(1_000 if at_once else 10_000)
+    assert (quick.fraction, quick.beside) == pytest.approx((0.5, 3.0))
+    assert (slow.fraction, slow.beside) == pytest.approx((1 / 6, 1.0))
 
 
 def test_models_that_do_not_fit_at_once_are_made_one_after_the_other() -> None:
