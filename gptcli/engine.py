@@ -64,7 +64,9 @@ class Engine:
         self.threads = min(threads, k.MAX_THREADS)
         self.capacity = _padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
-        self._table = np.zeros(k.PROGRAM + k.STEP * (8 * config.n_layers + 6), np.int64)
+        self._table = np.zeros(k.PROGRAM + k.STEP * (10 * config.n_layers + 6), np.int64)
+        self._data_type = DATA_TYPES[bits]
+        self._in_pairs = self._data_type == np.int16
         self._load(tensors, bits)
         self._lay_out_work()
         self._write_program()
@@ -170,17 +172,18 @@ class Engine:
         if not config.tie_weights:
             jobs += [(k.WTE, 0, "wte")]
         cells = scales = biases = 0
+        per_cell = 2 if bits == 4 or self._in_pairs else 1
         for matrix, layer, _ in jobs:
             inputs = hidden if matrix == k.CONTRACT else width
             if layer == 0:
                 table[matrix : matrix + 5] = cells, scales, biases, inputs, out[matrix]
             size = inputs * out[matrix]
-            cells += size // 2 if bits == 4 else size
+            cells += size // per_cell
             scales += size // GROUP if bits == 4 else out[matrix]
             biases += out[matrix]
         if config.tie_weights:
             table[k.WTE : k.WTE + 5] = table[k.HEAD : k.HEAD + 5]
-        self._data = _allocate(cells, DATA_TYPES[bits])
+        self._data = _allocate(cells, self._data_type)
         self._scale = _allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
         names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
         table[k.NORMS] = biases
@@ -216,8 +219,11 @@ class Engine:
                 scale += layer * outputs
                 self._scale[scale : scale + len(weight.scale)] = weight.scale
         values = weight.values if isinstance(weight, Packed) else weight
-        rows = inputs // 2 if bits == 4 else inputs
-        self._kernels.pack(values, self._data, data + layer * rows * outputs, rows)
+        if self._in_pairs:
+            self._kernels.pack_pairs(values, self._data, data + layer * inputs // 2 * outputs, inputs)
+        else:
+            rows = inputs // 2 if bits == 4 else inputs
+            self._kernels.pack(values, self._data, data + layer * rows * outputs, rows)
         if matrix not in (k.WTE, k.HEAD) and f"{name}.bias" in tensors:
             at = bias + layer * outputs
             self._floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
@@ -235,7 +241,7 @@ class Engine:
             k.NORMED: 2 * rows * width,
             k.CONTEXT: rows * width,
             k.PROJECTED: rows * projected,
-            k.HIDDEN: rows * int(table[k.CONTRACT + k.INPUTS]),
+            k.HIDDEN: (2 if self._in_pairs else 1) * rows * int(table[k.CONTRACT + k.INPUTS]),
             k.LOGITS: 2 * rows * head,
             k.SCRATCH: self.threads * self._scratch_size(),
             k.KEYS: caches * self.capacity * config.head_dim,
@@ -272,16 +278,25 @@ class Engine:
         activation = {"gelu_new": k.GELU, "relu": k.RELU}[config.activation]
         final = 2 * config.n_layers
         tapped = normed + rows * width
+        attended, expanded = context, hidden
+        quantise_context: list[tuple[int, ...]] = []
+        quantise_hidden: list[tuple[int, ...]] = []
+        if self._in_pairs:  # into places that nothing else needs then
+            attended, expanded = normed, hidden + rows * inner
+            quantise_context = [(k.QUANTISE, k.ATTENTION, 0, context, attended)]
+            quantise_hidden = [(k.QUANTISE, k.CONTRACT, 0, hidden, expanded)]
         program: list[tuple[int, ...]] = [(k.EMBED,)]
         for n in range(config.n_layers):
             program += [
                 (k.NORM, 2 * n, n, x, normed),
                 (k.MULTIPLY, k.QKV, n, normed, projected, wide, k.PLAIN),
                 (k.ATTEND, 0, n),
-                (k.MULTIPLY, k.ATTENTION, n, context, x, width, k.ADD),
+                *quantise_context,
+                (k.MULTIPLY, k.ATTENTION, n, attended, x, width, k.ADD),
                 (k.NORM, 2 * n + 1, n, x, normed),
                 (k.MULTIPLY, k.EXPAND, n, normed, hidden, inner, activation),
-                (k.MULTIPLY, k.CONTRACT, n, hidden, x, width, k.ADD),
+                *quantise_hidden,
+                (k.MULTIPLY, k.CONTRACT, n, expanded, x, width, k.ADD),
                 (k.NORM, final, n, x, tapped, 0, 0, k.WANTED_ROWS, n + 1),
             ]
         program += [

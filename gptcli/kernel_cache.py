@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gptcli import integers
 from gptcli import kernels as k
 
 
@@ -23,12 +24,12 @@ def cache_directory() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "products.py", "lanes.py"))
+    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "products.py", "integers.py", "lanes.py"))
     return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
 
 
-# Bits of a weight -> the dtypes that kernels.py tells its kinds apart by.
-DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int8, 4: np.uint8}
+# Bits of a weight -> the dtypes that kernels.py tells its kinds apart by; int16 is two int8, for products in integers.
+DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int16 if integers.AVAILABLE else np.int8, 4: np.uint8}
 SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
@@ -50,6 +51,7 @@ class Kernels:
                 numba.config.CACHE_DIR = str(directory)
             self.run = numba.njit(k.run, nogil=True, cache=cached, error_model="numpy")
             self.pack = numba.njit(k.pack, nogil=True, cache=cached)
+            self.pack_pairs = numba.njit(k.pack_pairs, nogil=True, cache=cached)
         finally:
             numba.config.CACHE_DIR = before
         self.directory = directory if cached else None

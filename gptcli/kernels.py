@@ -27,7 +27,8 @@ import numpy as np
 
 from gptcli import lanes as v
 from gptcli import products
-from gptcli.products import LANES, TILE, jit
+from gptcli.lanes import jit
+from gptcli.products import LANES, TILE
 
 # Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
 LAYERS, HEADS, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(7)
@@ -38,7 +39,7 @@ DATA, SCALE, BIAS, INPUTS, OUTPUTS = range(5)
 PROGRAM = 56
 
 # A row of the program: what to do, with which matrix or norm, in which layer, from where to where in work.
-EMBED, NORM, MULTIPLY, ATTEND = range(4)
+EMBED, NORM, MULTIPLY, ATTEND, QUANTISE = range(5)
 OPERATION, WHICH, LAYER, SOURCE, TARGET, STRIDE, THEN, SELECTION, CONDITION = range(9)
 STEP = 9
 ALL_ROWS, WANTED_ROWS = 0, 1  # SELECTION
@@ -98,17 +99,18 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
 
     It may be more rows than there are: those past the end are whatever lies there, and nothing of them is kept.
     """
+    stride = products.row_size(data, width)
     if unpacked:
-        floats = sums + 2 * TILE * LANES
-        a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, width)
+        wide = sums + 2 * TILE * LANES
+        a, b = products.rows_times_two_unpacked(zeros, data, wide, scale, scale_start, width, work, source, stride)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:
-        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, width)
+        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, stride)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     else:
-        a = products.rows_times_block(zeros, data, start, scale, scale_start, width, work, source, width)
+        a = products.rows_times_block(zeros, data, start, scale, scale_start, width, work, source, stride)
         v.store_rows(work, sums, LANES, a)
     return np.int64(len(zeros))
 
@@ -141,6 +143,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
     width = table[matrix + INPUTS]
     blocks = table[matrix + OUTPUTS] // LANES
     size, scale_size = products.block_size(data, width), products.scale_size(data, width)
+    row_size = products.row_size(data, width)
     sums = table[SCRATCH] + thread * table[SCRATCH_SIZE]
     done = np.int64(0)
     while True:
@@ -166,7 +169,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
                 unpacked = products.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
-                left, at = rows - row, x + row * width
+                left, at = rows - row, x + row * row_size
                 if left >= TILE:
                     tile = v.zeros(TILE)
                     count = _tile(tile, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
@@ -230,9 +233,10 @@ def _norm(floats, work, table, x, which, y):
 
 
 @jit
-def _norm_rows(floats, work, table, control, step, rows, phase):
-    """Layer norm of every row, or of those whose logits are wanted."""
+def _norm_rows(data, floats, work, table, control, step, rows, thread, phase):
+    """Layer norm of every row, or of those whose logits are wanted, as products take it."""
     width = table[QKV + INPUTS]
+    row_size, scratch = products.row_size(data, width), table[SCRATCH] + thread * table[SCRATCH_SIZE]
     listed = COUNTERS + table[STEPS] * 2 * LINE + 3 * table[MAX_ROWS]
     done = np.int64(0)
     while True:
@@ -240,8 +244,23 @@ def _norm_rows(floats, work, table, control, step, rows, phase):
         if i >= rows:
             break
         row = control[listed + i] if table[step + SELECTION] == WANTED_ROWS else i
-        source, target = table[step + SOURCE] + row * width, table[step + TARGET] + i * width
-        _norm(floats, work, table, source, table[step + WHICH], target)
+        _norm(floats, work, table, table[step + SOURCE] + row * width, table[step + WHICH], scratch)
+        products.write_row(data, work, scratch, width, table[step + TARGET] + i * row_size)
+        done += 1
+    _finish(control, phase, done, rows)
+
+
+@jit
+def _quantise(data, work, table, control, step, rows, phase):
+    """Rows of floats as the product with this matrix takes them."""
+    width = table[table[step + WHICH] + INPUTS]
+    row_size = products.row_size(data, width)
+    done = np.int64(0)
+    while True:
+        row = _take(control, phase, 1)
+        if row >= rows:
+            break
+        products.write_row(data, work, table[step + SOURCE] + row * width, width, table[step + TARGET] + row * row_size)
         done += 1
     _finish(control, phase, done, rows)
 
@@ -408,7 +427,9 @@ def run(data, scale, floats, work, table, control, thread):
                 if operation == MULTIPLY:
                     _multiply(data, scale, floats, work, table, control, step, rows, thread, phase)
                 elif operation == NORM:
-                    _norm_rows(floats, work, table, control, step, rows, phase)
+                    _norm_rows(data, floats, work, table, control, step, rows, thread, phase)
+                elif operation == QUANTISE:
+                    _quantise(data, work, table, control, step, rows, phase)
                 elif operation == ATTEND:
                     _attention(floats, work, table, control, table[step + LAYER], rows, thread, phase)
                 else:
@@ -432,3 +453,15 @@ def pack(source, target, first, inputs):
         for k in range(rows):
             for i in range(kept):
                 target[start + k * LANES + i] = source[k, block * LANES + i]
+
+
+def pack_pairs(source, target, first, inputs):
+    """As `pack` for a matrix of int8, two inputs in an int16: the first of them in the low byte."""
+    rows, columns = source.shape
+    for block in range((columns + LANES - 1) // LANES):
+        kept = min(LANES, columns - block * LANES)
+        start = first + block * (inputs // 2) * LANES
+        for k in range(0, rows, 2):
+            for i in range(kept):
+                high = source[k + 1, block * LANES + i] if k + 1 < rows else 0
+                target[start + k // 2 * LANES + i] = (source[k, block * LANES + i] & 255) | (high << 8)

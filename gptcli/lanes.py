@@ -9,16 +9,26 @@ Every function of this file works inside numba-compiled code only.
 
 import platform
 import sys
+from typing import Any
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
 WIDE_REGISTERS = platform.machine() in ("x86_64", "AMD64") and get_host_cpu_features().get("avx512f", False)
-_FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
-_INTS = ir.VectorType(ir.IntType(32), WIDTH)
+FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+INTS = ir.VectorType(ir.IntType(32), WIDTH)
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+jit = njit(**OPTIONS)
 
 
 class _Lanes(types.Type):
@@ -32,44 +42,44 @@ lanes = _Lanes()
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, _FLOATS)
+        super().__init__(dmm, fe_type, FLOATS)
 
 
-def _pointer(context, builder, array_type, array, offset, element):
+def pointer_to(context, builder, array_type, array, offset, element):
     """A pointer to ``offset`` elements into ``array``, seen as ``element``s."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), element.as_pointer())
 
 
-def _load(context, builder, array_type, array, offset, bits):
+def integers_at(context, builder, array_type, array, offset, bits):
     """16 integers of ``bits`` bits from an array; aligned to one element only."""
     vector = ir.VectorType(ir.IntType(bits), WIDTH)
-    return builder.load(_pointer(context, builder, array_type, array, offset, vector), align=1)
+    return builder.load(pointer_to(context, builder, array_type, array, offset, vector), align=1)
 
 
-def _splat(builder, scalar, vector):
+def splat_of(builder, scalar, vector):
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     mask = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
 
 
 def _constant(value):
-    return ir.Constant(_FLOATS, [float(value)] * WIDTH)
+    return ir.Constant(FLOATS, [float(value)] * WIDTH)
 
 
 def _ints(value):
-    return ir.Constant(_INTS, [value] * WIDTH)
+    return ir.Constant(INTS, [value] * WIDTH)
 
 
-def _fma(builder, a, b, c):
+def fma_of(builder, a, b, c):
     """a b + c, rounded once: the same on every path, so that a row does not depend on its company."""
-    signature = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    signature = ir.FunctionType(FLOATS, [FLOATS] * 3)
     function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{WIDTH}f32")
     return builder.call(function, [a, b, c])
 
 
-def _float_at(context, builder, array_type, array, offset):
-    return builder.load(_pointer(context, builder, array_type, array, offset, ir.FloatType()), align=4)
+def float_at(context, builder, array_type, array, offset):
+    return builder.load(pointer_to(context, builder, array_type, array, offset, ir.FloatType()), align=4)
 
 
 @intrinsic
@@ -79,11 +89,11 @@ def load(typingctx, array, offset):
     def codegen(context, builder, signature, args):
         array_type = signature.args[0]
         if array_type.dtype == types.float32:
-            return builder.load(_pointer(context, builder, array_type, *args, _FLOATS), align=4)
+            return builder.load(pointer_to(context, builder, array_type, *args, FLOATS), align=4)
         if array_type.dtype == types.int8:
-            return builder.sitofp(builder.sext(_load(context, builder, array_type, *args, 8), _INTS), _FLOATS)
-        wide = builder.zext(_load(context, builder, array_type, *args, 16), _INTS)
-        return builder.bitcast(builder.shl(wide, _ints(16)), _FLOATS)
+            return builder.sitofp(builder.sext(integers_at(context, builder, array_type, *args, 8), INTS), FLOATS)
+        wide = builder.zext(integers_at(context, builder, array_type, *args, 16), INTS)
+        return builder.bitcast(builder.shl(wide, _ints(16)), FLOATS)
 
     return lanes(array, types.intp), codegen
 
@@ -94,16 +104,16 @@ def load_nibbles(typingctx, array, offset):
     pair = types.UniTuple(lanes, 2)
 
     def codegen(context, builder, signature, args):
-        both = builder.zext(_load(context, builder, signature.args[0], *args, 8), _INTS)
+        both = builder.zext(integers_at(context, builder, signature.args[0], *args, 8), INTS)
         high = builder.lshr(both, _ints(4))
         if WIDE_REGISTERS:  # one look into a table of 16; it minds the lowest four bits of a lane alone
-            table = ir.Constant(_FLOATS, [float(value - 8) for value in range(WIDTH)])
-            signature = ir.FunctionType(_FLOATS, [_FLOATS, _INTS])
+            table = ir.Constant(FLOATS, [float(value - 8) for value in range(WIDTH)])
+            signature = ir.FunctionType(FLOATS, [FLOATS, INTS])
             look = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.permvar.sf.512")
             parts = [builder.call(look, [table, half]) for half in (both, high)]
         else:
             halves = builder.and_(both, _ints(15)), high
-            parts = [builder.sitofp(builder.sub(half, _ints(8)), _FLOATS) for half in halves]
+            parts = [builder.sitofp(builder.sub(half, _ints(8)), FLOATS) for half in halves]
         return context.make_tuple(builder, pair, parts)
 
     return pair(array, types.intp), codegen
@@ -115,7 +125,7 @@ def store(typingctx, array, offset, value):
 
     def codegen(context, builder, signature, args):
         data, position, vector = args
-        builder.store(vector, _pointer(context, builder, signature.args[0], data, position, _FLOATS), align=4)
+        builder.store(vector, pointer_to(context, builder, signature.args[0], data, position, FLOATS), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes), codegen
@@ -126,7 +136,7 @@ def splat(typingctx, scalar):
     """16 times the same float32."""
 
     def codegen(context, builder, signature, args):
-        return _splat(builder, args[0], _FLOATS)
+        return splat_of(builder, args[0], FLOATS)
 
     return lanes(types.float32), codegen
 
@@ -150,8 +160,8 @@ def fma_rows(typingctx, accumulators, weights, x, offset, stride):
         sums, vector, array, position, step = args
         parts = []
         for i, part in enumerate(cgutils.unpack_tuple(builder, sums)):
-            scalar = _float_at(context, builder, signature.args[2], array, position)
-            parts.append(_fma(builder, _splat(builder, scalar, _FLOATS), vector, part))
+            scalar = float_at(context, builder, signature.args[2], array, position)
+            parts.append(fma_of(builder, splat_of(builder, scalar, FLOATS), vector, part))
             if i + 1 < accumulators.count:
                 position = builder.add(position, step)
         return context.make_tuple(builder, accumulators, parts)
@@ -169,9 +179,9 @@ def fma_rows_twice(typingctx, left, right, left_weights, right_weights, x, offse
         array, position, step = args[4:]
         parts = [[], []]
         for i in range(left.count):
-            scalar = _splat(builder, _float_at(context, builder, signature.args[4], array, position), _FLOATS)
+            scalar = splat_of(builder, float_at(context, builder, signature.args[4], array, position), FLOATS)
             for side in range(2):
-                parts[side].append(_fma(builder, scalar, args[2 + side], sums[side][i]))
+                parts[side].append(fma_of(builder, scalar, args[2 + side], sums[side][i]))
             position = builder.add(position, step)
         return context.make_tuple(builder, pair, [context.make_tuple(builder, left, part) for part in parts])
 
@@ -194,7 +204,7 @@ def fma_all(typingctx, vectors, factor, accumulators):
 
     def codegen(context, builder, signature, args):
         left, right = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
-        parts = [_fma(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
+        parts = [fma_of(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
         return context.make_tuple(builder, accumulators, parts)
 
     return accumulators(vectors, lanes, accumulators), codegen
@@ -209,7 +219,7 @@ def store_rows(typingctx, array, offset, stride, vectors):
         for i, vector in enumerate(cgutils.unpack_tuple(builder, values)):
             if i:
                 position = builder.add(position, step)
-            builder.store(vector, _pointer(context, builder, signature.args[0], data, position, _FLOATS), align=4)
+            builder.store(vector, pointer_to(context, builder, signature.args[0], data, position, FLOATS), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, vectors), codegen
@@ -239,7 +249,7 @@ def fma(typingctx, a, b, c):
     """a b + c, rounded once."""
 
     def codegen(context, builder, signature, args):
-        return _fma(builder, *args)
+        return fma_of(builder, *args)
 
     return lanes(lanes, lanes, lanes), codegen
 
@@ -266,15 +276,15 @@ def exp(typingctx, x):
         x = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])
         x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
         half = builder.select(builder.fcmp_ordered("<", x, _constant(0.0)), _constant(-0.5), _constant(0.5))
-        n = builder.fptosi(_fma(builder, x, _constant(1.4426950408889634), half), _INTS)
-        n_float = builder.sitofp(n, _FLOATS)
+        n = builder.fptosi(fma_of(builder, x, _constant(1.4426950408889634), half), INTS)
+        n_float = builder.sitofp(n, FLOATS)
         # ln 2 in two parts: the first has so few bits that n times it is exact.
-        r = _fma(builder, n_float, _constant(-0.693359375), x)
-        r = _fma(builder, n_float, _constant(2.12194440e-4), r)
+        r = fma_of(builder, n_float, _constant(-0.693359375), x)
+        r = fma_of(builder, n_float, _constant(2.12194440e-4), r)
         result = _constant(1 / 5040)
         for factorial in (720, 120, 24, 6, 2, 1, 1):
-            result = _fma(builder, result, r, _constant(1 / factorial))
-        power = builder.bitcast(builder.shl(builder.add(n, _ints(127)), _ints(23)), _FLOATS)
+            result = fma_of(builder, result, r, _constant(1 / factorial))
+        power = builder.bitcast(builder.shl(builder.add(n, _ints(127)), _ints(23)), FLOATS)
         return builder.fmul(result, power)
 
     return lanes(lanes), codegen
@@ -285,7 +295,7 @@ def atomic_add(typingctx, counters, index, amount):
     """Add to one counter of an int64 array and return what it was before, as one step for all threads."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
         return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
 
     return types.int64(counters, types.intp, types.int64), codegen
@@ -296,7 +306,7 @@ def atomic_load(typingctx, counters, index):
     """What a counter of an int64 array is now, with everything that was written before it was set."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
         return builder.load_atomic(pointer, "seq_cst", 8)
 
     return types.int64(counters, types.intp), codegen
@@ -307,7 +317,7 @@ def atomic_store(typingctx, counters, index, value):
     """Set a counter of an int64 array, after everything written so far."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
         builder.store_atomic(args[2], pointer, "seq_cst", 8)
         return context.get_dummy_value()
 

@@ -8,25 +8,17 @@ in all of these functions.
 
 # mypy: ignore-errors
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from gptcli import integers
 from gptcli import lanes as v
+from gptcli.lanes import OPTIONS, jit
 
 LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
 TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
-
-OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
-jit = njit(**OPTIONS)
 
 
 def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, stride):
@@ -48,6 +40,13 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, s
             return sums
 
         return four_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, stride):
+            return integers.rows_times_block(sums, data, start, inputs, x, at, stride)
+
+        return pairs
 
     def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
         for k in range(inputs):
@@ -83,6 +82,13 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
         return four_bits
 
+    if data.dtype == types.int16:
+
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, stride):
+            return integers.rows_times_two_blocks(sums, data, start, inputs, x, at, stride)
+
+        return pairs
+
     def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
         a, b = sums, sums
         for k in range(inputs):
@@ -95,9 +101,9 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
 
 def unpack(data, start, count, work, to):
-    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
+    """Write ``count`` elements of int4 as floats, but for their scale, or of pairs of int8 as pairs of int16.
 
-    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
+    False, and nothing, for other weights: int8 is widened as fast as it is read.
     """
 
 
@@ -114,24 +120,49 @@ def _unpack_of(data, start, count, work, to):
 
         return four_bits
 
+    if data.dtype == types.int16:
+
+        def pairs(data, start, count, work, to):
+            integers.unpack(data, start, count, work, to)
+            return True
+
+        return pairs
+
     return lambda data, start, count, work, to: False
 
 
-@jit
-def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, stride):
-    """As `rows_times_two_blocks`, to the bit, for two blocks of int4 that `unpack` wrote to work[start:]."""
-    a, b = sums, sums
-    step, scale_step = inputs * LANES, inputs // GROUP * LANES
-    for group in range(inputs // GROUP):
-        part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
-        for k in range(group * GROUP, (group + 1) * GROUP):
-            p = start + k * LANES
-            left, right = v.load(work, p), v.load(work, p + step)
-            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
-        s = scale_start + group * LANES
-        a = v.fma_all(part_a, v.load(scale, s), a)
-        b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
-    return a, b
+def rows_times_two_unpacked(sums, data, start, scale, scale_start, inputs, work, at, stride):
+    """As `rows_times_two_blocks`, to the bit, for two blocks of ``data`` that `unpack` wrote to work[start:]."""
+
+
+@overload(rows_times_two_unpacked, jit_options=OPTIONS)
+def _rows_times_two_unpacked_of(sums, data, start, scale, scale_start, inputs, work, at, stride):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, work, at, stride):
+            a, b = sums, sums
+            step, scale_step = inputs * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+                for k in range(group * GROUP, (group + 1) * GROUP):
+                    p = start + k * LANES
+                    left, right = v.load(work, p), v.load(work, p + step)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
+                s = scale_start + group * LANES
+                a = v.fma_all(part_a, v.load(scale, s), a)
+                b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+            return a, b
+
+        return four_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(sums, data, start, scale, scale_start, inputs, work, at, stride):
+            return integers.rows_times_two_blocks(sums, work, start, inputs, work, at, stride)
+
+        return pairs
+
+    return lambda sums, data, start, scale, scale_start, inputs, work, at, stride: (sums, sums)
 
 
 def row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
@@ -165,6 +196,13 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
             return a, b, c, d
 
         return four_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(data, start, scale, scale_start, inputs, x, at):
+            return integers.row_times_four_blocks(data, start, inputs, x, at)
+
+        return pairs
 
     def whole(data, start, scale, scale_start, inputs, x, at):
         return row_times_four_panels(data, start, inputs * LANES, inputs, x, at)
@@ -200,7 +238,7 @@ def output_scale(data, scale, at):
 
 @overload(output_scale, jit_options=OPTIONS)
 def _output_scale_of(data, scale, at):
-    if data.dtype == types.int8:
+    if data.dtype in (types.int8, types.int16):
         return lambda data, scale, at: v.load(scale, at)
     return lambda data, scale, at: v.splat(np.float32(1.0))
 
@@ -229,6 +267,13 @@ def _weight_of(data, start, scale, scale_start, inputs, k, n):
 
         return eight_bits
 
+    if data.dtype == types.int16:
+
+        def pairs(data, start, scale, scale_start, inputs, k, n):
+            return np.float32(integers.weight(data, start, inputs, k, n)) * scale[scale_start + n]
+
+        return pairs
+
     def whole(data, start, scale, scale_start, inputs, k, n):
         return data[start + (n // LANES * inputs + k) * LANES + n % LANES]
 
@@ -241,7 +286,7 @@ def block_size(data, inputs):
 
 @overload(block_size, jit_options=OPTIONS)
 def _block_size_of(data, inputs):
-    if data.dtype == types.uint8:
+    if data.dtype in (types.uint8, types.int16):
         return lambda data, inputs: inputs // 2 * LANES
     return lambda data, inputs: inputs * LANES
 
@@ -255,3 +300,30 @@ def _scale_size_of(data, inputs):
     if data.dtype == types.uint8:
         return lambda data, inputs: inputs // GROUP * LANES
     return lambda data, inputs: LANES
+
+
+def row_size(data, inputs):
+    """Cells of work from one row of ``inputs`` to the next, as the products take them."""
+
+
+@overload(row_size, jit_options=OPTIONS)
+def _row_size_of(data, inputs):
+    if data.dtype == types.int16:
+        return lambda data, inputs: integers.row_size(inputs)
+    return lambda data, inputs: inputs
+
+
+def write_row(data, work, source, inputs, target):
+    """Write the floats work[source : + inputs] to ``target`` as the products take them."""
+
+
+@overload(write_row, jit_options=OPTIONS)
+def _write_row_of(data, work, source, inputs, target):
+    if data.dtype == types.int16:
+        return lambda data, work, source, inputs, target: integers.quantise(work, source, inputs, target)
+
+    def whole(data, work, source, inputs, target):
+        for i in range(0, inputs, LANES):
+            v.store(work, target + i, v.load(work, source + i))
+
+    return whole

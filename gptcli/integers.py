@@ -1,0 +1,238 @@
+"""Products in whole numbers: int8 weights meet rows of int16, where one instruction multiplies and adds 32 pairs.
+
+That is AVX-512's VNNI; a float instruction does half as many, and int8 weights would have to be widened for it. A row
+is quantised anew for every product, in chunks of 256 inputs with one scale each, to int16 in [-32767, 32767]: 1/200 of
+what int8 does to a weight. A chunk's sums are exact, 256 * 127 * 32767 < 2^31; floats add up the chunks, in order.
+
+    weights  int16 (in / 2, 16) a block: input 2j's int8 in the low byte, 2j + 1's in the high one
+    a row    `row_size` cells of float32: a scale a chunk, in whole lanes, then the bits of in / 2 pairs of int16
+
+Vectors of integers go by the type `lanes` too: 16 int32, or 16 pairs of int16.
+"""
+
+# mypy: ignore-errors
+
+import numpy as np
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from gptcli import lanes as v
+
+LANES = v.WIDTH
+CHUNK = 256  # inputs that share a scale
+AVAILABLE = v.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
+_PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), LANES)
+
+
+def _add_products(builder, weights, x, sums):
+    """sums + the products of pairs (all of them lanes): LLVM makes one vpdpwssd of the two."""
+    signature = ir.FunctionType(v.INTS, [_PAIRS, _PAIRS])
+    multiply = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.pmaddw.d.512")
+    products = builder.call(multiply, [builder.bitcast(weights, _PAIRS), builder.bitcast(x, _PAIRS)])
+    return builder.bitcast(builder.add(builder.bitcast(sums, v.INTS), products), v.FLOATS)
+
+
+@intrinsic
+def load_pairs(typingctx, array, offset):
+    """16 pairs of int16: as they are from a float32 array, widened from an int16 array of pairs of int8."""
+
+    def codegen(context, builder, signature, args):
+        array_type = signature.args[0]
+        if array_type.dtype == types.float32:
+            return builder.load(v.pointer_to(context, builder, array_type, *args, v.FLOATS), align=4)
+        small = ir.VectorType(ir.IntType(8), 2 * LANES)
+        pairs = builder.load(v.pointer_to(context, builder, array_type, *args, small), align=2)
+        return builder.bitcast(builder.sext(pairs, _PAIRS), v.FLOATS)
+
+    return v.lanes(array, types.intp), codegen
+
+
+@intrinsic
+def add_products(typingctx, weights, pair, sums):
+    """sums + weights[2i] pair[0] + weights[2i + 1] pair[1]; ``pair`` is the cell of a row, a float32."""
+
+    def codegen(context, builder, signature, args):
+        return _add_products(builder, args[0], v.splat_of(builder, args[1], v.FLOATS), args[2])
+
+    return v.lanes(v.lanes, types.float32, v.lanes), codegen
+
+
+@intrinsic
+def add_rows(typingctx, accumulators, weights, x, offset, stride):
+    """accumulators[i] + the products of weights and of the pair in x[offset + i stride], for each i."""
+
+    def codegen(context, builder, signature, args):
+        sums, vector, array, position, step = args
+        parts = []
+        for part in cgutils.unpack_tuple(builder, sums):
+            pair = v.splat_of(builder, v.float_at(context, builder, signature.args[2], array, position), v.FLOATS)
+            parts.append(_add_products(builder, vector, pair, part))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(accumulators, v.lanes, x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def add_rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
+    """As `add_rows` for two sets of accumulators: what is fetched of x is used for both before the next."""
+    both = types.UniTuple(left, 2)
+
+    def codegen(context, builder, signature, args):
+        sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
+        array, position, step = args[4:]
+        parts = [[], []]
+        for i in range(left.count):
+            pair = v.splat_of(builder, v.float_at(context, builder, signature.args[4], array, position), v.FLOATS)
+            for side in range(2):
+                parts[side].append(_add_products(builder, args[2 + side], pair, sums[side][i]))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, both, [context.make_tuple(builder, left, part) for part in parts])
+
+    return both(left, right, v.lanes, v.lanes, x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def scale_rows(typingctx, integers, x, offset, stride, accumulators):
+    """accumulators[i] + integers[i] x[offset + i stride], for each i: what a chunk adds to the sums."""
+
+    def codegen(context, builder, signature, args):
+        _, array, position, step, _ = args
+        parts = []
+        for whole, part in zip(*(cgutils.unpack_tuple(builder, args[i]) for i in (0, 4)), strict=True):
+            factor = v.splat_of(builder, v.float_at(context, builder, signature.args[1], array, position), v.FLOATS)
+            floats = builder.sitofp(builder.bitcast(whole, v.INTS), v.FLOATS)
+            parts.append(v.fma_of(builder, floats, factor, part))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(integers, x, types.intp, types.intp, accumulators), codegen
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger of |a| and |b|; NaN is larger than everything."""
+
+    def codegen(context, builder, signature, args):
+        bits = ir.Constant(v.INTS, [0x7FFFFFFF] * LANES)
+        left, right = (builder.and_(builder.bitcast(x, v.INTS), bits) for x in args)
+        return builder.bitcast(builder.select(builder.icmp_signed(">", left, right), left, right), v.FLOATS)
+
+    return v.lanes(v.lanes, v.lanes), codegen
+
+
+@intrinsic
+def largest(typingctx, vector):
+    """The largest of 16 floats that `larger` returned."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [v.INTS])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.smax.v{LANES}i32")
+        return builder.bitcast(builder.call(reduce, [builder.bitcast(args[0], v.INTS)]), ir.FloatType())
+
+    return types.float32(v.lanes), codegen
+
+
+@intrinsic
+def store_shorts(typingctx, array, offset, vector):
+    """Write 16 floats, rounded to the nearest int16, into 8 cells of a float32 array."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(v.FLOATS, [v.FLOATS])
+        nearest = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
+        shorts = builder.trunc(builder.fptosi(builder.call(nearest, [args[2]]), v.INTS), _SHORTS)
+        builder.store(shorts, v.pointer_to(context, builder, signature.args[0], *args[:2], _SHORTS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, v.lanes), codegen
+
+
+@v.jit
+def first_pair(inputs):
+    """Cells of a row before its pairs: a scale for each chunk, in whole lanes."""
+    return (inputs + LANES * CHUNK - 1) // (LANES * CHUNK) * LANES
+
+
+@v.jit
+def row_size(inputs):
+    """Cells of a row."""
+    return first_pair(inputs) + inputs // 2
+
+
+@v.jit
+def quantise(work, source, inputs, target):
+    """Write the floats work[source : + inputs] to work[target : + row_size] as scales and pairs."""
+    pairs = target + first_pair(inputs)
+    for first in range(0, inputs, CHUNK):
+        last = min(first + CHUNK, inputs)
+        peaks = v.splat(np.float32(0.0))
+        for i in range(first, last, LANES):
+            peaks = larger(v.load(work, source + i), peaks)
+        peak = largest(peaks)
+        work[target + first // CHUNK] = peak / np.float32(32767.0)  # not a number where there is one among them
+        factor = v.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
+        for i in range(first, last, LANES):
+            store_shorts(work, pairs + i // 2, v.multiply(v.load(work, source + i), factor))
+
+
+@v.jit
+def rows_times_block(sums, data, start, inputs, x, at, stride):
+    """sums[i] + row i, which begins at x[at + i stride], times a block."""
+    pairs = at + first_pair(inputs)
+    for first in range(0, inputs, CHUNK):
+        whole = v.zeros_like(sums)
+        for k in range(first // 2, min(first + CHUNK, inputs) // 2):
+            whole = add_rows(whole, load_pairs(data, start + k * LANES), x, pairs + k, stride)
+        sums = scale_rows(whole, x, at + first // CHUNK, stride, sums)
+    return sums
+
+
+@v.jit
+def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
+    """As `rows_times_block` for two blocks that follow one another in data: an int16 array, or floats from `unpack`."""
+    a, b = sums, sums
+    pairs, step = at + first_pair(inputs), inputs // 2 * LANES
+    for first in range(0, inputs, CHUNK):
+        whole_a, whole_b = v.zeros_like(sums), v.zeros_like(sums)
+        for k in range(first // 2, min(first + CHUNK, inputs) // 2):
+            p = start + k * LANES
+            left, right = load_pairs(data, p), load_pairs(data, p + step)
+            whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k, stride)
+        a = scale_rows(whole_a, x, at + first // CHUNK, stride, a)
+        b = scale_rows(whole_b, x, at + first // CHUNK, stride, b)
+    return a, b
+
+
+@v.jit
+def row_times_four_blocks(data, start, inputs, x, at):
+    """One row times four blocks that follow one another: four sums that do not wait for each other."""
+    sums = v.zeros(4)
+    pairs, step = at + first_pair(inputs), inputs // 2 * LANES
+    for first in range(0, inputs, CHUNK):
+        a, b, c, d = v.zeros(4)
+        for k in range(first // 2, min(first + CHUNK, inputs) // 2):
+            pair = x[pairs + k]
+            p = start + k * LANES
+            a = add_products(load_pairs(data, p), pair, a)
+            b = add_products(load_pairs(data, p + step), pair, b)
+            c = add_products(load_pairs(data, p + 2 * step), pair, c)
+            d = add_products(load_pairs(data, p + 3 * step), pair, d)
+        sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
+    return sums
+
+
+@v.jit
+def unpack(data, start, count, work, to):
+    """Write ``count`` pairs of int8 weights as pairs of int16 into as many cells."""
+    for i in range(0, count, LANES):
+        v.store(work, to + i, load_pairs(data, start + i))
+
+
+@v.jit
+def weight(data, start, inputs, k, n):
+    """The int8 from input k to output n."""
+    pair = data[start + (n // LANES * (inputs // 2) + k // 2) * LANES + n % LANES]
+    return np.int8(pair >> 8 if k % 2 else pair & 255)
