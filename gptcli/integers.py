@@ -37,14 +37,11 @@ def _add_products(builder, weights, x, sums):
 
 @intrinsic
 def load_pairs(typingctx, array, offset):
-    """16 pairs of int16: as they are from a float32 array, widened from an int16 array of pairs of int8."""
+    """16 pairs of int8 of an int16 array, widened to pairs of int16."""
 
     def codegen(context, builder, signature, args):
-        array_type = signature.args[0]
-        if array_type.dtype == types.float32:
-            return builder.load(v.pointer_to(context, builder, array_type, *args, v.FLOATS), align=4)
         small = ir.VectorType(ir.IntType(8), 2 * LANES)
-        pairs = builder.load(v.pointer_to(context, builder, array_type, *args, small), align=2)
+        pairs = builder.load(v.pointer_to(context, builder, signature.args[0], *args, small), align=2)
         return builder.bitcast(builder.sext(pairs, _PAIRS), v.FLOATS)
 
     return v.lanes(array, types.intp), codegen
@@ -192,7 +189,7 @@ def rows_times_block(sums, data, start, inputs, x, at, stride):
 
 @v.jit
 def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
-    """As `rows_times_block` for two blocks that follow one another in data: an int16 array, or floats from `unpack`."""
+    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
     a, b = sums, sums
     pairs, step = at + first_pair(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -222,13 +219,6 @@ def row_times_four_blocks(data, start, inputs, x, at):
             d = add_products(load_pairs(data, p + 3 * step), pair, d)
         sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
     return sums
-
-
-@v.jit
-def unpack(data, start, count, work, to):
-    """Write ``count`` pairs of int8 weights as pairs of int16 into as many cells."""
-    for i in range(0, count, LANES):
-        v.store(work, to + i, load_pairs(data, start + i))
 
 
 @v.jit

@@ -3,7 +3,8 @@
 Decoding reads every weight once a token, so memory sets the pace, and the kernels are built around that stream. A
 matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
 sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
-of 32 inputs (see quantization.py); products.py widens them in registers.
+of 32 inputs (see quantization.py); products.py widens them in registers. Where the machine multiplies pairs of int16
+twice as fast as floats, int8 weights meet rows that were quantised to int16 before each product (see integers.py).
 
 Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
 has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
@@ -13,7 +14,7 @@ Threads take work (blocks of outputs, heads, rows) from shared counters, phase b
 thread, only for work that somebody has taken: a late or absent helper costs time, not correctness.
 
 All functions share six flat arrays, so that there is little to pass on and to compile:
-    data     packed weights: float32, int8, or uint8 holding two int4
+    data     packed weights: float32, int8, int16 holding two int8, or uint8 holding two int4
     scale    of int8 float32, one an output; of int4 the bits of bfloat16, 16 a group of 32 inputs of a block
     floats   float32: biases, layer norms (weight, bias), positions (context, C), epsilon, each layer's attention scale
     work     float32: activations, logits and the cache
@@ -101,8 +102,8 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
     """
     stride = products.row_size(data, width)
     if unpacked:
-        wide = sums + 2 * TILE * LANES
-        a, b = products.rows_times_two_unpacked(zeros, data, wide, scale, scale_start, width, work, source, stride)
+        floats = sums + 2 * TILE * LANES
+        a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, stride)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:
@@ -444,24 +445,16 @@ def run(data, scale, floats, work, table, control, thread):
     v.atomic_store(control, ASLEEP + thread * LINE, 1)
 
 
-def pack(source, target, first, inputs):
-    """Write a matrix (in, out) of any strides into blocks (inputs, 16) of ``target``, from element ``first`` on."""
+def pack(source, target, first, inputs, together):
+    """Write a matrix (in, out) of any strides into blocks of ``target``, from element ``first`` on.
+
+    A block is (inputs, 16), or (inputs / 2, 16, 2) where two inputs go ``together``.
+    """
     rows, columns = source.shape
     for block in range((columns + LANES - 1) // LANES):
         kept = min(LANES, columns - block * LANES)
         start = first + block * inputs * LANES
         for k in range(rows):
+            at = start + k // together * together * LANES + k % together
             for i in range(kept):
-                target[start + k * LANES + i] = source[k, block * LANES + i]
-
-
-def pack_pairs(source, target, first, inputs):
-    """As `pack` for a matrix of int8, two inputs in an int16: the first of them in the low byte."""
-    rows, columns = source.shape
-    for block in range((columns + LANES - 1) // LANES):
-        kept = min(LANES, columns - block * LANES)
-        start = first + block * (inputs // 2) * LANES
-        for k in range(0, rows, 2):
-            for i in range(kept):
-                high = source[k + 1, block * LANES + i] if k + 1 < rows else 0
-                target[start + k // 2 * LANES + i] = (source[k, block * LANES + i] & 255) | (high << 8)
+                target[at + i * together] = source[k, block * LANES + i]

@@ -1,9 +1,10 @@
 """Weights meet rows: the inner loops of kernels.py, for each kind of weights and each number of rows.
 
-A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8 or two int4 in a byte; each function
-exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end (`output_scale`);
-an int4 scale multiplies the sum of its group. All sums stay in registers, and a row's are added up in the same order
-in all of these functions.
+A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16 or two int4 in a
+byte; each function exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end
+(`output_scale`); an int4 scale multiplies the sum of its group. All sums stay in registers, and a row's are added up in
+the same order in all of these functions. Rows are floats, but for pairs of int8: they meet integers (`write_row`), and
+integers.py has what is done with them.
 """
 
 # mypy: ignore-errors
@@ -101,9 +102,9 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
 
 def unpack(data, start, count, work, to):
-    """Write ``count`` elements of int4 as floats, but for their scale, or of pairs of int8 as pairs of int16.
+    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
 
-    False, and nothing, for other weights: int8 is widened as fast as it is read.
+    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
     """
 
 
@@ -120,49 +121,24 @@ def _unpack_of(data, start, count, work, to):
 
         return four_bits
 
-    if data.dtype == types.int16:
-
-        def pairs(data, start, count, work, to):
-            integers.unpack(data, start, count, work, to)
-            return True
-
-        return pairs
-
     return lambda data, start, count, work, to: False
 
 
-def rows_times_two_unpacked(sums, data, start, scale, scale_start, inputs, work, at, stride):
-    """As `rows_times_two_blocks`, to the bit, for two blocks of ``data`` that `unpack` wrote to work[start:]."""
-
-
-@overload(rows_times_two_unpacked, jit_options=OPTIONS)
-def _rows_times_two_unpacked_of(sums, data, start, scale, scale_start, inputs, work, at, stride):
-    if data.dtype == types.uint8:
-
-        def four_bits(sums, data, start, scale, scale_start, inputs, work, at, stride):
-            a, b = sums, sums
-            step, scale_step = inputs * LANES, inputs // GROUP * LANES
-            for group in range(inputs // GROUP):
-                part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
-                for k in range(group * GROUP, (group + 1) * GROUP):
-                    p = start + k * LANES
-                    left, right = v.load(work, p), v.load(work, p + step)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
-                s = scale_start + group * LANES
-                a = v.fma_all(part_a, v.load(scale, s), a)
-                b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
-            return a, b
-
-        return four_bits
-
-    if data.dtype == types.int16:
-
-        def pairs(sums, data, start, scale, scale_start, inputs, work, at, stride):
-            return integers.rows_times_two_blocks(sums, work, start, inputs, work, at, stride)
-
-        return pairs
-
-    return lambda sums, data, start, scale, scale_start, inputs, work, at, stride: (sums, sums)
+@jit
+def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, stride):
+    """As `rows_times_two_blocks`, to the bit, for two blocks of int4 that `unpack` wrote to work[start:]."""
+    a, b = sums, sums
+    step, scale_step = inputs * LANES, inputs // GROUP * LANES
+    for group in range(inputs // GROUP):
+        part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+        for k in range(group * GROUP, (group + 1) * GROUP):
+            p = start + k * LANES
+            left, right = v.load(work, p), v.load(work, p + step)
+            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
+        s = scale_start + group * LANES
+        a = v.fma_all(part_a, v.load(scale, s), a)
+        b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+    return a, b
 
 
 def row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
