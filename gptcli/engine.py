@@ -214,16 +214,16 @@ class Engine:
         if isinstance(weight, Packed):
             if bits == 4:
                 scale += layer * inputs // GROUP * outputs
-                self._kernels.pack(weight.scale, self._scale, scale, inputs // GROUP, 1)
+                self._kernels.pack(weight.scale, self._scale, scale, inputs // GROUP)
             else:
                 scale += layer * outputs
                 self._scale[scale : scale + len(weight.scale)] = weight.scale
         values = weight.values if isinstance(weight, Packed) else weight
-        rows = inputs // 2 if bits == 4 else inputs
         if self._in_pairs:
-            self._kernels.pack(values, self._data.view(np.int8), 2 * data + layer * rows * outputs, rows, 2)
+            self._kernels.pack_pairs(values, self._data, data + layer * inputs // 2 * outputs, inputs)
         else:
-            self._kernels.pack(values, self._data, data + layer * rows * outputs, rows, 1)
+            rows = inputs // 2 if bits == 4 else inputs
+            self._kernels.pack(values, self._data, data + layer * rows * outputs, rows)
         if matrix not in (k.WTE, k.HEAD) and f"{name}.bias" in tensors:
             at = bias + layer * outputs
             self._floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]

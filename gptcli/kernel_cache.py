@@ -51,6 +51,7 @@ class Kernels:
                 numba.config.CACHE_DIR = str(directory)
             self.run = numba.njit(k.run, nogil=True, cache=cached, error_model="numpy")
             self.pack = numba.njit(k.pack, nogil=True, cache=cached)
+            self.pack_pairs = numba.njit(k.pack_pairs, nogil=True, cache=cached)
         finally:
             numba.config.CACHE_DIR = before
         self.directory = directory if cached else None
