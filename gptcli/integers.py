@@ -22,6 +22,7 @@ from gptcli import lanes as v
 
 LANES = v.WIDTH
 CHUNK = 256  # inputs that share a scale
+FEW = 8  # rows: with more, the next weights are there in time, and asking for them early costs more than it brings
 AVAILABLE = v.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
 _PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
@@ -45,6 +46,21 @@ def load_pairs(typingctx, array, offset):
         return builder.bitcast(builder.sext(pairs, _PAIRS), v.FLOATS)
 
     return v.lanes(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, offset):
+    """Ask for what the array has there, to be in the second cache soon."""
+
+    def codegen(context, builder, signature, args):
+        byte, hint = ir.IntType(8), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), hint, hint, hint])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        pointer = v.pointer_to(context, builder, signature.args[0], *args, byte)
+        builder.call(function, [pointer, hint(0), hint(2), hint(1)])  # to read; level 2; data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic
@@ -189,7 +205,10 @@ def rows_times_block(sums, data, start, inputs, x, at, stride):
 
 @v.jit
 def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
-    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
+    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights.
+
+    Few rows are done before memory has brought the next two blocks, unless those are asked for on the way.
+    """
     a, b = sums, sums
     pairs, step = at + first_pair(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -197,6 +216,9 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             p = start + k * LANES
             left, right = load_pairs(data, p), load_pairs(data, p + step)
+            if len(sums) <= FEW:
+                prefetch(data, p + 2 * step)
+                prefetch(data, p + 3 * step)
             whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k, stride)
         a = scale_rows(whole_a, x, at + first // CHUNK, stride, a)
         b = scale_rows(whole_b, x, at + first // CHUNK, stride, b)
