@@ -227,7 +227,10 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
 
 @v.jit
 def row_times_four_blocks(data, start, inputs, x, at):
-    """One row times four blocks that follow one another: four sums that do not wait for each other."""
+    """One row times four blocks that follow one another: four sums that do not wait for each other.
+
+    The next four blocks are asked for on the way.
+    """
     sums = v.zeros(4)
     pairs, step = at + first_pair(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -239,6 +242,9 @@ def row_times_four_blocks(data, start, inputs, x, at):
             b = add_products(load_pairs(data, p + step), pair, b)
             c = add_products(load_pairs(data, p + 2 * step), pair, c)
             d = add_products(load_pairs(data, p + 3 * step), pair, d)
+            if k % 2 == 0:  # two pairs of inputs share a line of the cache
+                for i in range(4, 8):
+                    prefetch(data, p + i * step)
         sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
     return sums
 
