@@ -382,7 +382,8 @@ def _attention(floats, work, table, control, layer, rows, thread, phase):
             source = table[PROJECTED] + row * table[QKV + OUTPUTS] + emb_dim + head * size
             for k in range(size):
                 work[key + k * LANES] = work[source + k]
-                work[value + k // LANES * capacity * LANES + k % LANES] = work[source + emb_dim + k]
+            for panel in range(panels):  # what a last one holds past the head's end is never looked at
+                v.store(work, value + panel * capacity * LANES, v.load(work, source + emb_dim + panel * LANES))
         row = np.int64(0)
         while row < rows:
             slot = control[slots + row]
