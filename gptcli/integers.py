@@ -1,8 +1,8 @@
-"""Products in whole numbers: int8 weights meet rows of int16, where one instruction multiplies and adds 32 pairs.
+"""Products in whole numbers: int8 weights meet rows of int16, where one instruction multiplies and adds 32 of them.
 
 That is AVX-512's VNNI; a float instruction does half as many, and int8 weights would have to be widened for it. A row
-is quantised anew for every product, in chunks of 256 inputs with one scale each, to int16 in [-32767, 32767]: 1/200 of
-what int8 does to a weight. A chunk's sums are exact, 256 * 127 * 32767 < 2^31; floats add up the chunks, in order.
+is quantised anew for every product, in chunks of 256 inputs with one scale each, to int16 in [-32767, 32767]: 258 times
+finer than int8. A chunk's sums are exact, 256 * 127 * 32767 < 2^31; floats add up the chunks, in order.
 
     weights  int16 (in / 2, 16) a block: input 2j's int8 in the low byte, 2j + 1's in the high one
     a row    `row_size` cells of float32: a scale a chunk, in whole lanes, then the bits of in / 2 pairs of int16
