@@ -5,6 +5,7 @@ sequence's place in the cache.
 """
 
 import contextlib
+import copy
 import mmap
 import threading
 import weakref
@@ -22,6 +23,7 @@ from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
 from gptcli.products import LANES, TILE
 from gptcli.quantization import GROUP, Packed, Tensors
 
+PORTION = 64  # blocks of a matrix that are quantised at once
 MAX_ROWS = 192  # tokens of a prompt that are read together
 _KINDS = (
     (k.QKV, "attn.c_attn"),
@@ -65,11 +67,38 @@ class Engine:
         self.capacity = _padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
         self._table = np.zeros(k.PROGRAM + k.STEP * (10 * config.n_layers + 6), np.int64)
-        self._data_type = DATA_TYPES[bits]
-        self._in_pairs = self._data_type == np.int16
         self._load(tensors, bits)
         self._lay_out_work()
         self._write_program()
+        self._start(bits)
+
+    def twin(self, bits: int) -> "Engine":
+        """This model with its float32 matrices packed in ``bits`` bits (8 or 4), and everything else shared.
+
+        Both have one cache and one place for logits, so each reads on where the other is, and only one at a time.
+        """
+        twin = copy.copy(self)
+        twin._table = self._table.copy()
+        twin._lay_out_matrices(bits)
+        twin._write_program()
+        matrices = [k.QKV, k.ATTENTION, k.EXPAND, k.CONTRACT, k.HEAD, *([] if self.config.tie_weights else [k.WTE])]
+        parts: list[tuple[int, int, int]] = []  # matrix, block, how many
+        for matrix in matrices:
+            blocks = int(self._table[matrix + k.OUTPUTS]) // LANES
+            blocks *= 1 if matrix in (k.HEAD, k.WTE) else self.config.n_layers
+            parts += [(matrix, block, min(PORTION, blocks - block)) for block in range(0, blocks, PORTION)]
+
+        def pack(matrix: int, block: int, count: int) -> None:
+            start = int(self._table[matrix + k.DATA]) + block * int(self._table[matrix + k.INPUTS]) * LANES
+            twin._quantize(self._data, start, matrix, block, count)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(pack, *zip(*parts, strict=True)))
+        twin._start(bits)
+        return twin
+
+    def _start(self, bits: int) -> None:
+        """Make the kernel ready, and helpers for it."""
         self._arguments = (self._data, self._scale, self._floats, self._work, self._table, self._control)
         self._kernels.prepare(bits)
         self._ended = threading.Event()
@@ -153,9 +182,11 @@ class Engine:
             kept = _padded(length, LANES) * cache.shape[-1] // self.capacity
             cache[target, :, :kept] = cache[source, :, :kept]
 
-    def _load(self, tensors: Tensors, bits: int) -> None:
-        """Pack every matrix into one array, one at a time."""
+    def _lay_out_matrices(self, bits: int) -> list[tuple[int, int, str]]:
+        """Find every matrix its place in one array: (matrix, layer, name) of all. The table gets the places."""
         config, table = self.config, self._table
+        data_type = DATA_TYPES[bits]
+        self._in_pairs = data_type == np.int16
         width, hidden = _padded(config.emb_dim, GROUP), _padded(config.hidden_dim, GROUP)
         out = {
             k.QKV: _padded(3 * config.emb_dim, LANES),
@@ -183,16 +214,23 @@ class Engine:
             biases += out[matrix]
         if config.tie_weights:
             table[k.WTE : k.WTE + 5] = table[k.HEAD : k.HEAD + 5]
-        self._data = _allocate(cells, self._data_type)
+        self._data = _allocate(cells, data_type)
         self._scale = _allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
-        names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
         table[k.NORMS] = biases
-        table[k.WPE] = biases + 2 * width * len(names)
+        return jobs
+
+    def _load(self, tensors: Tensors, bits: int) -> None:
+        """Fill the arrays, one matrix after the other."""
+        config, table = self.config, self._table
+        jobs = self._lay_out_matrices(bits)
+        names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
+        width = int(table[k.QKV + k.INPUTS])
+        table[k.WPE] = table[k.NORMS] + 2 * width * len(names)
         table[k.EPSILON] = table[k.WPE] + config.context_length * config.emb_dim
         table[k.FACTORS] = table[k.EPSILON] + 1
         self._floats = np.zeros(int(table[k.FACTORS]) + config.n_layers, np.float32)
         with ThreadPoolExecutor(min(self.threads, 4)) as pool:
-            list(pool.map(lambda job: self._load_matrix(tensors, job[0], job[1], job[2], bits), jobs))
+            list(pool.map(lambda job: self._load_matrix(tensors, *job), jobs))
         for number, name in enumerate(names):
             at = int(table[k.NORMS]) + 2 * width * number
             self._floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]
@@ -203,30 +241,49 @@ class Engine:
             factor = config.head_dim**-0.5 if config.scale_attn else 1.0
             self._floats[table[k.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
 
-    def _load_matrix(self, tensors: Tensors, matrix: int, layer: int, name: str, bits: int) -> None:
+    def _load_matrix(self, tensors: Tensors, matrix: int, layer: int, name: str) -> None:
         data, scale, bias, inputs, outputs = (int(cell) for cell in self._table[matrix : matrix + 5])
         weight = tensors[f"{name}.weight"]
-        if not isinstance(weight, Packed):
-            if bits < 32:
-                weight = quantization.packed(f"{name}.weight", weight, quantization.check_bits(bits), self.threads)
-            elif quantization.is_transposed(f"{name}.weight"):
-                weight = weight.T
+        four_bits = self._data.dtype == DATA_TYPES[4]
         if isinstance(weight, Packed):
-            if bits == 4:
+            if four_bits:
                 scale += layer * inputs // GROUP * outputs
                 self._kernels.pack(weight.scale, self._scale, scale, inputs // GROUP)
             else:
                 scale += layer * outputs
                 self._scale[scale : scale + len(weight.scale)] = weight.scale
+        elif quantization.is_transposed(f"{name}.weight"):
+            weight = weight.T
         values = weight.values if isinstance(weight, Packed) else weight
-        if self._in_pairs:
+        if isinstance(weight, Packed) and self._in_pairs:
             self._kernels.pack_pairs(values, self._data, data + layer * inputs // 2 * outputs, inputs)
-        else:
-            rows = inputs // 2 if bits == 4 else inputs
+        elif isinstance(weight, Packed) or self._data.dtype == np.float32:
+            rows = inputs // 2 if four_bits else inputs
             self._kernels.pack(values, self._data, data + layer * rows * outputs, rows)
+        else:
+            first = layer * outputs // LANES
+            with ThreadPoolExecutor(self.threads) as pool:
+                blocks = range(0, _padded(values.shape[1], LANES) // LANES, PORTION)
+                list(pool.map(lambda block: self._pack_part(values, matrix, first, block), blocks))
         if matrix not in (k.WTE, k.HEAD) and f"{name}.bias" in tensors:
             at = bias + layer * outputs
             self._floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
+
+    def _pack_part(self, values: NDArray[Any], matrix: int, first: int, block: int) -> None:
+        """Quantise the blocks from ``block`` on of a matrix whose first one is ``first`` among those of all layers."""
+        part = values[:, block * LANES : (block + PORTION) * LANES]
+        inputs, count = int(self._table[matrix + k.INPUTS]), _padded(part.shape[1], LANES) // LANES
+        floats = np.zeros(count * inputs * LANES, np.float32)
+        self._kernels.pack(part, floats, 0, inputs)
+        self._quantize(floats, 0, matrix, first + block, count)
+
+    def _quantize(self, source: NDArray[np.float32], start: int, matrix: int, block: int, count: int) -> None:
+        """Pack blocks of float32 from source[start:] as blocks ``block`` and on of a matrix."""
+        data, scale, _, inputs, _ = (int(cell) for cell in self._table[matrix : matrix + 5])
+        four_bits = self._data.dtype == DATA_TYPES[4]
+        data += block * inputs * LANES // (2 if four_bits or self._in_pairs else 1)
+        scale += block * (inputs // GROUP if four_bits else 1) * LANES
+        self._kernels.quantize(source, start, self._data, data, self._scale, scale, inputs, count)
 
     def _lay_out_work(self) -> None:
         """Activations, logits, scratch and cache in one array."""
@@ -241,7 +298,7 @@ class Engine:
             k.NORMED: 2 * rows * width,
             k.CONTEXT: rows * width,
             k.PROJECTED: rows * projected,
-            k.HIDDEN: (2 if self._in_pairs else 1) * rows * int(table[k.CONTRACT + k.INPUTS]),
+            k.HIDDEN: 2 * rows * int(table[k.CONTRACT + k.INPUTS]),  # the second half for a program of pairs
             k.LOGITS: 2 * rows * head,
             k.SCRATCH: self.threads * self._scratch_size(),
             k.KEYS: caches * self.capacity * config.head_dim,
@@ -314,6 +371,7 @@ class Engine:
                 k.IF_TAPPED,
             ),
         ]
+        table[k.PROGRAM :] = 0
         for number, row in enumerate(program):
             first = k.PROGRAM + number * k.STEP
             table[first : first + len(row)] = row

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import integers
+from gptcli import integers, packing
 from gptcli import kernels as k
 
 
@@ -24,7 +24,8 @@ def cache_directory() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "products.py", "integers.py", "lanes.py"))
+    rooms = ("kernels.py", "packing.py", "products.py", "integers.py", "lanes.py")
+    source = b"".join((here / name).read_bytes() for name in rooms)
     return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
 
 
@@ -50,8 +51,9 @@ class Kernels:
             if cached:
                 numba.config.CACHE_DIR = str(directory)
             self.run = numba.njit(k.run, nogil=True, cache=cached, error_model="numpy")
-            self.pack = numba.njit(k.pack, nogil=True, cache=cached)
-            self.pack_pairs = numba.njit(k.pack_pairs, nogil=True, cache=cached)
+            self.pack = numba.njit(packing.pack, nogil=True, cache=cached)
+            self.pack_pairs = numba.njit(packing.pack_pairs, nogil=True, cache=cached)
+            self.quantize = numba.njit(packing.quantize, nogil=True, cache=cached, error_model="numpy")
         finally:
             numba.config.CACHE_DIR = before
         self.directory = directory if cached else None

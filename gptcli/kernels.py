@@ -444,29 +444,3 @@ def run(data, scale, floats, work, table, control, thread):
             return
         v.atomic_add(control, INSIDE, -1)
     v.atomic_store(control, ASLEEP + thread * LINE, 1)
-
-
-def pack(source, target, first, inputs):
-    """Write a matrix (in, out) of any strides into blocks (inputs, 16) of ``target``, from element ``first`` on."""
-    rows, columns = source.shape
-    for block in range((columns + LANES - 1) // LANES):
-        kept = min(LANES, columns - block * LANES)
-        start = first + block * inputs * LANES
-        for k in range(rows):
-            for i in range(kept):
-                target[start + k * LANES + i] = source[k, block * LANES + i]
-
-
-def pack_pairs(source, target, first, inputs):
-    """Write a matrix (in, out) of int8 into blocks (inputs / 2, 16) of int16: see integers.py."""
-    rows, columns = source.shape
-    for block in range((columns + LANES - 1) // LANES):
-        kept = min(LANES, columns - block * LANES)
-        start = first + block * inputs // 2 * LANES
-        for k in range(0, rows, 2):
-            cells = target[start + k // 2 * LANES :]
-            for i in range(kept):
-                cells[i] = source[k, block * LANES + i] & 255
-            if k + 1 < rows:
-                for i in range(kept):
-                    cells[i] |= source[k + 1, block * LANES + i] << 8

@@ -121,11 +121,18 @@ def load_nibbles(typingctx, array, offset):
 
 @intrinsic
 def store(typingctx, array, offset, value):
-    """Write 16 floats to a float32 array."""
+    """Write 16 floats to a float32 array, whole numbers to int8, uint8 or int16, bfloat16 bits to uint16."""
 
     def codegen(context, builder, signature, args):
         data, position, vector = args
-        builder.store(vector, pointer_to(context, builder, signature.args[0], data, position, FLOATS), align=4)
+        dtype = signature.args[0].dtype
+        if dtype == types.uint16:
+            high = builder.lshr(builder.bitcast(vector, INTS), _ints(16))
+            vector = builder.trunc(high, ir.VectorType(ir.IntType(16), WIDTH))
+        elif dtype != types.float32:
+            vector = builder.trunc(builder.fptosi(vector, INTS), ir.VectorType(ir.IntType(dtype.bitwidth), WIDTH))
+        pointer = pointer_to(context, builder, signature.args[0], data, position, vector.type)
+        builder.store(vector, pointer, align=dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes), codegen
@@ -242,6 +249,41 @@ subtract = _binary("a - b", lambda builder, a, b: builder.fsub(a, b))
 multiply = _binary("a b", lambda builder, a, b: builder.fmul(a, b))
 divide = _binary("a / b", lambda builder, a, b: builder.fdiv(a, b))
 maximum = _binary("the larger of a and b", lambda b_, a, b: b_.select(b_.fcmp_ordered(">", a, b), a, b))
+
+
+@intrinsic
+def where_less(typingctx, a, b, yes, no):
+    """yes where a < b, else no."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args[:2]), *args[2:])
+
+    return lanes(lanes, lanes, lanes, lanes), codegen
+
+
+@intrinsic
+def nearest(typingctx, x):
+    """The nearest whole numbers, halves to the even one."""
+
+    def codegen(context, builder, signature, args):
+        rounding = ir.FunctionType(FLOATS, [FLOATS])
+        function = cgutils.get_or_insert_function(builder.module, rounding, f"llvm.rint.v{WIDTH}f32")
+        return builder.call(function, args)
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
+def to_bfloat16(typingctx, x):
+    """The nearest bfloat16, ties to even, as floats."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], INTS)
+        last = builder.and_(builder.lshr(bits, _ints(16)), _ints(1))
+        rounded = builder.add(bits, builder.add(last, _ints(0x7FFF)))
+        return builder.bitcast(builder.and_(rounded, _ints(0xFFFF0000)), FLOATS)
+
+    return lanes(lanes), codegen
 
 
 @intrinsic

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import tiny_model
 
+from gptcli import quantization
 from gptcli.config import GPTConfig
 from gptcli.model import GPTModel
 from gptcli.quantization import dequantize, is_packed_name, is_transposed, quantize
@@ -123,6 +124,35 @@ def test_channels_far_above_the_others_do_no_harm(
     cpu = engine(model, bits=bits, threads=2)
     spread = np.float32(expected.std())
     np.testing.assert_allclose(cpu.read(0, ids, 0, every=True) / spread, expected / spread, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", list(SHAPES.values())[:5], ids=list(SHAPES)[:5])
+def test_the_kernels_pack_to_the_bit_as_numpy_does(shape: dict[str, Any], bits: int) -> None:
+    """From float32 on the way in, from float32 that is in memory already, and from what numpy has packed."""
+    model = tiny_model(**shape)
+    with torch.no_grad():
+        model.wte.weight[0] = 0  # an output without a largest weight
+        model.h[0].mlp.c_fc.weight[:32] = 0
+        model.h[0].mlp.c_fc.weight[-1] *= 100
+    weights = arrays(model)
+    packed = {n: quantization.packed(n, w, bits) if is_packed_name(n) else w for n, w in weights.items()}  # type: ignore[arg-type]
+    ids = some_ids(model)
+    expected = Engine(model.config, packed, bits=bits).read(0, ids, 0, every=True)
+    assert np.abs(expected).max() > 0
+    for cpu in (engine(model, bits=bits, threads=2), engine(model, threads=2).twin(bits)):
+        np.testing.assert_array_equal(cpu.read(0, ids, 0, every=True), expected)
+
+
+def test_a_twin_reads_on_where_the_model_is_and_the_model_writes_over_it() -> None:
+    model = tiny_model()
+    ids = some_ids(model, 12)
+    cpu = engine(model, threads=2)
+    twin = cpu.twin(8)
+    cpu.read(0, ids[:8], 0)
+    guessed = twin.read(0, ids[8:10], 8)[0].copy()
+    np.testing.assert_allclose(guessed, torch_logits(model, ids[:10])[-1], atol=0.2)
+    np.testing.assert_array_equal(cpu.read(0, ids[8:], 8, every=True), engine(model).read(0, ids, 0, every=True)[8:])
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"textstream"},
     {"config", "shapes", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products", "kernels"}
-    | {"integers", "quantization"}
+    | {"integers", "packing", "quantization"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}

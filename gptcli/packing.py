@@ -1,0 +1,145 @@
+"""Matrices into the blocks that kernels.py walks through: as they come, or from blocks of float32 into int8 or int4.
+
+A block is 16 outputs of a matrix, laid out (in, 16); see products.py. What `quantize` makes of a weight is what
+quantization.py makes of it: a model that is in memory already gets its packed twin in a fraction of a second.
+"""
+
+# mypy: ignore-errors
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from gptcli import lanes as v
+from gptcli.lanes import OPTIONS, jit
+from gptcli.products import GROUP, LANES
+
+
+def pack(source, target, first, inputs):
+    """Write a matrix (in, out) of any strides into blocks (inputs, 16) of ``target``, from element ``first`` on."""
+    rows, columns = source.shape
+    for block in range((columns + LANES - 1) // LANES):
+        kept = min(LANES, columns - block * LANES)
+        start = first + block * inputs * LANES
+        for k in range(rows):
+            for i in range(kept):
+                target[start + k * LANES + i] = source[k, block * LANES + i]
+
+
+def pack_pairs(source, target, first, inputs):
+    """Write a matrix (in, out) of int8 into blocks (inputs / 2, 16) of int16: see integers.py."""
+    rows, columns = source.shape
+    for block in range((columns + LANES - 1) // LANES):
+        kept = min(LANES, columns - block * LANES)
+        start = first + block * inputs // 2 * LANES
+        for k in range(0, rows, 2):
+            cells = target[start + k // 2 * LANES :]
+            for i in range(kept):
+                cells[i] = source[k, block * LANES + i] & 255
+            if k + 1 < rows:
+                for i in range(kept):
+                    cells[i] |= source[k + 1, block * LANES + i] << 8
+
+
+def quantize(source, source_at, target, at, scale, scale_at, inputs, count):
+    """Pack ``count`` blocks (inputs, 16) of float32 from source[source_at:] into target[at:] and scale[scale_at:]."""
+    for block in range(count):
+        start = source_at + block * inputs * LANES
+        quantize_block(source, start, target, at, scale, scale_at, inputs, block)
+
+
+def quantize_block(source, start, target, at, scale, scale_at, inputs, block):
+    """Pack the float32 block at source[start:] as the block of that number of ``target`` and ``scale``."""
+
+
+@overload(quantize_block, jit_options=OPTIONS)
+def _quantize_block_of(source, start, target, at, scale, scale_at, inputs, block):
+    if target.dtype == types.uint8:
+        return _int4_block
+    if target.dtype == types.int16:
+        return _int8_block_of_pairs
+    return _int8_block
+
+
+@jit
+def _int8_scale(source, start, inputs):
+    largest = v.splat(np.float32(0.0))
+    for k in range(inputs):
+        weights = v.load(source, start + k * LANES)
+        largest = v.maximum(largest, v.maximum(weights, _minus(weights)))
+    factor = v.divide(largest, v.splat(np.float32(127.0)))
+    return v.where_less(v.splat(np.float32(0.0)), factor, factor, v.splat(np.float32(1.0)))
+
+
+def _int8_block_of_pairs(source, start, target, at, scale, scale_at, inputs, block):
+    """See integers.py: input 2j in the low byte of an int16, 2j + 1 in the high one."""
+    factor = _int8_scale(source, start, inputs)
+    v.store(scale, scale_at + block * LANES, factor)
+    byte = v.splat(np.float32(256.0))
+    for k in range(0, inputs, 2):
+        low = v.nearest(v.divide(v.load(source, start + k * LANES), factor))
+        high = v.nearest(v.divide(v.load(source, start + (k + 1) * LANES), factor))
+        low = v.where_less(low, v.splat(np.float32(0.0)), v.add(low, byte), low)
+        v.store(target, at + (block * inputs + k) // 2 * LANES, v.fma(high, byte, low))
+
+
+def _int8_block(source, start, target, at, scale, scale_at, inputs, block):
+    factor = _int8_scale(source, start, inputs)
+    v.store(scale, scale_at + block * LANES, factor)
+    for k in range(inputs):
+        values = v.nearest(v.divide(v.load(source, start + k * LANES), factor))
+        v.store(target, at + (block * inputs + k) * LANES, values)
+
+
+def _int4_block(source, start, target, at, scale, scale_at, inputs, block):
+    """Of the scales around each group's largest weight, the one with the smallest squared error."""
+    for group in range(inputs // GROUP):
+        here = start + group * GROUP * LANES
+        low = high = v.load(source, here)
+        for k in range(1, GROUP):
+            weights = v.load(source, here + k * LANES)
+            low, high = v.where_less(weights, low, weights, low), v.maximum(high, weights)
+        largest = v.where_less(high, _minus(low), low, high)
+        factor, least = _fit(source, here, largest, np.float32(-8.0))
+        for steps in (np.float32(-7.3), np.float32(7.5)):
+            other, error = _fit(source, here, largest, steps)
+            factor = v.where_less(error, least, other, factor)
+            least = v.where_less(error, least, error, least)
+        v.store(scale, scale_at + (block * (inputs // GROUP) + group) * LANES, factor)
+        inverse, first = _inverse(factor), at + (block * inputs + group * GROUP) // 2 * LANES
+        eight = v.splat(np.float32(8.0))
+        for k in range(0, GROUP, 2):
+            low = v.add(_whole(v.load(source, here + k * LANES), inverse), eight)
+            high = v.add(_whole(v.load(source, here + (k + 1) * LANES), inverse), eight)
+            v.store(target, first + k // 2 * LANES, v.fma(high, v.splat(np.float32(16.0)), low))
+
+
+@jit
+def _fit(source, here, largest, steps):
+    """The scale that makes the largest weights of a group ``steps``, and each one's sum of squared errors."""
+    factor = v.to_bfloat16(v.divide(largest, v.splat(steps)))
+    inverse, error = _inverse(factor), v.splat(np.float32(0.0))
+    for k in range(GROUP):
+        weights = v.load(source, here + k * LANES)
+        difference = v.subtract(v.multiply(_whole(weights, inverse), factor), weights)
+        error = v.add(error, v.multiply(difference, difference))
+    return factor, error
+
+
+@jit
+def _whole(weights, inverse):
+    """The whole numbers in [-8, 7] that come closest."""
+    values = v.maximum(v.nearest(v.multiply(weights, inverse)), v.splat(np.float32(-8.0)))
+    return v.where_less(values, v.splat(np.float32(7.0)), values, v.splat(np.float32(7.0)))
+
+
+@jit
+def _inverse(factor):
+    """One over each; 1 where it is 0, as then all weights are."""
+    size, one = v.maximum(factor, _minus(factor)), v.splat(np.float32(1.0))
+    return v.divide(one, v.where_less(v.splat(np.float32(0.0)), size, factor, one))
+
+
+@jit
+def _minus(x):
+    return v.subtract(v.splat(np.float32(0.0)), x)
