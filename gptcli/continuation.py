@@ -7,7 +7,7 @@ from typing import Any
 
 from gptcli.config import Overflow, SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.sampling import Array, distribution, draw, like, likeliest_first
+from gptcli.sampling import Array, distribution, draw, like, likeliest, likeliest_first, penalise_repeats
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,14 @@ class Continuation:
         sampling = self.request.sampling
         seen = like(logits, [[*self.seen, *ahead]]) if sampling.repetition_penalty != 1.0 else None
         return distribution(logits, sampling, seen)
+
+    def likeliest(self, logits: Array, ahead: Sequence[int] = ()) -> tuple[int, float]:
+        """The token that is drawn if drawing is greedy, and how far ahead its score is; as `distribution`."""
+        self.hold_back(logits, len(ahead))
+        penalty = self.request.sampling.repetition_penalty
+        if penalty != 1.0:
+            logits = penalise_repeats(logits, like(logits, [[*self.seen, *ahead]]), penalty)
+        return likeliest(logits)
 
     def hold_back(self, logits: Array, ahead: int = 0) -> None:
         """Make the end of text impossible in logits (1, V) while there are too few tokens."""

@@ -36,6 +36,9 @@ class Engine(Protocol):
     def fork(self, source: int, target: int, length: int) -> None:
         """Let slot ``target`` know the first ``length`` tokens of ``source``."""
 
+    def twin(self, bits: int) -> "Engine":
+        """The same model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
+
 
 class Decoder(Protocol):
     """A model that remembers the sequence it has read so far.
@@ -90,6 +93,10 @@ class SlotDecoder:
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
+
+    def twin(self, bits: int) -> "SlotDecoder":
+        """A decoder of the same model packed in ``bits`` bits, whose cache is this one's: for drafts."""
+        return SlotDecoder(self.engine.twin(bits), self._slot, self.contrast)
 
     def fork(self, slot: int) -> "SlotDecoder":
         """A decoder in another slot that has read the same."""

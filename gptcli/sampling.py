@@ -131,6 +131,14 @@ def draw(probabilities: Array, uniforms: Array) -> Array:
     return xp.clip(drawn, None, probabilities.shape[-1] - 1)
 
 
+def likeliest(scores: Array) -> tuple[int, float]:
+    """The likeliest token by scores (1, V), the first of equals, and how far it is ahead of the next; changes them."""
+    best = int(scores[0].argmax())
+    score = float(scores[0, best])
+    scores[0, best] = -float("inf")
+    return best, score - float(scores[0].max())
+
+
 def likeliest_first(scores: Array) -> Array:
     """(B, V) int64: the places of the scores (B, V) from the largest down, equals in their own order."""
     xp = _library(scores)

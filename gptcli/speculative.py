@@ -8,12 +8,13 @@ token by token.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import exp, expm1, prod
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from gptcli.continuation import Continuation, Request, Token
-from gptcli.decoding import Decoder
+from gptcli.decoding import Decoder, SlotDecoder
 from gptcli.sampling import Array, draw
 
 
@@ -117,38 +118,81 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """A smaller model with the same tokenizer, drawing from its own distribution under the same request.
+    """Another model with the same tokenizer, drawing from its own distribution under the same request.
+
+    It stops where the next token is not worth its step: a text with a draft comes about twice as fast, so a step of
+    the draft has to bring ``2 cost`` tokens, and what it brings is the chance that all tokens before are taken. When
+    drawing is greedy, that chance is told from how far ahead the likeliest token is, 1 - exp(-margin / noise), the
+    scale of the noise between the models being learned from what was refused. Else it is the share taken lately.
 
     Args:
-        decoder: the smaller model's.
-        most: tokens to propose at once; each costs a step of it.
+        decoder: the draft's.
+        cost: of a step of it; a reading of the model is 1.
+        most: tokens to propose at once.
+        shared: the draft reads on in the model's own cache (see `decoding.SlotDecoder.twin`).
     """
 
-    def __init__(self, decoder: Decoder, most: int = 4) -> None:
+    def __init__(self, decoder: Decoder, cost: float = 0.2, most: int = 7, shared: bool = False) -> None:
         self._decoder = decoder
-        self.most = most
+        self.cost, self.most = cost, most
+        self._shared = shared
         self._read: list[int] = []
+        self._noise, self._taken = 0.1, 1.0
+        self._text: Continuation | None = None
+        self._last: tuple[int, list[tuple[int, float]]] = (0, [])
 
     def propose(self, text: Continuation, count: int) -> list[Proposal]:
+        if text is self._text:
+            self._learn(text.seen)
+        self._text = text
         ids = text.window.ids
         count = min(count, self.most, self._decoder.config.context_length - len(ids))
         if count < 1:
+            self._last = 0, []
             return []
-        same = 0
-        while same < min(len(self._read), len(ids) - 1) and self._read[same] == ids[same]:
-            same += 1
-        self._decoder.crop(same)
+        known = len(ids) - 1 if self._shared else self._known(ids)
+        self._decoder.length = known
         self._read = list(ids)
-        logits = self._decoder.read(ids[same:])
+        logits = self._decoder.read(ids[known:])
         proposals: list[Proposal] = []
+        chances: list[float] = []
         while True:
-            probabilities = text.distribution(logits, [proposal.id for proposal in proposals])
-            token_id = int(draw(probabilities, [text.random.random()])[0])
-            proposals.append(Proposal(token_id, probabilities))
-            if len(proposals) == count or token_id == text.request.eot_id:
+            proposal, chance = self._guess(text, logits, [proposal.id for proposal in proposals])
+            proposals.append(proposal)
+            chances.append(chance)
+            if len(proposals) == count or proposal.id == text.request.eot_id or prod(chances) < 2 * self.cost:
+                self._last = len(text.seen), list(zip((proposal.id for proposal in proposals), chances, strict=True))
                 return proposals
-            self._read.append(token_id)
-            logits = self._decoder.read([token_id])
+            self._read.append(proposal.id)
+            logits = self._decoder.read([proposal.id])
+
+    def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[Proposal, float]:
+        """The next token, and the chance that it is taken if those before are."""
+        if text.request.sampling.temperature == 0:
+            token_id, margin = text.likeliest(logits, ahead)
+            return Proposal(token_id, None), -expm1(-margin / self._noise)
+        probabilities = text.distribution(logits, ahead)
+        return Proposal(int(draw(probabilities, [text.random.random()])[0]), probabilities), self._taken
+
+    def _learn(self, seen: list[int]) -> None:
+        """Judge the last proposals by what came; nothing is known of those behind the first that was refused."""
+        at, proposed = self._last
+        for (token_id, chance), came in zip(proposed, seen[at:], strict=False):
+            taken = token_id == came
+            self._taken += 0.05 * (taken - self._taken)
+            self._noise *= exp(chance - taken)
+            if not taken:
+                break
+
+    def _known(self, ids: list[int]) -> int:
+        """How many of these tokens the draft has read already; the last one it reads again."""
+        most = min(len(self._read), len(ids) - 1)
+        return next((n for n in range(most) if self._read[n] != ids[n]), most)
+
+
+def twin_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
+    """The model of ``decoder`` as its own draft, packed in ``bits`` bits (8 or 4)."""
+    return ModelDrafter(decoder.twin(bits), cost={8: 0.3, 4: 0.22}[bits], shared=True)
 
 
 def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 7) -> Iterator[Token]:

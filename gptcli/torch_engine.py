@@ -6,6 +6,7 @@ is captured once as a graph and then replayed: a small model's step is otherwise
 kernels one by one. Elsewhere the same step runs as it is written.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.model import Cache, GPTModel, KVCache
+from gptcli.packed_model import PackedModel
 
 SPAN = 128  # the cache is looked at in whole spans
 AT_ONCE = 8  # tokens of a single sequence that still make a step: what speculation verifies
@@ -96,6 +98,14 @@ class TorchEngine:
         self._captures = capture and model.device.type == "cuda"
         self._graphs: dict[tuple[int, int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._compiled = torch.compile(self._compute, dynamic=False) if compiled else None
+
+    def twin(self, bits: int) -> "TorchEngine":
+        """This model with its matrices packed in ``bits`` bits (8 or 4), on this engine's cache."""
+        weights = {name: t.detach().to("cpu", torch.float32).numpy() for name, t in self.model.state_dict().items()}
+        twin = copy.copy(self)
+        twin.model = PackedModel(self.config, weights, bits, self.model.device, self.model.dtype)
+        twin._graphs, twin._compiled = {}, None
+        return twin
 
     @torch.no_grad()
     def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Tensor:

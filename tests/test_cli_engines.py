@@ -163,12 +163,26 @@ def test_a_draft_changes_no_greedy_text_and_says_what_it_brought(
         pytest.importorskip("numba")
     tiny_checkpoint(tmp_path / "checkpoints" / "draft", context_length=20, n_layers=1)
     plain = generated(gptcli, "-c", run, "-t", 0, *engine)
-    for draft in ("ngram", "draft"):
+    for draft in ("ngram", "draft", "int8", "int4"):
         assert generated(gptcli, "-c", run, "-t", 0, "--draft", draft, *engine) == plain
         err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
         assert "proposed tokens taken" in err
         assert "tokens for each reading of the model" in err
         assert "speed of this run's own steps" in err or draft != "ngram"
+    err = gptcli("generate", "abab", "-c", run, "--draft", "int8", *engine, "--verbose").err
+    assert "The draft in int8 takes 0 MB, packed in" in err
+
+
+def test_a_draft_in_fewer_bits_is_for_float32_weights(gptcli: Any, run: Path, tmp_path: Path) -> None:
+    assert gptcli("quantize", run, "--bits", 8).code == 0
+    for options in (("-c", f"{run}-int8"), ("-c", run, "--quantize", "int8")):
+        for draft in ("int8", "int4"):
+            refused = gptcli("generate", "abab", *options, "--draft", draft)
+            refused.assert_user_error(f"--draft {draft}", "in int8", "--draft ngram")
+    gptcli("generate", "abab", "-c", run, "--draft", "int5").assert_user_error("no checkpoint int5")
+    tiny_checkpoint(tmp_path / "int8", "char", "abc", context_length=32)  # the words win; this is how to say the place
+    assert gptcli("generate", "abab", "-c", run, "--draft", "int8", "-n", 4).code == 0
+    gptcli("generate", "abab", "-c", run, "--draft", "./int8").assert_user_error("--draft ./int8", "tokenizer")
 
 
 def test_compile_falls_back_with_one_line(gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

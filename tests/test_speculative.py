@@ -55,6 +55,47 @@ def test_greedy_text_is_identical_past_the_context_too(kind: str, prompts: int, 
     assert tally.readings < tally.tokens
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("kind", "prompts"), [("cpu", 50), ("torch", 6)])
+def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
+    kind: str, prompts: int, bits: int
+) -> None:
+    model, _ = decoders(kind)
+    guess = speculative.twin_drafter(model, bits)
+    rng = np.random.default_rng(0)
+    tally = Tally()
+    for number in range(prompts):
+        prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
+        sampling = SamplingConfig(temperature=0, repetition_penalty=1.0 if number % 2 else 1.3)
+        request = Request(prompt, 40, sampling, seed=1, overflow="slide" if number % 3 else "crop")
+        plain = [token.id for token in decoding.decode(model, request)]
+        assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
+    assert tally.proposed / 2 < tally.taken < tally.proposed
+    assert tally.readings < 0.7 * tally.tokens
+
+
+def test_a_twin_drafts_under_the_layer_contrast_too() -> None:
+    pytest.importorskip("numba")
+    model, _ = decoders("cpu")
+    contrasted = decoding.SlotDecoder(model.engine, contrast=1)
+    request = Request([1, 2, 3], 20, SamplingConfig(temperature=0), seed=1)
+    plain = [token.id for token in decoding.decode(contrasted, request)]
+    tally = Tally()
+    drafted = speculative.decode(contrasted, speculative.twin_drafter(contrasted, 8), request, tally)
+    assert [token.id for token in drafted] == plain
+    assert tally.taken > 0.7 * tally.proposed  # it draws from the same contrast
+
+
+def test_a_draft_that_is_never_right_is_soon_asked_for_one_token_at_a_time() -> None:
+    circle = Table(np.roll(np.eye(3), 1, axis=1) * 20)
+    wrong = Table(np.eye(3) * 20)
+    tally = Tally()
+    request = Request([0], 100, SamplingConfig(temperature=0), seed=0)
+    assert len(list(speculative.decode(circle, ModelDrafter(wrong), request, tally))) == 100
+    assert tally.taken == 0
+    assert tally.proposed < 1.5 * tally.readings
+
+
 class Table:
     """A decoder whose logits depend on the last token alone: every probability is known exactly."""
 
@@ -88,20 +129,48 @@ def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: Sam
     tally = Tally()
     prompt = [0, 1, 0, 2, 1, 0]
     for seed in range(runs):
-        guess = ModelDrafter(Table(DRAFT)) if drafter == "model" else NgramDrafter(shortest=1)
+        guess = ModelDrafter(Table(DRAFT), cost=0.0) if drafter == "model" else NgramDrafter(shortest=1)
         request = Request(prompt, length, sampling, seed=seed)
         counts[tuple(token.id for token in speculative.decode(model, guess, request, tally, ahead=3))] += 1
-    chi2 = possible = 0.0
-    for text in product(range(3), repeat=length):
-        expected = runs * float(np.prod([table[last, new] for last, new in zip([0, *text], text, strict=False)]))
-        if expected == 0:
-            assert counts[text] == 0
-        else:
-            chi2 += (counts[text] - expected) ** 2 / expected
-            possible += 1
-    freedom = possible - 1
-    assert chi2 < freedom + 4.5 * (2 * freedom) ** 0.5  # one run in a hundred thousand is above
+    assert_proportions(
+        counts,
+        {
+            text: float(np.prod([table[last, new] for last, new in zip([0, *text], text, strict=False)]))
+            for text in product(range(3), repeat=length)
+        },
+    )
     assert 0 < tally.taken < tally.proposed
+
+
+def assert_proportions(counts: Counter[tuple[int, ...]], shares: dict[tuple[int, ...], float]) -> None:
+    """Hold texts that were counted against the exact share of each."""
+    runs = counts.total()
+    possible = {text: runs * share for text, share in shares.items() if share > 0}
+    assert counts.keys() <= possible.keys()
+    chi2 = sum((counts[text] - expected) ** 2 / expected for text, expected in possible.items())
+    freedom = len(possible) - 1
+    assert chi2 < freedom + 4.5 * (2 * freedom) ** 0.5  # one run in a hundred thousand is above
+
+
+def test_texts_sampled_with_a_twin_come_in_the_exact_proportions() -> None:
+    pytest.importorskip("numba")
+    from gptcli.engine import Engine
+
+    module = tiny_model(vocab_size=3, context_length=8, emb_dim=8, n_heads=1, n_layers=1, spread=0.5)
+    model = decoding.SlotDecoder(Engine(module.config, {n: t.detach().numpy() for n, t in module.state_dict().items()}))
+    sampling, prompt, length, runs = SamplingConfig(temperature=1.2), [0, 1], 3, 4_000
+    shares = {}
+    for text in product(range(3), repeat=length):
+        model.crop(0)
+        table = distribution(model.read([*prompt, *text], every=True), sampling)[len(prompt) - 1 :]
+        shares[text] = float(np.prod([table[place, token] for place, token in enumerate(text)]))
+    guess, tally = speculative.twin_drafter(model, 4), Tally()
+    counts = Counter(
+        tuple(token.id for token in speculative.decode(model, guess, Request(prompt, length, sampling, seed), tally))
+        for seed in range(runs)
+    )
+    assert_proportions(counts, shares)
+    assert 0.8 * tally.proposed < tally.taken < tally.proposed
 
 
 def test_text_that_repeats_is_read_in_far_fewer_steps() -> None:
