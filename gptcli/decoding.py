@@ -17,10 +17,13 @@ class Engine(Protocol):
     Attributes:
         config: the model's shape.
         slots: sequences that can be under way at once.
+        at_once: tokens of one sequence that are read together for little more than one costs: as many as speculation
+            may verify.
     """
 
     config: GPTConfig
     slots: int
+    at_once: int
 
     def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Array:
         """Read tokens of one sequence from position ``start`` on; what came before has been read.

@@ -24,6 +24,7 @@ from gptcli.products import LANES, TILE
 from gptcli.quantization import GROUP, Packed, Tensors
 
 PORTION = 64  # blocks of a matrix that are quantised at once
+AT_ONCE = 12  # rows that meet each weight while it is in a register, or nearly so
 MAX_ROWS = 192  # tokens of a prompt that are read together
 _KINDS = (
     (k.QKV, "attn.c_attn"),
@@ -63,6 +64,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.slots = slots
+        self.at_once = AT_ONCE
         self.threads = min(threads, k.MAX_THREADS)
         self.capacity = _padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)

@@ -49,21 +49,6 @@ def load_pairs(typingctx, array, offset):
 
 
 @intrinsic
-def prefetch(typingctx, array, offset):
-    """Ask for what the array has there, to be in the second cache soon."""
-
-    def codegen(context, builder, signature, args):
-        byte, hint = ir.IntType(8), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), hint, hint, hint])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        pointer = v.pointer_to(context, builder, signature.args[0], *args, byte)
-        builder.call(function, [pointer, hint(0), hint(2), hint(1)])  # to read; level 2; data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), codegen
-
-
-@intrinsic
 def add_products(typingctx, weights, pair, sums):
     """sums + weights[2i] pair[0] + weights[2i + 1] pair[1]; ``pair`` is the cell of a row, a float32."""
 
@@ -217,8 +202,8 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
             p = start + k * LANES
             left, right = load_pairs(data, p), load_pairs(data, p + step)
             if len(sums) <= FEW:
-                prefetch(data, p + 2 * step)
-                prefetch(data, p + 3 * step)
+                v.prefetch_far(data, p + 2 * step)
+                v.prefetch_far(data, p + 3 * step)
             whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k, stride)
         a = scale_rows(whole_a, x, at + first // CHUNK, stride, a)
         b = scale_rows(whole_b, x, at + first // CHUNK, stride, b)
@@ -244,7 +229,7 @@ def row_times_four_blocks(data, start, inputs, x, at):
             d = add_products(load_pairs(data, p + 3 * step), pair, d)
             if k % 2 == 0:  # two pairs of inputs share a line of the cache
                 for i in range(4, 8):
-                    prefetch(data, p + i * step)
+                    v.prefetch_far(data, p + i * step)
         sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
     return sums
 

@@ -19,6 +19,9 @@ from gptcli.lanes import OPTIONS, jit
 
 LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
+# Floats fetched ahead where several rows meet a weight: their products fill the core's queue, which then looks too few
+# lines of memory ahead by itself. Packed weights are bound by products there.
+AHEAD = 512
 TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
 
 
@@ -49,8 +52,12 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, s
 
         return pairs
 
+    floats = data.dtype == types.float32
+
     def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
         for k in range(inputs):
+            if floats:
+                v.prefetch_near(data, start + k * LANES + AHEAD)
             sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
         return sums
 
@@ -90,10 +97,15 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
         return pairs
 
+    floats = data.dtype == types.float32
+
     def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
         a, b = sums, sums
         for k in range(inputs):
             p = start + k * LANES
+            if floats:
+                v.prefetch_near(data, p + AHEAD)
+                v.prefetch_near(data, p + inputs * LANES + AHEAD)
             left, right = v.load(data, p), v.load(data, p + inputs * LANES)
             a, b = v.fma_rows_twice(a, b, left, right, x, at + k, stride)
         return a, b

@@ -192,10 +192,11 @@ class ModelDrafter:
 
 def twin_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
     """The model of ``decoder`` as its own draft, packed in ``bits`` bits (8 or 4)."""
-    return ModelDrafter(decoder.twin(bits), cost={8: 0.3, 4: 0.22}[bits], shared=True)
+    most = decoder.engine.at_once - 1
+    return ModelDrafter(decoder.twin(bits), cost={8: 0.3, 4: 0.22}[bits], most=most, shared=True)
 
 
-def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 7) -> Iterator[Token]:
+def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 11) -> Iterator[Token]:
     """`decoding.decode`, with tokens proposed by ``drafter``: the same text if greedy, the same distribution if not.
 
     Args:
@@ -203,7 +204,7 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
         drafter: proposes.
         request: what to continue and how.
         tally: counts what happened.
-        ahead: tokens to propose at once.
+        ahead: tokens to propose at once, at most.
 
     Yields:
         each token once it is certain.

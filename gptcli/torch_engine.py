@@ -85,7 +85,7 @@ class TorchEngine:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config = config = model.config
-        self.model, self.slots = model, slots
+        self.model, self.slots, self.at_once = model, slots, AT_ONCE
         self._span, self._tell = span, tell
         kept = min(capacity or config.context_length, config.context_length)
         places = -(-(kept + AT_ONCE) // span) * span

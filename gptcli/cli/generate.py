@@ -198,7 +198,7 @@ def _drafter(
     from gptcli import checkpoint_config as checkpoints
 
     if draft == "ngram":
-        return speculative.NgramDrafter()
+        return speculative.NgramDrafter(most=decoder.engine.at_once - 1)
     if draft in decoders.QUANTIZATIONS:
         started = time.perf_counter()
         drafter = speculative.twin_drafter(decoder, decoders.QUANTIZATIONS[draft])

@@ -43,7 +43,9 @@ def main() -> None:
         tally = speculative.Tally()
         seconds, expected = timed(decoding.decode(decoder, request))
         plain.append(seconds)
-        seconds, ids = timed(speculative.decode(decoder, speculative.NgramDrafter(), request, tally))
+        seconds, ids = timed(
+            speculative.decode(decoder, speculative.NgramDrafter(most=decoder.engine.at_once - 1), request, tally)
+        )
         drafted.append(seconds)
         if ids != expected:
             raise SystemExit("The drafted text differs.")
