@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli import accounting, decoders
-from gptcli.config import GPTConfig, TrainConfig
-from gptcli.decoding import Engine
+from gptcli import accounting, decoders, speculative
+from gptcli.config import GPTConfig, SamplingConfig, TrainConfig
+from gptcli.continuation import Request
+from gptcli.decoding import Engine, SlotDecoder
 from gptcli.model import GPTModel
 from gptcli.packed_model import PackedModel
 from gptcli.quantization import Packed
@@ -131,6 +132,8 @@ def ours(setting: Setting) -> list[Contender]:
         for bits, name in FORMATS.items():
             size = accounting.weight_bytes(config, name)
             found.append(Contender(f"cpu {name}", DECODING | {"load"}, partial(_kernels, setting, bits), size))
+        both = sum(accounting.weight_bytes(config, name) for name in ("float32", "int8"))
+        found.append(Contender("cpu float32, drafted in int8", frozenset({"decode"}), partial(_drafted, setting), both))
     full = accounting.parameter_count(config) * setting.dtype.itemsize
     found.append(Contender(f"torch {setting.place}", DECODING | {"train"}, partial(_torch, setting, 32), full))
     for bits in () if on_cpu else (8, 4):
@@ -178,6 +181,22 @@ def _kernels(setting: Setting, bits: int, work: str) -> Task:
         return Task(make)
     engine = make(setting.batch if work == "batch" else 1)
     return Task(_decoding(engine, setting, work), engine.weight_bytes)
+
+
+def _drafted(setting: Setting, _: str) -> Task:
+    """Decoding with the compiled kernels in float32, int8 proposing: the same tokens. It can pass the plain limit."""
+    from gptcli.engine import Engine as Kernels
+
+    engine = Kernels(setting.config, setting.weights, capacity=capacity(setting), threads=setting.threads)
+    decoder = SlotDecoder(engine)
+    drafter = speculative.twin_drafter(decoder, 8)
+    request = Request(setting.first_ids()[:1], setting.tokens, SamplingConfig(temperature=0), seed=0)
+
+    def decode() -> list[list[int]]:
+        drawn = speculative.decode(decoder, drafter, request, speculative.Tally())
+        return [[token.id for token in drawn]]
+
+    return Task(decode, engine.weight_bytes)
 
 
 def _torch(setting: Setting, bits: int, work: str) -> Task:
