@@ -9,8 +9,7 @@ pytest.importorskip("numba")
 
 import numba
 
-from gptcli import integers
-from gptcli import kernels as k
+from gptcli import integers, packing
 from gptcli import lanes as v
 
 pytestmark = pytest.mark.skipif(not integers.AVAILABLE, reason="this machine does not multiply pairs of int16")
@@ -40,7 +39,7 @@ def multiplied(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Three rows (3, in) times int8 weights (in, 64); all three ways give the same to the bit."""
     rows, inputs = x.shape
     data = np.zeros(weights.size // 2, np.int16)
-    numba.njit(k.pack_pairs)(weights, data, 0, inputs)
+    numba.njit(packing.pack_pairs)(weights, data, 0, inputs)
     quantised = rows * inputs
     sums = quantised + rows * (inputs + 64)
     work = np.zeros(sums + 3 * rows * 64, np.float32)

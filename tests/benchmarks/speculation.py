@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=500)
-    parser.add_argument("--opening", type=int, default=200, help="characters of TEXT that are repeated")
+    parser.add_argument("--opening", type=int, default=64, help="tokens of TEXT that are repeated")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--bits", type=int, default=32)
@@ -28,7 +28,8 @@ def main() -> None:
     config, ours = checkpoint_config.read_config(options.checkpoint)
     tokenizer = checkpoint_config.tokenizer_of(options.checkpoint, ours)
     text = options.text.read_text(encoding="utf-8")
-    prompt = tokenizer.encode(f"{text}\n\n{text[: options.opening]}")
+    ids = tokenizer.encode(f"{text}\n\n")
+    prompt = [*ids, *ids[: options.opening]]
     request = Request(prompt, options.tokens, SamplingConfig(temperature=0), seed=0)
     choice = decoders.choose_engine("cpu", "cpu", "auto", config)
     decoder = decoders.open_decoder(options.checkpoint, choice, threads=options.threads, bits=options.bits)
