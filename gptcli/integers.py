@@ -22,7 +22,7 @@ from gptcli import lanes as v
 
 LANES = v.WIDTH
 CHUNK = 256  # inputs that share a scale
-FEW = 8  # rows: with more, the next weights are there in time, and asking for them early costs more than it brings
+AHEAD = 1024  # pairs of weights asked for before their turn: the core alone looks too few lines of memory ahead
 AVAILABLE = v.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
 _PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
@@ -190,10 +190,7 @@ def rows_times_block(sums, data, start, inputs, x, at, stride):
 
 @v.jit
 def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
-    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights.
-
-    Few rows are done before memory has brought the next two blocks, unless those are asked for on the way.
-    """
+    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
     a, b = sums, sums
     pairs, step = at + first_pair(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -201,9 +198,8 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             p = start + k * LANES
             left, right = load_pairs(data, p), load_pairs(data, p + step)
-            if len(sums) <= FEW:
-                v.prefetch_far(data, p + 2 * step)
-                v.prefetch_far(data, p + 3 * step)
+            v.prefetch(data, p + AHEAD)
+            v.prefetch(data, p + step + AHEAD)
             whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k, stride)
         a = scale_rows(whole_a, x, at + first // CHUNK, stride, a)
         b = scale_rows(whole_b, x, at + first // CHUNK, stride, b)
@@ -212,10 +208,7 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
 
 @v.jit
 def row_times_four_blocks(data, start, inputs, x, at):
-    """One row times four blocks that follow one another: four sums that do not wait for each other.
-
-    The next four blocks are asked for on the way.
-    """
+    """One row times four blocks that follow one another: four sums that do not wait for each other."""
     sums = v.zeros(4)
     pairs, step = at + first_pair(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -228,8 +221,8 @@ def row_times_four_blocks(data, start, inputs, x, at):
             c = add_products(load_pairs(data, p + 2 * step), pair, c)
             d = add_products(load_pairs(data, p + 3 * step), pair, d)
             if k % 2 == 0:  # two pairs of inputs share a line of the cache
-                for i in range(4, 8):
-                    v.prefetch_far(data, p + i * step)
+                for i in range(4):
+                    v.prefetch(data, p + i * step + AHEAD)
         sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
     return sums
 

@@ -232,27 +232,19 @@ def store_rows(typingctx, array, offset, stride, vectors):
     return types.void(array, types.intp, types.intp, vectors), codegen
 
 
-def _prefetch(level, doc):
-    @intrinsic
-    def operation(typingctx, array, offset):
-        def codegen(context, builder, signature, args):
-            byte, hint = ir.IntType(8), ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), hint, hint, hint])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            pointer = pointer_to(context, builder, signature.args[0], *args, byte)
-            builder.call(function, [pointer, hint(0), hint(level), hint(1)])  # to read; data
-            return context.get_dummy_value()
+@intrinsic
+def prefetch(typingctx, array, offset):
+    """Ask for what an array has at an offset, to be in the cache soon; it may lie past the end."""
 
-        return types.void(array, types.intp), codegen
+    def codegen(context, builder, signature, args):
+        byte, hint = ir.IntType(8), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), hint, hint, hint])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        pointer = pointer_to(context, builder, signature.args[0], *args, byte)
+        builder.call(function, [pointer, hint(0), hint(3), hint(1)])  # to read; the nearest cache; data
+        return context.get_dummy_value()
 
-    operation.__doc__ = doc
-    return operation
-
-
-prefetch_near = _prefetch(
-    3, "Ask for what an array has at an offset, to be in the first cache soon; may be past its end."
-)
-prefetch_far = _prefetch(2, "As `prefetch_near`, for the second cache.")
+    return types.void(array, types.intp), codegen
 
 
 def _binary(name, emit):

@@ -57,7 +57,7 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, s
     def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
         for k in range(inputs):
             if floats:
-                v.prefetch_near(data, start + k * LANES + AHEAD)
+                v.prefetch(data, start + k * LANES + AHEAD)
             sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
         return sums
 
@@ -104,8 +104,8 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
         for k in range(inputs):
             p = start + k * LANES
             if floats:
-                v.prefetch_near(data, p + AHEAD)
-                v.prefetch_near(data, p + inputs * LANES + AHEAD)
+                v.prefetch(data, p + AHEAD)
+                v.prefetch(data, p + inputs * LANES + AHEAD)
             left, right = v.load(data, p), v.load(data, p + inputs * LANES)
             a, b = v.fma_rows_twice(a, b, left, right, x, at + k, stride)
         return a, b
