@@ -7,7 +7,7 @@ from typing import Any
 
 from gptcli.config import Overflow, SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.sampling import Array, distribution, draw, like, likeliest, likeliest_first, penalise_repeats
+from gptcli.sampling import Array, distribution, draw, greedy, like, likeliest, likeliest_first, penalise_repeats
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,18 @@ class Continuation:
             ahead: tokens that are assumed to have been drawn already.
         """
         self.hold_back(logits, len(ahead))
-        sampling = self.request.sampling
-        seen = like(logits, [[*self.seen, *ahead]]) if sampling.repetition_penalty != 1.0 else None
-        return distribution(logits, sampling, seen)
+        return distribution(logits, self.request.sampling, self.history(logits, ahead))
+
+    def history(self, logits: Array, ahead: Sequence[int] = ()) -> Array | None:
+        """(1, S): the tokens that the repetition penalty is about, beside ``logits``; None without a penalty."""
+        return like(logits, [[*self.seen, *ahead]]) if self.request.sampling.repetition_penalty != 1.0 else None
 
     def likeliest(self, logits: Array, ahead: Sequence[int] = ()) -> tuple[int, float]:
         """The token that is drawn if drawing is greedy, and how far ahead its score is; as `distribution`."""
         self.hold_back(logits, len(ahead))
-        penalty = self.request.sampling.repetition_penalty
-        if penalty != 1.0:
-            logits = penalise_repeats(logits, like(logits, [[*self.seen, *ahead]]), penalty)
+        seen = self.history(logits, ahead)
+        if seen is not None:
+            logits = penalise_repeats(logits, seen, self.request.sampling.repetition_penalty)
         return likeliest(logits)
 
     def hold_back(self, logits: Array, ahead: int = 0) -> None:
@@ -140,8 +142,11 @@ class Continuation:
         """Draw from logits (1, V) of the last unread id; None at the end of text."""
         return draw_rows([self], logits)[0]
 
-    def accept(self, token_id: int, probabilities: Array, share: float | None = None) -> Token | None:
-        """Go on with this token, drawn from ``probabilities`` (1, V) as its ``share``; None at the end of text."""
+    def accept(self, token_id: int, probabilities: Array | None = None, share: float | None = None) -> Token | None:
+        """Go on with this token, drawn from ``probabilities`` (1, V) as its ``share``; None at the end of text.
+
+        Without probabilities it was the only one possible.
+        """
         if token_id == self.request.eot_id:
             self.done = True
             return None
@@ -151,6 +156,8 @@ class Continuation:
         self.unread, self.restart = [token_id], False
         if not self.done and self.window.append(token_id):
             self.unread, self.restart = list(self.window.ids), True
+        if probabilities is None:
+            return Token(token_id, 1.0, ((token_id, 1.0),) if self.request.n_candidates else ())
         share = float(probabilities[0, token_id]) if share is None else share
         return Token(token_id, share, _likeliest(probabilities, self.request.n_candidates))
 
@@ -168,12 +175,14 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
     for rows in alike.values():
         group = [texts[row] for row in rows]
         part = logits if len(rows) == len(logits) else logits[rows]
-        if len(group) == 1:
-            probabilities = group[0].distribution(part)
-        else:
-            for place, text in enumerate(group):
-                text.hold_back(part[place : place + 1])
-            probabilities = distribution(part, group[0].request.sampling)
+        for place, text in enumerate(group):
+            text.hold_back(part[place : place + 1])
+        sampling, seen = group[0].request.sampling, group[0].history(part) if len(group) == 1 else None
+        if sampling.temperature == 0:
+            for place, token_id in enumerate(greedy(part, sampling, seen).tolist()):
+                tokens[rows[place]] = group[place].accept(token_id)
+            continue
+        probabilities = distribution(part, sampling, seen)
         ids = draw(probabilities, [text.random.random() for text in group]).tolist()
         shares = probabilities[list(range(len(ids))), ids].tolist()
         for place, text in enumerate(group):

@@ -11,6 +11,7 @@ import numpy as np
 from gptcli.config import SamplingConfig
 
 Array = Any
+BLOCK = 256  # probabilities that are summed before one is drawn
 
 
 def _library(array: Array) -> Any:
@@ -125,10 +126,31 @@ def draw(probabilities: Array, uniforms: Array) -> Array:
     xp = _library(probabilities)
     if xp is not np and probabilities.device.type == "mps":  # Apple's GPUs have no float64
         probabilities = probabilities.cpu()
-    cumulative = probabilities.cumsum(-1, dtype=xp.float64)
-    targets = like(probabilities, uniforms)[:, None] * cumulative[:, -1:]
-    drawn = (cumulative <= targets).sum(-1)
-    return xp.clip(drawn, None, probabilities.shape[-1] - 1)
+    rows, whole = _rows(probabilities)[:, 0], probabilities.shape[-1] // BLOCK * BLOCK
+    # First the block, then the token in it: sums over blocks are quick, running sums over a whole vocabulary are not.
+    blocks = probabilities[:, :whole].reshape(len(rows), -1, BLOCK).sum(-1, dtype=xp.float64)
+    rest = probabilities[:, whole:].sum(-1, dtype=xp.float64)[:, None]
+    sums = (xp.concatenate if xp is np else xp.cat)((blocks, rest), -1).cumsum(-1)
+    targets = like(probabilities, uniforms) * sums[:, -1]
+    block = _passed(sums, targets)
+    targets = targets - xp.where(block > 0, sums[rows, block - 1], 0.0)
+    places = block[:, None] * BLOCK + like(probabilities, range(BLOCK))
+    outside = places >= probabilities.shape[-1]
+    inside = xp.where(outside, 0.0, probabilities[rows[:, None], xp.where(outside, 0, places)])
+    return block * BLOCK + _passed(inside.cumsum(-1, dtype=xp.float64), targets)
+
+
+def _passed(sums: Array, targets: Array) -> Array:
+    """How many of the running ``sums`` (B, N) each target (B) has passed, at most to the last that adds something."""
+    passed, last = (sums <= targets[:, None]).sum(-1), sums.argmax(-1)
+    return _library(sums).where(passed < last, passed, last)
+
+
+def greedy(logits: Array, config: SamplingConfig, seen: Array | None = None) -> Array:
+    """(B) int64: the only tokens that `distribution` leaves possible at temperature 0; arguments as there."""
+    if config.repetition_penalty != 1.0 and seen is not None:
+        logits = penalise_repeats(logits, seen, config.repetition_penalty)
+    return logits.argmax(-1)
 
 
 def likeliest(scores: Array) -> tuple[int, float]:

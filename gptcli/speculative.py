@@ -228,9 +228,14 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
         tally.readings += 1
         tally.proposed += len(proposals)
         for number in range(len(proposals) + 1):
-            probabilities = text.distribution(logits[number : number + 1])
             proposal = proposals[number] if number < len(proposals) else None
-            token_id, taken = _judge(probabilities, proposal, text)
+            probabilities = None
+            if request.sampling.temperature == 0:
+                token_id, _ = text.likeliest(logits[number : number + 1])
+                taken = proposal is not None and proposal.id == token_id
+            else:
+                probabilities = text.distribution(logits[number : number + 1])
+                token_id, taken = _judge(probabilities, proposal, text)
             token = text.accept(token_id, probabilities)
             tally.taken += taken
             tally.seconds += perf_counter() - started

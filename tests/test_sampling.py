@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import SamplingConfig
-from gptcli.sampling import contrast_layers, distribution, draw
+from gptcli.sampling import contrast_layers, distribution, draw, greedy
 
 
 def plain(logits: np.ndarray, config: SamplingConfig, seen: list[int]) -> np.ndarray:
@@ -139,3 +139,26 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens() -> None:
 
 def test_greedy_takes_the_first_of_equals() -> None:
     assert distribution(torch.tensor([[1.0, 3.0, 3.0]]), SamplingConfig(temperature=0)).argmax().item() == 1
+
+
+@pytest.mark.parametrize("size", [3, 256, 257, 1000])
+def test_a_draw_is_what_a_running_sum_over_the_whole_vocabulary_gives(size: int) -> None:
+    rng = np.random.default_rng(size)
+    probabilities = rng.random((300, size), np.float32) ** 8 * (rng.random((300, size)) < 0.3)
+    probabilities[:, rng.integers(size)] += 1e-3
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    uniforms = np.concatenate([rng.random(298), [0.0, np.nextafter(1.0, 0.0)]])
+    sums = probabilities.cumsum(-1, dtype=np.float64)
+    expected = [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(sums, uniforms, strict=True)]
+    for values in (probabilities, torch.from_numpy(probabilities)):
+        drawn = np.asarray(draw(values, uniforms))
+        assert (probabilities[range(300), drawn] > 0).all()
+        assert (drawn == expected).mean() > 0.99  # rounding may decide between neighbours
+
+
+def test_greedy_is_the_one_token_that_the_distribution_leaves() -> None:
+    logits = np.random.default_rng(0).standard_normal((4, 300)).astype(np.float32)
+    seen = logits.argmax(-1)[:, None]
+    for penalty in (1.0, 5.0):
+        config = SamplingConfig(temperature=0, repetition_penalty=penalty)
+        assert (greedy(logits, config, seen) == distribution(logits, config, seen).argmax(-1)).all()
