@@ -304,7 +304,7 @@ def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, mo
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_killed_it_goes_on_to_the_same_bytes(gptcli: Any, tmp_path: Path, number: int) -> None:
-    Path("a.txt").write_text(TEXT * 1_500, encoding="utf-8")
+    Path("a.txt").write_text(TEXT * 3_000, encoding="utf-8")
     arguments = ("prepare", "a.txt", "--shard-tokens", 100_000, "--workers", 2)
     command = [sys.executable, "-m", "gptcli", *map(str, arguments), "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
