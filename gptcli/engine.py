@@ -21,6 +21,7 @@ from gptcli import quantization
 from gptcli.config import GPTConfig
 from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
 from gptcli.products import LANES, TILE
+from gptcli.program import phases
 from gptcli.quantization import GROUP, Packed, Tensors
 
 PORTION = 64  # blocks of a matrix that are quantised at once
@@ -328,58 +329,15 @@ class Engine:
         return k.scratch_size(self.capacity, self.config.head_dim, inputs)
 
     def _write_program(self) -> None:
-        """The phases of a step, one row each (see kernels.py)."""
-        config, table = self.config, self._table
-        x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(k.X, k.SCRATCH))
-        width, rows = int(table[k.QKV + k.INPUTS]), self.max_rows
-        wide, vocabulary = int(table[k.QKV + k.OUTPUTS]), int(table[k.HEAD + k.OUTPUTS])
-        inner = int(table[k.CONTRACT + k.INPUTS])
-        activation = {"gelu_new": k.GELU, "relu": k.RELU}[config.activation]
-        final = 2 * config.n_layers
-        tapped = normed + rows * width
-        attended, expanded = context, hidden
-        quantise_context: list[tuple[int, ...]] = []
-        quantise_hidden: list[tuple[int, ...]] = []
-        if self._in_pairs:  # into places that nothing else needs then
-            attended, expanded = normed, hidden + rows * inner
-            quantise_context = [(k.QUANTISE, k.ATTENTION, 0, context, attended)]
-            quantise_hidden = [(k.QUANTISE, k.CONTRACT, 0, hidden, expanded)]
-        program: list[tuple[int, ...]] = [(k.EMBED,)]
-        for n in range(config.n_layers):
-            program += [
-                (k.NORM, 2 * n, n, x, normed),
-                (k.MULTIPLY, k.QKV, n, normed, projected, wide, k.PLAIN),
-                (k.ATTEND, 0, n),
-                *quantise_context,
-                (k.MULTIPLY, k.ATTENTION, n, attended, x, width, k.ADD),
-                (k.NORM, 2 * n + 1, n, x, normed),
-                (k.MULTIPLY, k.EXPAND, n, normed, hidden, inner, activation),
-                *quantise_hidden,
-                (k.MULTIPLY, k.CONTRACT, n, expanded, x, width, k.ADD),
-                (k.NORM, final, n, x, tapped, 0, 0, k.WANTED_ROWS, n + 1),
-            ]
-        program += [
-            (k.NORM, final, 0, x, normed, 0, 0, k.WANTED_ROWS),
-            (k.MULTIPLY, k.HEAD, 0, normed, logits, vocabulary, k.PLAIN, k.WANTED_ROWS),
-            (
-                k.MULTIPLY,
-                k.HEAD,
-                0,
-                tapped,
-                logits + rows * vocabulary,
-                vocabulary,
-                k.PLAIN,
-                k.WANTED_ROWS,
-                k.IF_TAPPED,
-            ),
-        ]
+        """The phases of a step, one row each, and the counters that they take."""
+        table, program = self._table, phases(self.config, self._table, self._in_pairs)
         table[k.PROGRAM :] = 0
         for number, row in enumerate(program):
             first = k.PROGRAM + number * k.STEP
             table[first : first + len(row)] = row
         table[k.STEPS] = len(program)
         self._lists = k.COUNTERS + k.counter_cells(len(program))
-        self._control = np.zeros(self._lists + 4 * rows, np.int64)
+        self._control = np.zeros(self._lists + 4 * self.max_rows, np.int64)
 
 
 def _help(

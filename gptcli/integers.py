@@ -58,39 +58,8 @@ def add_products(typingctx, weights, pair, sums):
     return v.lanes(v.lanes, types.float32, v.lanes), codegen
 
 
-@intrinsic
-def add_rows(typingctx, accumulators, weights, x, offset, stride):
-    """accumulators[i] + the products of weights and of the pair in x[offset + i stride], for each i."""
-
-    def codegen(context, builder, signature, args):
-        sums, vector, array, position, step = args
-        parts = []
-        for part in cgutils.unpack_tuple(builder, sums):
-            pair = v.splat_of(builder, v.float_at(context, builder, signature.args[2], array, position), v.FLOATS)
-            parts.append(_add_products(builder, vector, pair, part))
-            position = builder.add(position, step)
-        return context.make_tuple(builder, accumulators, parts)
-
-    return accumulators(accumulators, v.lanes, x, types.intp, types.intp), codegen
-
-
-@intrinsic
-def add_rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
-    """As `add_rows` for two sets of accumulators: what is fetched of x is used for both before the next."""
-    both = types.UniTuple(left, 2)
-
-    def codegen(context, builder, signature, args):
-        sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
-        array, position, step = args[4:]
-        parts = [[], []]
-        for i in range(left.count):
-            pair = v.splat_of(builder, v.float_at(context, builder, signature.args[4], array, position), v.FLOATS)
-            for side in range(2):
-                parts[side].append(_add_products(builder, args[2 + side], pair, sums[side][i]))
-            position = builder.add(position, step)
-        return context.make_tuple(builder, both, [context.make_tuple(builder, left, part) for part in parts])
-
-    return both(left, right, v.lanes, v.lanes, x, types.intp, types.intp), codegen
+# Sums + the products of weights and of the pair in each row.
+add_rows, add_rows_twice = v.over_rows(lambda builder, pair, weights, sums: _add_products(builder, weights, pair, sums))
 
 
 @intrinsic

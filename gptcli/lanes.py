@@ -159,40 +159,49 @@ def zeros(typingctx, count):
     return accumulators(count), codegen
 
 
-@intrinsic
-def fma_rows(typingctx, accumulators, weights, x, offset, stride):
-    """accumulators[i] + x[offset + i stride] weights, for each i: one vector of weights meets several rows of x."""
+def over_rows(combine):
+    """Two operations in which cells of rows meet vectors of weights; ``combine(builder, cell, weights, sum)`` adds.
 
-    def codegen(context, builder, signature, args):
-        sums, vector, array, position, step = args
-        parts = []
-        for i, part in enumerate(cgutils.unpack_tuple(builder, sums)):
-            scalar = float_at(context, builder, signature.args[2], array, position)
-            parts.append(fma_of(builder, splat_of(builder, scalar, FLOATS), vector, part))
-            if i + 1 < accumulators.count:
+    The first: accumulators[i] combined with weights and x[offset + i stride], for each i. The second does so for two
+    sets of accumulators with a vector each: what is fetched of x is used for both before the next.
+    """
+
+    def cell(context, builder, array_type, array, position):
+        return splat_of(builder, float_at(context, builder, array_type, array, position), FLOATS)
+
+    @intrinsic
+    def rows(typingctx, accumulators, weights, x, offset, stride):
+        def codegen(context, builder, signature, args):
+            sums, vector, array, position, step = args
+            parts = []
+            for part in cgutils.unpack_tuple(builder, sums):
+                parts.append(combine(builder, cell(context, builder, signature.args[2], array, position), vector, part))
                 position = builder.add(position, step)
-        return context.make_tuple(builder, accumulators, parts)
+            return context.make_tuple(builder, accumulators, parts)
 
-    return accumulators(accumulators, lanes, x, types.intp, types.intp), codegen
+        return accumulators(accumulators, lanes, x, types.intp, types.intp), codegen
+
+    @intrinsic
+    def rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
+        both = types.UniTuple(left, 2)
+
+        def codegen(context, builder, signature, args):
+            sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
+            array, position, step = args[4:]
+            parts = [[], []]
+            for i in range(left.count):
+                fetched = cell(context, builder, signature.args[4], array, position)
+                for side in range(2):
+                    parts[side].append(combine(builder, fetched, args[2 + side], sums[side][i]))
+                position = builder.add(position, step)
+            return context.make_tuple(builder, both, [context.make_tuple(builder, left, part) for part in parts])
+
+        return both(left, right, lanes, lanes, x, types.intp, types.intp), codegen
+
+    return rows, rows_twice
 
 
-@intrinsic
-def fma_rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
-    """As `fma_rows` for two sets of accumulators: what is fetched of x is used for both before the next."""
-    pair = types.UniTuple(left, 2)
-
-    def codegen(context, builder, signature, args):
-        sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
-        array, position, step = args[4:]
-        parts = [[], []]
-        for i in range(left.count):
-            scalar = splat_of(builder, float_at(context, builder, signature.args[4], array, position), FLOATS)
-            for side in range(2):
-                parts[side].append(fma_of(builder, scalar, args[2 + side], sums[side][i]))
-            position = builder.add(position, step)
-        return context.make_tuple(builder, pair, [context.make_tuple(builder, left, part) for part in parts])
-
-    return pair(left, right, lanes, lanes, x, types.intp, types.intp), codegen
+fma_rows, fma_rows_twice = over_rows(fma_of)  # sums + x * weights
 
 
 @intrinsic

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products", "kernels"}
     | {"integers", "packing", "quantization"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
-    {"model", "sampling", "checkpoint_config", "kernel_cache"},
+    {"model", "sampling", "checkpoint_config", "kernel_cache", "program"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
