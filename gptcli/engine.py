@@ -301,7 +301,7 @@ class Engine:
             k.NORMED: 2 * rows * width,
             k.CONTEXT: rows * width,
             k.PROJECTED: rows * projected,
-            k.HIDDEN: 2 * rows * int(table[k.CONTRACT + k.INPUTS]),  # the second half for a program of pairs
+            k.HIDDEN: 2 * rows * int(table[k.CONTRACT + k.INPUTS]),  # and arranged for the next product
             k.LOGITS: 2 * rows * head,
             k.SCRATCH: self.threads * self._scratch_size(),
             k.KEYS: caches * self.capacity * config.head_dim,
@@ -330,7 +330,7 @@ class Engine:
 
     def _write_program(self) -> None:
         """The phases of a step, one row each, and the counters that they take."""
-        table, program = self._table, phases(self.config, self._table, self._in_pairs)
+        table, program = self._table, phases(self.config, self._table)
         table[k.PROGRAM :] = 0
         for number, row in enumerate(program):
             first = k.PROGRAM + number * k.STEP

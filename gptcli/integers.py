@@ -5,7 +5,7 @@ is quantised anew for every product, in chunks of 256 inputs with one scale each
 finer than int8. A chunk's sums are exact, 256 * 127 * 32767 < 2^31; floats add up the chunks, in order.
 
     weights  int16 (in / 2, 16) a block: input 2j's int8 in the low byte, 2j + 1's in the high one
-    a row    `row_size` cells of float32: a scale a chunk, in whole lanes, then the bits of in / 2 pairs of int16
+    a row    `row_size` cells of float32, ``pitch`` apart: a scale a chunk, then the bits of in / 2 pairs of int16
 
 Vectors of integers go by the type `lanes` too: 16 int32, or 16 pairs of int16.
 """
@@ -104,64 +104,68 @@ def largest(typingctx, vector):
 
 
 @intrinsic
-def store_shorts(typingctx, array, offset, vector):
-    """Write 16 floats, rounded to the nearest int16, into 8 cells of a float32 array."""
+def store_pairs(typingctx, array, offset, pitch, vector):
+    """Write 16 floats, rounded to the nearest int16, as 8 pairs to cells of a float32 array, ``pitch`` apart."""
 
     def codegen(context, builder, signature, args):
+        data, position, step, values = args
         kind = ir.FunctionType(v.FLOATS, [v.FLOATS])
         nearest = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
-        shorts = builder.trunc(builder.fptosi(builder.call(nearest, [args[2]]), v.INTS), _SHORTS)
-        builder.store(shorts, v.pointer_to(context, builder, signature.args[0], *args[:2], _SHORTS), align=4)
+        shorts = builder.trunc(builder.fptosi(builder.call(nearest, [values]), v.INTS), _SHORTS)
+        pairs = builder.bitcast(shorts, ir.VectorType(ir.FloatType(), LANES // 2))
+        for i in range(LANES // 2):
+            pair = builder.extract_element(pairs, ir.Constant(ir.IntType(32), i))
+            builder.store(pair, v.pointer_to(context, builder, signature.args[0], data, position, ir.FloatType()))
+            position = builder.add(position, step)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, v.lanes), codegen
+    return types.void(array, types.intp, types.intp, v.lanes), codegen
 
 
 @v.jit
-def first_pair(inputs):
-    """Cells of a row before its pairs: a scale for each chunk, in whole lanes."""
-    return (inputs + LANES * CHUNK - 1) // (LANES * CHUNK) * LANES
+def chunks(inputs):
+    """How many there are in a row: its cells before the pairs."""
+    return (inputs + CHUNK - 1) // CHUNK
 
 
 @v.jit
 def row_size(inputs):
     """Cells of a row."""
-    return first_pair(inputs) + inputs // 2
+    return chunks(inputs) + inputs // 2
 
 
 @v.jit
-def quantise(work, source, inputs, target):
-    """Write the floats work[source : + inputs] to work[target : + row_size] as scales and pairs."""
-    pairs = target + first_pair(inputs)
-    for first in range(0, inputs, CHUNK):
-        last = min(first + CHUNK, inputs)
-        peaks = v.splat(np.float32(0.0))
-        for i in range(first, last, LANES):
-            peaks = larger(v.load(work, source + i), peaks)
-        peak = largest(peaks)
-        work[target + first // CHUNK] = peak / np.float32(32767.0)  # not a number where there is one among them
-        factor = v.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
-        for i in range(first, last, LANES):
-            store_shorts(work, pairs + i // 2, v.multiply(v.load(work, source + i), factor))
+def quantise(work, source, inputs, chunk, target, pitch):
+    """Write a chunk of the floats work[source : + inputs] to the row that begins at work[target]."""
+    first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, inputs)
+    peaks = v.splat(np.float32(0.0))
+    for i in range(first, last, LANES):
+        peaks = larger(v.load(work, source + i), peaks)
+    peak = largest(peaks)
+    work[target + chunk * pitch] = peak / np.float32(32767.0)  # not a number where there is one among them
+    factor = v.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
+    pairs = target + chunks(inputs) * pitch
+    for i in range(first, last, LANES):
+        store_pairs(work, pairs + i // 2 * pitch, pitch, v.multiply(v.load(work, source + i), factor))
 
 
 @v.jit
-def rows_times_block(sums, data, start, inputs, x, at, stride):
-    """sums[i] + row i, which begins at x[at + i stride], times a block."""
-    pairs = at + first_pair(inputs)
+def rows_times_block(sums, data, start, inputs, x, at, pitch):
+    """sums[i] + row i, which begins at x[at + i], times a block."""
+    pairs = at + chunks(inputs) * pitch
     for first in range(0, inputs, CHUNK):
         whole = v.zeros_like(sums)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
-            whole = add_rows(whole, load_pairs(data, start + k * LANES), x, pairs + k, stride)
-        sums = scale_rows(whole, x, at + first // CHUNK, stride, sums)
+            whole = add_rows(whole, load_pairs(data, start + k * LANES), x, pairs + k * pitch, 1)
+        sums = scale_rows(whole, x, at + first // CHUNK * pitch, 1, sums)
     return sums
 
 
 @v.jit
-def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
+def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
     """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
     a, b = sums, sums
-    pairs, step = at + first_pair(inputs), inputs // 2 * LANES
+    pairs, step = at + chunks(inputs) * pitch, inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
         whole_a, whole_b = v.zeros_like(sums), v.zeros_like(sums)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
@@ -169,17 +173,17 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, stride):
             left, right = load_pairs(data, p), load_pairs(data, p + step)
             v.prefetch(data, p + AHEAD)
             v.prefetch(data, p + step + AHEAD)
-            whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k, stride)
-        a = scale_rows(whole_a, x, at + first // CHUNK, stride, a)
-        b = scale_rows(whole_b, x, at + first // CHUNK, stride, b)
+            whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k * pitch, 1)
+        a = scale_rows(whole_a, x, at + first // CHUNK * pitch, 1, a)
+        b = scale_rows(whole_b, x, at + first // CHUNK * pitch, 1, b)
     return a, b
 
 
 @v.jit
 def row_times_four_blocks(data, start, inputs, x, at):
-    """One row times four blocks that follow one another: four sums that do not wait for each other."""
+    """One row, alone in its tile, times four blocks that follow one another: sums that do not wait for each other."""
     sums = v.zeros(4)
-    pairs, step = at + first_pair(inputs), inputs // 2 * LANES
+    pairs, step = at + chunks(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
         a, b, c, d = v.zeros(4)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):

@@ -4,7 +4,7 @@ Decoding reads every weight once a token, so memory sets the pace, and the kerne
 matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
 sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
 of 32 inputs (see quantization.py); products.py widens them in registers. Where the machine multiplies pairs of int16
-twice as fast as floats, int8 weights meet rows that were quantised to int16 before each product (see integers.py).
+twice as fast as floats, int8 weights meet rows that are quantised to int16 before each product (see integers.py).
 
 Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
 has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
@@ -40,7 +40,7 @@ DATA, SCALE, BIAS, INPUTS, OUTPUTS = range(5)
 PROGRAM = 56
 
 # A row of the program: what to do, with which matrix or norm, in which layer, from where to where in work.
-EMBED, NORM, MULTIPLY, ATTEND, QUANTISE = range(5)
+EMBED, NORM, ARRANGE, MULTIPLY, ATTEND = range(5)
 OPERATION, WHICH, LAYER, SOURCE, TARGET, STRIDE, THEN, SELECTION, CONDITION = range(9)
 STEP = 9
 ALL_ROWS, WANTED_ROWS = 0, 1  # SELECTION
@@ -95,23 +95,39 @@ def _finish(control, phase, amount, total):
 
 
 @jit
-def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, work, source, sums):
+def _pitch(rows):
+    """Cells between two inputs of a row, as products take it."""
+    return np.int64(TILE) if rows > 1 else np.int64(1)
+
+
+@jit
+def _place(data, width, row, pitch):
+    """Where a row begins among those that products take."""
+    return row // pitch * pitch * products.row_size(data, width) + row % pitch
+
+
+@jit
+def _parts(width):
+    return (width + products.PART - 1) // products.PART
+
+
+@jit
+def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, work, source, pitch, sums):
     """Sums of one block or two for as many rows as there are ``zeros``; returns that number.
 
     It may be more rows than there are: those past the end are whatever lies there, and nothing of them is kept.
     """
-    stride = products.row_size(data, width)
     if unpacked:
         floats = sums + 2 * TILE * LANES
-        a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, stride)
+        a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, pitch)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:
-        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, stride)
+        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, pitch)
         v.store_rows(work, sums, LANES, a)
         v.store_rows(work, sums + TILE * LANES, LANES, b)
     else:
-        a = products.rows_times_block(zeros, data, start, scale, scale_start, width, work, source, stride)
+        a = products.rows_times_block(zeros, data, start, scale, scale_start, width, work, source, pitch)
         v.store_rows(work, sums, LANES, a)
     return np.int64(len(zeros))
 
@@ -144,7 +160,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
     width = table[matrix + INPUTS]
     blocks = table[matrix + OUTPUTS] // LANES
     size, scale_size = products.block_size(data, width), products.scale_size(data, width)
-    row_size = products.row_size(data, width)
+    pitch = _pitch(rows)
     sums = table[SCRATCH] + thread * table[SCRATCH_SIZE]
     done = np.int64(0)
     while True:
@@ -156,9 +172,9 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
         block = first
         while block < last:
             where = table[step + LAYER] * blocks + block
-            start, scale_start = table[matrix + DATA] + where * size, table[matrix + SCALE] + where * scale_size
+            start, scales = table[matrix + DATA] + where * size, table[matrix + SCALE] + where * scale_size
             if rows == 1 and last - block == 4:
-                four = products.row_times_four_blocks(data, start, scale, scale_start, width, work, x)
+                four = products.row_times_four_blocks(data, start, scale, scales, width, work, x)
                 v.store_rows(work, sums, LANES, four)
                 for i in range(4):
                     _complete(data, scale, floats, work, table, step, block + i, sums + i * LANES, 0, 1)
@@ -170,19 +186,23 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
                 unpacked = products.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
-                left, at = rows - row, x + row * row_size
+                left, at = rows - row, x + _place(data, width, row, pitch)
                 if left >= TILE:
-                    tile = v.zeros(TILE)
-                    count = _tile(tile, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
+                    count = _tile(
+                        v.zeros(TILE), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                    )
                 elif left > 4 and v.WIDE_REGISTERS:
-                    eight = v.zeros(8)
-                    count = _tile(eight, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
+                    count = _tile(
+                        v.zeros(8), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                    )
                 elif left > 1:
-                    four = v.zeros(4)
-                    count = _tile(four, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
+                    count = _tile(
+                        v.zeros(4), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                    )
                 else:
-                    one = v.zeros(1)
-                    count = _tile(one, together, unpacked, data, start, scale, scale_start, width, work, at, sums)
+                    count = _tile(
+                        v.zeros(1), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                    )
                 count = min(count, left)
                 for i in range(together):
                     to = sums + i * TILE * LANES
@@ -236,34 +256,41 @@ def _norm(floats, work, table, x, which, y):
 @jit
 def _norm_rows(data, floats, work, table, control, step, rows, thread, phase):
     """Layer norm of every row, or of those whose logits are wanted, as products take it."""
-    width = table[QKV + INPUTS]
-    row_size, scratch = products.row_size(data, width), table[SCRATCH] + thread * table[SCRATCH_SIZE]
+    width, pitch = table[QKV + INPUTS], _pitch(rows)
+    scratch = table[SCRATCH] + thread * table[SCRATCH_SIZE]
     listed = COUNTERS + table[STEPS] * 2 * LINE + 3 * table[MAX_ROWS]
     done = np.int64(0)
     while True:
-        i = _take(control, phase, 1)
-        if i >= rows:
+        first = _take(control, phase, pitch)  # threads would fight over the lines of a tile
+        if first >= rows:
             break
-        row = control[listed + i] if table[step + SELECTION] == WANTED_ROWS else i
-        _norm(floats, work, table, table[step + SOURCE] + row * width, table[step + WHICH], scratch)
-        products.write_row(data, work, scratch, width, table[step + TARGET] + i * row_size)
-        done += 1
+        for i in range(first, min(first + pitch, rows)):
+            row = control[listed + i] if table[step + SELECTION] == WANTED_ROWS else i
+            _norm(floats, work, table, table[step + SOURCE] + row * width, table[step + WHICH], scratch)
+            target = table[step + TARGET] + _place(data, width, i, pitch)
+            for part in range(_parts(width)):
+                products.write_part(data, work, scratch, width, part, target, pitch)
+            done += 1
     _finish(control, phase, done, rows)
 
 
 @jit
-def _quantise(data, work, table, control, step, rows, phase):
+def _arrange(data, work, table, control, step, rows, phase):
     """Rows of floats as the product with this matrix takes them."""
-    width = table[table[step + WHICH] + INPUTS]
-    row_size = products.row_size(data, width)
+    width, pitch = table[table[step + WHICH] + INPUTS], _pitch(rows)
+    parts = _parts(width)
+    total = (rows + pitch - 1) // pitch * parts
     done = np.int64(0)
     while True:
-        row = _take(control, phase, 1)
-        if row >= rows:
+        unit = _take(control, phase, 1)
+        if unit >= total:
             break
-        products.write_row(data, work, table[step + SOURCE] + row * width, width, table[step + TARGET] + row * row_size)
+        first, part = unit // parts * pitch, unit % parts
+        for row in range(first, min(first + pitch, rows)):
+            source, target = table[step + SOURCE] + row * width, table[step + TARGET] + _place(data, width, row, pitch)
+            products.write_part(data, work, source, width, part, target, pitch)
         done += 1
-    _finish(control, phase, done, rows)
+    _finish(control, phase, done, total)
 
 
 @jit
@@ -316,7 +343,12 @@ def _products(work, start, step, panels, inputs, x, stride, count, y, y_stride):
     panel = np.int64(0)
     while panel < panels:
         first = start + panel * step
-        if count > 1:
+        if count > 1 and panels - panel >= 2 and v.WIDE_REGISTERS:
+            left, right = products.rows_times_two_panels(v.zeros(TILE), work, first, step, inputs, work, x, stride)
+            v.store_rows(work, y + panel * LANES, y_stride, left)
+            v.store_rows(work, y + (panel + 1) * LANES, y_stride, right)
+            panel += 2
+        elif count > 1:
             tile = products.rows_times_panel(v.zeros(TILE), work, first, inputs, work, x, stride)
             v.store_rows(work, y + panel * LANES, y_stride, tile)
             panel += 1
@@ -430,8 +462,8 @@ def run(data, scale, floats, work, table, control, thread):
                     _multiply(data, scale, floats, work, table, control, step, rows, thread, phase)
                 elif operation == NORM:
                     _norm_rows(data, floats, work, table, control, step, rows, thread, phase)
-                elif operation == QUANTISE:
-                    _quantise(data, work, table, control, step, rows, phase)
+                elif operation == ARRANGE:
+                    _arrange(data, work, table, control, step, rows, phase)
                 elif operation == ATTEND:
                     _attention(floats, work, table, control, table[step + LAYER], rows, thread, phase)
                 else:

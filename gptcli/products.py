@@ -3,7 +3,11 @@
 A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16 or two int4 in a
 byte; each function exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end
 (`output_scale`); an int4 scale multiplies the sum of its group. All sums stay in registers, and a row's are added up in
-the same order in all of these functions. Rows are floats, but for pairs of int8: they meet integers (`write_row`), and
+the same order in all of these functions.
+
+Rows lie in tiles (in, TILE), so that what meets one vector of weights lies together: taken from whole rows, the
+addresses alone would cost a quarter of the products. A row without company lies alone, (in, 1). A row's inputs are thus
+``pitch`` cells apart, `TILE` or 1 (`write_part`). They are floats, but for pairs of int8: those meet integers, and
 integers.py has what is done with them.
 """
 
@@ -22,24 +26,25 @@ GROUP = 32  # inputs that share an int4 scale
 # Floats fetched ahead where several rows meet a weight: their products fill the core's queue, which then looks too few
 # lines of memory ahead by itself. Packed weights are bound by products there.
 AHEAD = 512
+PART = integers.CHUNK  # inputs of a row that are written at once
 TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
 
 
-def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, stride):
-    """sums[i] + x[at + i stride : + inputs] @ a block of weights (inputs, 16), but for the scale of int8."""
+def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    """sums[i] + the row from x[at + i] on @ a block of weights (inputs, 16), but for the scale of int8."""
 
 
 @overload(rows_times_block, jit_options=OPTIONS)
-def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
+def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, pitch):
     if data.dtype == types.uint8:
 
-        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
             for group in range(inputs // GROUP):
                 part = v.zeros_like(sums)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
                     low, high = v.load_nibbles(data, start + k // 2 * LANES)
-                    part = v.fma_rows(part, low, x, at + k, stride)
-                    part = v.fma_rows(part, high, x, at + k + 1, stride)
+                    part = v.fma_rows(part, low, x, at + k * pitch, 1)
+                    part = v.fma_rows(part, high, x, at + (k + 1) * pitch, 1)
                 sums = v.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
             return sums
 
@@ -47,32 +52,32 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, s
 
     if data.dtype == types.int16:
 
-        def pairs(sums, data, start, scale, scale_start, inputs, x, at, stride):
-            return integers.rows_times_block(sums, data, start, inputs, x, at, stride)
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return integers.rows_times_block(sums, data, start, inputs, x, at, pitch)
 
         return pairs
 
     floats = data.dtype == types.float32
 
-    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch):
         for k in range(inputs):
             if floats:
                 v.prefetch(data, start + k * LANES + AHEAD)
-            sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
+            sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k * pitch, 1)
         return sums
 
     return whole
 
 
-def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, stride):
+def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, pitch):
     """As `rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
 
 
 @overload(rows_times_two_blocks, jit_options=OPTIONS)
-def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, stride):
+def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, pitch):
     if data.dtype == types.uint8:
 
-        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, stride):
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
             a, b = sums, sums
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
@@ -81,8 +86,8 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
                     p = start + k // 2 * LANES
                     low, high = v.load_nibbles(data, p)
                     low_b, high_b = v.load_nibbles(data, p + step)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, low, low_b, x, at + k, stride)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, high, high_b, x, at + k + 1, stride)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, low, low_b, x, at + k * pitch, 1)
+                    part_a, part_b = v.fma_rows_twice(part_a, part_b, high, high_b, x, at + (k + 1) * pitch, 1)
                 s = scale_start + group * LANES
                 a = v.fma_all(part_a, v.load(scale, s), a)
                 b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
@@ -92,14 +97,14 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
     if data.dtype == types.int16:
 
-        def pairs(sums, data, start, scale, scale_start, inputs, x, at, stride):
-            return integers.rows_times_two_blocks(sums, data, start, inputs, x, at, stride)
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return integers.rows_times_two_blocks(sums, data, start, inputs, x, at, pitch)
 
         return pairs
 
     floats = data.dtype == types.float32
 
-    def whole(sums, data, start, scale, scale_start, inputs, x, at, stride):
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch):
         a, b = sums, sums
         for k in range(inputs):
             p = start + k * LANES
@@ -107,7 +112,7 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
                 v.prefetch(data, p + AHEAD)
                 v.prefetch(data, p + inputs * LANES + AHEAD)
             left, right = v.load(data, p), v.load(data, p + inputs * LANES)
-            a, b = v.fma_rows_twice(a, b, left, right, x, at + k, stride)
+            a, b = v.fma_rows_twice(a, b, left, right, x, at + k * pitch, 1)
         return a, b
 
     return whole
@@ -137,7 +142,7 @@ def _unpack_of(data, start, count, work, to):
 
 
 @jit
-def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, stride):
+def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, pitch):
     """As `rows_times_two_blocks`, to the bit, for two blocks of int4 that `unpack` wrote to work[start:]."""
     a, b = sums, sums
     step, scale_step = inputs * LANES, inputs // GROUP * LANES
@@ -146,7 +151,7 @@ def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, s
         for k in range(group * GROUP, (group + 1) * GROUP):
             p = start + k * LANES
             left, right = v.load(work, p), v.load(work, p + step)
-            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k, stride)
+            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k * pitch, 1)
         s = scale_start + group * LANES
         a = v.fma_all(part_a, v.load(scale, s), a)
         b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
@@ -220,6 +225,16 @@ def rows_times_panel(sums, data, start, inputs, x, at, stride):
     return sums
 
 
+@jit
+def rows_times_two_panels(sums, data, start, step, inputs, x, at, stride):
+    """As `rows_times_panel` for two panels that begin ``step`` apart."""
+    a, b = sums, sums
+    for k in range(inputs):
+        p = start + k * LANES
+        a, b = v.fma_rows_twice(a, b, v.load(data, p), v.load(data, p + step), x, at + k, stride)
+    return a, b
+
+
 def output_scale(data, scale, at):
     """What the sums of a block are multiplied by at the end."""
 
@@ -291,7 +306,7 @@ def _scale_size_of(data, inputs):
 
 
 def row_size(data, inputs):
-    """Cells of work from one row of ``inputs`` to the next, as the products take them."""
+    """Cells of work that a row takes of its tile."""
 
 
 @overload(row_size, jit_options=OPTIONS)
@@ -301,17 +316,21 @@ def _row_size_of(data, inputs):
     return lambda data, inputs: inputs
 
 
-def write_row(data, work, source, inputs, target):
-    """Write the floats work[source : + inputs] to ``target`` as the products take them."""
+def write_part(data, work, source, inputs, part, target, pitch):
+    """Write the part ``part`` (of `PART` inputs) of the floats work[source : + inputs] as a row from ``target`` on."""
 
 
-@overload(write_row, jit_options=OPTIONS)
-def _write_row_of(data, work, source, inputs, target):
+@overload(write_part, jit_options=OPTIONS)
+def _write_part_of(data, work, source, inputs, part, target, pitch):
     if data.dtype == types.int16:
-        return lambda data, work, source, inputs, target: integers.quantise(work, source, inputs, target)
 
-    def whole(data, work, source, inputs, target):
-        for i in range(0, inputs, LANES):
-            v.store(work, target + i, v.load(work, source + i))
+        def pairs(data, work, source, inputs, part, target, pitch):
+            integers.quantise(work, source, inputs, part, target, pitch)
+
+        return pairs
+
+    def whole(data, work, source, inputs, part, target, pitch):
+        for k in range(part * PART, min((part + 1) * PART, inputs)):
+            work[target + k * pitch] = work[source + k]
 
     return whole

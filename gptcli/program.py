@@ -8,13 +8,12 @@ from gptcli import kernels as k
 from gptcli.config import GPTConfig
 
 
-def phases(config: GPTConfig, table: NDArray[Any], in_pairs: bool) -> list[tuple[int, ...]]:
+def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
     """One row a phase, its cells in the order that kernels.py names them; those that are left out are 0.
 
     Args:
         config: the model's shape.
         table: int64, with the sizes and places of everything but the program.
-        in_pairs: products take rows as integers.py has them, so what is no norm's output is quantised first.
     """
     x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(k.X, k.SCRATCH))
     width, rows = int(table[k.QKV + k.INPUTS]), int(table[k.MAX_ROWS])
@@ -23,25 +22,19 @@ def phases(config: GPTConfig, table: NDArray[Any], in_pairs: bool) -> list[tuple
     activation = {"gelu_new": k.GELU, "relu": k.RELU}[config.activation]
     final, beside = 2 * config.n_layers, logits + rows * vocabulary
     tapped = normed + rows * width
-    attended, expanded = context, hidden
-    quantise_context: list[tuple[int, ...]] = []
-    quantise_hidden: list[tuple[int, ...]] = []
-    if in_pairs:  # into places that nothing else needs then
-        attended, expanded = normed, hidden + rows * inner
-        quantise_context = [(k.QUANTISE, k.ATTENTION, 0, context, attended)]
-        quantise_hidden = [(k.QUANTISE, k.CONTRACT, 0, hidden, expanded)]
+    arranged = hidden + rows * inner
     program: list[tuple[int, ...]] = [(k.EMBED,)]
     for n in range(config.n_layers):
         program += [
             (k.NORM, 2 * n, n, x, normed),
             (k.MULTIPLY, k.QKV, n, normed, projected, wide, k.PLAIN),
             (k.ATTEND, 0, n),
-            *quantise_context,
-            (k.MULTIPLY, k.ATTENTION, n, attended, x, width, k.ADD),
+            (k.ARRANGE, k.ATTENTION, n, context, normed),
+            (k.MULTIPLY, k.ATTENTION, n, normed, x, width, k.ADD),
             (k.NORM, 2 * n + 1, n, x, normed),
             (k.MULTIPLY, k.EXPAND, n, normed, hidden, inner, activation),
-            *quantise_hidden,
-            (k.MULTIPLY, k.CONTRACT, n, expanded, x, width, k.ADD),
+            (k.ARRANGE, k.CONTRACT, n, hidden, arranged),
+            (k.MULTIPLY, k.CONTRACT, n, arranged, x, width, k.ADD),
             (k.NORM, final, n, x, tapped, 0, 0, k.WANTED_ROWS, n + 1),
         ]
     program += [

@@ -20,18 +20,21 @@ BLOCKS = 4
 def products(data: Any, work: Any, rows: int, inputs: int, quantised: int, sums: int) -> None:
     """Rows at the beginning of work times four blocks, in the three ways there are."""
     size = integers.row_size(inputs)
+    tile = quantised + rows * size
     for row in range(rows):
-        integers.quantise(work, row * inputs, inputs, quantised + row * size)
+        for chunk in range(integers.chunks(inputs)):
+            integers.quantise(work, row * inputs, inputs, chunk, quantised + row * size, 1)
+            integers.quantise(work, row * inputs, inputs, chunk, tile + row, rows)
     block = inputs // 2 * 16
     for row in range(rows):
         x = quantised + row * size
         v.store_rows(work, sums + row * 64, 16, integers.row_times_four_blocks(data, 0, inputs, work, x))
     for half in range(2):
-        a, b = integers.rows_times_two_blocks(v.zeros(3), data, 2 * half * block, inputs, work, quantised, size)
+        a, b = integers.rows_times_two_blocks(v.zeros(3), data, 2 * half * block, inputs, work, tile, rows)
         v.store_rows(work, sums + rows * 64 + 32 * half, 64, a)
         v.store_rows(work, sums + rows * 64 + 32 * half + 16, 64, b)
     for i in range(4):
-        a = integers.rows_times_block(v.zeros(3), data, i * block, inputs, work, quantised, size)
+        a = integers.rows_times_block(v.zeros(3), data, i * block, inputs, work, tile, rows)
         v.store_rows(work, sums + 2 * rows * 64 + 16 * i, 64, a)
 
 
@@ -41,7 +44,7 @@ def multiplied(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     data = np.zeros(weights.size // 2, np.int16)
     numba.njit(packing.pack_pairs)(weights, data, 0, inputs)
     quantised = rows * inputs
-    sums = quantised + rows * (inputs + 64)
+    sums = quantised + 2 * rows * inputs
     work = np.zeros(sums + 3 * rows * 64, np.float32)
     work[:quantised] = x.ravel()
     products(data, work, rows, inputs, quantised, sums)
