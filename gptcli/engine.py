@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli import kernels as k
+from gptcli import cells as c
 from gptcli import quantization
 from gptcli.config import GPTConfig
 from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
@@ -28,10 +28,10 @@ PORTION = 64  # blocks of a matrix that are quantised at once
 AT_ONCE = 12  # rows that meet each weight while it is in a register, or nearly so
 MAX_ROWS = 192  # tokens of a prompt that are read together
 _KINDS = (
-    (k.QKV, "attn.c_attn"),
-    (k.ATTENTION, "attn.c_proj"),
-    (k.EXPAND, "mlp.c_fc"),
-    (k.CONTRACT, "mlp.c_proj"),
+    (c.QKV, "attn.c_attn"),
+    (c.ATTENTION, "attn.c_proj"),
+    (c.EXPAND, "mlp.c_fc"),
+    (c.CONTRACT, "mlp.c_proj"),
 )
 
 
@@ -66,10 +66,10 @@ class Engine:
         self.config = config
         self.slots = slots
         self.at_once = AT_ONCE
-        self.threads = min(threads, k.MAX_THREADS)
+        self.threads = min(threads, c.MAX_THREADS)
         self.capacity = _padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
-        self._table = np.zeros(k.PROGRAM + k.STEP * (10 * config.n_layers + 6), np.int64)
+        self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
         self._load(tensors, bits)
         self._lay_out_work()
         self._write_program()
@@ -84,15 +84,15 @@ class Engine:
         twin._table = self._table.copy()
         twin._lay_out_matrices(bits)
         twin._write_program()
-        matrices = [k.QKV, k.ATTENTION, k.EXPAND, k.CONTRACT, k.HEAD, *([] if self.config.tie_weights else [k.WTE])]
+        matrices = [c.QKV, c.ATTENTION, c.EXPAND, c.CONTRACT, c.HEAD, *([] if self.config.tie_weights else [c.WTE])]
         parts: list[tuple[int, int, int]] = []  # matrix, block, how many
         for matrix in matrices:
-            blocks = int(self._table[matrix + k.OUTPUTS]) // LANES
-            blocks *= 1 if matrix in (k.HEAD, k.WTE) else self.config.n_layers
+            blocks = int(self._table[matrix + c.OUTPUTS]) // LANES
+            blocks *= 1 if matrix in (c.HEAD, c.WTE) else self.config.n_layers
             parts += [(matrix, block, min(PORTION, blocks - block)) for block in range(0, blocks, PORTION)]
 
         def pack(matrix: int, block: int, count: int) -> None:
-            start = int(self._table[matrix + k.DATA]) + block * int(self._table[matrix + k.INPUTS]) * LANES
+            start = int(self._table[matrix + c.DATA]) + block * int(self._table[matrix + c.INPUTS]) * LANES
             twin._quantize(self._data, start, matrix, block, count)
 
         with ThreadPoolExecutor(self.threads) as pool:
@@ -108,7 +108,7 @@ class Engine:
         self._wake = [threading.Lock() for _ in range(self.threads - 1)]
         for number, lock in enumerate(self._wake, start=1):
             lock.acquire()
-            self._control[k.ASLEEP + k.LINE * number] = 1
+            self._control[c.ASLEEP + c.LINE * number] = 1
             threading.Thread(
                 target=_help, args=(self._kernels.run, self._arguments, number, lock, self._ended), daemon=True
             ).start()
@@ -120,7 +120,7 @@ class Engine:
         table = self._table
         if self.config.tie_weights:
             return self._data.nbytes + self._scale.nbytes
-        last = int(table[k.WTE + k.DATA]) * self._data.itemsize, int(table[k.WTE + k.SCALE]) * self._scale.itemsize
+        last = int(table[c.WTE + c.DATA]) * self._data.itemsize, int(table[c.WTE + c.SCALE]) * self._scale.itemsize
         return sum(last)
 
     def step(
@@ -143,14 +143,15 @@ class Engine:
             (W, V) float32, or (2 W, V) with a tap; valid until the next step.
         """
         control, rows = self._control, self.max_rows
+        self._open_panels(positions, slots)
         wanted = range(len(ids)) if wanted is None else wanted
         for number, values in enumerate((ids, positions, slots, wanted)):
             first = self._lists + number * rows
             control[first : first + len(values)] = values
-        control[k.ROWS], control[k.WANTED], control[k.TAP] = len(ids), len(wanted), tap
+        control[c.ROWS], control[c.WANTED], control[c.TAP] = len(ids), len(wanted), tap
         for number, lock in enumerate(self._wake, start=1):
-            if control[k.ASLEEP + k.LINE * number]:
-                control[k.ASLEEP + k.LINE * number] = 0
+            if control[c.ASLEEP + c.LINE * number]:
+                control[c.ASLEEP + c.LINE * number] = 0
                 lock.release()
         self._kernels.run(*self._arguments, 0)
         logits = self._logits[: len(wanted), : self.config.vocab_size]
@@ -184,6 +185,20 @@ class Engine:
         for cache in (self._keys, self._values):
             kept = _padded(length, LANES) * cache.shape[-1] // self.capacity
             cache[target, :, :kept] = cache[source, :, :kept]
+        self._open[target] = self._open[source]
+
+    def _open_panels(self, positions: Sequence[int], slots: Sequence[int]) -> None:
+        """Turn back the panel of keys that a sequence goes on in, where it is a full one (see attention.py)."""
+        ends: dict[int, int] = {}
+        for position, slot in zip(positions, slots, strict=True):
+            if slot not in ends and position % LANES and self._open[slot] != position // LANES:
+                size = LANES * self.config.head_dim
+                panel = self._keys[slot, :, position // LANES * size :][:, :size]
+                turned = panel.reshape(len(panel), -1, LANES).transpose(0, 2, 1)
+                panel[:] = turned.reshape(len(panel), -1)
+            ends[slot] = position
+        for slot, position in ends.items():
+            self._open[slot] = -1 if (position + 1) % LANES == 0 else position // LANES
 
     def _lay_out_matrices(self, bits: int) -> list[tuple[int, int, str]]:
         """Find every matrix its place in one array: (matrix, layer, name) of all. The table gets the places."""
@@ -192,23 +207,23 @@ class Engine:
         self._in_pairs = data_type == np.int16
         width, hidden = _padded(config.emb_dim, GROUP), _padded(config.hidden_dim, GROUP)
         out = {
-            k.QKV: _padded(3 * config.emb_dim, LANES),
-            k.ATTENTION: _padded(config.emb_dim, LANES),
-            k.EXPAND: _padded(config.hidden_dim, LANES),
-            k.CONTRACT: _padded(config.emb_dim, LANES),
-            k.HEAD: _padded(config.vocab_size, LANES),
-            k.WTE: _padded(config.vocab_size, LANES),
+            c.QKV: _padded(3 * config.emb_dim, LANES),
+            c.ATTENTION: _padded(config.emb_dim, LANES),
+            c.EXPAND: _padded(config.hidden_dim, LANES),
+            c.CONTRACT: _padded(config.emb_dim, LANES),
+            c.HEAD: _padded(config.vocab_size, LANES),
+            c.WTE: _padded(config.vocab_size, LANES),
         }
         jobs: list[tuple[int, int, str]] = []  # matrix, layer, name
         for matrix, kind in _KINDS:
             jobs += [(matrix, layer, f"h.{layer}.{kind}") for layer in range(config.n_layers)]
-        jobs += [(k.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
+        jobs += [(c.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
         if not config.tie_weights:
-            jobs += [(k.WTE, 0, "wte")]
+            jobs += [(c.WTE, 0, "wte")]
         cells = scales = biases = 0
         per_cell = 2 if bits == 4 or self._in_pairs else 1
         for matrix, layer, _ in jobs:
-            inputs = hidden if matrix == k.CONTRACT else width
+            inputs = hidden if matrix == c.CONTRACT else width
             if layer == 0:
                 table[matrix : matrix + 5] = cells, scales, biases, inputs, out[matrix]
             size = inputs * out[matrix]
@@ -216,10 +231,10 @@ class Engine:
             scales += size // GROUP if bits == 4 else out[matrix]
             biases += out[matrix]
         if config.tie_weights:
-            table[k.WTE : k.WTE + 5] = table[k.HEAD : k.HEAD + 5]
+            table[c.WTE : c.WTE + 5] = table[c.HEAD : c.HEAD + 5]
         self._data = _allocate(cells, data_type)
         self._scale = _allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
-        table[k.NORMS] = biases
+        table[c.NORMS] = biases
         return jobs
 
     def _load(self, tensors: Tensors, bits: int) -> None:
@@ -227,22 +242,22 @@ class Engine:
         config, table = self.config, self._table
         jobs = self._lay_out_matrices(bits)
         names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
-        width = int(table[k.QKV + k.INPUTS])
-        table[k.WPE] = table[k.NORMS] + 2 * width * len(names)
-        table[k.EPSILON] = table[k.WPE] + config.context_length * config.emb_dim
-        table[k.FACTORS] = table[k.EPSILON] + 1
-        self._floats = np.zeros(int(table[k.FACTORS]) + config.n_layers, np.float32)
+        width = int(table[c.QKV + c.INPUTS])
+        table[c.WPE] = table[c.NORMS] + 2 * width * len(names)
+        table[c.EPSILON] = table[c.WPE] + config.context_length * config.emb_dim
+        table[c.FACTORS] = table[c.EPSILON] + 1
+        self._floats = np.zeros(int(table[c.FACTORS]) + config.n_layers, np.float32)
         with ThreadPoolExecutor(min(self.threads, 4)) as pool:
             list(pool.map(lambda job: self._load_matrix(tensors, *job), jobs))
         for number, name in enumerate(names):
-            at = int(table[k.NORMS]) + 2 * width * number
+            at = int(table[c.NORMS]) + 2 * width * number
             self._floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]
             self._floats[at + width : at + width + config.emb_dim] = tensors[f"{name}.bias"]
-        self._floats[table[k.WPE] : table[k.EPSILON]] = np.asarray(tensors["wpe.weight"]).ravel()
-        self._floats[table[k.EPSILON]] = config.layer_norm_eps
+        self._floats[table[c.WPE] : table[c.EPSILON]] = np.asarray(tensors["wpe.weight"]).ravel()
+        self._floats[table[c.EPSILON]] = config.layer_norm_eps
         for layer in range(config.n_layers):
             factor = config.head_dim**-0.5 if config.scale_attn else 1.0
-            self._floats[table[k.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
+            self._floats[table[c.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
 
     def _load_matrix(self, tensors: Tensors, matrix: int, layer: int, name: str) -> None:
         data, scale, bias, inputs, outputs = (int(cell) for cell in self._table[matrix : matrix + 5])
@@ -268,14 +283,14 @@ class Engine:
             with ThreadPoolExecutor(self.threads) as pool:
                 blocks = range(0, _padded(values.shape[1], LANES) // LANES, PORTION)
                 list(pool.map(lambda block: self._pack_part(values, matrix, first, block), blocks))
-        if matrix not in (k.WTE, k.HEAD) and f"{name}.bias" in tensors:
+        if matrix not in (c.WTE, c.HEAD) and f"{name}.bias" in tensors:
             at = bias + layer * outputs
             self._floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
 
     def _pack_part(self, values: NDArray[Any], matrix: int, first: int, block: int) -> None:
         """Quantise the blocks from ``block`` on of a matrix whose first one is ``first`` among those of all layers."""
         part = values[:, block * LANES : (block + PORTION) * LANES]
-        inputs, count = int(self._table[matrix + k.INPUTS]), _padded(part.shape[1], LANES) // LANES
+        inputs, count = int(self._table[matrix + c.INPUTS]), _padded(part.shape[1], LANES) // LANES
         floats = np.zeros(count * inputs * LANES, np.float32)
         self._kernels.pack(part, floats, 0, inputs)
         self._quantize(floats, 0, matrix, first + block, count)
@@ -291,21 +306,21 @@ class Engine:
     def _lay_out_work(self) -> None:
         """Activations, logits, scratch and cache in one array."""
         config, table = self.config, self._table
-        width, projected = int(table[k.QKV + k.INPUTS]), int(table[k.QKV + k.OUTPUTS])
+        width, projected = int(table[c.QKV + c.INPUTS]), int(table[c.QKV + c.OUTPUTS])
         self.max_rows = _padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
-        rows, head = self.max_rows, int(table[k.HEAD + k.OUTPUTS])
+        rows, head = self.max_rows, int(table[c.HEAD + c.OUTPUTS])
         panels = -(-config.head_dim // LANES)
         caches = self.slots * config.n_layers * config.n_heads
         sizes = {
-            k.X: rows * width,
-            k.NORMED: 2 * rows * width,
-            k.CONTEXT: rows * width,
-            k.PROJECTED: rows * projected,
-            k.HIDDEN: 2 * rows * int(table[k.CONTRACT + k.INPUTS]),  # and arranged for the next product
-            k.LOGITS: 2 * rows * head,
-            k.SCRATCH: self.threads * self._scratch_size(),
-            k.KEYS: caches * self.capacity * config.head_dim,
-            k.VALUES: caches * self.capacity * panels * LANES,
+            c.X: rows * width,
+            c.NORMED: 2 * rows * width,
+            c.CONTEXT: rows * width,
+            c.PROJECTED: rows * projected,
+            c.HIDDEN: 2 * rows * int(table[c.CONTRACT + c.INPUTS]),  # and arranged for the next product
+            c.LOGITS: 2 * rows * head,
+            c.SCRATCH: self.threads * self._scratch_size(),
+            c.KEYS: caches * self.capacity * config.head_dim,
+            c.VALUES: caches * self.capacity * panels * LANES,
         }
         at = 0
         for cell, size in sizes.items():
@@ -316,27 +331,28 @@ class Engine:
         def view(cell: int) -> NDArray[np.float32]:
             return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
 
-        self._logits = view(k.LOGITS).reshape(-1, head)
+        self._logits = view(c.LOGITS).reshape(-1, head)
         rows_of_keys = config.n_layers * config.n_heads  # position after position in each
-        self._keys = view(k.KEYS).reshape(self.slots, rows_of_keys, -1)
-        self._values = view(k.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
-        table[k.LAYERS], table[k.HEADS], table[k.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
-        table[k.CAPACITY], table[k.MAX_ROWS] = self.capacity, rows
-        table[k.SCRATCH_SIZE] = self._scratch_size()
+        self._keys = view(c.KEYS).reshape(self.slots, rows_of_keys, -1)
+        self._values = view(c.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
+        self._open = np.full(self.slots, -1)  # the panel of each slot's keys that is being filled
+        table[c.LAYERS], table[c.HEADS], table[c.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
+        table[c.CAPACITY], table[c.MAX_ROWS] = self.capacity, rows
+        table[c.SCRATCH_SIZE] = self._scratch_size()
 
     def _scratch_size(self) -> int:
-        inputs = max(int(self._table[k.QKV + k.INPUTS]), int(self._table[k.CONTRACT + k.INPUTS]))
-        return k.scratch_size(self.capacity, self.config.head_dim, inputs)
+        inputs = max(int(self._table[c.QKV + c.INPUTS]), int(self._table[c.CONTRACT + c.INPUTS]))
+        return c.scratch_size(self.capacity, self.config.head_dim, inputs)
 
     def _write_program(self) -> None:
         """The phases of a step, one row each, and the counters that they take."""
         table, program = self._table, phases(self.config, self._table)
-        table[k.PROGRAM :] = 0
+        table[c.PROGRAM :] = 0
         for number, row in enumerate(program):
-            first = k.PROGRAM + number * k.STEP
+            first = c.PROGRAM + number * c.STEP
             table[first : first + len(row)] = row
-        table[k.STEPS] = len(program)
-        self._lists = k.COUNTERS + k.counter_cells(len(program))
+        table[c.STEPS] = len(program)
+        self._lists = c.COUNTERS + c.counter_cells(len(program))
         self._control = np.zeros(self._lists + 4 * self.max_rows, np.int64)
 
 
@@ -366,7 +382,8 @@ def _end(ended: threading.Event, wake: list[threading.Lock]) -> None:
 def _allocate(count: int, dtype: Any) -> NDArray[Any]:
     """Zeros, on huge pages where the system has them: a long stream then misses fewer translations."""
     size = max(count, 1) * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, _padded(size, 2**21))
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    memory = mmap.mmap(-1, _padded(size, 2**21), **private)  # what is shared, the default, seldom gets huge pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)

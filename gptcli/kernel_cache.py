@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import integers, packing
-from gptcli import kernels as k
+from gptcli import cells as c
+from gptcli import integers, kernels, packing
 
 
 def cache_directory() -> Path:
@@ -24,7 +24,7 @@ def cache_directory() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     here = Path(__file__).parent
-    rooms = ("kernels.py", "packing.py", "products.py", "integers.py", "lanes.py")
+    rooms = ("kernels.py", "attention.py", "packing.py", "products.py", "integers.py", "cells.py", "lanes.py")
     source = b"".join((here / name).read_bytes() for name in rooms)
     return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
 
@@ -50,7 +50,7 @@ class Kernels:
         try:
             if cached:
                 numba.config.CACHE_DIR = str(directory)
-            self.run = numba.njit(k.run, nogil=True, cache=cached, error_model="numpy")
+            self.run = numba.njit(kernels.run, nogil=True, cache=cached, error_model="numpy")
             self.pack = numba.njit(packing.pack, nogil=True, cache=cached)
             self.pack_pairs = numba.njit(packing.pack_pairs, nogil=True, cache=cached)
             self.quantize = numba.njit(packing.quantize, nogil=True, cache=cached, error_model="numpy")
@@ -68,7 +68,7 @@ class Kernels:
         elif not marker.exists():
             self._tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
-        table, control = np.zeros(k.PROGRAM, np.int64), np.zeros(k.COUNTERS, np.int64)  # a program of no steps
+        table, control = np.zeros(c.PROGRAM, np.int64), np.zeros(c.COUNTERS, np.int64)  # a program of no steps
         self.run(data, scale, floats, work, table, control, 0)
         if marker is not None:
             marker.touch()

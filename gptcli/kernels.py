@@ -11,83 +11,37 @@ has the same order whatever the company and the threads, so results are equal to
 and in a batch, on one thread and on many.
 
 Threads take work (blocks of outputs, heads, rows) from shared counters, phase by phase. The caller never waits for a
-thread, only for work that somebody has taken: a late or absent helper costs time, not correctness.
-
-All functions share six flat arrays, so that there is little to pass on and to compile:
-    data     packed weights: float32, int8, int16 holding two int8, or uint8 holding two int4
-    scale    of int8 float32, one an output; of int4 the bits of bfloat16, 16 a group of 32 inputs of a block
-    floats   float32: biases, layer norms (weight, bias), positions (context, C), epsilon, each layer's attention scale
-    work     float32: activations, logits and the cache
-    table    int64: sizes, and where things begin in the arrays above
-    control  int64: what the step is about, and the counters
+thread, only for work that somebody has taken: a late or absent helper costs time, not correctness. All share the
+arrays that cells.py describes.
 """
 
 # mypy: ignore-errors
 
 import numpy as np
 
+from gptcli import attention, products
+from gptcli import cells as c
 from gptcli import lanes as v
-from gptcli import products
 from gptcli.lanes import jit
 from gptcli.products import LANES, TILE
-
-# Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
-LAYERS, HEADS, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(7)
-NORMS, WPE, EPSILON, FACTORS = range(7, 11)
-X, NORMED, CONTEXT, PROJECTED, HIDDEN, LOGITS, SCRATCH, KEYS, VALUES = range(11, 20)
-WTE, QKV, ATTENTION, EXPAND, CONTRACT, HEAD = range(20, 56, 6)
-DATA, SCALE, BIAS, INPUTS, OUTPUTS = range(5)
-PROGRAM = 56
-
-# A row of the program: what to do, with which matrix or norm, in which layer, from where to where in work.
-EMBED, NORM, ARRANGE, MULTIPLY, ATTEND = range(5)
-OPERATION, WHICH, LAYER, SOURCE, TARGET, STRIDE, THEN, SELECTION, CONDITION = range(9)
-STEP = 9
-ALL_ROWS, WANTED_ROWS = 0, 1  # SELECTION
-ALWAYS, IF_TAPPED = 0, -1  # CONDITION; or a layer (counted from 1): only if that one is tapped
-
-# Cells of control; those that threads fight over have a cache line each.
-LINE = 8
-OPEN, INSIDE, ROWS, WANTED, TAP, EPOCH, ASLEEP = 0, 8, 16, 17, 18, 19, 24
-MAX_THREADS = 64
-COUNTERS = ASLEEP + LINE * MAX_THREADS  # then ids, positions, slots and the wanted rows, MAX_ROWS each
-
-PLAIN, GELU, RELU, ADD = range(4)  # what to do with x @ W + b
-SPINS = 2_000  # looks at a counter before the core is offered to others
-IDLE = 12_000  # looks for work before a helper goes to sleep
-
-
-def counter_cells(steps: int) -> int:
-    """How many cells of control the counters of a program of ``steps`` phases take."""
-    return steps * 2 * LINE
-
-
-def scratch_size(capacity: int, head_size: int, inputs: int) -> int:
-    """How many floats of scratch a thread needs.
-
-    Attention wants scores and context of `TILE` rows and their sums; a product two tiles of sums, then two blocks of
-    int4 weights of at most ``inputs`` inputs as floats.
-    """
-    panels = -(-head_size // LANES)
-    return max(TILE * capacity + TILE * panels * LANES + LANES, 2 * TILE * LANES + 2 * inputs * LANES)
 
 
 @jit
 def _take(control, phase, amount):
     """The first of the next ``amount`` units of work of a phase."""
-    return v.atomic_add(control, COUNTERS + phase * 2 * LINE, amount)
+    return v.atomic_add(control, c.COUNTERS + phase * 2 * c.LINE, amount)
 
 
 @jit
 def _finish(control, phase, amount, total):
     """Report ``amount`` units as done, then wait until all ``total`` are."""
-    cell = COUNTERS + phase * 2 * LINE + LINE
+    cell = c.COUNTERS + phase * 2 * c.LINE + c.LINE
     if amount > 0:
         v.atomic_add(control, cell, amount)
     looks = 0
     while v.atomic_load(control, cell) < total:
         looks += 1
-        if looks > SPINS:
+        if looks > c.SPINS:
             v.give_way()
 
 
@@ -135,20 +89,20 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
 @jit
 def _complete(data, scale, floats, work, table, step, block, sums, row, count):
     """Turn the sums (count, 16) of a block into what the phase asks for: scale, bias and what comes then."""
-    matrix = table[step + WHICH]
-    stride, then = table[step + STRIDE], table[step + THEN]
-    where = table[step + LAYER] * (table[matrix + OUTPUTS] // LANES) + block
-    scale_size = products.scale_size(data, table[matrix + INPUTS])
-    factor = products.output_scale(data, scale, table[matrix + SCALE] + where * scale_size)
-    bias = v.load(floats, table[matrix + BIAS] + where * LANES)
+    matrix = table[step + c.WHICH]
+    stride, then = table[step + c.STRIDE], table[step + c.THEN]
+    where = table[step + c.LAYER] * (table[matrix + c.OUTPUTS] // LANES) + block
+    scale_size = products.scale_size(data, table[matrix + c.INPUTS])
+    factor = products.output_scale(data, scale, table[matrix + c.SCALE] + where * scale_size)
+    bias = v.load(floats, table[matrix + c.BIAS] + where * LANES)
     for i in range(count):
         total = v.fma(v.load(work, sums + i * LANES), factor, bias)
-        target = table[step + TARGET] + (row + i) * stride + block * LANES
-        if then == GELU:
+        target = table[step + c.TARGET] + (row + i) * stride + block * LANES
+        if then == c.GELU:
             total = _gelu(total)
-        elif then == RELU:
+        elif then == c.RELU:
             total = v.maximum(total, v.splat(np.float32(0.0)))
-        elif then == ADD:
+        elif then == c.ADD:
             total = v.add(v.load(work, target), total)
         v.store(work, target, total)
 
@@ -156,12 +110,12 @@ def _complete(data, scale, floats, work, table, step, block, sums, row, count):
 @jit
 def _multiply(data, scale, floats, work, table, control, step, rows, thread, phase):
     """y = x @ W + b for all rows, or y = gelu(…), or y += …"""
-    matrix, x = table[step + WHICH], table[step + SOURCE]
-    width = table[matrix + INPUTS]
-    blocks = table[matrix + OUTPUTS] // LANES
+    matrix, x = table[step + c.WHICH], table[step + c.SOURCE]
+    width = table[matrix + c.INPUTS]
+    blocks = table[matrix + c.OUTPUTS] // LANES
     size, scale_size = products.block_size(data, width), products.scale_size(data, width)
     pitch = _pitch(rows)
-    sums = table[SCRATCH] + thread * table[SCRATCH_SIZE]
+    sums = table[c.SCRATCH] + thread * table[c.SCRATCH_SIZE]
     done = np.int64(0)
     while True:
         first = _take(control, phase, 4)
@@ -171,8 +125,8 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
         done += last - first
         block = first
         while block < last:
-            where = table[step + LAYER] * blocks + block
-            start, scales = table[matrix + DATA] + where * size, table[matrix + SCALE] + where * scale_size
+            where = table[step + c.LAYER] * blocks + block
+            start, scales = table[matrix + c.DATA] + where * size, table[matrix + c.SCALE] + where * scale_size
             if rows == 1 and last - block == 4:
                 four = products.row_times_four_blocks(data, start, scale, scales, width, work, x)
                 v.store_rows(work, sums, LANES, four)
@@ -224,30 +178,21 @@ def _gelu(x):
 
 
 @jit
-def _sum(vector):
-    """Of its 16 floats, in order."""
-    total = np.float32(0.0)
-    for i in range(LANES):
-        total += v.lane(vector, i)
-    return total
-
-
-@jit
 def _norm(floats, work, table, x, which, y):
     """Layer norm of one row (biased variance); the padding, zero in x, weight and bias, stays zero."""
-    emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
+    emb_dim, width = table[c.EMB_DIM], table[c.QKV + c.INPUTS]
     sums = v.splat(np.float32(0.0))
     for i in range(0, width, LANES):
         sums = v.add(sums, v.load(work, x + i))
-    mean = _sum(sums) / np.float32(emb_dim)
+    mean = v.total(sums) / np.float32(emb_dim)
     means, squares = v.splat(mean), v.splat(np.float32(0.0))
     for i in range(0, width, LANES):
         centred = v.subtract(v.load(work, x + i), means)
         squares = v.fma(centred, centred, squares)
     padding = np.float32(width - emb_dim) * mean * mean
-    variance = max((_sum(squares) - padding) / np.float32(emb_dim), np.float32(0.0))
-    factor = v.splat(np.float32(1.0) / np.sqrt(variance + floats[table[EPSILON]]))
-    weight = table[NORMS] + 2 * which * width
+    variance = max((v.total(squares) - padding) / np.float32(emb_dim), np.float32(0.0))
+    factor = v.splat(np.float32(1.0) / np.sqrt(variance + floats[table[c.EPSILON]]))
+    weight = table[c.NORMS] + 2 * which * width
     for i in range(0, width, LANES):
         centred = v.multiply(v.subtract(v.load(work, x + i), means), factor)
         v.store(work, y + i, v.fma(centred, v.load(floats, weight + i), v.load(floats, weight + width + i)))
@@ -256,18 +201,18 @@ def _norm(floats, work, table, x, which, y):
 @jit
 def _norm_rows(data, floats, work, table, control, step, rows, thread, phase):
     """Layer norm of every row, or of those whose logits are wanted, as products take it."""
-    width, pitch = table[QKV + INPUTS], _pitch(rows)
-    scratch = table[SCRATCH] + thread * table[SCRATCH_SIZE]
-    listed = COUNTERS + table[STEPS] * 2 * LINE + 3 * table[MAX_ROWS]
+    width, pitch = table[c.QKV + c.INPUTS], _pitch(rows)
+    scratch = table[c.SCRATCH] + thread * table[c.SCRATCH_SIZE]
+    listed = c.COUNTERS + table[c.STEPS] * 2 * c.LINE + 3 * table[c.MAX_ROWS]
     done = np.int64(0)
     while True:
         first = _take(control, phase, pitch)  # threads would fight over the lines of a tile
         if first >= rows:
             break
         for i in range(first, min(first + pitch, rows)):
-            row = control[listed + i] if table[step + SELECTION] == WANTED_ROWS else i
-            _norm(floats, work, table, table[step + SOURCE] + row * width, table[step + WHICH], scratch)
-            target = table[step + TARGET] + _place(data, width, i, pitch)
+            row = control[listed + i] if table[step + c.SELECTION] == c.WANTED_ROWS else i
+            _norm(floats, work, table, table[step + c.SOURCE] + row * width, table[step + c.WHICH], scratch)
+            target = table[step + c.TARGET] + _place(data, width, i, pitch)
             for part in range(_parts(width)):
                 products.write_part(data, work, scratch, width, part, target, pitch)
             done += 1
@@ -277,7 +222,7 @@ def _norm_rows(data, floats, work, table, control, step, rows, thread, phase):
 @jit
 def _arrange(data, work, table, control, step, rows, phase):
     """Rows of floats as the product with this matrix takes them."""
-    width, pitch = table[table[step + WHICH] + INPUTS], _pitch(rows)
+    width, pitch = table[table[step + c.WHICH] + c.INPUTS], _pitch(rows)
     parts = _parts(width)
     total = (rows + pitch - 1) // pitch * parts
     done = np.int64(0)
@@ -287,7 +232,10 @@ def _arrange(data, work, table, control, step, rows, phase):
             break
         first, part = unit // parts * pitch, unit % parts
         for row in range(first, min(first + pitch, rows)):
-            source, target = table[step + SOURCE] + row * width, table[step + TARGET] + _place(data, width, row, pitch)
+            source, target = (
+                table[step + c.SOURCE] + row * width,
+                table[step + c.TARGET] + _place(data, width, row, pitch),
+            )
             products.write_part(data, work, source, width, part, target, pitch)
         done += 1
     _finish(control, phase, done, total)
@@ -296,183 +244,89 @@ def _arrange(data, work, table, control, step, rows, phase):
 @jit
 def _embed(data, scale, floats, work, table, control, rows, phase):
     """Token plus position."""
-    emb_dim, width = table[EMB_DIM], table[QKV + INPUTS]
-    ids = COUNTERS + table[STEPS] * 2 * LINE
+    emb_dim, width = table[c.EMB_DIM], table[c.QKV + c.INPUTS]
+    ids = c.COUNTERS + table[c.STEPS] * 2 * c.LINE
     done = np.int64(0)
     while True:
         row = _take(control, phase, 1)
         if row >= rows:
             break
-        token, position = control[ids + row], control[ids + table[MAX_ROWS] + row]
+        token, position = control[ids + row], control[ids + table[c.MAX_ROWS] + row]
         for k in range(emb_dim):
-            value = products.weight(data, table[WTE + DATA], scale, table[WTE + SCALE], width, k, token)
-            work[table[X] + row * width + k] = value + floats[table[WPE] + position * emb_dim + k]
+            value = products.weight(data, table[c.WTE + c.DATA], scale, table[c.WTE + c.SCALE], width, k, token)
+            work[table[c.X] + row * width + k] = value + floats[table[c.WPE] + position * emb_dim + k]
         done += 1
     _finish(control, phase, done, rows)
 
 
 @jit
-def _softmax(work, at, length, padded, factor):
-    """exp(factor (s - max)) of a row of scores, zeros after ``length``; returns 1 / their sum."""
-    whole = length // LANES * LANES
-    peaks = v.splat(work[at])
-    for i in range(0, whole, LANES):
-        peaks = v.maximum(peaks, v.load(work, at + i))
-    peak = v.lane(peaks, 0)
-    for i in range(1, LANES):
-        peak = max(peak, v.lane(peaks, i))
-    for i in range(whole, length):
-        peak = max(peak, work[at + i])
-    scale, shift = v.splat(factor), v.splat(-peak * factor)
-    for i in range(0, padded, LANES):
-        v.store(work, at + i, v.exp(v.fma(v.load(work, at + i), scale, shift)))
-    for i in range(length, padded):
-        work[at + i] = 0.0
-    sums = v.splat(np.float32(0.0))
-    for i in range(0, padded, LANES):
-        sums = v.add(sums, v.load(work, at + i))
-    return np.float32(1.0) / _sum(sums)
-
-
-@jit
-def _products(work, start, step, panels, inputs, x, stride, count, y, y_stride):
-    """y[i, 16 p : 16 p + 16] = x[i] times panel p (inputs, 16); panels begin ``step`` apart.
-
-    Of more than one row, `TILE` are computed: y has room for those past the end, and nothing of them is kept.
-    """
-    panel = np.int64(0)
-    while panel < panels:
-        first = start + panel * step
-        if count > 1 and panels - panel >= 2 and v.WIDE_REGISTERS:
-            left, right = products.rows_times_two_panels(v.zeros(TILE), work, first, step, inputs, work, x, stride)
-            v.store_rows(work, y + panel * LANES, y_stride, left)
-            v.store_rows(work, y + (panel + 1) * LANES, y_stride, right)
-            panel += 2
-        elif count > 1:
-            tile = products.rows_times_panel(v.zeros(TILE), work, first, inputs, work, x, stride)
-            v.store_rows(work, y + panel * LANES, y_stride, tile)
-            panel += 1
-        elif panels - panel >= 4:
-            four = products.row_times_four_panels(work, first, step, inputs, work, x)
-            v.store_rows(work, y + panel * LANES, LANES, four)
-            panel += 4
-        else:
-            one = products.rows_times_panel(v.zeros(1), work, first, inputs, work, x, stride)
-            v.store_rows(work, y + panel * LANES, y_stride, one)
-            panel += 1
-
-
-@jit
-def _attend(floats, work, table, control, row, count, slot, layer, head, thread):
-    """``count`` rows of one sequence, at consecutive positions, look at the cache through one head."""
-    capacity, heads, layers = table[CAPACITY], table[HEADS], table[LAYERS]
-    size = table[EMB_DIM] // heads
-    panels = (size + LANES - 1) // LANES
-    positions = COUNTERS + table[STEPS] * 2 * LINE + table[MAX_ROWS] + row
-    padded = (control[positions + count - 1] // LANES + 1) * LANES
-    where = (slot * layers + layer) * heads + head
-    keys, values = table[KEYS] + where * capacity * size, table[VALUES] + where * capacity * panels * LANES
-    scores = table[SCRATCH] + thread * table[SCRATCH_SIZE]
-    inverses = scores + TILE * capacity
-    context = inverses + LANES
-    stride, width = table[QKV + OUTPUTS], table[ATTENTION + INPUTS]
-    query, target = table[PROJECTED] + row * stride + head * size, table[CONTEXT] + row * width + head * size
-    factor = floats[table[FACTORS] + layer]
-    for part in range(2):
-        if part == 0:
-            _products(work, keys, size * LANES, padded // LANES, size, query, stride, count, scores, capacity)
-            for i in range(count):
-                length = control[positions + i] + 1
-                work[inverses + i] = _softmax(work, scores + i * capacity, length, padded, factor)
-        else:
-            step, spread = capacity * LANES, panels * LANES
-            _products(work, values, step, panels, padded, scores, capacity, count, context, spread)
-    for i in range(count):
-        for k in range(size):
-            work[target + i * width + k] = work[context + i * panels * LANES + k] * work[inverses + i]
-
-
-@jit
 def _attention(floats, work, table, control, layer, rows, thread, phase):
     """Causal attention of all rows, head by head; their keys and values go into the cache first."""
-    heads, layers, capacity, emb_dim = table[HEADS], table[LAYERS], table[CAPACITY], table[EMB_DIM]
-    size = emb_dim // heads
-    panels = (size + LANES - 1) // LANES
-    positions = COUNTERS + table[STEPS] * 2 * LINE + table[MAX_ROWS]
-    slots = positions + table[MAX_ROWS]
+    slots = c.COUNTERS + table[c.STEPS] * 2 * c.LINE + 2 * table[c.MAX_ROWS]
     done = np.int64(0)
     while True:
         head = _take(control, phase, 1)
-        if head >= heads:
+        if head >= table[c.HEADS]:
             break
         done += 1
-        for row in range(rows):
-            position = control[positions + row]
-            where = (control[slots + row] * layers + layer) * heads + head
-            key = table[KEYS] + where * capacity * size + position // LANES * size * LANES + position % LANES
-            value = table[VALUES] + where * capacity * panels * LANES + position * LANES
-            source = table[PROJECTED] + row * table[QKV + OUTPUTS] + emb_dim + head * size
-            for k in range(size):
-                work[key + k * LANES] = work[source + k]
-            for panel in range(panels):  # what a last one holds past the head's end is never looked at
-                v.store(work, value + panel * capacity * LANES, v.load(work, source + emb_dim + panel * LANES))
         row = np.int64(0)
         while row < rows:
-            slot = control[slots + row]
             count = np.int64(1)
-            while count < TILE and row + count < rows and control[slots + row + count] == slot:
+            while count < TILE and row + count < rows and control[slots + row + count] == control[slots + row]:
                 count += 1
             count = count if count >= 3 else np.int64(1)
-            _attend(floats, work, table, control, row, count, slot, layer, head, thread)
+            for i in range(row, row + count):
+                attention.remember(work, table, control, i, layer, head, thread)
+            attention.attend(floats, work, table, control, row, count, layer, head, thread)
             row += count
-    _finish(control, phase, done, heads)
+    _finish(control, phase, done, table[c.HEADS])
 
 
 def run(data, scale, floats, work, table, control, thread):
     """Thread 0 computes one step and returns; any other helps with steps until there have been none for a while."""
     last, looks, epoch = np.int64(0), np.int64(0), np.int64(0)
-    steps = table[STEPS]
+    steps = table[c.STEPS]
     if thread == 0:
-        for i in range(steps * 2 * LINE):
-            control[COUNTERS + i] = 0
-        control[EPOCH] += 1
-        v.atomic_store(control, OPEN, control[EPOCH])
-    while looks < IDLE:
+        for i in range(steps * 2 * c.LINE):
+            control[c.COUNTERS + i] = 0
+        control[c.EPOCH] += 1
+        v.atomic_store(control, c.OPEN, control[c.EPOCH])
+    while looks < c.IDLE:
         if thread != 0:
-            epoch = v.atomic_load(control, OPEN)
+            epoch = v.atomic_load(control, c.OPEN)
             if epoch == 0 or epoch == last:
                 looks += 1
-                if looks > SPINS:
+                if looks > c.SPINS:
                     v.give_way()
                 continue
-            v.atomic_add(control, INSIDE, 1)
-        if thread == 0 or v.atomic_load(control, OPEN) == epoch:
+            v.atomic_add(control, c.INSIDE, 1)
+        if thread == 0 or v.atomic_load(control, c.OPEN) == epoch:
             for phase in range(steps):
-                step = PROGRAM + phase * STEP
-                condition = table[step + CONDITION]
-                rows = control[WANTED] if table[step + SELECTION] == WANTED_ROWS else control[ROWS]
+                step = c.PROGRAM + phase * c.STEP
+                condition = table[step + c.CONDITION]
+                rows = control[c.WANTED] if table[step + c.SELECTION] == c.WANTED_ROWS else control[c.ROWS]
                 if rows == 0 or (
-                    condition != ALWAYS
-                    and condition != control[TAP]
-                    and not (condition == IF_TAPPED and control[TAP] > 0)
+                    condition != c.ALWAYS
+                    and condition != control[c.TAP]
+                    and not (condition == c.IF_TAPPED and control[c.TAP] > 0)
                 ):
                     continue
-                operation = table[step + OPERATION]
-                if operation == MULTIPLY:
+                operation = table[step + c.OPERATION]
+                if operation == c.MULTIPLY:
                     _multiply(data, scale, floats, work, table, control, step, rows, thread, phase)
-                elif operation == NORM:
+                elif operation == c.NORM:
                     _norm_rows(data, floats, work, table, control, step, rows, thread, phase)
-                elif operation == ARRANGE:
+                elif operation == c.ARRANGE:
                     _arrange(data, work, table, control, step, rows, phase)
-                elif operation == ATTEND:
-                    _attention(floats, work, table, control, table[step + LAYER], rows, thread, phase)
+                elif operation == c.ATTEND:
+                    _attention(floats, work, table, control, table[step + c.LAYER], rows, thread, phase)
                 else:
                     _embed(data, scale, floats, work, table, control, rows, phase)
             last, looks = epoch, np.int64(0)
         if thread == 0:
-            v.atomic_store(control, OPEN, 0)
-            while v.atomic_load(control, INSIDE) != 0:
+            v.atomic_store(control, c.OPEN, 0)
+            while v.atomic_load(control, c.INSIDE) != 0:
                 v.give_way()
             return
-        v.atomic_add(control, INSIDE, -1)
-    v.atomic_store(control, ASLEEP + thread * LINE, 1)
+        v.atomic_add(control, c.INSIDE, -1)
+    v.atomic_store(control, c.ASLEEP + thread * c.LINE, 1)

@@ -11,6 +11,7 @@ import platform
 import sys
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import njit
@@ -328,6 +329,15 @@ def lane(typingctx, vector, index):
         return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
 
     return types.float32(lanes, types.intp), codegen
+
+
+@jit
+def total(vector):
+    """The sum of the 16 floats, in order."""
+    result = np.float32(0.0)
+    for i in range(WIDTH):
+        result += lane(vector, i)
+    return result
 
 
 @intrinsic

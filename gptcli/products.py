@@ -198,18 +198,18 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
         return pairs
 
     def whole(data, start, scale, scale_start, inputs, x, at):
-        return row_times_four_panels(data, start, inputs * LANES, inputs, x, at)
+        return row_times_four_panels(data, start, inputs * LANES, LANES, inputs, x, at)
 
     return whole
 
 
 @jit
-def row_times_four_panels(data, start, step, inputs, x, at):
-    """x[at : + inputs] times four panels (inputs, 16) that begin ``step`` apart."""
+def row_times_four_panels(data, start, step, apart, inputs, x, at):
+    """x[at : + inputs] times four panels (inputs, 16): they begin ``step`` apart, an input's vectors lie ``apart``."""
     a, b, c, d = v.zeros(4)
     for k in range(inputs):
         scalar = v.splat(x[at + k])
-        p = start + k * LANES
+        p = start + k * apart
         a = v.fma(scalar, v.load(data, p), a)
         b = v.fma(scalar, v.load(data, p + step), b)
         c = v.fma(scalar, v.load(data, p + 2 * step), c)
@@ -218,19 +218,19 @@ def row_times_four_panels(data, start, step, inputs, x, at):
 
 
 @jit
-def rows_times_panel(sums, data, start, inputs, x, at, stride):
-    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16) of floats."""
+def rows_times_panel(sums, data, start, apart, inputs, x, at, stride):
+    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16), its vectors ``apart``."""
     for k in range(inputs):
-        sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k, stride)
+        sums = v.fma_rows(sums, v.load(data, start + k * apart), x, at + k, stride)
     return sums
 
 
 @jit
-def rows_times_two_panels(sums, data, start, step, inputs, x, at, stride):
+def rows_times_two_panels(sums, data, start, step, apart, inputs, x, at, stride):
     """As `rows_times_panel` for two panels that begin ``step`` apart."""
     a, b = sums, sums
     for k in range(inputs):
-        p = start + k * LANES
+        p = start + k * apart
         a, b = v.fma_rows_twice(a, b, v.load(data, p), v.load(data, p + step), x, at + k, stride)
     return a, b
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptcli import kernels as k
+from gptcli import cells as c
 from gptcli.config import GPTConfig
 
 
@@ -15,31 +15,31 @@ def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
         config: the model's shape.
         table: int64, with the sizes and places of everything but the program.
     """
-    x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(k.X, k.SCRATCH))
-    width, rows = int(table[k.QKV + k.INPUTS]), int(table[k.MAX_ROWS])
-    wide, vocabulary = int(table[k.QKV + k.OUTPUTS]), int(table[k.HEAD + k.OUTPUTS])
-    inner = int(table[k.CONTRACT + k.INPUTS])
-    activation = {"gelu_new": k.GELU, "relu": k.RELU}[config.activation]
+    x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(c.X, c.SCRATCH))
+    width, rows = int(table[c.QKV + c.INPUTS]), int(table[c.MAX_ROWS])
+    wide, vocabulary = int(table[c.QKV + c.OUTPUTS]), int(table[c.HEAD + c.OUTPUTS])
+    inner = int(table[c.CONTRACT + c.INPUTS])
+    activation = {"gelu_new": c.GELU, "relu": c.RELU}[config.activation]
     final, beside = 2 * config.n_layers, logits + rows * vocabulary
     tapped = normed + rows * width
     arranged = hidden + rows * inner
-    program: list[tuple[int, ...]] = [(k.EMBED,)]
+    program: list[tuple[int, ...]] = [(c.EMBED,)]
     for n in range(config.n_layers):
         program += [
-            (k.NORM, 2 * n, n, x, normed),
-            (k.MULTIPLY, k.QKV, n, normed, projected, wide, k.PLAIN),
-            (k.ATTEND, 0, n),
-            (k.ARRANGE, k.ATTENTION, n, context, normed),
-            (k.MULTIPLY, k.ATTENTION, n, normed, x, width, k.ADD),
-            (k.NORM, 2 * n + 1, n, x, normed),
-            (k.MULTIPLY, k.EXPAND, n, normed, hidden, inner, activation),
-            (k.ARRANGE, k.CONTRACT, n, hidden, arranged),
-            (k.MULTIPLY, k.CONTRACT, n, arranged, x, width, k.ADD),
-            (k.NORM, final, n, x, tapped, 0, 0, k.WANTED_ROWS, n + 1),
+            (c.NORM, 2 * n, n, x, normed),
+            (c.MULTIPLY, c.QKV, n, normed, projected, wide, c.PLAIN),
+            (c.ATTEND, 0, n),
+            (c.ARRANGE, c.ATTENTION, n, context, normed),
+            (c.MULTIPLY, c.ATTENTION, n, normed, x, width, c.ADD),
+            (c.NORM, 2 * n + 1, n, x, normed),
+            (c.MULTIPLY, c.EXPAND, n, normed, hidden, inner, activation),
+            (c.ARRANGE, c.CONTRACT, n, hidden, arranged),
+            (c.MULTIPLY, c.CONTRACT, n, arranged, x, width, c.ADD),
+            (c.NORM, final, n, x, tapped, 0, 0, c.WANTED_ROWS, n + 1),
         ]
     program += [
-        (k.NORM, final, 0, x, normed, 0, 0, k.WANTED_ROWS),
-        (k.MULTIPLY, k.HEAD, 0, normed, logits, vocabulary, k.PLAIN, k.WANTED_ROWS),
-        (k.MULTIPLY, k.HEAD, 0, tapped, beside, vocabulary, k.PLAIN, k.WANTED_ROWS, k.IF_TAPPED),
+        (c.NORM, final, 0, x, normed, 0, 0, c.WANTED_ROWS),
+        (c.MULTIPLY, c.HEAD, 0, normed, logits, vocabulary, c.PLAIN, c.WANTED_ROWS),
+        (c.MULTIPLY, c.HEAD, 0, tapped, beside, vocabulary, c.PLAIN, c.WANTED_ROWS, c.IF_TAPPED),
     ]
     return program
