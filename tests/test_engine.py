@@ -199,25 +199,31 @@ def test_a_prompt_longer_than_one_step_is_read_in_parts() -> None:
     np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), torch_logits(model, ids), atol=1e-4)
 
 
-def test_going_back_and_on_forgets_what_was_there() -> None:
-    model = tiny_model()
-    ids = some_ids(model)
+@pytest.mark.parametrize(("read", "back"), [(15, 9), (16, 5), (20, 9), (33, 17), (40, 16), (48, 47), (34, 3), (47, 0)])
+def test_going_back_and_on_forgets_what_was_there(read: int, back: int) -> None:
+    """Whether the panel of keys that it goes on in is being filled, is full, or has others behind it."""
+    model = tiny_model(context_length=64)
+    ids = some_ids(model, 64)
     cpu = engine(model)
-    cpu.read(0, ids, 0)
-    other = [*ids[:9], *reversed(ids[9:15])]
-    cpu.read(0, other[9:], 9)
-    np.testing.assert_allclose(cpu.read(0, [3], 15)[0], torch_logits(model, [*other, 3])[-1], atol=1e-4)
+    cpu.read(0, ids[:read], 0)
+    other = [*ids[:back], *reversed(ids[back + 1 :])]
+    for at in range(back, back + 3):
+        cpu.step(other[at : at + 1], [at], [0])
+    logits = cpu.read(0, other[back + 3 :], back + 3, every=True)
+    np.testing.assert_array_equal(logits, engine(model).read(0, other, 0, every=True)[back + 3 :])
+    np.testing.assert_allclose(logits, torch_logits(model, other)[back + 3 :], atol=1e-4)
 
 
-def test_a_fork_goes_its_own_way() -> None:
-    model = tiny_model()
-    ids = some_ids(model, 10)
+@pytest.mark.parametrize(("read", "known"), [(10, 10), (16, 16), (40, 40), (40, 21), (48, 33), (33, 7)])
+def test_a_fork_goes_its_own_way(read: int, known: int) -> None:
+    model = tiny_model(context_length=64)
+    ids = some_ids(model, read)
     cpu = engine(model, slots=3)
     cpu.read(1, ids, 0)
-    cpu.fork(1, 2, 10)
-    first, second = cpu.read(1, [4], 10)[0].copy(), cpu.read(2, [5], 10)[0]
+    cpu.fork(1, 2, known)
+    first, second = cpu.read(1, [4], read)[0].copy(), cpu.read(2, [5], known)[0]
     np.testing.assert_allclose(first, torch_logits(model, [*ids, 4])[-1], atol=1e-4)
-    np.testing.assert_allclose(second, torch_logits(model, [*ids, 5])[-1], atol=1e-4)
+    np.testing.assert_allclose(second, torch_logits(model, [*ids[:known], 5])[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("tap", [1, 2, 3])

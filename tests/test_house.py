@@ -17,8 +17,8 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"textstream"},
     {"config", "shapes", "accounting", "events"},
-    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products", "kernels"}
-    | {"integers", "packing", "quantization"}
+    {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products"}
+    | {"integers", "packing", "quantization", "cells", "attention", "kernels"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache", "program"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
