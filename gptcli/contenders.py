@@ -20,6 +20,7 @@ from gptcli.decoding import Engine, SlotDecoder
 from gptcli.model import GPTModel
 from gptcli.packed_model import PackedModel
 from gptcli.quantization import Packed
+from gptcli.sampling import Array, greedy
 from gptcli.shapes import parameter_shapes
 from gptcli.stepping import Stepper
 from gptcli.torch_engine import TorchEngine
@@ -226,14 +227,18 @@ def _decoding(engine: Engine, setting: Setting, work: str) -> Callable[[], Any]:
     """Prefill, or greedy decoding of one sequence or many."""
     prompt, first, rows = setting.prompt_ids(), setting.first_ids(), range(setting.batch)
 
+    def likeliest(logits: Array) -> list[int]:
+        ids: list[int] = greedy(logits, SamplingConfig(temperature=0)).tolist()
+        return ids
+
     def decode() -> list[list[int]]:
         ids = first[:1]
-        drawn = [ids := engine.read(0, ids, position).argmax(-1).tolist() for position in range(setting.tokens)]
+        drawn = [ids := likeliest(engine.read(0, ids, position)) for position in range(setting.tokens)]
         return list(map(list, zip(*drawn, strict=True)))
 
     def decode_batch() -> list[list[int]]:
         ids, steps = first, range(setting.batch_steps)
-        drawn = [ids := engine.step(ids, [n] * len(rows), rows).argmax(-1).tolist() for n in steps]
+        drawn = [ids := likeliest(engine.step(ids, [n] * len(rows), rows)) for n in steps]
         return list(map(list, zip(*drawn, strict=True)))
 
     return {"prefill": lambda: engine.read(0, prompt, 0), "decode": decode, "batch": decode_batch}[work]

@@ -326,7 +326,7 @@ class Engine:
         for cell, size in sizes.items():
             table[cell] = at
             at += _padded(size, LANES)
-        self._work = _allocate(at, np.float32)
+        self._work = _allocate(at, np.float32, huge=False)
 
         def view(cell: int) -> NDArray[np.float32]:
             return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
@@ -379,12 +379,15 @@ def _end(ended: threading.Event, wake: list[threading.Lock]) -> None:
             lock.release()
 
 
-def _allocate(count: int, dtype: Any) -> NDArray[Any]:
-    """Zeros, on huge pages where the system has them: a long stream then misses fewer translations."""
+def _allocate(count: int, dtype: Any, *, huge: bool = True) -> NDArray[Any]:
+    """Zeros; a long stream misses fewer translations on ``huge`` pages, where the system has them.
+
+    What is used here and there alone, as a cache is, would be filled with zeros whole on such pages.
+    """
     size = max(count, 1) * np.dtype(dtype).itemsize
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
     memory = mmap.mmap(-1, _padded(size, 2**21), **private)  # what is shared, the default, seldom gets huge pages
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=dtype, count=max(count, 1))
