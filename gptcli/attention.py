@@ -21,7 +21,7 @@ from gptcli.products import LANES, TILE
 @jit
 def remember(work, table, control, row, layer, head, thread):
     """Write the key and the value of a row into the cache."""
-    size = table[c.EMB_DIM] // table[c.HEADS]
+    size = table[c.HEAD_SIZE]
     keys, values = _cache_of(table, control, row, layer, head)
     position = control[_positions(table) + row]
     panel, number = keys + position // LANES * size * LANES, position % LANES
@@ -42,7 +42,7 @@ def remember(work, table, control, row, layer, head, thread):
 @jit
 def attend(floats, work, table, control, row, count, layer, head, thread):
     """Let ``count`` rows of one sequence, at consecutive positions that are in the cache, look at it."""
-    capacity, size = table[c.CAPACITY], table[c.EMB_DIM] // table[c.HEADS]
+    capacity, size = table[c.CAPACITY], table[c.HEAD_SIZE]
     panels = (size + LANES - 1) // LANES
     spread = panels * LANES
     keys, values = _cache_of(table, control, row, layer, head)
@@ -78,7 +78,7 @@ def _positions(table):
 @jit
 def _cache_of(table, control, row, layer, head):
     """Where the keys and the values of a row's sequence begin."""
-    capacity, size = table[c.CAPACITY], table[c.EMB_DIM] // table[c.HEADS]
+    capacity, size = table[c.CAPACITY], table[c.HEAD_SIZE]
     panels = (size + LANES - 1) // LANES
     slot = control[_positions(table) + table[c.MAX_ROWS] + row]
     where = (slot * table[c.LAYERS] + layer) * table[c.HEADS] + head
@@ -87,10 +87,9 @@ def _cache_of(table, control, row, layer, head):
 
 @jit
 def _turn(work, panel, count, size, to):
-    """Write ``count`` positions of a panel (16, size) as (size, 16)."""
-    for i in range(count):
-        for k in range(size):
-            work[to + k * LANES + i] = work[panel + i * size + k]
+    """Write ``count`` positions of a panel (16, size) as (size, 16), in whole squares."""
+    for i in range(0, size, LANES):
+        v.transpose(work, panel + i, size, count, to + i * LANES)
 
 
 @jit

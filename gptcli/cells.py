@@ -12,12 +12,12 @@ All kernels share six flat arrays, so that there is little to pass on and to com
 from gptcli.products import LANES, TILE
 
 # Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
-LAYERS, HEADS, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(7)
-NORMS, WPE, EPSILON, FACTORS = range(7, 11)
-X, NORMED, CONTEXT, PROJECTED, HIDDEN, LOGITS, SCRATCH, KEYS, VALUES = range(11, 20)
-WTE, QKV, ATTENTION, EXPAND, CONTRACT, HEAD = range(20, 56, 6)
+LAYERS, HEADS, HEAD_SIZE, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(8)
+NORMS, WPE, EPSILON, FACTORS = range(8, 12)
+X, NORMED, CONTEXT, PROJECTED, HIDDEN, LOGITS, SCRATCH, KEYS, VALUES = range(12, 21)
+WTE, QKV, ATTENTION, EXPAND, CONTRACT, HEAD = range(21, 57, 6)
 DATA, SCALE, BIAS, INPUTS, OUTPUTS = range(5)
-PROGRAM = 56
+PROGRAM = 57
 
 # A row of the program: what to do, with which matrix or norm, in which layer, from where to where in work.
 EMBED, NORM, ARRANGE, MULTIPLY, ATTEND = range(5)
@@ -49,5 +49,5 @@ def scratch_size(capacity: int, head_size: int, inputs: int) -> int:
     two blocks of int4 weights of at most ``inputs`` inputs as floats.
     """
     panels = -(-head_size // LANES)
-    attention = TILE * capacity + LANES + TILE * panels * LANES + head_size * LANES
+    attention = TILE * capacity + LANES + TILE * panels * LANES + panels * LANES * LANES
     return max(attention, 2 * TILE * LANES + 2 * inputs * LANES)

@@ -337,7 +337,7 @@ class Engine:
         self._values = view(c.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
         self._open = np.full(self.slots, -1)  # the panel of each slot's keys that is being filled
         table[c.LAYERS], table[c.HEADS], table[c.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
-        table[c.CAPACITY], table[c.MAX_ROWS] = self.capacity, rows
+        table[c.HEAD_SIZE], table[c.CAPACITY], table[c.MAX_ROWS] = config.head_dim, self.capacity, rows
         table[c.SCRATCH_SIZE] = self._scratch_size()
 
     def _scratch_size(self) -> int:

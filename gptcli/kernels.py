@@ -57,7 +57,9 @@ def _pitch(rows):
 @jit
 def _place(data, width, row, pitch):
     """Where a row begins among those that products take."""
-    return row // pitch * pitch * products.row_size(data, width) + row % pitch
+    if pitch == 1:
+        return row * products.row_size(data, width)
+    return row // TILE * TILE * products.row_size(data, width) + row % TILE
 
 
 @jit

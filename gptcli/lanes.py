@@ -243,6 +243,36 @@ def store_rows(typingctx, array, offset, stride, vectors):
 
 
 @intrinsic
+def transpose(typingctx, array, offset, stride, count, to):
+    """array[to + 16 k + i] = array[offset + i stride + k] for i < ``count`` (at least 1) and k < 16; any for others."""
+
+    def codegen(context, builder, signature, args):
+        data, position, step, number, target = args
+        last = builder.sub(number, ir.Constant(number.type, 1))
+        rows = []
+        for i in range(WIDTH):
+            index = ir.Constant(number.type, i)
+            row = builder.select(builder.icmp_signed("<", index, last), index, last)
+            place = builder.add(position, builder.mul(row, step))
+            rows.append(builder.load(pointer_to(context, builder, signature.args[0], data, place, FLOATS), align=4))
+        for size in (8, 4, 2, 1):  # squares of this size change places across the diagonal
+            low = [n if not n & size else n - size + WIDTH for n in range(WIDTH)]
+            high = [n + size if not n & size else n + WIDTH for n in range(WIDTH)]
+            for i in range(WIDTH):
+                if not i & size:
+                    pair = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (
+                        builder.shuffle_vector(*pair, ir.Constant(INTS, order)) for order in (low, high)
+                    )
+        for i, row in enumerate(rows):
+            place = builder.add(target, ir.Constant(target.type, i * WIDTH))
+            builder.store(row, pointer_to(context, builder, signature.args[0], data, place, FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
 def prefetch(typingctx, array, offset):
     """Ask for what an array has at an offset, to be in the cache soon; it may lie past the end."""
 
