@@ -304,9 +304,17 @@ def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, mo
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_killed_it_goes_on_to_the_same_bytes(gptcli: Any, tmp_path: Path, number: int) -> None:
-    Path("a.txt").write_text(TEXT * 3_000, encoding="utf-8")
-    arguments = ("prepare", "a.txt", "--shard-tokens", 100_000, "--workers", 2)
-    command = [sys.executable, "-m", "gptcli", *map(str, arguments), "--out", "out"]
+    """On a slow disk, so that the signal comes long before the end."""
+    Path("a.txt").write_text(TEXT * 1_500, encoding="utf-8")
+    arguments = ("prepare", "a.txt", "--shard-tokens", 50_000, "--workers", 2)
+    slow = """
+import os, sys, time
+from gptcli.cli import main
+write = os.fsync
+os.fsync = lambda handle: (time.sleep(0.1), write(handle))[1]
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", slow, *map(str, arguments), "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     while process.poll() is None and not (tmp_path / "out" / "shard-00001.tokens").exists():
