@@ -282,11 +282,15 @@ def _record(result: "Completion", seed: int, tokenizer: "Tokenizer", steps: bool
 
 def _print_steps(result: "Completion", tokenizer: "Tokenizer") -> None:
     """The course's step-by-step view: what could have come next, and what came."""
+
+    def quoted(token_id: int) -> str:
+        return repr(tokenizer.piece(token_id)).replace("\\\\", "\\")  # the piece has its escapes already
+
     rows = []
     for number, token in enumerate(result.tokens, start=1):
-        cells = [f"{tokenizer.piece(i)!r} {p:.1%}" for i, p in token.candidates]
+        cells = [f"{quoted(i)} {p:.1%}" for i, p in token.candidates]
         cells += [""] * (CANDIDATES - len(cells))
-        rows.append([str(number), repr(tokenizer.piece(token.id)), f"{token.probability:.1%}", *cells])
+        rows.append([str(number), quoted(token.id), f"{token.probability:.1%}", *cells])
     ranks = ["likeliest", "second", "third", "fourth", "fifth"]
     columns = [("step", "right"), ("drawn", "left"), ("its share", "right"), *((rank, "left") for rank in ranks)]
     render.print_table("What could have come next, and what came", columns, rows)
