@@ -13,7 +13,7 @@ import numpy as np
 
 from gptcli import cells as c
 from gptcli import lanes as v
-from gptcli import products
+from gptcli import products, tiles
 from gptcli.lanes import jit
 from gptcli.products import LANES, TILE
 
@@ -89,7 +89,7 @@ def _cache_of(table, control, row, layer, head):
 def _turn(work, panel, count, size, to):
     """Write ``count`` positions of a panel (16, size) as (size, 16), in whole squares."""
     for i in range(0, size, LANES):
-        v.transpose(work, panel + i, size, count, to + i * LANES)
+        tiles.transpose(work, panel + i, size, count, to + i * LANES)
 
 
 @jit
@@ -126,20 +126,20 @@ def _products(work, start, step, apart, panels, inputs, x, stride, count, y, y_s
         first = start + panel * step
         if count > 1 and panels - panel >= 2 and v.WIDE_REGISTERS:
             left, right = products.rows_times_two_panels(
-                v.zeros(TILE), work, first, step, apart, inputs, work, x, stride
+                tiles.zeros(TILE), work, first, step, apart, inputs, work, x, stride
             )
-            v.store_rows(work, y + panel * LANES, y_stride, left)
-            v.store_rows(work, y + (panel + 1) * LANES, y_stride, right)
+            tiles.store_rows(work, y + panel * LANES, y_stride, left)
+            tiles.store_rows(work, y + (panel + 1) * LANES, y_stride, right)
             panel += 2
         elif count > 1:
-            tile = products.rows_times_panel(v.zeros(TILE), work, first, apart, inputs, work, x, stride)
-            v.store_rows(work, y + panel * LANES, y_stride, tile)
+            tile = products.rows_times_panel(tiles.zeros(TILE), work, first, apart, inputs, work, x, stride)
+            tiles.store_rows(work, y + panel * LANES, y_stride, tile)
             panel += 1
         elif panels - panel >= 4:
             four = products.row_times_four_panels(work, first, step, apart, inputs, work, x)
-            v.store_rows(work, y + panel * LANES, LANES, four)
+            tiles.store_rows(work, y + panel * LANES, LANES, four)
             panel += 4
         else:
-            one = products.rows_times_panel(v.zeros(1), work, first, apart, inputs, work, x, stride)
-            v.store_rows(work, y + panel * LANES, y_stride, one)
+            one = products.rows_times_panel(tiles.zeros(1), work, first, apart, inputs, work, x, stride)
+            tiles.store_rows(work, y + panel * LANES, y_stride, one)
             panel += 1

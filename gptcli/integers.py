@@ -19,6 +19,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gptcli import lanes as v
+from gptcli import tiles
 
 LANES = v.WIDTH
 CHUNK = 256  # inputs that share a scale
@@ -59,7 +60,9 @@ def add_products(typingctx, weights, pair, sums):
 
 
 # Sums + the products of weights and of the pair in each row.
-add_rows, add_rows_twice = v.over_rows(lambda builder, pair, weights, sums: _add_products(builder, weights, pair, sums))
+add_rows, add_rows_twice = tiles.over_rows(
+    lambda builder, pair, weights, sums: _add_products(builder, weights, pair, sums)
+)
 
 
 @intrinsic
@@ -154,7 +157,7 @@ def rows_times_block(sums, data, start, inputs, x, at, pitch):
     """sums[i] + row i, which begins at x[at + i], times a block."""
     pairs = at + chunks(inputs) * pitch
     for first in range(0, inputs, CHUNK):
-        whole = v.zeros_like(sums)
+        whole = tiles.zeros_like(sums)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             whole = add_rows(whole, load_pairs(data, start + k * LANES), x, pairs + k * pitch, 1)
         sums = scale_rows(whole, x, at + first // CHUNK * pitch, 1, sums)
@@ -167,7 +170,7 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
     a, b = sums, sums
     pairs, step = at + chunks(inputs) * pitch, inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
-        whole_a, whole_b = v.zeros_like(sums), v.zeros_like(sums)
+        whole_a, whole_b = tiles.zeros_like(sums), tiles.zeros_like(sums)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             p = start + k * LANES
             left, right = load_pairs(data, p), load_pairs(data, p + step)
@@ -182,10 +185,10 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
 @v.jit
 def row_times_four_blocks(data, start, inputs, x, at):
     """One row, alone in its tile, times four blocks that follow one another: sums that do not wait for each other."""
-    sums = v.zeros(4)
+    sums = tiles.zeros(4)
     pairs, step = at + chunks(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
-        a, b, c, d = v.zeros(4)
+        a, b, c, d = tiles.zeros(4)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             pair = x[pairs + k]
             p = start + k * LANES

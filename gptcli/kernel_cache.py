@@ -1,6 +1,7 @@
 """The compiled kernels, kept in the user's cache directory: compiling happens once a machine."""
 
 import hashlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -9,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import cells as c
-from gptcli import integers, kernels, packing
+from gptcli import attention, cells, counters, integers, kernels, lanes, packing, products, tiles
 
 
 def cache_directory() -> Path:
@@ -23,9 +23,8 @@ def cache_directory() -> Path:
         base = Path.home() / "Library" / "Caches"
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    here = Path(__file__).parent
-    rooms = ("kernels.py", "attention.py", "packing.py", "products.py", "integers.py", "cells.py", "lanes.py")
-    source = b"".join((here / name).read_bytes() for name in rooms)
+    rooms = (kernels, attention, products, integers, tiles, counters, packing, cells, lanes)
+    source = b"".join(Path(inspect.getfile(room)).read_bytes() for room in rooms)
     return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
 
 
@@ -68,7 +67,7 @@ class Kernels:
         elif not marker.exists():
             self._tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
-        table, control = np.zeros(c.PROGRAM, np.int64), np.zeros(c.COUNTERS, np.int64)  # a program of no steps
+        table, control = np.zeros(cells.PROGRAM, np.int64), np.zeros(cells.COUNTERS, np.int64)  # a program of no steps
         self.run(data, scale, floats, work, table, control, 0)
         if marker is not None:
             marker.touch()

@@ -19,7 +19,7 @@ arrays that cells.py describes.
 
 import numpy as np
 
-from gptcli import attention, products
+from gptcli import attention, counters, products, tiles
 from gptcli import cells as c
 from gptcli import lanes as v
 from gptcli.lanes import jit
@@ -29,7 +29,7 @@ from gptcli.products import LANES, TILE
 @jit
 def _take(control, phase, amount):
     """The first of the next ``amount`` units of work of a phase."""
-    return v.atomic_add(control, c.COUNTERS + phase * 2 * c.LINE, amount)
+    return counters.atomic_add(control, c.COUNTERS + phase * 2 * c.LINE, amount)
 
 
 @jit
@@ -37,12 +37,12 @@ def _finish(control, phase, amount, total):
     """Report ``amount`` units as done, then wait until all ``total`` are."""
     cell = c.COUNTERS + phase * 2 * c.LINE + c.LINE
     if amount > 0:
-        v.atomic_add(control, cell, amount)
+        counters.atomic_add(control, cell, amount)
     looks = 0
-    while v.atomic_load(control, cell) < total:
+    while counters.atomic_load(control, cell) < total:
         looks += 1
         if looks > c.SPINS:
-            v.give_way()
+            counters.give_way()
 
 
 # --- Products ---
@@ -76,15 +76,15 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
     if unpacked:
         floats = sums + 2 * TILE * LANES
         a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, pitch)
-        v.store_rows(work, sums, LANES, a)
-        v.store_rows(work, sums + TILE * LANES, LANES, b)
+        tiles.store_rows(work, sums, LANES, a)
+        tiles.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:
         a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, pitch)
-        v.store_rows(work, sums, LANES, a)
-        v.store_rows(work, sums + TILE * LANES, LANES, b)
+        tiles.store_rows(work, sums, LANES, a)
+        tiles.store_rows(work, sums + TILE * LANES, LANES, b)
     else:
         a = products.rows_times_block(zeros, data, start, scale, scale_start, width, work, source, pitch)
-        v.store_rows(work, sums, LANES, a)
+        tiles.store_rows(work, sums, LANES, a)
     return np.int64(len(zeros))
 
 
@@ -131,7 +131,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
             start, scales = table[matrix + c.DATA] + where * size, table[matrix + c.SCALE] + where * scale_size
             if rows == 1 and last - block == 4:
                 four = products.row_times_four_blocks(data, start, scale, scales, width, work, x)
-                v.store_rows(work, sums, LANES, four)
+                tiles.store_rows(work, sums, LANES, four)
                 for i in range(4):
                     _complete(data, scale, floats, work, table, step, block + i, sums + i * LANES, 0, 1)
                 block += 4
@@ -145,19 +145,19 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
                 left, at = rows - row, x + _place(data, width, row, pitch)
                 if left >= TILE:
                     count = _tile(
-                        v.zeros(TILE), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                        tiles.zeros(TILE), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 elif left > 4 and v.WIDE_REGISTERS:
                     count = _tile(
-                        v.zeros(8), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                        tiles.zeros(8), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 elif left > 1:
                     count = _tile(
-                        v.zeros(4), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                        tiles.zeros(4), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 else:
                     count = _tile(
-                        v.zeros(1), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
+                        tiles.zeros(1), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 count = min(count, left)
                 for i in range(together):
@@ -292,17 +292,17 @@ def run(data, scale, floats, work, table, control, thread):
         for i in range(steps * 2 * c.LINE):
             control[c.COUNTERS + i] = 0
         control[c.EPOCH] += 1
-        v.atomic_store(control, c.OPEN, control[c.EPOCH])
+        counters.atomic_store(control, c.OPEN, control[c.EPOCH])
     while looks < c.IDLE:
         if thread != 0:
-            epoch = v.atomic_load(control, c.OPEN)
+            epoch = counters.atomic_load(control, c.OPEN)
             if epoch == 0 or epoch == last:
                 looks += 1
                 if looks > c.SPINS:
-                    v.give_way()
+                    counters.give_way()
                 continue
-            v.atomic_add(control, c.INSIDE, 1)
-        if thread == 0 or v.atomic_load(control, c.OPEN) == epoch:
+            counters.atomic_add(control, c.INSIDE, 1)
+        if thread == 0 or counters.atomic_load(control, c.OPEN) == epoch:
             for phase in range(steps):
                 step = c.PROGRAM + phase * c.STEP
                 condition = table[step + c.CONDITION]
@@ -326,9 +326,9 @@ def run(data, scale, floats, work, table, control, thread):
                     _embed(data, scale, floats, work, table, control, rows, phase)
             last, looks = epoch, np.int64(0)
         if thread == 0:
-            v.atomic_store(control, c.OPEN, 0)
-            while v.atomic_load(control, c.INSIDE) != 0:
-                v.give_way()
+            counters.atomic_store(control, c.OPEN, 0)
+            while counters.atomic_load(control, c.INSIDE) != 0:
+                counters.give_way()
             return
-        v.atomic_add(control, c.INSIDE, -1)
-    v.atomic_store(control, c.ASLEEP + thread * c.LINE, 1)
+        counters.atomic_add(control, c.INSIDE, -1)
+    counters.atomic_store(control, c.ASLEEP + thread * c.LINE, 1)

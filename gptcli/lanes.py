@@ -1,4 +1,4 @@
-"""Sixteen floats at a time, and counters that threads share: the few primitives that numba lacks for kernels.py.
+"""Sixteen floats at a time: the few primitives that numba lacks for kernels.py.
 
 A value of type `lanes` is a vector of 16 float32. LLVM turns it into one AVX-512 register, two AVX2 or four NEON ones,
 so the same code runs everywhere at the machine's own width. Arrays are flat and C-contiguous, offsets count elements.
@@ -8,7 +8,6 @@ Every function of this file works inside numba-compiled code only.
 # mypy: ignore-errors
 
 import platform
-import sys
 from typing import Any
 
 import numpy as np
@@ -149,129 +148,6 @@ def splat(typingctx, scalar):
     return lanes(types.float32), codegen
 
 
-@intrinsic(prefer_literal=True)
-def zeros(typingctx, count):
-    """A tuple of ``count`` (a literal) zero vectors: accumulators."""
-    accumulators = types.UniTuple(lanes, count.literal_value)
-
-    def codegen(context, builder, signature, args):
-        return context.make_tuple(builder, accumulators, [_constant(0.0)] * accumulators.count)
-
-    return accumulators(count), codegen
-
-
-def over_rows(combine):
-    """Two operations in which cells of rows meet vectors of weights; ``combine(builder, cell, weights, sum)`` adds.
-
-    The first: accumulators[i] combined with weights and x[offset + i stride], for each i. The second does so for two
-    sets of accumulators with a vector each: what is fetched of x is used for both before the next.
-    """
-
-    def cell(context, builder, array_type, array, position):
-        return splat_of(builder, float_at(context, builder, array_type, array, position), FLOATS)
-
-    @intrinsic
-    def rows(typingctx, accumulators, weights, x, offset, stride):
-        def codegen(context, builder, signature, args):
-            sums, vector, array, position, step = args
-            parts = []
-            for part in cgutils.unpack_tuple(builder, sums):
-                parts.append(combine(builder, cell(context, builder, signature.args[2], array, position), vector, part))
-                position = builder.add(position, step)
-            return context.make_tuple(builder, accumulators, parts)
-
-        return accumulators(accumulators, lanes, x, types.intp, types.intp), codegen
-
-    @intrinsic
-    def rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
-        both = types.UniTuple(left, 2)
-
-        def codegen(context, builder, signature, args):
-            sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
-            array, position, step = args[4:]
-            parts = [[], []]
-            for i in range(left.count):
-                fetched = cell(context, builder, signature.args[4], array, position)
-                for side in range(2):
-                    parts[side].append(combine(builder, fetched, args[2 + side], sums[side][i]))
-                position = builder.add(position, step)
-            return context.make_tuple(builder, both, [context.make_tuple(builder, left, part) for part in parts])
-
-        return both(left, right, lanes, lanes, x, types.intp, types.intp), codegen
-
-    return rows, rows_twice
-
-
-fma_rows, fma_rows_twice = over_rows(fma_of)  # sums + x * weights
-
-
-@intrinsic
-def zeros_like(typingctx, accumulators):
-    """As many zero vectors as there are accumulators."""
-
-    def codegen(context, builder, signature, args):
-        return context.make_tuple(builder, accumulators, [_constant(0.0)] * accumulators.count)
-
-    return accumulators(accumulators), codegen
-
-
-@intrinsic
-def fma_all(typingctx, vectors, factor, accumulators):
-    """vectors[i] factor + accumulators[i], for each i."""
-
-    def codegen(context, builder, signature, args):
-        left, right = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
-        parts = [fma_of(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
-        return context.make_tuple(builder, accumulators, parts)
-
-    return accumulators(vectors, lanes, accumulators), codegen
-
-
-@intrinsic
-def store_rows(typingctx, array, offset, stride, vectors):
-    """Write vectors[i] to array[offset + i stride : + 16], for each i."""
-
-    def codegen(context, builder, signature, args):
-        data, position, step, values = args
-        for i, vector in enumerate(cgutils.unpack_tuple(builder, values)):
-            if i:
-                position = builder.add(position, step)
-            builder.store(vector, pointer_to(context, builder, signature.args[0], data, position, FLOATS), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, vectors), codegen
-
-
-@intrinsic
-def transpose(typingctx, array, offset, stride, count, to):
-    """array[to + 16 k + i] = array[offset + i stride + k] for i < ``count`` (at least 1) and k < 16; any for others."""
-
-    def codegen(context, builder, signature, args):
-        data, position, step, number, target = args
-        last = builder.sub(number, ir.Constant(number.type, 1))
-        rows = []
-        for i in range(WIDTH):
-            index = ir.Constant(number.type, i)
-            row = builder.select(builder.icmp_signed("<", index, last), index, last)
-            place = builder.add(position, builder.mul(row, step))
-            rows.append(builder.load(pointer_to(context, builder, signature.args[0], data, place, FLOATS), align=4))
-        for size in (8, 4, 2, 1):  # squares of this size change places across the diagonal
-            low = [n if not n & size else n - size + WIDTH for n in range(WIDTH)]
-            high = [n + size if not n & size else n + WIDTH for n in range(WIDTH)]
-            for i in range(WIDTH):
-                if not i & size:
-                    pair = rows[i], rows[i + size]
-                    rows[i], rows[i + size] = (
-                        builder.shuffle_vector(*pair, ir.Constant(INTS, order)) for order in (low, high)
-                    )
-        for i, row in enumerate(rows):
-            place = builder.add(target, ir.Constant(target.type, i * WIDTH))
-            builder.store(row, pointer_to(context, builder, signature.args[0], data, place, FLOATS), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, types.intp, types.intp), codegen
-
-
 @intrinsic
 def prefetch(typingctx, array, offset):
     """Ask for what an array has at an offset, to be in the cache soon; it may lie past the end."""
@@ -394,41 +270,3 @@ def exp(typingctx, x):
         return builder.fmul(result, power)
 
     return lanes(lanes), codegen
-
-
-@intrinsic
-def atomic_add(typingctx, counters, index, amount):
-    """Add to one counter of an int64 array and return what it was before, as one step for all threads."""
-
-    def codegen(context, builder, signature, args):
-        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
-        return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
-
-    return types.int64(counters, types.intp, types.int64), codegen
-
-
-@intrinsic
-def atomic_load(typingctx, counters, index):
-    """What a counter of an int64 array is now, with everything that was written before it was set."""
-
-    def codegen(context, builder, signature, args):
-        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
-        return builder.load_atomic(pointer, "seq_cst", 8)
-
-    return types.int64(counters, types.intp), codegen
-
-
-@intrinsic
-def atomic_store(typingctx, counters, index, value):
-    """Set a counter of an int64 array, after everything written so far."""
-
-    def codegen(context, builder, signature, args):
-        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
-        builder.store_atomic(args[2], pointer, "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.void(counters, types.intp, types.int64), codegen
-
-
-# Lets another thread have the core; both functions are in every process of their system.
-give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())

@@ -17,7 +17,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from gptcli import integers
+from gptcli import integers, tiles
 from gptcli import lanes as v
 from gptcli.lanes import OPTIONS, jit
 
@@ -40,12 +40,12 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
 
         def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
             for group in range(inputs // GROUP):
-                part = v.zeros_like(sums)
+                part = tiles.zeros_like(sums)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
                     low, high = v.load_nibbles(data, start + k // 2 * LANES)
-                    part = v.fma_rows(part, low, x, at + k * pitch, 1)
-                    part = v.fma_rows(part, high, x, at + (k + 1) * pitch, 1)
-                sums = v.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
+                    part = tiles.fma_rows(part, low, x, at + k * pitch, 1)
+                    part = tiles.fma_rows(part, high, x, at + (k + 1) * pitch, 1)
+                sums = tiles.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
             return sums
 
         return four_bits
@@ -63,7 +63,7 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
         for k in range(inputs):
             if floats:
                 v.prefetch(data, start + k * LANES + AHEAD)
-            sums = v.fma_rows(sums, v.load(data, start + k * LANES), x, at + k * pitch, 1)
+            sums = tiles.fma_rows(sums, v.load(data, start + k * LANES), x, at + k * pitch, 1)
         return sums
 
     return whole
@@ -81,16 +81,16 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
             a, b = sums, sums
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
-                part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+                part_a, part_b = tiles.zeros_like(sums), tiles.zeros_like(sums)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
                     p = start + k // 2 * LANES
                     low, high = v.load_nibbles(data, p)
                     low_b, high_b = v.load_nibbles(data, p + step)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, low, low_b, x, at + k * pitch, 1)
-                    part_a, part_b = v.fma_rows_twice(part_a, part_b, high, high_b, x, at + (k + 1) * pitch, 1)
+                    part_a, part_b = tiles.fma_rows_twice(part_a, part_b, low, low_b, x, at + k * pitch, 1)
+                    part_a, part_b = tiles.fma_rows_twice(part_a, part_b, high, high_b, x, at + (k + 1) * pitch, 1)
                 s = scale_start + group * LANES
-                a = v.fma_all(part_a, v.load(scale, s), a)
-                b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+                a = tiles.fma_all(part_a, v.load(scale, s), a)
+                b = tiles.fma_all(part_b, v.load(scale, s + scale_step), b)
             return a, b
 
         return four_bits
@@ -112,7 +112,7 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
                 v.prefetch(data, p + AHEAD)
                 v.prefetch(data, p + inputs * LANES + AHEAD)
             left, right = v.load(data, p), v.load(data, p + inputs * LANES)
-            a, b = v.fma_rows_twice(a, b, left, right, x, at + k * pitch, 1)
+            a, b = tiles.fma_rows_twice(a, b, left, right, x, at + k * pitch, 1)
         return a, b
 
     return whole
@@ -147,14 +147,14 @@ def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, p
     a, b = sums, sums
     step, scale_step = inputs * LANES, inputs // GROUP * LANES
     for group in range(inputs // GROUP):
-        part_a, part_b = v.zeros_like(sums), v.zeros_like(sums)
+        part_a, part_b = tiles.zeros_like(sums), tiles.zeros_like(sums)
         for k in range(group * GROUP, (group + 1) * GROUP):
             p = start + k * LANES
             left, right = v.load(work, p), v.load(work, p + step)
-            part_a, part_b = v.fma_rows_twice(part_a, part_b, left, right, work, at + k * pitch, 1)
+            part_a, part_b = tiles.fma_rows_twice(part_a, part_b, left, right, work, at + k * pitch, 1)
         s = scale_start + group * LANES
-        a = v.fma_all(part_a, v.load(scale, s), a)
-        b = v.fma_all(part_b, v.load(scale, s + scale_step), b)
+        a = tiles.fma_all(part_a, v.load(scale, s), a)
+        b = tiles.fma_all(part_b, v.load(scale, s + scale_step), b)
     return a, b
 
 
@@ -167,10 +167,10 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
     if data.dtype == types.uint8:
 
         def four_bits(data, start, scale, scale_start, inputs, x, at):
-            a, b, c, d = v.zeros(4)
+            a, b, c, d = tiles.zeros(4)
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
-                part_a, part_b, part_c, part_d = v.zeros(4)
+                part_a, part_b, part_c, part_d = tiles.zeros(4)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
                     even, odd = v.splat(x[at + k]), v.splat(x[at + k + 1])
                     p = start + k // 2 * LANES
@@ -206,7 +206,7 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
 @jit
 def row_times_four_panels(data, start, step, apart, inputs, x, at):
     """x[at : + inputs] times four panels (inputs, 16): they begin ``step`` apart, an input's vectors lie ``apart``."""
-    a, b, c, d = v.zeros(4)
+    a, b, c, d = tiles.zeros(4)
     for k in range(inputs):
         scalar = v.splat(x[at + k])
         p = start + k * apart
@@ -221,7 +221,7 @@ def row_times_four_panels(data, start, step, apart, inputs, x, at):
 def rows_times_panel(sums, data, start, apart, inputs, x, at, stride):
     """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16), its vectors ``apart``."""
     for k in range(inputs):
-        sums = v.fma_rows(sums, v.load(data, start + k * apart), x, at + k, stride)
+        sums = tiles.fma_rows(sums, v.load(data, start + k * apart), x, at + k, stride)
     return sums
 
 
@@ -231,7 +231,7 @@ def rows_times_two_panels(sums, data, start, step, apart, inputs, x, at, stride)
     a, b = sums, sums
     for k in range(inputs):
         p = start + k * apart
-        a, b = v.fma_rows_twice(a, b, v.load(data, p), v.load(data, p + step), x, at + k, stride)
+        a, b = tiles.fma_rows_twice(a, b, v.load(data, p), v.load(data, p + step), x, at + k, stride)
     return a, b
 
 

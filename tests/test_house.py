@@ -18,7 +18,8 @@ FLOORS: list[set[str]] = [
     {"textstream"},
     {"config", "shapes", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products"}
-    | {"integers", "packing", "quantization", "cells", "attention", "kernels"}
+    | {"integers", "packing", "quantization", "cells", "tiles", "counters", "attention"}
+    | {"kernels"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "kernel_cache", "program"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}

@@ -9,8 +9,7 @@ pytest.importorskip("numba")
 
 import numba
 
-from gptcli import integers, packing
-from gptcli import lanes as v
+from gptcli import integers, packing, tiles
 
 pytestmark = pytest.mark.skipif(not integers.AVAILABLE, reason="this machine does not multiply pairs of int16")
 BLOCKS = 4
@@ -28,14 +27,14 @@ def products(data: Any, work: Any, rows: int, inputs: int, quantised: int, sums:
     block = inputs // 2 * 16
     for row in range(rows):
         x = quantised + row * size
-        v.store_rows(work, sums + row * 64, 16, integers.row_times_four_blocks(data, 0, inputs, work, x))
+        tiles.store_rows(work, sums + row * 64, 16, integers.row_times_four_blocks(data, 0, inputs, work, x))
     for half in range(2):
-        a, b = integers.rows_times_two_blocks(v.zeros(3), data, 2 * half * block, inputs, work, tile, rows)
-        v.store_rows(work, sums + rows * 64 + 32 * half, 64, a)
-        v.store_rows(work, sums + rows * 64 + 32 * half + 16, 64, b)
+        a, b = integers.rows_times_two_blocks(tiles.zeros(3), data, 2 * half * block, inputs, work, tile, rows)
+        tiles.store_rows(work, sums + rows * 64 + 32 * half, 64, a)
+        tiles.store_rows(work, sums + rows * 64 + 32 * half + 16, 64, b)
     for i in range(4):
-        a = integers.rows_times_block(v.zeros(3), data, i * block, inputs, work, tile, rows)
-        v.store_rows(work, sums + 2 * rows * 64 + 16 * i, 64, a)
+        a = integers.rows_times_block(tiles.zeros(3), data, i * block, inputs, work, tile, rows)
+        tiles.store_rows(work, sums + 2 * rows * 64 + 16 * i, 64, a)
 
 
 def multiplied(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
