@@ -4,16 +4,34 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gptcli import attention, cells, counters, integers, kernels, lanes, packing, products, tiles
+from gptcli import (
+    attention,
+    cells,
+    counters,
+    dropout_bits,
+    integers,
+    kernels,
+    lanes,
+    packing,
+    products,
+    tiles,
+    training_attention,
+    training_kernels,
+)
+
+DECODING = (kernels, attention, products, integers, tiles, counters, packing, cells, lanes)
+TRAINING = (training_kernels, training_attention, dropout_bits, products, integers, tiles, counters, lanes)
 
 
-def cache_directory() -> Path:
+def cache_directory(name: str, rooms: tuple[ModuleType, ...]) -> Path:
     """Where compiled kernels are kept: one folder for each version of their source, under the user's cache."""
     if "NUMBA_CACHE_DIR" in os.environ:
         base = Path(os.environ["NUMBA_CACHE_DIR"])
@@ -23,9 +41,47 @@ def cache_directory() -> Path:
         base = Path.home() / "Library" / "Caches"
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    rooms = (kernels, attention, products, integers, tiles, counters, packing, cells, lanes)
     source = b"".join(Path(inspect.getfile(room)).read_bytes() for room in rooms)
-    return base / "gptcli" / f"kernels-{hashlib.sha256(source).hexdigest()[:12]}"
+    return base / "gptcli" / f"{name}-{hashlib.sha256(source).hexdigest()[:12]}"
+
+
+@contextmanager
+def _kept_in(directory: Path) -> Iterator[bool]:
+    """Let what numba compiles be kept in ``directory``; whether that is possible."""
+    import numba
+
+    cached, before = _can_write(directory), numba.config.CACHE_DIR
+    try:
+        if cached:
+            numba.config.CACHE_DIR = str(directory)
+        yield cached
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _announce(marker: Path | None, tell: Callable[[str], None]) -> None:
+    if marker is None:
+        tell("Compiling the CPU kernels (10 to 30 s, each time: the cache directory cannot be written) …")
+    elif not marker.exists():
+        tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
+
+
+def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The passes of training_kernels.py by name, as C functions of one pointer."""
+    import numba
+    from numba import types
+
+    directory = cache_directory("training", TRAINING)
+    with _kept_in(directory) as cached:
+        marker = directory / "training.compiled" if cached else None
+        _announce(marker, tell)
+        functions = {
+            name: numba.cfunc(types.void(types.int64), cache=cached, error_model="numpy")(getattr(training_kernels, name))
+            for name in training_kernels.PASSES
+        }
+    if marker is not None:
+        marker.touch()
+    return functions
 
 
 # Bits of a weight -> the dtypes that kernels.py tells its kinds apart by; int16 is two int8, for products in integers.
@@ -43,18 +99,12 @@ class Kernels:
     def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
         import numba
 
-        directory = cache_directory()
-        cached = _can_write(directory)
-        before = numba.config.CACHE_DIR
-        try:
-            if cached:
-                numba.config.CACHE_DIR = str(directory)
+        directory = cache_directory("kernels", DECODING)
+        with _kept_in(directory) as cached:
             self.run = numba.njit(kernels.run, nogil=True, cache=cached, error_model="numpy")
             self.pack = numba.njit(packing.pack, nogil=True, cache=cached)
             self.pack_pairs = numba.njit(packing.pack_pairs, nogil=True, cache=cached)
             self.quantize = numba.njit(packing.quantize, nogil=True, cache=cached, error_model="numpy")
-        finally:
-            numba.config.CACHE_DIR = before
         self.directory = directory if cached else None
         self._tell = tell
 
@@ -62,10 +112,7 @@ class Kernels:
         """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
         data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
         marker = None if self.directory is None else self.directory / f"{data.dtype}.compiled"
-        if marker is None:
-            self._tell("Compiling the CPU kernels (10 to 30 s, each time: the cache directory cannot be written) …")
-        elif not marker.exists():
-            self._tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
+        _announce(marker, self._tell)
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
         table, control = np.zeros(cells.PROGRAM, np.int64), np.zeros(cells.COUNTERS, np.int64)  # a program of no steps
         self.run(data, scale, floats, work, table, control, 0)

@@ -149,6 +149,16 @@ def splat(typingctx, scalar):
 
 
 @intrinsic
+def iota(typingctx):
+    """0, 1, …, 15."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(FLOATS, [float(number) for number in range(WIDTH)])
+
+    return lanes(), codegen
+
+
+@intrinsic
 def prefetch(typingctx, array, offset):
     """Ask for what an array has at an offset, to be in the cache soon; it may lie past the end."""
 

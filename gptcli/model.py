@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from gptcli.autograd import dropout, dropout_attention, split_heads
+from gptcli.autograd import dropout, dropout_attention, gelu, split_heads
 from gptcli.config import GPTConfig, Init
 
 
@@ -177,7 +177,7 @@ class FeedForward(nn.Module):
         hidden = self.c_fc(x)  # (B, T, F)
         if self.activation == "relu":
             return self.c_proj(F.relu(hidden))
-        return self.c_proj(F.gelu(hidden, approximate="tanh" if self.activation == "gelu_new" else "none"))
+        return self.c_proj(gelu(hidden) if self.activation == "gelu_new" else F.gelu(hidden))
 
 
 class TransformerBlock(nn.Module):

@@ -92,6 +92,22 @@ def fma_all(typingctx, vectors, factor, accumulators):
 
 
 @intrinsic
+def load_rows(typingctx, accumulators, array, offset, stride):
+    """As many vectors as there are accumulators: array[offset + i stride : + 16], for each i."""
+
+    def codegen(context, builder, signature, args):
+        _, data, position, step = args
+        parts = []
+        for _ in range(accumulators.count):
+            place = v.pointer_to(context, builder, signature.args[1], data, position, v.FLOATS)
+            parts.append(builder.load(place, align=4))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(accumulators, array, types.intp, types.intp), codegen
+
+
+@intrinsic
 def store_rows(typingctx, array, offset, stride, vectors):
     """Write vectors[i] to array[offset + i stride : + 16], for each i."""
 
