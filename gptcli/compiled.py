@@ -13,13 +13,16 @@ from torch import Tensor
 
 from gptcli import team
 
+WORTHWHILE = 2**18  # activations of a step, tokens times width, from which on the passes are worth their loading
 _prepared: "Passes | None" = None
 
 
 class Passes:
     """Each function takes float32 tensors on the CPU and gives new ones; contiguous copies are made where need be."""
 
-    def __init__(self, functions: dict[str, Any], cells: int, about: int, scratch_size: Callable[[int, int], int]) -> None:
+    def __init__(
+        self, functions: dict[str, Any], cells: int, about: int, scratch_size: Callable[[int, int], int]
+    ) -> None:
         self._functions, self._cells, self._about, self._scratch_size = functions, cells, about, scratch_size
 
     def gelu(self, x: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli import accounting, decoders, speculative
+from gptcli import accounting, compiled, decoders, speculative
 from gptcli.config import GPTConfig, SamplingConfig, TrainConfig
 from gptcli.continuation import Request
 from gptcli.decoding import Engine, SlotDecoder
@@ -203,6 +203,8 @@ def _drafted(setting: Setting, _: str) -> Task:
 def _torch(setting: Setting, bits: int, work: str) -> Task:
     """A work of torch; training is the step of `gptcli train`, on float32 weights as always."""
     if work == "train":
+        if setting.training_length * TRAINED_ROWS * setting.config.emb_dim >= compiled.WORTHWHILE:
+            compiled.prepare()
         dtype: Any = setting.dtype_name
         stepper = Stepper(_model(setting, torch.float32).train(), TrainConfig(batch_size=TRAINED_ROWS, dtype=dtype))
         x = setting.windows()

@@ -9,6 +9,8 @@ from torch import Tensor
 from gptcli.continuation import Request, Token
 from gptcli.decoding import SlotDecoder, decode
 from gptcli.model import GPTModel
+from gptcli.speculative import Drafter, Tally
+from gptcli.speculative import decode as decode_drafted
 from gptcli.torch_engine import TorchEngine
 
 
@@ -36,13 +38,22 @@ class UncachedDecoder:
         self.length = min(self.length, length)
 
 
-def generate(model: GPTModel, prompt: Sequence[int], *, use_cache: bool = True, **options: Any) -> Iterator[Token]:
+def generate(
+    model: GPTModel,
+    prompt: Sequence[int],
+    *,
+    use_cache: bool = True,
+    drafter: Drafter | None = None,
+    **options: Any,
+) -> Iterator[Token]:
     """`decoding.decode` with the torch model: ``options`` are a `Request`'s.
 
-    Without ``use_cache`` everything is read again for every token.
+    Without ``use_cache`` everything is read again for every token; a ``drafter`` proposes tokens, so that the weights
+    are read less often than there are tokens.
     """
     request = Request(prompt, **options)
     if not use_cache:
         return decode(UncachedDecoder(model), request)
     capacity = min(len(prompt) + request.max_new_tokens, model.config.context_length)
-    return decode(SlotDecoder(TorchEngine(model, capacity, capture=False)), request)
+    decoder = SlotDecoder(TorchEngine(model, capacity, capture=False))
+    return decode(decoder, request) if drafter is None else decode_drafted(decoder, drafter, request, Tally())

@@ -75,10 +75,8 @@ def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str
     with _kept_in(directory) as cached:
         marker = directory / "training.compiled" if cached else None
         _announce(marker, tell)
-        functions = {
-            name: numba.cfunc(types.void(types.int64), cache=cached, error_model="numpy")(getattr(training_kernels, name))
-            for name in training_kernels.PASSES
-        }
+        compile_ = numba.cfunc(types.void(types.int64), cache=cached, error_model="numpy")
+        functions = {name: compile_(getattr(training_kernels, name)) for name in training_kernels.PASSES}
     if marker is not None:
         marker.touch()
     return functions

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 64
+SUM_PIECE = 16 * 2**20
 _METADATA = "__metadata__"
 _AGAIN = "Download or copy the file again; if it was just written, write it again."
 
@@ -72,6 +73,43 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     size: int
+
+
+class Sum:
+    """The size of a file and the sum of its 64-bit words modulo 2⁶⁴: as fast as memory, and any lost bit shows."""
+
+    def __init__(self) -> None:
+        self.size, self.total, self._rest = 0, 0, b""
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Go on with the next bytes of the file."""
+        import numpy as np
+
+        view = memoryview(data).cast("B")
+        self.size += len(view)
+        missing = -len(self._rest) % 8
+        self._rest += bytes(view[:missing])
+        if len(self._rest) == 8:
+            self.total += int.from_bytes(self._rest, "little")
+            self._rest = b""
+        view = view[missing:]
+        whole = len(view) // 8 * 8
+        if whole:
+            self.total = (self.total + int(np.frombuffer(view[:whole], "<u8").sum(dtype=np.uint64))) % 2**64
+        self._rest += bytes(view[whole:])
+
+    def result(self) -> list[int]:
+        """Size and sum; the last word is filled up with zeros."""
+        return [self.size, (self.total + int.from_bytes(self._rest, "little")) % 2**64]
+
+
+def file_sum(path: Path) -> list[int]:
+    """What `Sum` finds of a whole file."""
+    found = Sum()
+    with path.open("rb") as file:  # a piece at a time: a whole optimizer in memory would double a run's peak
+        while piece := file.read(SUM_PIECE):
+            found.add(piece)
+    return found.result()
 
 
 def read_header(path: Path) -> Header:
@@ -122,8 +160,8 @@ def write_tensors(
     tensors: "Mapping[str, torch.Tensor]",
     metadata: Mapping[str, str] | None = None,
     dtype: "torch.dtype | None" = None,
-) -> None:
-    """Write a safetensors file whole or not at all, one tensor at a time.
+) -> list[int]:
+    """Write a safetensors file whole or not at all, one tensor at a time; returns its `Sum`.
 
     The bytes are those that the safetensors library writes. Views (a transpose, say) are made contiguous, and floating
     tensors cast to ``dtype`` if it is given, one by one: never more than one tensor is held twice. ``metadata`` goes
@@ -159,11 +197,17 @@ def write_tensors(
         free = shutil.disk_usage(path.parent).free
         if free < 8 + len(text) + end:
             raise _disk_full(path, 8 + len(text) + end, free)
+        written = Sum()
         with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            for data in (len(text).to_bytes(8, "little"), text):
+                file.write(data)
+                written.add(data)
             for name in names:
                 _, tensor, target = plan[name]
-                _write_tensor(file, tensor.detach().to("cpu", target))
+                if tensor.numel():
+                    values = _bytes_of(tensor.detach().to("cpu", target))
+                    file.write(values)
+                    written.add(values)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -177,14 +221,15 @@ def write_tensors(
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+    return written.result()
 
 
-def _write_tensor(file: BinaryIO, tensor: "torch.Tensor") -> None:
+def _bytes_of(tensor: "torch.Tensor") -> memoryview:
     import torch
 
-    if tensor.numel():
-        # Bytes, not numbers: numpy has no bfloat16. A copy is made here only of what is not contiguous.
-        file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    # Bytes, not numbers: numpy has no bfloat16. A copy is made here only of what is not contiguous.
+    data: memoryview = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _disk_full(path: Path, needed: int, free: int) -> GptcliError:

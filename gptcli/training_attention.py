@@ -126,7 +126,7 @@ def _dot(a, at, b, place, size):
 def forward(qkv, out, statistics, window, head, heads, length, size, scale, seed, dropped, factor, scratch, free):
     """What a head's queries find: out (B, T, C) and, for `backward`, statistics (B, H, 2, T)."""
     keys, channels, width = _padded(length, TILE), _padded(size, LANES), heads * size
-    stride, tile, panel = 3 * width, channels * LANES, channels * LANES
+    stride, panels, tile, panel = 3 * width, channels // LANES, channels * LANES, channels * LANES
     values = free
     key_tiles = values + keys * channels
     weights = key_tiles + keys // TILE * tile
@@ -167,9 +167,7 @@ def forward(qkv, out, statistics, window, head, heads, length, size, scale, seed
                 v.store(scratch, sums + i, total)
         for i in range(0, QUERIES, TILE):
             inputs, to = min(seen, query + i + TILE), found + i * channels
-            _multiply(
-                scratch, values, LANES, channels, channels // LANES, inputs, weights + i, QUERIES, 1, to, channels, False
-            )
+            _multiply(scratch, values, LANES, channels, panels, inputs, weights + i, QUERIES, 1, to, channels, False)
         for i in range(count):
             inverse = one / scratch[sums + i]
             to = (window * length + query + i) * width + head * size

@@ -46,10 +46,11 @@ def _compiled_kernels() -> None:
     from gptcli.decoders import obstacle
 
     if obstacle(GPTConfig()) is None:
-        from gptcli.kernel_cache import Kernels
+        from gptcli.kernel_cache import Kernels, training_passes
 
         for kind in (32, 8, 4):
             Kernels().prepare(kind)
+        training_passes()
 
 
 @pytest.fixture

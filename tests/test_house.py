@@ -19,9 +19,9 @@ FLOORS: list[set[str]] = [
     {"config", "shapes", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products"}
     | {"integers", "packing", "quantization", "cells", "tiles", "counters", "attention"}
-    | {"kernels"}
+    | {"kernels", "dropout_bits", "training_attention", "training_kernels", "kernel_cache", "team", "compiled"}
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
-    {"model", "sampling", "checkpoint_config", "kernel_cache", "program"},
+    {"model", "sampling", "checkpoint_config", "program"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},

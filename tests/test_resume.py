@@ -160,10 +160,10 @@ def test_by_default_saving_takes_a_small_share_of_the_time(tmp_path: Path) -> No
     store._saved_at += 61.0
     store._cost = 1000.0
     assert not store.due(2, better=True)
-    store._saved_at -= 15_000.0
+    store._saved_at -= 25_000.0
     assert store.due(2, better=True)
     assert not store.due(2, better=False)
-    store._saved_at -= 50_000.0
+    store._saved_at -= 40_000.0
     assert store.due(2, better=False)
 
 

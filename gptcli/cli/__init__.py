@@ -1,5 +1,7 @@
 """The command line. One file a command; nothing here imports torch before a command needs it."""
 
+import atexit
+import gc
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -83,6 +85,7 @@ for _panel, _lines in COMMANDS.items():
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    atexit.register(gc.freeze)  # a last search for garbage among a million objects of torch takes a second
     render.verbosity.reset()
     render.use_utf8()
     words = list(sys.argv[1:] if args is None else args)

@@ -14,6 +14,7 @@ from gptcli.config import PRESETS, GPTConfig, SamplingConfig, TrainConfig, as_di
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
+    from gptcli.accounting import TrainingMemory
     from gptcli.checkpoint import Checkpoint
     from gptcli.corpus import Corpus
     from gptcli.device import Precision
@@ -57,7 +58,7 @@ class TrainingRun:
         render.verbosity.rank = self.world.rank
         self.placement = distributed.place(self.world, devices.choose(device, recipe.dtype))
         self.threads = devices.set_threads(threads)
-        devices.reuse_freed_memory()
+        devices.reuse_freed_memory()  # already for --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.source, self.choose_parts = source, choose_parts
@@ -70,6 +71,7 @@ class TrainingRun:
     def go(self) -> None:
         import torch
 
+        from gptcli import device as devices
         from gptcli import distributed, peaks
 
         for line in self.plan.notes:
@@ -79,6 +81,10 @@ class TrainingRun:
             self.precision: Precision = self.world.gather(self._choose_precision())[0]  # clocks may disagree
             if self.choose_parts:
                 self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
+            self._prepare_passes()
+            self.memory = self._expected_memory()
+            if self.placement.device.type == "cpu":
+                devices.reuse_freed_memory(expected=self.memory.resident)
             self._print_header()
             self.peak = peaks.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
             self._train()
@@ -209,9 +215,7 @@ class TrainingRun:
             f"{self.precision.name} ({self.precision.reason}){together}."
         )
         on_cpu = self.placement.device.type == "cpu"
-        rows = -(-plan.batch_size // (self.world.size * self.recipe.accumulate))
-        memory = accounting.training_memory(config, rows, plan.context_length, self.recipe.recompute, on_cpu=on_cpu)
-        need = memory.resident + resident_memory() if on_cpu else memory.peak
+        need = self.memory.resident + resident_memory() if on_cpu else self.memory.peak
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
         if need > have:
@@ -219,6 +223,15 @@ class TrainingRun:
                 f"This will probably not fit: it takes {render.human_bytes(need)}, and {render.human_bytes(have)} are "
                 f"free. {self._advice()}"
             )
+
+    def _expected_memory(self) -> "TrainingMemory":
+        from gptcli import accounting
+
+        rows = -(-self.plan.batch_size // (self.world.size * self.recipe.accumulate))
+        on_cpu = self.placement.device.type == "cpu"
+        return accounting.training_memory(
+            self.model_config, rows, self.plan.context_length, self.recipe.recompute, on_cpu=on_cpu
+        )
 
     def _choose_precision(self) -> "Precision":
         """As --dtype says; where that is auto, a run that goes on keeps what it began with on such a device."""
@@ -228,6 +241,18 @@ class TrainingRun:
         if self.recipe.dtype == "auto" and before.get("device") == device.type:
             return replace(training_precision(before["precision"], device, 0), reason="as before")
         return training_precision(self.recipe.dtype, device, self.model_config.emb_dim)
+
+    def _prepare_passes(self) -> None:
+        """Have numba's part of a training step ready, where a step is large enough for that to pay."""
+        from gptcli import compiled
+
+        activations = self.plan.tokens_per_step * self.model_config.emb_dim
+        on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
+        if not on_cpu or self.recipe.compile or activations < compiled.WORTHWHILE:
+            return
+        obstacle = compiled.prepare(render.note)
+        if obstacle is not None:
+            render.note(f"Steps take a tenth longer: numba cannot compile here ({obstacle}).")
 
     def _fitting_parts(self) -> int:
         """The fewest parts of a step that fit into memory."""
@@ -277,11 +302,13 @@ class TrainingRun:
         if not self.sample_ids or epoch % self.recipe.sample_every or render.verbosity.quiet:
             return
         from gptcli.generation import generate
+        from gptcli.speculative import NgramDrafter
 
         model.eval()
+        drafter = NgramDrafter()  # young models repeat themselves
         tokens = generate(
             model, self.sample_ids, max_new_tokens=SAMPLE_TOKENS, sampling=SamplingConfig(temperature=0.0),
-            seed=self.recipe.seed, eot_id=self.tokenizer.eot_id,
+            seed=self.recipe.seed, eot_id=self.tokenizer.eot_id, drafter=drafter,
         )  # fmt: skip
         text = self.tokenizer.decode([*self.sample_ids, *(token.id for token in tokens)])
         model.train()

@@ -1,0 +1,199 @@
+"""The compiled passes of a training step against plain formulas in float64, and against torch."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptcli import autograd, compiled, team
+from gptcli.config import GPTConfig
+from gptcli.decoders import obstacle
+from gptcli.model import GPTModel
+
+pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
+
+SEED = 0x123456789ABCDEF
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[compiled.Passes]:
+    monkeypatch.setattr(compiled, "_prepared", None)
+    assert compiled.prepare() is None
+    found = compiled.passes(torch.zeros(1))
+    assert found is not None
+    threads = torch.get_num_threads()
+    yield found
+    torch.set_num_threads(threads)
+
+
+def mixed(x: Any) -> Any:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+def kept(seed: int, rows: int, columns: int, rate: float) -> Tensor:
+    """(rows, columns): 0, or the factor that keeps the mean; dropout_bits.py in numpy."""
+    golden = np.uint32(0x9E3779B9)
+    keys = mixed(mixed(np.arange(rows, dtype=np.uint32) * golden + np.uint32(seed % 2**32)) + np.uint32(seed >> 32))
+    x = keys[:, None] + np.arange(columns, dtype=np.uint32) * golden
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = ((x ^ (x >> np.uint32(15))) + keys[:, None]) * np.uint32(0x846CA68B)
+    dropped = round(rate * 2**32)
+    return torch.from_numpy((x ^ (x >> np.uint32(16))) >= dropped).double() * (2**32 / (2**32 - dropped))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 4096, 10_003])
+def test_gelu_and_its_slope(passes: compiled.Passes, count: int) -> None:
+    x = torch.linspace(-40, 40, count) if count > 1 else torch.tensor([0.3])
+    y, slope = passes.gelu(x, with_slope=True)
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact, approximate="tanh")
+    expected.sum().backward()
+    assert slope is not None
+    torch.testing.assert_close(y.double(), expected.detach(), atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(slope.double(), exact.grad, atol=2e-6, rtol=1e-6)
+    alone, nothing = passes.gelu(x, with_slope=False)
+    assert torch.equal(alone, y)
+    assert nothing is None
+
+
+@pytest.mark.parametrize("count", [1, 17, 5_000])
+def test_dropout_keeps_what_the_hash_says(passes: compiled.Passes, count: int) -> None:
+    x = torch.randn(count)
+    expected = x.double() * kept(SEED, count, 1, 0.25)[:, 0]
+    torch.testing.assert_close(passes.dropout(x, SEED, 0.25).double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_the_hash_keeps_its_share_in_every_direction(rate: float) -> None:
+    keep = (kept(SEED, 512, 512, rate) > 0).double()
+    spread = math.sqrt(rate * (1 - rate))
+    for means, draws in ((keep.mean(), 512**2), (keep.mean(0), 512), (keep.mean(1), 512)):
+        assert ((means - (1 - rate)).abs() < 5 * spread / math.sqrt(draws)).all()
+    other = (kept(SEED + 1, 512, 512, rate) > 0).double()
+    for shifted in (keep.roll(1, 0), keep.roll(1, 1), keep.T, other):  # neighbours agree no more often than chance
+        agreement = (keep == shifted).double().mean()
+        assert abs(agreement - (rate**2 + (1 - rate) ** 2)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "size"),
+    [(2, 37, 3, 20), (1, 1, 2, 8), (3, 48, 1, 16), (1, 130, 2, 64), (2, 61, 5, 33)],
+)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_attention_and_its_gradient(
+    passes: compiled.Passes, batch: int, length: int, heads: int, size: int, rate: float
+) -> None:
+    torch.manual_seed(0)
+    qkv, upstream = torch.randn(batch, length, 3 * heads * size), torch.randn(batch, length, heads * size)
+    scale = 1.7 / math.sqrt(size)
+    exact = qkv.double().requires_grad_()
+    q, k, v = autograd.split_heads(exact, heads)
+    weights = (q @ k.transpose(-1, -2) * scale).masked_fill(~torch.ones(length, length).bool().tril(), -torch.inf)
+    mask = kept(SEED, batch * heads * length, length, rate).view(batch, heads, length, length)
+    expected = ((weights.softmax(-1) * mask) @ v).transpose(1, 2).flatten(2)
+    expected.backward(upstream.double())
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        out, statistics = passes.attention(qkv, heads, SEED, rate, scale)
+        results.append((out, passes.attention_backward(qkv, out, statistics, upstream, SEED, rate, scale)))
+    torch.testing.assert_close(results[0][0].double(), expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results[0][1].double(), exact.grad, atol=3e-5, rtol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: compiled.Passes) -> None:
+    qkv = 100 * torch.randn(1, 30, 3 * 16, generator=torch.Generator().manual_seed(1))
+    out, statistics = passes.attention(qkv, 1, SEED, 0.1, 1.0)
+    grad = passes.attention_backward(qkv, out, statistics, torch.ones_like(out), SEED, 0.1, 1.0)
+    assert out.isfinite().all()
+    assert grad.isfinite().all()
+
+
+def test_without_openmp_threads_of_python_do_it(passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.randn(2, 40, 3 * 32)
+    torch.set_num_threads(2)
+    expected = passes.attention(qkv, 2, SEED, 0.1, 0.2)
+    monkeypatch.setattr(team, "_openmp", lambda: None)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for a, b in zip(passes.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def small() -> tuple[GPTModel, Tensor, Tensor]:
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=50, context_length=24, emb_dim=48, n_heads=3, n_layers=2, drop_rate=0.0)
+    ids = torch.randint(0, 50, (2, 25))
+    return GPTModel(config).train(), ids[:, :-1], ids[:, 1:]
+
+
+def gradients(model: GPTModel, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_a_model_has_the_same_gradients_with_them(passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, targets = small()
+    mine = gradients(model, inputs, targets)
+    monkeypatch.setattr(compiled, "_prepared", None)
+    for a, b in zip(mine, gradients(model, inputs, targets), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: compiled.Passes) -> None:
+    model, inputs, targets = small()
+    for block in model.h:
+        block.drop_rate = block.attn.drop_rate = 0.2
+    results = []
+    for seed, recompute in ((5, False), (5, True), (6, False)):
+        torch.manual_seed(seed)
+        model.recompute = recompute
+        results.append(gradients(model, inputs, targets))
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+def test_gradients_of_gradients_are_refused(passes: compiled.Passes) -> None:
+    x = torch.randn(20, requires_grad=True)
+    (grad,) = torch.autograd.grad(autograd.gelu(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_other_tensors_are_left_to_torch(passes: compiled.Passes) -> None:
+    assert compiled.passes(torch.zeros(1, dtype=torch.bfloat16)) is None
+    assert compiled.passes(torch.zeros(1, device="meta")) is None
+
+
+def test_a_machine_without_numba_is_told_and_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setitem(__import__("sys").modules, "numba", None)
+    monkeypatch.delitem(__import__("sys").modules, "gptcli.kernel_cache", raising=False)
+    monkeypatch.delattr("gptcli.kernel_cache", raising=False)
+    assert "numba" in str(compiled.prepare())
+    assert compiled.passes(torch.zeros(1)) is None
+
+
+def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
+    options = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--max-steps", 2, "--drop-rate", 0.1)
+    assert gptcli("train", story, *options, "--out", "with").code == 0
+    assert compiled.passes(torch.zeros(1)) is not None
+    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setattr(compiled, "prepare", lambda tell: "no such processor")
+    result = gptcli("train", story, *options, "--out", "without")
+    assert result.code == 0
+    assert "no such processor" in result.err
