@@ -9,6 +9,13 @@ All kernels share six flat arrays, so that there is little to pass on and to com
     control  int64: what the step is about, and the counters
 """
 
+import contextlib
+import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from gptcli.products import LANES, TILE
 
 # Cells of the table: sizes; where things begin in floats and in work; six cells a matrix; the program, a row a phase.
@@ -51,3 +58,22 @@ def scratch_size(capacity: int, head_size: int, inputs: int) -> int:
     panels = -(-head_size // LANES)
     attention = TILE * capacity + LANES + TILE * panels * LANES + panels * LANES * LANES
     return max(attention, 2 * TILE * LANES + 2 * inputs * LANES)
+
+
+def padded(count: int, multiple: int) -> int:
+    """The least multiple that is no less than ``count``."""
+    return -(-count // multiple) * multiple
+
+
+def allocate(count: int, dtype: Any, *, huge: bool = True) -> NDArray[Any]:
+    """Zeros; a long stream misses fewer translations on ``huge`` pages, where the system has them.
+
+    What is used here and there alone, as a cache is, would be filled with zeros whole on such pages.
+    """
+    size = max(count, 1) * np.dtype(dtype).itemsize
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    memory = mmap.mmap(-1, padded(size, 2**21), **private)  # what is shared, the default, seldom gets huge pages
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=dtype, count=max(count, 1))

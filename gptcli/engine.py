@@ -4,10 +4,7 @@ It speaks numpy and needs no torch. Rows are the unit of work: a token at a posi
 sequence's place in the cache.
 """
 
-import contextlib
 import copy
-import mmap
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,9 @@ from numpy.typing import NDArray
 
 from gptcli import cells as c
 from gptcli import quantization
+from gptcli.cells import allocate, padded
 from gptcli.config import GPTConfig
+from gptcli.helpers import Helpers
 from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
 from gptcli.products import LANES, TILE
 from gptcli.program import phases
@@ -33,10 +32,6 @@ _KINDS = (
     (c.EXPAND, "mlp.c_fc"),
     (c.CONTRACT, "mlp.c_proj"),
 )
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 class Engine:
@@ -67,7 +62,7 @@ class Engine:
         self.slots = slots
         self.at_once = AT_ONCE
         self.threads = min(threads, c.MAX_THREADS)
-        self.capacity = _padded(min(capacity or config.context_length, config.context_length), LANES)
+        self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
         self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
         self._load(tensors, bits)
@@ -104,15 +99,8 @@ class Engine:
         """Make the kernel ready, and helpers for it."""
         self._arguments = (self._data, self._scale, self._floats, self._work, self._table, self._control)
         self._kernels.prepare(bits)
-        self._ended = threading.Event()
-        self._wake = [threading.Lock() for _ in range(self.threads - 1)]
-        for number, lock in enumerate(self._wake, start=1):
-            lock.acquire()
-            self._control[c.ASLEEP + c.LINE * number] = 1
-            threading.Thread(
-                target=_help, args=(self._kernels.run, self._arguments, number, lock, self._ended), daemon=True
-            ).start()
-        self.close = weakref.finalize(self, _end, self._ended, self._wake)
+        self._helpers = Helpers(self._kernels.run, self._arguments, self.threads - 1)
+        self.close = weakref.finalize(self, self._helpers.end)
 
     @property
     def weight_bytes(self) -> int:
@@ -149,10 +137,7 @@ class Engine:
             first = self._lists + number * rows
             control[first : first + len(values)] = values
         control[c.ROWS], control[c.WANTED], control[c.TAP] = len(ids), len(wanted), tap
-        for number, lock in enumerate(self._wake, start=1):
-            if control[c.ASLEEP + c.LINE * number]:
-                control[c.ASLEEP + c.LINE * number] = 0
-                lock.release()
+        self._helpers.wake()
         self._kernels.run(*self._arguments, 0)
         logits = self._logits[: len(wanted), : self.config.vocab_size]
         if not tap:
@@ -183,7 +168,7 @@ class Engine:
     def fork(self, source: int, target: int, length: int) -> None:
         """Let slot ``target`` know the first ``length`` tokens of ``source``."""
         for cache in (self._keys, self._values):
-            kept = _padded(length, LANES) * cache.shape[-1] // self.capacity
+            kept = padded(length, LANES) * cache.shape[-1] // self.capacity
             cache[target, :, :kept] = cache[source, :, :kept]
         self._open[target] = self._open[source]
 
@@ -205,14 +190,14 @@ class Engine:
         config, table = self.config, self._table
         data_type = DATA_TYPES[bits]
         self._in_pairs = data_type == np.int16
-        width, hidden = _padded(config.emb_dim, GROUP), _padded(config.hidden_dim, GROUP)
+        width, hidden = padded(config.emb_dim, GROUP), padded(config.hidden_dim, GROUP)
         out = {
-            c.QKV: _padded(3 * config.emb_dim, LANES),
-            c.ATTENTION: _padded(config.emb_dim, LANES),
-            c.EXPAND: _padded(config.hidden_dim, LANES),
-            c.CONTRACT: _padded(config.emb_dim, LANES),
-            c.HEAD: _padded(config.vocab_size, LANES),
-            c.WTE: _padded(config.vocab_size, LANES),
+            c.QKV: padded(3 * config.emb_dim, LANES),
+            c.ATTENTION: padded(config.emb_dim, LANES),
+            c.EXPAND: padded(config.hidden_dim, LANES),
+            c.CONTRACT: padded(config.emb_dim, LANES),
+            c.HEAD: padded(config.vocab_size, LANES),
+            c.WTE: padded(config.vocab_size, LANES),
         }
         jobs: list[tuple[int, int, str]] = []  # matrix, layer, name
         for matrix, kind in _KINDS:
@@ -232,8 +217,8 @@ class Engine:
             biases += out[matrix]
         if config.tie_weights:
             table[c.WTE : c.WTE + 5] = table[c.HEAD : c.HEAD + 5]
-        self._data = _allocate(cells, data_type)
-        self._scale = _allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
+        self._data = allocate(cells, data_type)
+        self._scale = allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
         table[c.NORMS] = biases
         return jobs
 
@@ -281,7 +266,7 @@ class Engine:
         else:
             first = layer * outputs // LANES
             with ThreadPoolExecutor(self.threads) as pool:
-                blocks = range(0, _padded(values.shape[1], LANES) // LANES, PORTION)
+                blocks = range(0, padded(values.shape[1], LANES) // LANES, PORTION)
                 list(pool.map(lambda block: self._pack_part(values, matrix, first, block), blocks))
         if matrix not in (c.WTE, c.HEAD) and f"{name}.bias" in tensors:
             at = bias + layer * outputs
@@ -290,7 +275,7 @@ class Engine:
     def _pack_part(self, values: NDArray[Any], matrix: int, first: int, block: int) -> None:
         """Quantise the blocks from ``block`` on of a matrix whose first one is ``first`` among those of all layers."""
         part = values[:, block * LANES : (block + PORTION) * LANES]
-        inputs, count = int(self._table[matrix + c.INPUTS]), _padded(part.shape[1], LANES) // LANES
+        inputs, count = int(self._table[matrix + c.INPUTS]), padded(part.shape[1], LANES) // LANES
         floats = np.zeros(count * inputs * LANES, np.float32)
         self._kernels.pack(part, floats, 0, inputs)
         self._quantize(floats, 0, matrix, first + block, count)
@@ -307,7 +292,7 @@ class Engine:
         """Activations, logits, scratch and cache in one array."""
         config, table = self.config, self._table
         width, projected = int(table[c.QKV + c.INPUTS]), int(table[c.QKV + c.OUTPUTS])
-        self.max_rows = _padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
+        self.max_rows = padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
         rows, head = self.max_rows, int(table[c.HEAD + c.OUTPUTS])
         panels = -(-config.head_dim // LANES)
         caches = self.slots * config.n_layers * config.n_heads
@@ -325,8 +310,8 @@ class Engine:
         at = 0
         for cell, size in sizes.items():
             table[cell] = at
-            at += _padded(size, LANES)
-        self._work = _allocate(at, np.float32, huge=False)
+            at += padded(size, LANES)
+        self._work = allocate(at, np.float32, huge=False)
 
         def view(cell: int) -> NDArray[np.float32]:
             return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
@@ -354,40 +339,3 @@ class Engine:
         table[c.STEPS] = len(program)
         self._lists = c.COUNTERS + c.counter_cells(len(program))
         self._control = np.zeros(self._lists + 4 * self.max_rows, np.int64)
-
-
-def _help(
-    run: Callable[..., None],
-    arguments: tuple[NDArray[Any], ...],
-    number: int,
-    wake: threading.Lock,
-    ended: threading.Event,
-) -> None:
-    """A helper thread: sleeps until there is work, then stays awake for as long as there is more."""
-    while True:
-        wake.acquire()
-        if ended.is_set():
-            return
-        run(*arguments, number)
-
-
-def _end(ended: threading.Event, wake: list[threading.Lock]) -> None:
-    """Let the helper threads return: those asleep now, the others once they have been idle."""
-    ended.set()
-    for lock in wake:
-        with contextlib.suppress(RuntimeError):  # it is awake already
-            lock.release()
-
-
-def _allocate(count: int, dtype: Any, *, huge: bool = True) -> NDArray[Any]:
-    """Zeros; a long stream misses fewer translations on ``huge`` pages, where the system has them.
-
-    What is used here and there alone, as a cache is, would be filled with zeros whole on such pages.
-    """
-    size = max(count, 1) * np.dtype(dtype).itemsize
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    memory = mmap.mmap(-1, _padded(size, 2**21), **private)  # what is shared, the default, seldom gets huge pages
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=dtype, count=max(count, 1))

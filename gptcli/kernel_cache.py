@@ -28,7 +28,7 @@ from gptcli import (
 )
 
 DECODING = (kernels, attention, products, integers, tiles, counters, packing, cells, lanes)
-TRAINING = (training_kernels, training_attention, dropout_bits, products, integers, tiles, counters, lanes)
+TRAINING = (training_kernels, training_attention, dropout_bits, products, integers, tiles, counters, cells, lanes)
 
 
 def cache_directory(name: str, rooms: tuple[ModuleType, ...]) -> Path:

@@ -46,6 +46,14 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     return [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
 
 
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients as one vector; a scalar, of shards a sharded one."""
+    if all(type(g) is Tensor and g.device.type == "cpu" and g.is_contiguous() for g in gradients):
+        squares = [torch.dot(g.view(-1), g.view(-1)) for g in gradients]  # in half the time of norms
+        return torch.stack(squares).sum().sqrt()
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon on matrices: momentum, made orthogonal, at AdamW's size.
 

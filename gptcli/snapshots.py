@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,11 @@ class Store:
             _clear(folder, ".")
             partial.mkdir()
             checkpoint.write_config(partial, self.config, self.tokenizer, self._about(progress))
-            sums: dict[str, list[int]] = {}
             if (run / WEIGHTS).exists() and progress["step"] == 0:
                 _link(run / WEIGHTS, partial / WEIGHTS)
-                sums[WEIGHTS] = tensorfile.file_sum(partial / WEIGHTS)
+                sums = {WEIGHTS: tensorfile.file_sum(partial / WEIGHTS)}
             else:
-                sums[WEIGHTS] = tensorfile.write_tensors(partial / WEIGHTS, weights)
-            if state:
-                sums[OPTIMIZER] = tensorfile.write_tensors(partial / OPTIMIZER, state)
+                sums = _write_together({partial / WEIGHTS: weights, partial / OPTIMIZER: state})
             for file in run.iterdir():  # the tokenizer's
                 if file.is_file() and not file.name.startswith(".") and file.name not in NOT_THE_TOKENIZERS:
                     _link(file, partial / file.name)
@@ -227,6 +225,17 @@ def _read(path: Path) -> Snapshot:
         if not (path / name).exists() or tensorfile.file_sum(path / name) != expected:
             raise GptcliError(f"{path / name} is missing or damaged.", "Copy the run again.")
     return snapshot
+
+
+def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, list[int]]:
+    """Write the files that have tensors at once: the disk waits for copies within memory. The sum of each by name."""
+    with ThreadPoolExecutor(len(files)) as pool:
+        jobs = {
+            path.name: pool.submit(tensorfile.write_tensors, path, tensors)
+            for path, tensors in files.items()
+            if tensors
+        }
+    return {name: job.result() for name, job in jobs.items()}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -82,7 +82,7 @@ class Stepper:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = devices.whole(torch.nn.utils.get_total_norm(gradients))
+        norm = devices.whole(optim.total_norm(gradients))
         grad_norm = float(norm)
         updated = math.isfinite(value) and math.isfinite(grad_norm)
         if updated:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gptcli import lanes as v
 from gptcli import tiles
+from gptcli.cells import padded
 from gptcli.dropout_bits import kept, row_keys
 from gptcli.lanes import jit
 from gptcli.products import LANES, TILE
@@ -22,10 +23,6 @@ PANELS = 3
 QUERIES = PANELS * LANES  # whole tiles, too
 NEVER = np.float32(-3e38)  # the score of a key that a query may not see
 LEAST = np.float32(-80.0)  # what is smaller by more is 0: products of denormal numbers take a hundred times as long
-
-
-def padded(count: int, multiple: int) -> int:
-    return (count + multiple - 1) // multiple * multiple
 
 
 def scratch_size(length: int, head_size: int) -> int:

@@ -19,9 +19,10 @@ from gptcli.dropout_bits import kept, row_keys
 from gptcli.lanes import jit
 from gptcli.products import LANES
 
-PASSES = ("gelu", "dropout", "attend", "attend_backward")
+PASSES = ("gelu", "dropout", "softmax", "attend", "attend_backward")
 COME, NEXT, ABOUT = 0, 8, 16  # a cache line apart
 CELLS = ABOUT + 16
+UNSEEN = np.float32(-60.0)  # denormal numbers, which less would become, slow products down a hundredfold
 PORTION = 4096  # elements of a pass over single elements that a thread takes at once
 
 
@@ -47,11 +48,15 @@ def _order(address):
 
 @jit
 def _gelu_of(x):
-    """sigmoid(2u) and x times it, which is GELU's tanh form; u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    cubic = v.fma(v.multiply(x, x), v.multiply(x, v.splat(np.float32(0.044715))), x)
-    power = v.exp(v.multiply(cubic, v.splat(np.float32(-1.5957691216057308))))
-    share = v.divide(v.splat(np.float32(1.0)), v.add(power, v.splat(np.float32(1.0))))
-    return share, v.multiply(x, share)
+    """x sigmoid(2u), which is GELU's tanh form, and its slope; u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    twice, one = np.float32(1.5957691216057308), v.splat(np.float32(1.0))
+    square = v.multiply(x, x)
+    inner = v.fma(square, v.splat(np.float32(0.044715)), one)
+    power = v.exp(v.multiply(v.multiply(x, inner), v.splat(-twice)))
+    share = v.divide(one, v.add(power, one))
+    y = v.multiply(x, share)
+    steepness = v.fma(square, v.splat(np.float32(3 * 0.044715) * twice), v.splat(twice))  # of 2u
+    return y, v.fma(v.multiply(y, v.subtract(one, share)), steepness, share)
 
 
 def gelu(address):
@@ -59,8 +64,6 @@ def gelu(address):
     order, _ = _order(address)
     x, y, slope = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
     with_slope, count = order[ABOUT + 2] != 0, order[ABOUT + 3]
-    one, outer = v.splat(np.float32(1.0)), v.splat(np.float32(1.5957691216057308))
-    inner = v.splat(np.float32(3 * 0.044715 * 1.5957691216057308))
     while True:
         first = atomic_add(order, NEXT, PORTION)
         if first >= count:
@@ -68,19 +71,15 @@ def gelu(address):
         last = min(first + PORTION, count)
         whole = last - (last - first) % LANES
         for i in range(first, whole, LANES):
-            value = v.load(x, i)
-            share, result = _gelu_of(value)
+            result, steepness = _gelu_of(v.load(x, i))
             v.store(y, i, result)
             if with_slope:
-                steep = v.fma(v.multiply(value, value), inner, outer)
-                v.store(slope, i, v.fma(v.multiply(result, v.subtract(one, share)), steep, share))
+                v.store(slope, i, steepness)
         for i in range(whole, last):
-            value = v.splat(x[i])
-            share, result = _gelu_of(value)
+            result, steepness = _gelu_of(v.splat(x[i]))
             y[i] = v.lane(result, 0)
             if with_slope:
-                steep = v.fma(v.multiply(value, value), inner, outer)
-                slope[i] = v.lane(v.fma(v.multiply(result, v.subtract(one, share)), steep, share), 0)
+                slope[i] = v.lane(steepness, 0)
 
 
 def dropout(address):
@@ -101,18 +100,75 @@ def dropout(address):
             y[i] = x[i] * v.lane(kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor), 0)
 
 
+def softmax(address):
+    """The logarithm of each row's sum of exponentials; with ``writes``, x becomes its softmax.
+
+    About: x (rows, width), logarithms (rows), rows, width, writes.
+    """
+    order, _ = _order(address)
+    x, logarithms = _floats(order[ABOUT]), _floats(order[ABOUT + 1])
+    rows, width, writes = order[ABOUT + 2], order[ABOUT + 3], order[ABOUT + 4] != 0
+    while True:
+        row = atomic_add(order, NEXT, 1)
+        if row >= rows:
+            break
+        first, last = row * width, (row + 1) * width
+        whole = last - width % LANES
+        peaks = v.splat(x[first])
+        for i in range(first, whole, LANES):
+            peaks = v.maximum(peaks, v.load(x, i))
+        peak = v.lane(peaks, 0)
+        for i in range(1, LANES):
+            peak = max(peak, v.lane(peaks, i))
+        for i in range(whole, last):
+            peak = max(peak, x[i])
+        top, sums, rest = v.splat(peak), v.splat(np.float32(0.0)), np.float32(0.0)
+        for i in range(first, whole, LANES):
+            power = _share_of(v.load(x, i), top)
+            sums = v.add(sums, power)
+            if writes:
+                v.store(x, i, power)
+        for i in range(whole, last):
+            power = v.lane(_share_of(v.splat(x[i]), top), 0)
+            rest += power
+            if writes:
+                x[i] = power
+        total = v.total(sums) + rest
+        logarithms[row] = peak + np.log(total)
+        if writes:
+            inverse = np.float32(1.0) / total
+            for i in range(first, whole, LANES):
+                v.store(x, i, v.multiply(v.load(x, i), v.splat(inverse)))
+            for i in range(whole, last):
+                x[i] *= inverse
+
+
+@jit
+def _share_of(x, peak):
+    """e^(x - peak), 0 where no sum of float32 would notice; NaN stays NaN."""
+    below = v.subtract(x, peak)
+    return v.where_less(below, v.splat(UNSEEN), v.splat(np.float32(0.0)), v.exp(below))
+
+
+@jit
+def _about_attention(address):
+    """What both passes of attention ask of an order, and where this thread's scratch begins."""
+    order, numbers = _order(address)
+    qkv, out, statistics = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
+    scratch, free = _floats(order[ABOUT + 3]), atomic_add(order, COME, 1) * order[ABOUT + 12]
+    sizes = order[ABOUT + 4], order[ABOUT + 5], order[ABOUT + 6], order[ABOUT + 7]
+    kept_by = order[ABOUT + 8], order[ABOUT + 9], np.float32(numbers[ABOUT + 10])
+    return order, (qkv, out, statistics), sizes, np.float32(numbers[ABOUT + 11]), kept_by, scratch, free
+
+
 def attend(address):
     """`training_attention.forward` of every head of every window.
 
     About: qkv, out, statistics, scratch, windows, heads, length, head size, seed, dropped (of 2^32), factor, scale,
     floats of scratch a thread.
     """
-    order, numbers = _order(address)
-    qkv, out, statistics = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
-    scratch, free = _floats(order[ABOUT + 3]), atomic_add(order, COME, 1) * order[ABOUT + 12]
-    windows, heads, length, size = order[ABOUT + 4], order[ABOUT + 5], order[ABOUT + 6], order[ABOUT + 7]
-    seed, dropped = order[ABOUT + 8], order[ABOUT + 9]
-    factor, scale = np.float32(numbers[ABOUT + 10]), np.float32(numbers[ABOUT + 11])
+    order, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _about_attention(address)
+    windows, heads, length, size = sizes
     while True:
         unit = atomic_add(order, NEXT, 1)
         if unit >= windows * heads:
@@ -128,12 +184,8 @@ def attend_backward(address):
 
     About: as for `attend`, then dL/dout and where to write dL/dqkv.
     """
-    order, numbers = _order(address)
-    qkv, out, statistics = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
-    scratch, free = _floats(order[ABOUT + 3]), atomic_add(order, COME, 1) * order[ABOUT + 12]
-    windows, heads, length, size = order[ABOUT + 4], order[ABOUT + 5], order[ABOUT + 6], order[ABOUT + 7]
-    seed, dropped = order[ABOUT + 8], order[ABOUT + 9]
-    factor, scale = np.float32(numbers[ABOUT + 10]), np.float32(numbers[ABOUT + 11])
+    order, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _about_attention(address)
+    windows, heads, length, size = sizes
     grad_out, grad_qkv = _floats(order[ABOUT + 13]), _floats(order[ABOUT + 14])
     while True:
         unit = atomic_add(order, NEXT, 1)

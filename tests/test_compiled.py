@@ -118,6 +118,28 @@ def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: compiled.P
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("width", [1, 16, 1003])
+def test_softmax_and_the_logarithm_of_its_sum(passes: compiled.Passes, width: int) -> None:
+    logits = 30 * torch.randn(7, width, generator=torch.Generator().manual_seed(2))
+    expected = torch.logsumexp(logits.double(), dim=-1)
+    shares = logits.double().softmax(-1)
+    before = logits.clone()
+    torch.testing.assert_close(passes.log_sums(logits).double(), expected, atol=1e-5, rtol=1e-6)
+    assert torch.equal(logits, before)
+    torch.testing.assert_close(passes.softmax_(logits).double(), expected, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(logits.double(), shares, atol=1e-6, rtol=1e-5)
+    assert not ((logits > 0) & (logits < torch.finfo(torch.float32).tiny)).any()
+
+
+@pytest.mark.parametrize("place", [3, 20])
+def test_a_row_that_is_not_finite_does_not_go_unseen(passes: compiled.Passes, place: int) -> None:
+    for bad in (math.nan, math.inf):
+        logits = torch.zeros(2, 21)
+        logits[1, place] = bad
+        assert passes.log_sums(logits).isfinite().tolist() == [True, False]
+        assert not passes.softmax_(logits)[1].isfinite()
+
+
 def test_without_openmp_threads_of_python_do_it(passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv = torch.randn(2, 40, 3 * 32)
     torch.set_num_threads(2)

@@ -19,7 +19,16 @@ FLOORS: list[set[str]] = [
     {"config", "shapes", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products"}
     | {"integers", "packing", "quantization", "cells", "tiles", "counters", "attention"}
-    | {"kernels", "dropout_bits", "training_attention", "training_kernels", "kernel_cache", "team", "compiled"}
+    | {
+        "kernels",
+        "dropout_bits",
+        "training_attention",
+        "training_kernels",
+        "kernel_cache",
+        "team",
+        "compiled",
+        "helpers",
+    }
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "program"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
