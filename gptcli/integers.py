@@ -165,21 +165,17 @@ def rows_times_block(sums, data, start, inputs, x, at, pitch):
 
 
 @v.jit
-def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch, again):
-    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights.
-
-    ``again``: other rows have just met these blocks, so memory is idle, and the next two are asked for.
-    """
+def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
+    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
     a, b = sums, sums
     pairs, step = at + chunks(inputs) * pitch, inputs // 2 * LANES
-    ahead = 2 * step if again else AHEAD
     for first in range(0, inputs, CHUNK):
         whole_a, whole_b = tiles.zeros_like(sums), tiles.zeros_like(sums)
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             p = start + k * LANES
             left, right = load_pairs(data, p), load_pairs(data, p + step)
-            v.prefetch(data, p + ahead)
-            v.prefetch(data, p + step + ahead)
+            v.prefetch(data, p + AHEAD)
+            v.prefetch(data, p + step + AHEAD)
             whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k * pitch, 1)
         a = scale_rows(whole_a, x, at + first // CHUNK * pitch, 1, a)
         b = scale_rows(whole_b, x, at + first // CHUNK * pitch, 1, b)

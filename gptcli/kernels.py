@@ -68,18 +68,18 @@ def _parts(width):
 
 
 @jit
-def _tile(zeros, wide, opened, data, start, scale, scale_start, width, work, source, pitch, again, sums):
+def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, work, source, pitch, sums):
     """Sums of one block or two for as many rows as there are ``zeros``; returns that number.
 
     It may be more rows than there are: those past the end are whatever lies there, and nothing of them is kept.
     """
-    if opened:
+    if unpacked:
         floats = sums + 2 * TILE * LANES
         a, b = products.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, pitch)
         tiles.store_rows(work, sums, LANES, a)
         tiles.store_rows(work, sums + TILE * LANES, LANES, b)
-    elif wide == 2:
-        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, pitch, again)
+    elif together == 2:
+        a, b = products.rows_times_two_blocks(zeros, data, start, scale, scale_start, width, work, source, pitch)
         tiles.store_rows(work, sums, LANES, a)
         tiles.store_rows(work, sums + TILE * LANES, LANES, b)
     else:
@@ -136,35 +136,35 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
                     _complete(data, scale, floats, work, table, step, block + i, sums + i * LANES, 0, 1)
                 block += 4
                 continue
-            wide = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
-            opened = False
-            if wide == 2 and rows > TILE:  # once, and not for every tile of rows
-                opened = products.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
+            together = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
+            unpacked = False
+            if together == 2 and rows > TILE:  # once, and not for every tile of rows
+                unpacked = products.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
-                left, at, again = rows - row, x + _place(data, width, row, pitch), row == TILE
+                left, at = rows - row, x + _place(data, width, row, pitch)
                 if left >= TILE:
                     count = _tile(
-                        tiles.zeros(TILE), wide, opened, data, start, scale, scales, width, work, at, pitch, again, sums
+                        tiles.zeros(TILE), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 elif left > 4 and v.WIDE_REGISTERS:
                     count = _tile(
-                        tiles.zeros(8), wide, opened, data, start, scale, scales, width, work, at, pitch, again, sums
+                        tiles.zeros(8), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 elif left > 1:
                     count = _tile(
-                        tiles.zeros(4), wide, opened, data, start, scale, scales, width, work, at, pitch, again, sums
+                        tiles.zeros(4), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 else:
                     count = _tile(
-                        tiles.zeros(1), wide, opened, data, start, scale, scales, width, work, at, pitch, again, sums
+                        tiles.zeros(1), together, unpacked, data, start, scale, scales, width, work, at, pitch, sums
                     )
                 count = min(count, left)
-                for i in range(wide):
+                for i in range(together):
                     to = sums + i * TILE * LANES
                     _complete(data, scale, floats, work, table, step, block + i, to, row, count)
                 row += count
-            block += wide
+            block += together
     _finish(control, phase, done, blocks)
 
 

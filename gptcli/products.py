@@ -69,18 +69,15 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
     return whole
 
 
-def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, pitch, again):
-    """As `rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights.
-
-    ``again``: other rows have just met them.
-    """
+def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    """As `rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
 
 
 @overload(rows_times_two_blocks, jit_options=OPTIONS)
-def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, pitch, again):
+def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, pitch):
     if data.dtype == types.uint8:
 
-        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch, again):
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
             a, b = sums, sums
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
@@ -100,14 +97,14 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
     if data.dtype == types.int16:
 
-        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch, again):
-            return integers.rows_times_two_blocks(sums, data, start, inputs, x, at, pitch, again)
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return integers.rows_times_two_blocks(sums, data, start, inputs, x, at, pitch)
 
         return pairs
 
     floats = data.dtype == types.float32
 
-    def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch, again):
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch):
         a, b = sums, sums
         for k in range(inputs):
             p = start + k * LANES
