@@ -219,3 +219,17 @@ def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
     result = gptcli("train", story, *options, "--out", "without")
     assert result.code == 0
     assert "no such processor" in result.err
+
+
+def test_a_run_that_goes_on_with_them_ends_on_the_same_bytes(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
+    options = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sample-every", 0, "--drop-rate", 0.1)
+    assert gptcli("train", story, *options, "--max-steps", 6, "--save-every", 3, "--out", "run").code == 0
+    expected = Path("run/model.safetensors").read_bytes()
+    Path("run/training/step-00000006/state.json").unlink()  # as if it had never come so far
+    result = gptcli("train", "--resume", "run")
+    assert result.code == 0, result.err
+    assert Path("run/model.safetensors").read_bytes() == expected

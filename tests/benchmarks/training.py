@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from gptcli import accounting, device
+from gptcli import accounting, compiled, device
 from gptcli.config import GPTConfig, TrainConfig
 from gptcli.model import GPTModel
 from gptcli.stepping import Stepper
@@ -32,8 +32,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     threads = device.set_threads(options.threads)
-    device.reuse_freed_memory()
+    compiled.prepare()
     config = GPTConfig.preset(options.size)
+    device.reuse_freed_memory(accounting.training_memory(config, options.batch, options.context).resident)
     recipe = TrainConfig(context_length=options.context, batch_size=options.batch)
     stepper = Stepper(GPTModel(config).train(), recipe)
     ids = torch.randint(0, config.vocab_size, (options.batch, options.context + 1))
