@@ -65,10 +65,9 @@ class Passes:
         self, qkv: Tensor, out: Tensor, statistics: Tensor, grad: Tensor, seed: int, rate: float, scale: float
     ) -> Tensor:
         """dL/dqkv from dL/dout (B, T, C) and what `attention` took and gave."""
-        grad_qkv, grad = torch.empty_like(qkv), grad.contiguous()
-        self._attend(
-            "attend_backward", qkv, out, statistics, statistics.size(1), seed, rate, scale, grad, grad_qkv
-        )  # fmt: skip
+        qkv, grad = qkv.contiguous(), grad.contiguous()
+        grad_qkv, n_heads = torch.empty_like(qkv), statistics.size(1)
+        self._attend("attend_backward", qkv, out, statistics, n_heads, seed, rate, scale, grad, grad_qkv)
         return grad_qkv
 
     def _attend(

@@ -204,10 +204,7 @@ def write_tensors(
                 written.add(data)
             for name in names:
                 _, tensor, target = plan[name]
-                if tensor.numel():
-                    values = _bytes_of(tensor.detach().to("cpu", target))
-                    file.write(values)
-                    written.add(values)
+                _write_tensor(file, tensor.detach().to("cpu", target), written)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -224,12 +221,14 @@ def write_tensors(
     return written.result()
 
 
-def _bytes_of(tensor: "torch.Tensor") -> memoryview:
+def _write_tensor(file: BinaryIO, tensor: "torch.Tensor", written: Sum) -> None:
     import torch
 
-    # Bytes, not numbers: numpy has no bfloat16. A copy is made here only of what is not contiguous.
-    data: memoryview = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-    return data
+    if tensor.numel():
+        # Bytes, not numbers: numpy has no bfloat16. A copy is made here only of what is not contiguous.
+        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+        file.write(data)
+        written.add(data)
 
 
 def _disk_full(path: Path, needed: int, free: int) -> GptcliError:

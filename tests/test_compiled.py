@@ -118,6 +118,18 @@ def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: compiled.P
     assert grad.isfinite().all()
 
 
+def test_tensors_may_lie_in_any_way(passes: compiled.Passes) -> None:
+    torch.manual_seed(0)
+    qkv, upstream = torch.randn(3 * 32, 9, 2).permute(2, 1, 0), torch.randn(32, 9, 2).permute(2, 1, 0)
+    assert not qkv.is_contiguous()
+    results = []
+    for x, grad in ((qkv, upstream), (qkv.contiguous(), upstream.contiguous())):
+        out, statistics = passes.attention(x, 2, SEED, 0.1, 0.2)
+        results.append((out, passes.attention_backward(x, out, statistics, grad, SEED, 0.1, 0.2)))
+        results[-1] += (passes.gelu(x, with_slope=True)[1], passes.dropout(x, SEED, 0.1))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("width", [1, 16, 1003])
 def test_softmax_and_the_logarithm_of_its_sum(passes: compiled.Passes, width: int) -> None:
     logits = 30 * torch.randn(7, width, generator=torch.Generator().manual_seed(2))
