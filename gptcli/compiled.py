@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gptcli import team
 
-WORTHWHILE = 2**18  # activations of a step, tokens times width, from which on the passes are worth their loading
+WORTHWHILE = 2**18  # activations of a step
 _prepared: "Passes | None" = None
 
 
 class Passes:
-    """Each function takes float32 tensors on the CPU and gives new ones; contiguous copies are made where need be."""
+    """Each function takes float32 tensors on the CPU, however they lie, and gives new ones, but for `softmax_`."""
 
     def __init__(
         self, functions: dict[str, Any], cells: int, about: int, scratch_size: Callable[[int, int], int]
@@ -95,6 +95,11 @@ def _dropped(rate: float) -> tuple[int, float]:
     """How many of 2³² hashes are dropped, and the factor that keeps the mean of what is left."""
     dropped = min(round(rate * 2**32), 2**32 - 1)
     return dropped, 2**32 / (2**32 - dropped)
+
+
+def is_worthwhile(tokens: int, width: int) -> bool:
+    """Whether a step of so many tokens, ``width`` channels each, is worth the second that `prepare` takes."""
+    return tokens * width >= WORTHWHILE
 
 
 def passes(x: Tensor) -> Passes | None:

@@ -203,7 +203,7 @@ def _drafted(setting: Setting, _: str) -> Task:
 def _torch(setting: Setting, bits: int, work: str) -> Task:
     """A work of torch; training is the step of `gptcli train`, on float32 weights as always."""
     if work == "train":
-        if setting.training_length * TRAINED_ROWS * setting.config.emb_dim >= compiled.WORTHWHILE:
+        if compiled.is_worthwhile(setting.training_length * TRAINED_ROWS, setting.config.emb_dim):
             compiled.prepare()
         dtype: Any = setting.dtype_name
         stepper = Stepper(_model(setting, torch.float32).train(), TrainConfig(batch_size=TRAINED_ROWS, dtype=dtype))

@@ -12,23 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import (
-    attention,
-    cells,
-    counters,
-    dropout_bits,
-    integers,
-    kernels,
-    lanes,
-    packing,
-    products,
-    tiles,
-    training_attention,
-    training_kernels,
-)
+from gptcli import attention, cells, counters, integers, kernels, lanes, packing, products, tiles
 
 DECODING = (kernels, attention, products, integers, tiles, counters, packing, cells, lanes)
-TRAINING = (training_kernels, training_attention, dropout_bits, products, integers, tiles, counters, cells, lanes)
 
 
 def cache_directory(name: str, rooms: tuple[ModuleType, ...]) -> Path:
@@ -71,7 +57,10 @@ def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str
     import numba
     from numba import types
 
-    directory = cache_directory("training", TRAINING)
+    from gptcli import dropout_bits, training_attention, training_kernels  # not needed where a model only speaks
+
+    rooms = (training_kernels, training_attention, dropout_bits, products, integers, tiles, counters, cells, lanes)
+    directory = cache_directory("training", rooms)
     with _kept_in(directory) as cached:
         marker = directory / "training.compiled" if cached else None
         _announce(marker, tell)

@@ -23,6 +23,7 @@ from gptcli.checkpoint import METRICS
 from gptcli.checkpoint_config import CONFIG, WEIGHTS
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
+from gptcli.filesum import file_sum
 from gptcli.tokenizers import Tokenizer
 
 FOLDER, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
@@ -143,7 +144,7 @@ class Store:
             checkpoint.write_config(partial, self.config, self.tokenizer, self._about(progress))
             if (run / WEIGHTS).exists() and progress["step"] == 0:
                 _link(run / WEIGHTS, partial / WEIGHTS)
-                sums = {WEIGHTS: tensorfile.file_sum(partial / WEIGHTS)}
+                sums = {WEIGHTS: file_sum(partial / WEIGHTS)}
             else:
                 sums = _write_together({partial / WEIGHTS: weights, partial / OPTIMIZER: state})
             for file in run.iterdir():  # the tokenizer's
@@ -222,7 +223,7 @@ def _read(path: Path) -> Snapshot:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GptcliError(f"{file} is missing or damaged.", "Copy the run again.") from error
     for name, expected in sums.items():
-        if not (path / name).exists() or tensorfile.file_sum(path / name) != expected:
+        if not (path / name).exists() or file_sum(path / name) != expected:
             raise GptcliError(f"{path / name} is missing or damaged.", "Copy the run again.")
     return snapshot
 

@@ -47,6 +47,14 @@ def _order(address):
 
 
 @jit
+def _portion(order, count):
+    """The next elements that nobody has taken: first, the end of whole vectors, and the end."""
+    first = atomic_add(order, NEXT, PORTION)
+    last = min(first + PORTION, count)
+    return first, last - (last - first) % LANES, last
+
+
+@jit
 def _gelu_of(x):
     """x sigmoid(2u), which is GELU's tanh form, and its slope; u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     twice, one = np.float32(1.5957691216057308), v.splat(np.float32(1.0))
@@ -65,11 +73,9 @@ def gelu(address):
     x, y, slope = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
     with_slope, count = order[ABOUT + 2] != 0, order[ABOUT + 3]
     while True:
-        first = atomic_add(order, NEXT, PORTION)
+        first, whole, last = _portion(order, count)
         if first >= count:
             break
-        last = min(first + PORTION, count)
-        whole = last - (last - first) % LANES
         for i in range(first, whole, LANES):
             result, steepness = _gelu_of(v.load(x, i))
             v.store(y, i, result)
@@ -89,11 +95,9 @@ def dropout(address):
     count, seed, dropped = order[ABOUT + 2], order[ABOUT + 3], order[ABOUT + 4]
     factor = np.float32(numbers[ABOUT + 5])
     while True:
-        first = atomic_add(order, NEXT, PORTION)
+        first, whole, last = _portion(order, count)
         if first >= count:
             break
-        last = min(first + PORTION, count)
-        whole = last - (last - first) % LANES
         for i in range(first, whole, LANES):
             v.store(y, i, v.multiply(v.load(x, i), kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor)))
         for i in range(whole, last):

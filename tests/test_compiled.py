@@ -163,6 +163,23 @@ def test_without_openmp_threads_of_python_do_it(passes: compiled.Passes, monkeyp
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
+def test_the_chunked_loss_with_them_is_the_plain_one(
+    passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(autograd, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(3, 7, 11).requires_grad_(), torch.randn(17, 11).requires_grad_()
+    targets = torch.randint(0, 17, (3, 7))
+    loss = autograd.chunked_cross_entropy(hidden, head, targets)
+    mine = torch.autograd.grad(loss, (hidden, head))
+    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(mine, torch.autograd.grad(plain, (hidden, head)), atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(autograd.chunked_cross_entropy(hidden, head, targets), plain.detach())
+
+
 def small() -> tuple[GPTModel, Tensor, Tensor]:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=50, context_length=24, emb_dim=48, n_heads=3, n_layers=2, drop_rate=0.0)
@@ -218,12 +235,20 @@ def test_a_machine_without_numba_is_told_and_torch_does_it(monkeypatch: pytest.M
     assert compiled.passes(torch.zeros(1)) is None
 
 
+RUN = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sample-every", 0, "--drop-rate", 0.1)
+
+
+@pytest.fixture
+def _any_run_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
+
+
+@pytest.mark.usefixtures("_any_run_is_large_enough")
 def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
     gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_prepared", None)
-    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
-    options = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--max-steps", 2, "--drop-rate", 0.1)
+    options = (*RUN, "--max-steps", 2)
     assert gptcli("train", story, *options, "--out", "with").code == 0
     assert compiled.passes(torch.zeros(1)) is not None
     monkeypatch.setattr(compiled, "_prepared", None)
@@ -233,13 +258,9 @@ def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
     assert "no such processor" in result.err
 
 
-def test_a_run_that_goes_on_with_them_ends_on_the_same_bytes(
-    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiled, "_prepared", None)
-    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
-    options = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sample-every", 0, "--drop-rate", 0.1)
-    assert gptcli("train", story, *options, "--max-steps", 6, "--save-every", 3, "--out", "run").code == 0
+@pytest.mark.usefixtures("_any_run_is_large_enough")
+def test_a_run_that_goes_on_with_them_ends_on_the_same_bytes(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *RUN, "--max-steps", 6, "--save-every", 3, "--out", "run").code == 0
     expected = Path("run/model.safetensors").read_bytes()
     Path("run/training/step-00000006/state.json").unlink()  # as if it had never come so far
     result = gptcli("train", "--resume", "run")

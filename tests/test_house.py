@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 # From the ground up; a room may import its own floor's neighbours and everything below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"textstream"},
+    {"textstream", "filesum"},
     {"config", "shapes", "accounting", "events"},
     {"documents", "download", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products"}
     | {"integers", "packing", "quantization", "cells", "tiles", "counters", "attention"}

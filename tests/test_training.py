@@ -264,3 +264,13 @@ def test_durations() -> None:
     from gptcli.cli.train import duration
 
     assert [duration(text) for text in ("90s", "10m", "1.5h", "30")] == [90, 600, 5400, 30]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_norm_of_all_gradients_is_torchs(turned: bool) -> None:
+    gradients = [torch.randn(3, 5), torch.randn(7), torch.tensor(2.0)]
+    if turned:
+        gradients[0] = gradients[0].T  # does not lie row by row: torch's own way
+    torch.testing.assert_close(optim.total_norm(gradients), torch.nn.utils.get_total_norm(gradients))
+    gradients[1][0] = torch.inf
+    assert not optim.total_norm(gradients).isfinite()

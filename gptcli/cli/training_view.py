@@ -246,9 +246,9 @@ class TrainingRun:
         """Have numba's part of a training step ready, where a step is large enough for that to pay."""
         from gptcli import compiled
 
-        activations = self.plan.tokens_per_step * self.model_config.emb_dim
+        large = compiled.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
         on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
-        if not on_cpu or self.recipe.compile or activations < compiled.WORTHWHILE:
+        if not (on_cpu and large) or self.recipe.compile:
             return
         obstacle = compiled.prepare(render.note)
         if obstacle is not None:
