@@ -140,6 +140,17 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return full
 
 
+def placed_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """``tensor``, which every process has whole, on ``parameter``'s device, and in shards where that is."""
+    tensor = tensor.to(parameter.device)
+    if not hasattr(parameter, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor  # takes a second to load
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
 def set_threads(threads: int | None) -> int:
     """Use ``threads`` CPU threads (None: torch's own choice, the physical cores) and return how many it is.
 

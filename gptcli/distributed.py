@@ -146,12 +146,3 @@ def wrap(loss: nn.Module, model: GPTModel, world: World, *, shard: bool) -> nn.M
         fully_shard(block)
     fully_shard(loss)
     return loss
-
-
-def fill(parameter: Tensor, values: Tensor) -> None:
-    """Write ``values``, all of them, into a parameter that may be sharded."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(parameter, DTensor):
-        values = distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements)
-    parameter.copy_(values)

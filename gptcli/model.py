@@ -37,6 +37,13 @@ class Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)  # (rows, out) -> (..., out)
 
 
+class Head(nn.Linear):
+    """y = x Wᵀ with W stored (out, in), as an embedding is, and left as memory is until it is drawn or loaded."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Cache(Protocol):
     """What the model asks of a memory of the tokens read so far."""
 
@@ -217,7 +224,7 @@ class GPTModel(nn.Module):
         self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
         if not config.tie_weights:
-            self.lm_head = nn.utils.skip_init(nn.Linear, config.emb_dim, config.vocab_size, bias=False)
+            self.lm_head = Head(config.emb_dim, config.vocab_size, bias=False)
         if init is not None:
             self.initialise(init)
 

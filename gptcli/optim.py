@@ -1,13 +1,18 @@
 """Decay groups, the optimizers by name, and the learning rate of every step."""
 
+import inspect
 import math
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptcli.config import TrainConfig
-from gptcli.device import whole
+from gptcli.device import placed_like, whole
+
+# torch wraps these so that its compiler leaves them alone, and loads the compiler (1.5 s) for that at their first call.
+_WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 MUON_MOMENTUM = 0.95
 MUON_SCALE = 0.2  # the root mean square of an update of AdamW's, as Liu et al. found it
@@ -32,18 +37,25 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         inside = [p for name, p in named if ".h." in f".{name}" and p.dim() == 2]
         chosen = {id(p) for p in inside}
         rest = _decay_groups([p for _, p in named if id(p) not in chosen], config.weight_decay)
-        muon = Muon(inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
-        return [muon, torch.optim.AdamW(rest, lr=rate, betas=betas, fused=True)]
+        muon = plain(Muon)(inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
+        return [muon, plain(torch.optim.AdamW)(rest, lr=rate, betas=betas, fused=True)]
     groups = _decay_groups([p for _, p in named], config.weight_decay)
     if config.optimizer == "adam":
-        return [torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)]
+        return [plain(torch.optim.Adam)(groups, lr=rate, betas=betas, fused=True)]
     if config.optimizer == "sgd":
         # torch cannot run the fused form on shards.
-        return [torch.optim.SGD(groups, lr=rate, momentum=config.beta1, fused=not _is_sharded(named))]
+        return [plain(torch.optim.SGD)(groups, lr=rate, momentum=config.beta1, fused=not _is_sharded(named))]
     if config.optimizer == "adafactor":
         kind = ShardedAdafactor if _is_sharded(named) else torch.optim.Adafactor
-        return [kind(groups, lr=rate)]
-    return [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
+        return [plain(kind)(groups, lr=rate)]
+    return [plain(torch.optim.AdamW)(groups, lr=rate, betas=betas, fused=True)]
+
+
+@cache
+def plain(kind: Any) -> Any:
+    """The optimizer class ``kind`` without what torch wraps it in for its compiler; nothing here compiles one."""
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
+    return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
@@ -95,15 +107,6 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)
-
-
-def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """``tensor``, which every process has whole, in shards if ``parameter`` is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(parameter, DTensor):
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
 
 
 class ShardedAdafactor(torch.optim.Adafactor):
@@ -173,7 +176,7 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
             if not isinstance(optimizer, ShardedAdafactor):
                 for field, tensor in state.items():
                     if tensor.dim() > 0:
-                        state[field] = placed_like(tensor.to(parameter.device), parameter)
+                        state[field] = placed_like(tensor, parameter)
             saved["state"][index] = state
         optimizer.load_state_dict(saved)
 

@@ -130,7 +130,7 @@ class Stepper:
     def restore(self, weights: dict[str, Tensor], state: dict[str, Tensor], scaler: dict[str, float]) -> None:
         """Go back to what `weights` and `state` said; without a state, to a fresh start from ``weights``."""
         for name, parameter in self.model.named_parameters():
-            distributed.fill(parameter, weights[name])
+            parameter.copy_(devices.placed_like(weights[name], parameter))
         own = {name: tensor for name, tensor in state.items() if not name.startswith(RANDOM + "/")}
         optim.load_state_tensors(self.model, self.optimizers, own)
         if scaler:

@@ -99,6 +99,20 @@ def test_standard_input(tmp_path: Path) -> None:
     assert result.stdout.decode().split() == [str(Path("checkpoints/stdin"))]
 
 
+def test_training_loads_none_of_torchs_compiler(story: Path, tmp_path: Path) -> None:
+    """It takes as long to load as torch itself."""
+    run = str(tmp_path / "run")
+    begun = ["train", str(story), *map(str, TINY), "--no-tie-weights", "--max-steps", "5", "--out", run]
+    resumed = ["train", "--resume", run, "--max-steps", "9"]
+    code = (
+        "import sys; from gptcli.cli import main; "
+        f"assert main({begun!r}) == 0; assert main({resumed!r}) == 0; "
+        "print([name for name in ('torch._dynamo', 'sympy', 'torch.distributed.tensor') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=_environment())
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+
+
 def test_schedules_and_options_reach_the_run(gptcli: Any, story: Path) -> None:
     options = (
         "--schedule",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gptcli import checkpoint, stepping
 from gptcli.config import TrainConfig
 from gptcli.model import GPTModel
-from gptcli.optim import Muon, learning_rate, make_optimizers, orthogonalised, total_norm
+from gptcli.optim import Muon, learning_rate, make_optimizers, orthogonalised, plain, total_norm
 from gptcli.stepping import Stepper
 
 
@@ -142,6 +142,26 @@ def test_every_optimizer_is_torchs_own_has_every_parameter_once_and_learns(name:
     (batch,) = batches(1)
     losses = [stepper.step(*batch, 1e-2).loss for _ in range(12)]
     assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adafactor, Muon])
+def test_an_optimizer_laid_bare_takes_the_same_steps_and_goes_on_the_same(kind: Any) -> None:
+    def weights_after(steps: int, make: Any, state: Any = None) -> tuple[torch.Tensor, Any]:
+        parameter = torch.nn.Parameter(state[0].clone() if state else torch.ones(8, 8).tril())
+        options = {"momentum": 0.9} if kind in (torch.optim.SGD, Muon) else {}
+        optimizer = make([parameter], lr=0.02, weight_decay=0.1, **options)
+        if state:
+            optimizer.load_state_dict(state[1])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (parameter.sin().sum() + (parameter @ parameter).square().mean()).backward()
+            optimizer.step()
+        return parameter.detach(), optimizer.state_dict()
+
+    whole, _ = weights_after(4, kind)
+    assert not torch.equal(whole, torch.ones(8, 8).tril())
+    half = weights_after(2, plain(kind))
+    assert torch.equal(weights_after(2, plain(kind), half)[0], whole)
 
 
 def test_orthogonalising_brings_every_singular_value_near_one() -> None:
