@@ -185,16 +185,17 @@ def _kernels(setting: Setting, bits: int, work: str) -> Task:
 
 
 def _drafted(setting: Setting, _: str) -> Task:
-    """Decoding with the compiled kernels in float32, int8 proposing: the same tokens. It can pass the plain limit."""
+    """As generate does it: float32 weights, an int8 copy proposing. The same tokens; it can pass the limit."""
     from gptcli.engine import Engine as Kernels
 
     engine = Kernels(setting.config, setting.weights, capacity=capacity(setting), threads=setting.threads)
     decoder = SlotDecoder(engine)
-    drafter = speculative.twin_drafter(decoder, 8)
+    twin = speculative.twin_drafter(decoder, 8)
     request = Request(setting.first_ids()[:1], setting.tokens, SamplingConfig(temperature=0), seed=0)
 
     def decode() -> list[list[int]]:
-        drawn = speculative.decode(decoder, drafter, request, speculative.Tally())
+        tally = speculative.Tally()
+        drawn = speculative.decode(decoder, speculative.OnTrial(twin, tally), request, tally)
         return [[token.id for token in drawn]]
 
     return Task(decode, engine.weight_bytes)

@@ -1,13 +1,22 @@
-"""One text in the making, apart from what computes its logits: its window, its random numbers, what is drawn next."""
+"""One text in the making, apart from what computes its logits: its window, what its seed draws next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 from gptcli.config import Overflow, SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.sampling import Array, distribution, draw, greedy, like, likeliest, likeliest_first, penalise_repeats
+from gptcli.sampling import (
+    Array,
+    distribution,
+    draw,
+    draw_key,
+    greedy,
+    like,
+    likeliest,
+    likeliest_first,
+    penalise_repeats,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,6 @@ class Continuation:
         if not request.prompt:
             raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
         self.request = request
-        self.random = Random(request.seed)
         self.window = Window(request.prompt, context_length, request.overflow)
         self.unread: Sequence[int] = list(self.window.ids)
         self.restart = True
@@ -132,6 +140,10 @@ class Continuation:
         if seen is not None:
             logits = penalise_repeats(logits, seen, self.request.sampling.repetition_penalty)
         return likeliest(logits)
+
+    def key(self, ahead: int = 0) -> int:
+        """What the next token is drawn by; or the one after ``ahead`` more."""
+        return draw_key(self.request.seed, self.count + ahead)
 
     def hold_back(self, logits: Array, ahead: int = 0) -> None:
         """Make the end of text impossible in logits (1, V) while there are too few tokens."""
@@ -183,7 +195,7 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
                 tokens[rows[place]] = group[place].accept(token_id)
             continue
         probabilities = distribution(part, sampling, seen)
-        ids = draw(probabilities, [text.random.random() for text in group]).tolist()
+        ids = draw(probabilities, [text.key() for text in group]).tolist()
         shares = probabilities[list(range(len(ids))), ids].tolist()
         for place, text in enumerate(group):
             tokens[rows[place]] = text.accept(ids[place], probabilities[place : place + 1], shares[place])

@@ -13,6 +13,8 @@ from gptcli.decoding import SlotDecoder
 from gptcli.errors import GptcliError, nearest
 
 ENGINES = ("auto", "cpu", "torch")
+WORTH_DRAFTING = 48  # tokens; to pack a copy of the model takes as long as about twenty of them
+BEYOND_CACHES = 2**27  # bytes of weights
 QUANTIZATIONS = {"int8": 8, "int4": 4}
 
 
@@ -64,6 +66,26 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
         if devices.choose().device.type != "cpu":
             return Choice("torch", "a GPU is present")
     return Choice("cpu", "no GPU asked for or found")
+
+
+def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> bool:
+    """Whether so many tokens of a model held in ``bits`` bits come sooner with its own int8 copy as the draft.
+
+    That is where each token would wait for float32 weights that no cache holds, on the kernels' engine, and where there
+    is memory for the copy.
+    """
+    from gptcli.accounting import weight_bytes
+
+    if (
+        choice.engine != "cpu"
+        or bits < 32
+        or tokens < WORTH_DRAFTING
+        or weight_bytes(config, "float32") < BEYOND_CACHES
+    ):
+        return False
+    import psutil
+
+    return int(psutil.virtual_memory().available) > 2 * weight_bytes(config, "int8")
 
 
 def gpu_is_possible() -> bool:

@@ -233,7 +233,8 @@ class Engine:
         table[c.FACTORS] = table[c.EPSILON] + 1
         self._floats = np.zeros(int(table[c.FACTORS]) + config.n_layers, np.float32)
         with ThreadPoolExecutor(min(self.threads, 4)) as pool:
-            list(pool.map(lambda job: self._load_matrix(tensors, *job), jobs))
+            # The largest come first: both a matrix's file and its place are in memory while it is read.
+            list(pool.map(lambda job: self._load_matrix(tensors, *job), reversed(jobs)))
         for number, name in enumerate(names):
             at = int(table[c.NORMS]) + 2 * width * number
             self._floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]

@@ -4,14 +4,19 @@ It is written for torch tensors and numpy arrays alike, in the functions that bo
 keeps its logits there, and generating on the CPU needs no torch. An `Array` is either; what goes in comes out.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptcli.config import SamplingConfig
 
 Array = Any
-BLOCK = 256  # probabilities that are summed before one is drawn
+
+# A hash of 32 bits of (key, token): the constants of Chris Wellons's lowbias32, and the golden ratio's.
+_GOLDEN, _FIRST, _SECOND, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
+_TO_UNIT = 2**-32 * (1 - 2**-20)  # no hash rounds to 1; all times are longer by as much, which changes no race
 
 
 def _library(array: Array) -> Any:
@@ -113,37 +118,64 @@ def contrast_layers(final: Array, early: Array, least: float = 0.1) -> Array:
     return xp.where(plausible, _log_softmax(final) - _log_softmax(early), -xp.inf)
 
 
-def draw(probabilities: Array, uniforms: Array) -> Array:
-    """Tokens by inverting the cumulative distribution: one uniform number a row, the same on every device.
+def draw(probabilities: Array, keys: Sequence[int]) -> Array:
+    """Tokens by a race: one of probability p takes an exponential time over p, and the first to arrive is drawn.
+
+    The times are hashes of the key and the token, so a draw is a function of its key, the same on every device. And
+    distributions that differ a little give the same token for the same key nearly always, whatever the shape of their
+    tails: a draft that draws with the model's key proposes what the model will draw (the Gumbel-max trick, as an
+    exponential race; Maddison et al., 2014).
 
     Args:
         probabilities: (B, V) float32, rows sum to 1.
-        uniforms: (B) float64 in [0, 1).
+        keys: B numbers of 64 bits, as `draw_key` makes them.
 
     Returns:
         (B) int64. A token with probability 0 is never drawn.
     """
-    xp = _library(probabilities)
-    if xp is not np and probabilities.device.type == "mps":  # Apple's GPUs have no float64
-        probabilities = probabilities.cpu()
-    rows, whole = _rows(probabilities)[:, 0], probabilities.shape[-1] // BLOCK * BLOCK
-    # First the block, then the token in it: sums over blocks are quick, running sums over a whole vocabulary are not.
-    blocks = probabilities[:, :whole].reshape(len(rows), -1, BLOCK).sum(-1, dtype=xp.float64)
-    rest = probabilities[:, whole:].sum(-1, dtype=xp.float64)[:, None]
-    sums = (xp.concatenate if xp is np else xp.cat)((blocks, rest), -1).cumsum(-1)
-    targets = like(probabilities, uniforms) * sums[:, -1]
-    block = _passed(sums, targets)
-    targets = targets - xp.where(block > 0, sums[rows, block - 1], 0.0)
-    places = block[:, None] * BLOCK + like(probabilities, range(BLOCK))
-    outside = places >= probabilities.shape[-1]
-    inside = xp.where(outside, 0.0, probabilities[rows[:, None], xp.where(outside, 0, places)])
-    return block * BLOCK + _passed(inside.cumsum(-1, dtype=xp.float64), targets)
+    if isinstance(probabilities, np.ndarray):  # row by row, so that what a row takes stays in the core's cache
+        return np.array([_first_in_row(row, key) for row, key in zip(probabilities, keys, strict=True)])
+    import torch
+
+    device = probabilities.device
+    low, high = (torch.tensor([key >> shift & _WORD for key in keys], device=device)[:, None] for shift in (0, 32))
+    x = torch.arange(probabilities.shape[-1], device=device) * _GOLDEN + low & _WORD
+    x = (x ^ x >> 16) * _FIRST & _WORD ^ high
+    x = (x ^ x >> 15) * _SECOND & _WORD
+    times = torch.log1p(((x ^ x >> 16).to(torch.float32) + 0.5) * -_TO_UNIT)
+    return (probabilities / times).argmin(-1)
 
 
-def _passed(sums: Array, targets: Array) -> Array:
-    """How many of the running ``sums`` (B, N) each target (B) has passed, at most to the last that adds something."""
-    passed, last = (sums <= targets[:, None]).sum(-1), sums.argmax(-1)
-    return _library(sums).where(passed < last, passed, last)
+def draw_key(seed: int, place: int) -> int:
+    """The key (64 bits) by which the token at ``place`` of a text with this seed is drawn."""
+    return _mixed(_mixed(seed) + place)
+
+
+def _first_in_row(probabilities: NDArray[np.float32], key: int) -> int:
+    """`draw` for one row (V)."""
+    x = np.arange(len(probabilities), dtype=np.uint32)
+    x *= np.uint32(_GOLDEN)
+    x += np.uint32(key & _WORD)
+    x ^= x >> 16
+    x *= np.uint32(_FIRST)
+    x ^= np.uint32(key >> 32)
+    x ^= x >> 15
+    x *= np.uint32(_SECOND)
+    x ^= x >> 16
+    times = x.astype(np.float32)
+    times += np.float32(0.5)
+    times *= np.float32(-_TO_UNIT)
+    np.log1p(times, out=times)  # below 0, so the first to arrive is the least
+    np.divide(probabilities, times, out=times)
+    return int(times.argmin())
+
+
+def _mixed(number: int) -> int:
+    """The next number of splitmix64 after ``number`` (Steele et al., 2014): near ones lead far apart."""
+    number = (number + 0x9E3779B97F4A7C15) % 2**64
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
+    return number ^ number >> 31
 
 
 def greedy(logits: Array, config: SamplingConfig, seen: Array | None = None) -> Array:

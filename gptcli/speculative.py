@@ -1,9 +1,9 @@
 """Speculation: a cheap draft proposes several tokens, the model judges all of them in one reading.
 
-Decoding is bound by reading the weights, and reading them for a few rows costs little more than for one. The rule of
-Leviathan et al. (2023) keeps the distribution exactly: a proposed token x, drawn from q, is taken with probability
-min(1, p(x) / q(x)); where it is refused, the token is drawn from max(0, p - q), normalised. A greedy text is the same
-token by token.
+Decoding is bound by reading the weights, and reading them for a few rows costs little more than for one (Leviathan et
+al., 2023). Here a text is the same with a draft and without, token by token, greedy or sampled: every token is drawn
+from the model's own distribution by the text's own key (see `sampling.draw`), and a proposal is taken if it is that
+token. A draft that draws by the same key from a distribution near the model's is nearly always right.
 """
 
 from collections.abc import Iterator
@@ -11,24 +11,17 @@ from dataclasses import dataclass, field
 from math import exp, expm1, prod
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from gptcli.continuation import Continuation, Request, Token
 from gptcli.decoding import Decoder, SlotDecoder
 from gptcli.sampling import Array, draw
 
 
-class Proposal(NamedTuple):
-    """A proposed token and the distribution (1, V) it was drawn from; None if nothing else was possible."""
-
-    id: int
-    probabilities: Array | None
-
-
 class Drafter(Protocol):
     """Something that guesses how a text goes on."""
 
-    def propose(self, text: Continuation, count: int) -> list[Proposal]:
+    def propose(self, text: Continuation, count: int) -> list[int]:
         """At most ``count`` tokens that may follow ``text``."""
 
 
@@ -80,7 +73,7 @@ class NgramDrafter:
         self._last: tuple[int, list[int]] = (0, [])
         self._reach, self._useless, self._pause = self.most, 0, 0
 
-    def propose(self, text: Continuation, count: int) -> list[Proposal]:
+    def propose(self, text: Continuation, count: int) -> list[int]:
         if text is not self._text:
             self._forget()
             self._text = text
@@ -91,7 +84,7 @@ class NgramDrafter:
         start = self._find(text.seen)
         ids = [] if start is None else text.seen[start : start + min(count, self._reach)]
         self._last = len(text.seen), ids
-        return [Proposal(token_id, None) for token_id in ids]
+        return ids
 
     def _learn(self, seen: list[int]) -> None:
         """Judge the last proposal by what came, and index what is new."""
@@ -118,7 +111,7 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Another model with the same tokenizer, drawing from its own distribution under the same request.
+    """Another model with the same tokenizer, drawing from its own distribution under the same request by the same keys.
 
     It stops where the next token is not worth its step: a text with a draft comes about twice as fast, so a step of
     the draft has to bring ``2 cost`` tokens, and what it brings is the chance that all tokens before are taken. When
@@ -141,7 +134,7 @@ class ModelDrafter:
         self._text: Continuation | None = None
         self._last: tuple[int, list[tuple[int, float]]] = (0, [])
 
-    def propose(self, text: Continuation, count: int) -> list[Proposal]:
+    def propose(self, text: Continuation, count: int) -> list[int]:
         if text is self._text:
             self._learn(text.seen)
         self._text = text
@@ -154,25 +147,24 @@ class ModelDrafter:
         self._decoder.length = known
         self._read = list(ids)
         logits = self._decoder.read(ids[known:])
-        proposals: list[Proposal] = []
+        proposals: list[int] = []
         chances: list[float] = []
         while True:
-            proposal, chance = self._guess(text, logits, [proposal.id for proposal in proposals])
-            proposals.append(proposal)
+            token_id, chance = self._guess(text, logits, proposals)
+            proposals.append(token_id)
             chances.append(chance)
-            if len(proposals) == count or proposal.id == text.request.eot_id or prod(chances) < 2 * self.cost:
-                self._last = len(text.seen), list(zip((proposal.id for proposal in proposals), chances, strict=True))
+            if len(proposals) == count or token_id == text.request.eot_id or prod(chances) < 2 * self.cost:
+                self._last = len(text.seen), list(zip(proposals, chances, strict=True))
                 return proposals
-            self._read.append(proposal.id)
-            logits = self._decoder.read([proposal.id])
+            self._read.append(token_id)
+            logits = self._decoder.read([token_id])
 
-    def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[Proposal, float]:
+    def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[int, float]:
         """The next token, and the chance that it is taken if those before are."""
         if text.request.sampling.temperature == 0:
             token_id, margin = text.likeliest(logits, ahead)
-            return Proposal(token_id, None), -expm1(-margin / self._noise)
-        probabilities = text.distribution(logits, ahead)
-        return Proposal(int(draw(probabilities, [text.random.random()])[0]), probabilities), self._taken
+            return token_id, -expm1(-margin / self._noise)
+        return int(draw(text.distribution(logits, ahead), [text.key(len(ahead))])[0]), self._taken
 
     def _learn(self, seen: list[int]) -> None:
         """Judge the last proposals by what came; nothing is known of those behind the first that was refused."""
@@ -190,6 +182,38 @@ class ModelDrafter:
         return next((n for n in range(most) if self._read[n] != ids[n]), most)
 
 
+class OnTrial:
+    """A draft that is asked for as long as the text comes faster with it.
+
+    The first ``plain`` tokens come without it and tell what one costs. Whenever ``tried`` tokens with it have cost
+    more, the next ``rest`` come without, and twice as many the next time.
+
+    Args:
+        draft: which one.
+        tally: of the run that it drafts for.
+        plain, tried, rest: see above.
+    """
+
+    def __init__(self, draft: Drafter, tally: Tally, plain: int = 3, tried: int = 16, rest: int = 64) -> None:
+        self._draft, self._tally = draft, tally
+        self.plain, self.tried, self.rest = plain, tried, rest
+        self._resting_until = 0  # tokens of the tally
+        self._began: tuple[int, float] | None = None  # tokens and seconds of the tally at the start of an attempt
+
+    def propose(self, text: Continuation, count: int) -> list[int]:
+        tally = self._tally
+        if len(tally.plain) < self.plain or tally.tokens < self._resting_until:
+            return []
+        tokens, seconds = self._began or (tally.tokens, tally.seconds)
+        if tally.tokens - tokens >= self.tried:
+            if (tally.seconds - seconds) / (tally.tokens - tokens) > median(tally.plain[-self.tried :]):
+                self._resting_until, self.rest, self._began = tally.tokens + self.rest, 2 * self.rest, None
+                return []
+            tokens, seconds = tally.tokens, tally.seconds
+        self._began = tokens, seconds
+        return self._draft.propose(text, count)
+
+
 def twin_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
     """The model of ``decoder`` as its own draft, packed in ``bits`` bits (8 or 4)."""
     most = decoder.engine.at_once - 1
@@ -197,7 +221,7 @@ def twin_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
 
 
 def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 11) -> Iterator[Token]:
-    """`decoding.decode`, with tokens proposed by ``drafter``: the same text if greedy, the same distribution if not.
+    """`decoding.decode`, with tokens proposed by ``drafter``: the same text.
 
     Args:
         decoder: the model's; has room for the prompt and the new tokens, or for its context.
@@ -222,21 +246,15 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
         started = perf_counter()
         room = min(ahead, request.max_new_tokens - text.count - 1, context - len(text.window.ids))
         proposals = drafter.propose(text, room) if room > 0 else []
-        logits = decoder.read([text.unread[-1], *(proposal.id for proposal in proposals)], every=True)
+        logits = decoder.read([text.unread[-1], *proposals], every=True)
         single = None if proposals else started
         start = decoder.length - len(proposals)
         tally.readings += 1
         tally.proposed += len(proposals)
         for number in range(len(proposals) + 1):
-            proposal = proposals[number] if number < len(proposals) else None
-            probabilities = None
-            if request.sampling.temperature == 0:
-                token_id, _ = text.likeliest(logits[number : number + 1])
-                taken = proposal is not None and proposal.id == token_id
-            else:
-                probabilities = text.distribution(logits[number : number + 1])
-                token_id, taken = _judge(probabilities, proposal, text)
-            token = text.accept(token_id, probabilities)
+            token = text.draw(logits[number : number + 1])
+            drawn = request.eot_id if token is None else token.id
+            taken = number < len(proposals) and proposals[number] == drawn
             tally.taken += taken
             tally.seconds += perf_counter() - started
             if single is not None:
@@ -248,20 +266,3 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
             if not taken or text.done:
                 break
         decoder.crop(start + number)
-
-
-def _judge(probabilities: Array, proposal: Proposal | None, text: Continuation) -> tuple[int, bool]:
-    """The next token, and whether it is the proposed one."""
-    if proposal is None:
-        return int(draw(probabilities, [text.random.random()])[0]), False
-    share = float(probabilities[0, proposal.id])
-    assumed = 1.0 if proposal.probabilities is None else float(proposal.probabilities[0, proposal.id])
-    if text.random.random() * assumed < share:
-        return proposal.id, True
-    if proposal.probabilities is None:
-        rest = probabilities + 0.0
-        rest[0, proposal.id] = 0.0
-    else:
-        rest = (probabilities - proposal.probabilities).clip(0.0)
-    total = float(rest.sum())  # 0 only where rounding alone made p and q differ
-    return int(draw(rest / total if total > 0 else probabilities, [text.random.random()])[0]), False

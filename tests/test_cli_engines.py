@@ -156,21 +156,52 @@ def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: 
 
 
 @pytest.mark.parametrize("engine", [CPU, TORCH], ids=["cpu", "torch"])
-def test_a_draft_changes_no_greedy_text_and_says_what_it_brought(
+def test_a_draft_changes_no_text_and_says_what_it_brought(
     gptcli: Any, run: Path, tmp_path: Path, engine: tuple[str, str]
 ) -> None:
     if engine == CPU:
         pytest.importorskip("numba")
     tiny_checkpoint(tmp_path / "checkpoints" / "draft", context_length=20, n_layers=1)
-    plain = generated(gptcli, "-c", run, "-t", 0, *engine)
+    sampled = ("-t", 0.7, "--top-k", 9, "--seed", 4)
+    for draft in ("ngram", "draft", "int8", "int4", "none"):
+        for how in (("-t", 0), sampled):
+            drafted = generated(gptcli, "-c", run, *how, "--draft", draft, *engine)
+            assert drafted == generated(gptcli, "-c", run, *how, *engine)
     for draft in ("ngram", "draft", "int8", "int4"):
-        assert generated(gptcli, "-c", run, "-t", 0, "--draft", draft, *engine) == plain
         err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
         assert "proposed tokens taken" in err
         assert "tokens for each reading of the model" in err
         assert "speed of this run's own steps" in err or draft != "ngram"
     err = gptcli("generate", "abab", "-c", run, "--draft", "int8", *engine, "--verbose").err
     assert "The draft in int8 takes 0 MB, packed in" in err
+
+
+def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_asking(
+    gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    from gptcli import decoders
+
+    def drafts(*options: object) -> bool:
+        result = gptcli("generate", "abab", "-c", run, "--device", "cpu", "--ignore-eot", "-v", *options)
+        assert result.code == 0, result.err
+        assert ("proposed tokens taken" in result.err) == ("The draft in int8" in result.err)
+        return "The draft in int8" in result.err
+
+    assert not drafts("-n", 48)  # a tiny model
+    monkeypatch.setattr(decoders, "BEYOND_CACHES", 0)
+    assert drafts("-n", 48)
+    assert drafts("-n", 24, "--num-samples", 2)
+    assert not drafts("-n", 47)
+    assert not drafts("-n", 48, "--draft", "none")
+    assert not drafts("-n", 48, "--quantize", "int8")
+    assert not drafts("-n", 48, "--engine", "torch")
+    assert "Draft" not in gptcli("generate", "abab", "-c", run, "--device", "cpu", "-n", 48).err
+    alike = ("-n", 60, "--seed", 2, "--device", "cpu")
+    assert generated(gptcli, *alike) == generated(gptcli, *alike, "--draft", "none")
+    memory = type("Memory", (), {"available": 0})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert not drafts("-n", 48)
 
 
 def test_a_draft_in_fewer_bits_is_for_float32_weights(gptcli: Any, run: Path, tmp_path: Path) -> None:

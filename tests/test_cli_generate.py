@@ -25,13 +25,14 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_text_goes_to_stdout_and_nothing_else_does(gptcli: Any, run: Path) -> None:
-    result = gptcli("generate", PROMPT, "--temperature", 0.5, "--top-k", 3, "--seed", 1, "-n", 20)
+    options = ("--temperature", 0.5, "--top-k", 3, "--seed", 1, "-n", 20, "--ignore-eot")
+    result = gptcli("generate", PROMPT, *options)
     assert result.code == 0, result.err
     assert result.out.startswith(PROMPT)
     assert len(result.out) > len(PROMPT) + 1
     assert result.out.endswith("\n")
     assert result.err == f"Using {Path('checkpoints/run')}, the newest checkpoint.\n"
-    whole = gptcli("generate", PROMPT, "--temperature", 0.5, "--top-k", 3, "--seed", 1, "-n", 20, "--no-stream", "-q")
+    whole = gptcli("generate", PROMPT, *options, "--no-stream", "-q")
     assert (whole.out, whole.err) == (result.out, "")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import SamplingConfig
-from gptcli.sampling import contrast_layers, distribution, draw, greedy
+from gptcli.sampling import contrast_layers, distribution, draw, draw_key, greedy
 
 
 def plain(logits: np.ndarray, config: SamplingConfig, seen: list[int]) -> np.ndarray:
@@ -66,8 +66,9 @@ def test_numpy_and_torch_give_the_same_distribution_and_the_same_tokens(config: 
     in_numpy = distribution(logits.numpy(), config, seen.numpy())
     assert in_numpy.dtype == np.float32
     np.testing.assert_allclose(in_numpy, in_torch.numpy(), atol=1e-6)
-    uniforms = [0.0, 0.1, 0.37, 0.5, 0.9, 0.999]
-    assert draw(in_numpy, uniforms).tolist() == draw(in_torch, uniforms).tolist()
+    for place in range(20):
+        keys = [draw_key(seed, place) for seed in range(6)]
+        assert draw(in_numpy, keys).tolist() == draw(in_torch, keys).tolist()
 
 
 def test_the_layer_contrast_equals_a_few_lines_of_numpy() -> None:
@@ -119,41 +120,75 @@ def test_it_is_a_distribution_and_keeps_the_likeliest(
     assert p[0, scores[0].argmax()] == p.max()
 
 
-def test_draws_come_in_the_proportions_of_the_distribution() -> None:
-    p = torch.tensor([[0.5, 0.0, 0.3, 0.2, 0.0]])
+def chi_square(ids: np.ndarray, p: np.ndarray) -> float:
+    """How far counts are from their expectations, in standard deviations (by Wilson and Hilferty's approximation)."""
+    counts, expected = np.bincount(ids, minlength=len(p)), len(ids) * p
+    assert (counts[p == 0] == 0).all()
+    chi2, freedom = ((counts - expected)[p > 0] ** 2 / expected[p > 0]).sum(), (p > 0).sum() - 1
+    spread = 2 / (9 * freedom)
+    return float(((chi2 / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5)
+
+
+P = np.array([0.5, 0.0, 0.29, 0.2, 0.01, 0.0], np.float32)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("varied", ["seed", "place"])
+def test_draws_come_in_the_proportions_of_the_distribution(varied: str, library: str) -> None:
     n = 20_000
-    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ids = draw(p.expand(n, -1), uniforms)
-    counts = torch.bincount(ids, minlength=5).double()
-    assert counts[1] == counts[4] == 0
-    kept = counts > 0
-    chi2 = ((counts - n * p[0].double())[kept] ** 2 / (n * p[0].double())[kept]).sum().item()
-    assert chi2 < 13.8  # 2 degrees of freedom: one run in a thousand is above
+    keys = [draw_key(i, 7) if varied == "seed" else draw_key(123, i) for i in range(n)]
+    rows = np.broadcast_to(P, (n, len(P)))
+    ids = np.asarray(draw(rows if library == "numpy" else torch.from_numpy(rows.copy()), keys))
+    assert chi_square(ids, P) < 4
 
 
-def test_the_ends_of_the_unit_interval_draw_possible_tokens() -> None:
-    p = torch.tensor([[0.0, 0.4, 0.6, 0.0]])
-    assert draw(p, torch.tensor([0.0], dtype=torch.float64)).item() == 1
-    assert draw(p, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 2
+def test_draws_of_many_tokens_come_in_the_proportions_too() -> None:
+    """Tails of a real vocabulary: by groups of tokens that are equally likely, from 1e-2 down to 1e-7 each."""
+    groups = np.repeat(np.arange(5), [20, 180, 2_000, 8_000, 40_000])
+    share = np.array([0.4, 0.3, 0.2, 0.09, 0.01])
+    p = (share / np.bincount(groups))[groups].astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(p))
+    keys = [draw_key(5, place) for place in range(3_000)]
+    ids = np.concatenate([draw(p[None, order], [key]) for key in keys])
+    assert chi_square(groups[order[ids]], share) < 4
+
+
+def test_draws_one_after_another_know_nothing_of_each_other() -> None:
+    for gap in (1, 2, 2**16, 2**32):
+        pairs = [(draw_key(1, place), draw_key(1, place + gap)) for place in range(10_000)]
+        first, second = (draw(np.broadcast_to(P, (len(pairs), len(P))), keys) for keys in zip(*pairs, strict=True))
+        assert chi_square(len(P) * first + second, np.outer(P, P).ravel()) < 4
+
+
+def test_the_same_key_draws_the_same_token_from_distributions_that_are_near() -> None:
+    """A draft's are; the chance of another token is at most 2 d / (1 + d), d being half the sum of the differences."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((1, 5_000)).astype(np.float32)
+    near = logits + rng.standard_normal(logits.shape).astype(np.float32) * 0.05
+    one, other = (distribution(scores, SamplingConfig()) for scores in (logits, near))
+    apart = float(np.abs(one - other).sum()) / 2
+    assert 0.01 < apart < 0.05
+    keys = [draw_key(0, place) for place in range(2_000)]
+    differ = np.mean([draw(one, [key])[0] != draw(other, [key])[0] for key in keys])
+    assert differ < 2 * apart / (1 + apart) + 0.015
+
+
+def test_a_token_that_is_certain_is_drawn_whatever_the_key() -> None:
+    certain = np.zeros((1, 3), np.float32)
+    certain[0, 1] = 1
+    keys = [draw_key(seed, 0) for seed in range(1000)] + [0, 2**64 - 1, 2**32 - 1, 2**64 - 2**32]
+    for values in (certain, torch.from_numpy(certain)):
+        assert {int(draw(values, [key])[0]) for key in keys} == {1}
+
+
+def test_a_seed_may_be_any_number() -> None:
+    keys = {draw_key(seed, place) for seed in (-1, 0, 1, 2**31, 2**64, 2**80) for place in range(3)}
+    assert len(keys) == 12  # 0, 2^64 and 2^80 are one seed
+    assert all(0 <= key < 2**64 for key in keys)
 
 
 def test_greedy_takes_the_first_of_equals() -> None:
     assert distribution(torch.tensor([[1.0, 3.0, 3.0]]), SamplingConfig(temperature=0)).argmax().item() == 1
-
-
-@pytest.mark.parametrize("size", [3, 256, 257, 1000])
-def test_a_draw_is_what_a_running_sum_over_the_whole_vocabulary_gives(size: int) -> None:
-    rng = np.random.default_rng(size)
-    probabilities = rng.random((300, size), np.float32) ** 8 * (rng.random((300, size)) < 0.3)
-    probabilities[:, rng.integers(size)] += 1e-3
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    uniforms = np.concatenate([rng.random(298), [0.0, np.nextafter(1.0, 0.0)]])
-    sums = probabilities.cumsum(-1, dtype=np.float64)
-    expected = [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(sums, uniforms, strict=True)]
-    for values in (probabilities, torch.from_numpy(probabilities)):
-        drawn = np.asarray(draw(values, uniforms))
-        assert (probabilities[range(300), drawn] > 0).all()
-        assert (drawn == expected).mean() > 0.99  # rounding may decide between neighbours
 
 
 def test_greedy_is_the_one_token_that_the_distribution_leaves() -> None:

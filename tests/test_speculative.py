@@ -119,8 +119,35 @@ MODEL = [[0.0, 1.0, -1.0], [0.5, 0.0, 1.0], [1.0, -0.5, 0.0]]
 DRAFT = [[1.0, 0.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 0.5, -1.0]]
 
 
+@pytest.mark.parametrize("drafter", ["model", "ngram", "twin"])
+@pytest.mark.parametrize("kind", ["cpu", "torch"])
+def test_sampled_text_is_identical_too(kind: str, drafter: str) -> None:
+    model, draft = decoders(kind)
+    rng = np.random.default_rng(1)
+    twin = speculative.twin_drafter(model, 8)
+    tally = Tally()
+    for number in range(20 if kind == "cpu" else 6):
+        prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
+        sampling = [
+            SamplingConfig(temperature=0.3),
+            SamplingConfig(temperature=0.7, top_k=5),
+            SamplingConfig(top_p=0.8, repetition_penalty=1.2),
+            SamplingConfig(min_p=0.1),
+        ][number % 4]
+        request = Request(prompt, 40, sampling, seed=number, eot_id=3, min_new_tokens=number, n_candidates=2)
+        plain = list(decoding.decode(model, request))
+        guess = {"model": ModelDrafter(draft), "ngram": NgramDrafter(), "twin": twin}[drafter]
+        drafted = list(speculative.decode(model, guess, request, tally))
+        assert [token.id for token in drafted] == [token.id for token in plain]
+        for one, other in zip(drafted, plain, strict=True):
+            assert one.probability == pytest.approx(other.probability, abs=1e-5)
+            assert [i for i, _ in one.candidates] == [i for i, _ in other.candidates]
+    assert tally.taken > 0
+    assert tally.taken > 0.9 * tally.proposed if drafter == "twin" else tally.taken < tally.proposed
+
+
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=0.7, top_k=2)], ids=str)
-@pytest.mark.parametrize("drafter", ["model", "ngram"])
+@pytest.mark.parametrize("drafter", ["model", "ngram", "none"])
 def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: SamplingConfig) -> None:
     """Every text of four tokens, counted against the product of its probabilities."""
     model, runs, length = Table(MODEL), 4_000, 4
@@ -131,7 +158,11 @@ def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: Sam
     for seed in range(runs):
         guess = ModelDrafter(Table(DRAFT), cost=0.0) if drafter == "model" else NgramDrafter(shortest=1)
         request = Request(prompt, length, sampling, seed=seed)
-        counts[tuple(token.id for token in speculative.decode(model, guess, request, tally, ahead=3))] += 1
+        if drafter == "none":
+            text = decoding.decode(model, request)
+        else:
+            text = speculative.decode(model, guess, request, tally, ahead=3)
+        counts[tuple(token.id for token in text)] += 1
     assert_proportions(
         counts,
         {
@@ -139,7 +170,7 @@ def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: Sam
             for text in product(range(3), repeat=length)
         },
     )
-    assert 0 < tally.taken < tally.proposed
+    assert drafter == "none" or 0 < tally.taken < tally.proposed
 
 
 def assert_proportions(counts: Counter[tuple[int, ...]], shares: dict[tuple[int, ...], float]) -> None:
@@ -171,6 +202,46 @@ def test_texts_sampled_with_a_twin_come_in_the_exact_proportions() -> None:
     )
     assert_proportions(counts, shares)
     assert 0.8 * tally.proposed < tally.taken < tally.proposed
+
+
+class Clock:
+    """Seconds that pass only when something is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("cost", "worthwhile"), [(0.1, True), (3.0, False)])
+def test_a_draft_on_trial_is_let_go_for_a_while_where_it_makes_the_text_slower(
+    cost: float, worthwhile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(speculative, "perf_counter", clock)
+
+    class Timed(Table):
+        def __init__(self, seconds: float) -> None:
+            super().__init__(np.roll(np.eye(3), 1, axis=1) * 20)
+            self.seconds = seconds
+
+        def read(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
+            clock.now += self.seconds
+            return super().read(ids, every=every)
+
+    model, draft, tally = Timed(1.0), Timed(cost), Tally()
+    model.config = draft.config = GPTConfig(vocab_size=3, context_length=400, emb_dim=1, n_heads=1, n_layers=1)
+    request = Request([0], 300, SamplingConfig(temperature=0), seed=0)
+    guess = speculative.OnTrial(ModelDrafter(draft, cost=0.1), tally)
+    ids = [token.id for token in speculative.decode(model, guess, request, tally)]
+    assert ids == [(i + 1) % 3 for i in range(300)]
+    if worthwhile:
+        assert len(tally.plain) == 4  # the last token as well, behind which there is none
+        assert tally.speed_up() > 2  # type: ignore[operator]
+    else:
+        assert len(tally.plain) > 200  # two attempts, and rests of 64 and 128
+        assert 2 * 16 <= tally.proposed < 2 * 16 + 20
 
 
 def test_text_that_repeats_is_read_in_far_fewer_steps() -> None:

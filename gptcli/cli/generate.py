@@ -46,13 +46,14 @@ def generate(
         int | None, typer.Option("--contrast-layer", help="Score tokens by what the last layer knows beyond this one.")
     ] = None,
     draft: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--draft",
-            help="Speculate, which is faster: int8 or int4 (the model itself, packed), ngram, or a smaller checkpoint "
-            "with the same tokenizer (./int8 if it has such a name).",
+            help="What guesses the next tokens, for speed; it never changes the text: int8 or int4 (the model itself, "
+            "packed), ngram, a smaller checkpoint with the same tokenizer (./int8 if it has such a name), or none; "
+            "auto is int8 for a long text from a large float32 model on a CPU.",
         ),
-    ] = None,
+    ] = "auto",
     num_samples: Annotated[int, typer.Option("--num-samples", help="How many texts.")] = 1,
     seed: options.Seed = None,
     stop: Annotated[
@@ -94,7 +95,12 @@ def generate(
         raise GptcliError(f"There is no --overflow {overflow!r}.", nearest(overflow, get_args(Overflow)))
     stops = [text for text in stop or [] if text]
     if prompts is not None:
-        for name, given in (("a prompt", prompt), ("--file", file), ("--draft", draft), ("--steps", steps or None)):
+        for name, given in (
+            ("a prompt", prompt),
+            ("--file", file),
+            ("--draft", draft if draft not in ("auto", "none") else None),
+            ("--steps", steps or None),
+        ):
             if given is not None:
                 raise GptcliError(f"--prompts and {name} do not go together.", "Give one of the two.")
     text = "" if prompts is not None else options.read_text(prompt, file, what="prompt")
@@ -127,10 +133,16 @@ def generate(
     if not ids:
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     _check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
-    _check_twin(draft, path, min(bits, checkpoints.packed_bits(path, ours)))
+    held_bits = min(bits, checkpoints.packed_bits(path, ours))
+    _check_twin(draft, path, held_bits)
     decoder = opening(capacity=len(ids) + max_new_tokens)
-    drafter = _drafter(draft, decoder, tokenizer, engine, len(ids) + max_new_tokens, placing)
     tally = speculative.Tally()
+    if draft != "auto":
+        drafter = _drafter(draft, decoder, tokenizer, engine, len(ids) + max_new_tokens, placing)
+    elif decoders.drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
+        drafter = speculative.OnTrial(_twin("int8", decoder), tally)
+    else:
+        drafter = None
     if checkpoint is None:
         render.note(f"Using {path}, the newest checkpoint.")
     render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")
@@ -155,8 +167,8 @@ def generate(
             records.append(_record(result, first_seed + number, tokenizer, steps))
         elif steps:
             _print_steps(result, tokenizer)
-    if drafter is not None and tally.readings:
-        render.note(_brought(tally))
+    if drafter is not None and tally.proposed:
+        (render.detail if draft == "auto" else render.note)(_brought(tally))
     if as_json:
         render.print_json({"checkpoint": str(path), "prompt": text, "prompt_ids": ids, "samples": records})
 
@@ -174,7 +186,7 @@ def _brought(tally: "Tally") -> str:
     )
 
 
-def _check_twin(draft: str | None, path: Path, bits: int) -> None:
+def _check_twin(draft: str, path: Path, bits: int) -> None:
     """Refuse to pack for a draft what is packed already: a step of the one costs little less than of the other."""
     if draft in ("int8", "int4") and bits < 32:
         raise GptcliError(
@@ -183,8 +195,19 @@ def _check_twin(draft: str | None, path: Path, bits: int) -> None:
         )
 
 
+def _twin(kind: str, decoder: "SlotDecoder") -> "Drafter":
+    """The model itself as its draft, packed as ``kind`` says."""
+    from gptcli import accounting, decoders, speculative
+
+    started = time.perf_counter()
+    drafter = speculative.twin_drafter(decoder, decoders.QUANTIZATIONS[kind])
+    size = accounting.weight_bytes(decoder.config, cast(accounting.WeightFormat, kind)) / 1e6
+    render.detail(f"The draft in {kind} takes {size:,.0f} MB, packed in {time.perf_counter() - started:.2f} s.")
+    return drafter
+
+
 def _drafter(
-    draft: str | None,
+    draft: str,
     decoder: "SlotDecoder",
     tokenizer: "Tokenizer",
     engine: str,
@@ -192,19 +215,15 @@ def _drafter(
     placing: dict[str, Any],
 ) -> "Drafter | None":
     """What ``--draft`` names: the n-gram lookup, the model itself in fewer bits, or one that speaks the same tokens."""
-    if draft is None:
+    if draft == "none":
         return None
-    from gptcli import accounting, decoders, speculative
     from gptcli import checkpoint_config as checkpoints
+    from gptcli import decoders, speculative
 
     if draft == "ngram":
         return speculative.NgramDrafter(most=decoder.engine.at_once - 1)
     if draft in decoders.QUANTIZATIONS:
-        started = time.perf_counter()
-        drafter = speculative.twin_drafter(decoder, decoders.QUANTIZATIONS[draft])
-        size = accounting.weight_bytes(decoder.config, cast(accounting.WeightFormat, draft)) / 1e6
-        render.detail(f"The draft in {draft} takes {size:,.0f} MB, packed in {time.perf_counter() - started:.2f} s.")
-        return drafter
+        return _twin(draft, decoder)
     path = checkpoints.find(draft)
     config, ours = checkpoints.read_config(path)
     its = checkpoints.tokenizer_of(path, ours)
