@@ -194,7 +194,7 @@ class OnTrial:
         plain, tried, rest: see above.
     """
 
-    def __init__(self, draft: Drafter, tally: Tally, plain: int = 3, tried: int = 16, rest: int = 64) -> None:
+    def __init__(self, draft: Drafter, tally: Tally, plain: int = 2, tried: int = 16, rest: int = 64) -> None:
         self._draft, self._tally = draft, tally
         self.plain, self.tried, self.rest = plain, tried, rest
         self._resting_until = 0  # tokens of the tally

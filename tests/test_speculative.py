@@ -237,7 +237,7 @@ def test_a_draft_on_trial_is_let_go_for_a_while_where_it_makes_the_text_slower(
     ids = [token.id for token in speculative.decode(model, guess, request, tally)]
     assert ids == [(i + 1) % 3 for i in range(300)]
     if worthwhile:
-        assert len(tally.plain) == 4  # the last token as well, behind which there is none
+        assert len(tally.plain) <= 3  # the last token perhaps, behind which there is none
         assert tally.speed_up() > 2  # type: ignore[operator]
     else:
         assert len(tally.plain) > 200  # two attempts, and rests of 64 and 128
