@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli import tensorfile
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.quantization import GROUP, Packed, from_bfloat16, is_packed_name, is_transposed, scale_name
 from gptcli.shapes import parameter_shapes
+from gptcli.tensorheader import read_header
 
 _MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}
@@ -41,7 +41,7 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
         self.path = path
         self.bits = bits
         self._shapes = parameter_shapes(config)
-        self._found = tensorfile.read_header(path).tensors
+        self._found = read_header(path).tensors
         expected = dict(self._shapes)
         if bits < 32:
             for name in filter(is_packed_name, self._shapes):

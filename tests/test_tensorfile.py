@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import GptcliError
-from gptcli.tensorfile import DTYPES, read_header, read_tensors, write_tensors
+from gptcli.tensorfile import read_tensors, write_tensors
+from gptcli.tensorheader import DTYPES, read_header
 
 
 def every_dtype() -> dict[str, torch.Tensor]:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli import tensorfile
 from gptcli.accounting import parameter_count
 from gptcli.checkpoint_config import CONFIG, ROOT, WEIGHTS, find, read_config
 from gptcli.cli import options, render
 from gptcli.config import PRESETS, GPTConfig, as_dict
 from gptcli.errors import GptcliError
+from gptcli.tensorheader import read_header
 
 
 def checkpoints(
@@ -53,7 +53,7 @@ def _describe_or_say_why(path: Path) -> dict[str, Any]:
 def _describe(path: Path) -> dict[str, Any]:
     """What config.json and the header of the weights say. No weight is read, so this answers at once."""
     config, ours = read_config(path)
-    header = tensorfile.read_header(path / WEIGHTS)
+    header = read_header(path / WEIGHTS)
     training = ours.get("training") or {}
     tokenizer = ours.get("tokenizer") or {}
     modified = datetime.fromtimestamp((path / WEIGHTS).stat().st_mtime).astimezone()
