@@ -7,31 +7,22 @@ sequence's place in the cache.
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptcli import cells as c
-from gptcli import quantization
 from gptcli.cells import allocate, padded
 from gptcli.config import GPTConfig
 from gptcli.helpers import Helpers
-from gptcli.kernel_cache import DATA_TYPES, SCALE_TYPES, Kernels
+from gptcli.kernel_cache import Kernels
+from gptcli.matrices import Matrices
 from gptcli.products import LANES, TILE
 from gptcli.program import phases
-from gptcli.quantization import GROUP, Packed, Tensors
+from gptcli.quantization import Tensors
 
-PORTION = 64  # blocks of a matrix that are quantised at once
 AT_ONCE = 12  # rows that meet each weight while it is in a register, or nearly so
 MAX_ROWS = 192  # tokens of a prompt that are read together
-_KINDS = (
-    (c.QKV, "attn.c_attn"),
-    (c.ATTENTION, "attn.c_proj"),
-    (c.EXPAND, "mlp.c_fc"),
-    (c.CONTRACT, "mlp.c_proj"),
-)
 
 
 class Engine:
@@ -65,7 +56,8 @@ class Engine:
         self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
         self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
-        self._load(tensors, bits)
+        self._matrices = Matrices(config, self._table, self._kernels, bits, self.threads)
+        self._matrices.fill(tensors)
         self._lay_out_work()
         self._write_program()
         self._start(bits)
@@ -77,27 +69,15 @@ class Engine:
         """
         twin = copy.copy(self)
         twin._table = self._table.copy()
-        twin._lay_out_matrices(bits)
+        twin._matrices = self._matrices.packed_anew(twin._table, bits)
         twin._write_program()
-        matrices = [c.QKV, c.ATTENTION, c.EXPAND, c.CONTRACT, c.HEAD, *([] if self.config.tie_weights else [c.WTE])]
-        parts: list[tuple[int, int, int]] = []  # matrix, block, how many
-        for matrix in matrices:
-            blocks = int(self._table[matrix + c.OUTPUTS]) // LANES
-            blocks *= 1 if matrix in (c.HEAD, c.WTE) else self.config.n_layers
-            parts += [(matrix, block, min(PORTION, blocks - block)) for block in range(0, blocks, PORTION)]
-
-        def pack(matrix: int, block: int, count: int) -> None:
-            start = int(self._table[matrix + c.DATA]) + block * int(self._table[matrix + c.INPUTS]) * LANES
-            twin._quantize(self._data, start, matrix, block, count)
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(pack, *zip(*parts, strict=True)))
         twin._start(bits)
         return twin
 
     def _start(self, bits: int) -> None:
         """Make the kernel ready, and helpers for it."""
-        self._arguments = (self._data, self._scale, self._floats, self._work, self._table, self._control)
+        weights = self._matrices
+        self._arguments = (weights.data, weights.scale, weights.floats, self._work, self._table, self._control)
         self._kernels.prepare(bits)
         self._helpers = Helpers(self._kernels.run, self._arguments, self.threads - 1)
         self.close = weakref.finalize(self, self._helpers.end)
@@ -105,11 +85,7 @@ class Engine:
     @property
     def weight_bytes(self) -> int:
         """Bytes that one decode step reads of the matrices."""
-        table = self._table
-        if self.config.tie_weights:
-            return self._data.nbytes + self._scale.nbytes
-        last = int(table[c.WTE + c.DATA]) * self._data.itemsize, int(table[c.WTE + c.SCALE]) * self._scale.itemsize
-        return sum(last)
+        return self._matrices.bytes_read
 
     def step(
         self,
@@ -184,110 +160,6 @@ class Engine:
             ends[slot] = position
         for slot, position in ends.items():
             self._open[slot] = -1 if (position + 1) % LANES == 0 else position // LANES
-
-    def _lay_out_matrices(self, bits: int) -> list[tuple[int, int, str]]:
-        """Find every matrix its place in one array: (matrix, layer, name) of all. The table gets the places."""
-        config, table = self.config, self._table
-        data_type = DATA_TYPES[bits]
-        self._in_pairs = data_type == np.int16
-        width, hidden = padded(config.emb_dim, GROUP), padded(config.hidden_dim, GROUP)
-        out = {
-            c.QKV: padded(3 * config.emb_dim, LANES),
-            c.ATTENTION: padded(config.emb_dim, LANES),
-            c.EXPAND: padded(config.hidden_dim, LANES),
-            c.CONTRACT: padded(config.emb_dim, LANES),
-            c.HEAD: padded(config.vocab_size, LANES),
-            c.WTE: padded(config.vocab_size, LANES),
-        }
-        jobs: list[tuple[int, int, str]] = []  # matrix, layer, name
-        for matrix, kind in _KINDS:
-            jobs += [(matrix, layer, f"h.{layer}.{kind}") for layer in range(config.n_layers)]
-        jobs += [(c.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
-        if not config.tie_weights:
-            jobs += [(c.WTE, 0, "wte")]
-        cells = scales = biases = 0
-        per_cell = 2 if bits == 4 or self._in_pairs else 1
-        for matrix, layer, _ in jobs:
-            inputs = hidden if matrix == c.CONTRACT else width
-            if layer == 0:
-                table[matrix : matrix + 5] = cells, scales, biases, inputs, out[matrix]
-            size = inputs * out[matrix]
-            cells += size // per_cell
-            scales += size // GROUP if bits == 4 else out[matrix]
-            biases += out[matrix]
-        if config.tie_weights:
-            table[c.WTE : c.WTE + 5] = table[c.HEAD : c.HEAD + 5]
-        self._data = allocate(cells, data_type)
-        self._scale = allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
-        table[c.NORMS] = biases
-        return jobs
-
-    def _load(self, tensors: Tensors, bits: int) -> None:
-        """Fill the arrays, one matrix after the other."""
-        config, table = self.config, self._table
-        jobs = self._lay_out_matrices(bits)
-        names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
-        width = int(table[c.QKV + c.INPUTS])
-        table[c.WPE] = table[c.NORMS] + 2 * width * len(names)
-        table[c.EPSILON] = table[c.WPE] + config.context_length * config.emb_dim
-        table[c.FACTORS] = table[c.EPSILON] + 1
-        self._floats = np.zeros(int(table[c.FACTORS]) + config.n_layers, np.float32)
-        with ThreadPoolExecutor(min(self.threads, 4)) as pool:
-            # The largest come first: both a matrix's file and its place are in memory while it is read.
-            list(pool.map(lambda job: self._load_matrix(tensors, *job), reversed(jobs)))
-        for number, name in enumerate(names):
-            at = int(table[c.NORMS]) + 2 * width * number
-            self._floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]
-            self._floats[at + width : at + width + config.emb_dim] = tensors[f"{name}.bias"]
-        self._floats[table[c.WPE] : table[c.EPSILON]] = np.asarray(tensors["wpe.weight"]).ravel()
-        self._floats[table[c.EPSILON]] = config.layer_norm_eps
-        for layer in range(config.n_layers):
-            factor = config.head_dim**-0.5 if config.scale_attn else 1.0
-            self._floats[table[c.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
-
-    def _load_matrix(self, tensors: Tensors, matrix: int, layer: int, name: str) -> None:
-        data, scale, bias, inputs, outputs = (int(cell) for cell in self._table[matrix : matrix + 5])
-        weight = tensors[f"{name}.weight"]
-        four_bits = self._data.dtype == DATA_TYPES[4]
-        if isinstance(weight, Packed):
-            if four_bits:
-                scale += layer * inputs // GROUP * outputs
-                self._kernels.pack(weight.scale, self._scale, scale, inputs // GROUP)
-            else:
-                scale += layer * outputs
-                self._scale[scale : scale + len(weight.scale)] = weight.scale
-        elif quantization.is_transposed(f"{name}.weight"):
-            weight = weight.T
-        values = weight.values if isinstance(weight, Packed) else weight
-        if isinstance(weight, Packed) and self._in_pairs:
-            self._kernels.pack_pairs(values, self._data, data + layer * inputs // 2 * outputs, inputs)
-        elif isinstance(weight, Packed) or self._data.dtype == np.float32:
-            rows = inputs // 2 if four_bits else inputs
-            self._kernels.pack(values, self._data, data + layer * rows * outputs, rows)
-        else:
-            first = layer * outputs // LANES
-            with ThreadPoolExecutor(self.threads) as pool:
-                blocks = range(0, padded(values.shape[1], LANES) // LANES, PORTION)
-                list(pool.map(lambda block: self._pack_part(values, matrix, first, block), blocks))
-        if matrix not in (c.WTE, c.HEAD) and f"{name}.bias" in tensors:
-            at = bias + layer * outputs
-            self._floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
-
-    def _pack_part(self, values: NDArray[Any], matrix: int, first: int, block: int) -> None:
-        """Quantise the blocks from ``block`` on of a matrix whose first one is ``first`` among those of all layers."""
-        part = values[:, block * LANES : (block + PORTION) * LANES]
-        inputs, count = int(self._table[matrix + c.INPUTS]), padded(part.shape[1], LANES) // LANES
-        floats = np.zeros(count * inputs * LANES, np.float32)
-        self._kernels.pack(part, floats, 0, inputs)
-        self._quantize(floats, 0, matrix, first + block, count)
-
-    def _quantize(self, source: NDArray[np.float32], start: int, matrix: int, block: int, count: int) -> None:
-        """Pack blocks of float32 from source[start:] as blocks ``block`` and on of a matrix."""
-        data, scale, _, inputs, _ = (int(cell) for cell in self._table[matrix : matrix + 5])
-        four_bits = self._data.dtype == DATA_TYPES[4]
-        data += block * inputs * LANES // (2 if four_bits or self._in_pairs else 1)
-        scale += block * (inputs // GROUP if four_bits else 1) * LANES
-        self._kernels.quantize(source, start, self._data, data, self._scale, scale, inputs, count)
 
     def _lay_out_work(self) -> None:
         """Activations, logits, scratch and cache in one array."""

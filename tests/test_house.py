@@ -30,7 +30,7 @@ FLOORS: list[set[str]] = [
         "helpers",
     }
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
-    {"model", "sampling", "checkpoint_config", "program"},
+    {"model", "sampling", "checkpoint_config", "program", "matrices"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
