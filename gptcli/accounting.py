@@ -17,7 +17,7 @@ SIZES: dict[str, GPTConfig] = PRESETS | GPT3_PRESETS
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 32
-LOGITS_CHUNK_BYTES = 104 * 2**20  # as autograd.py, which needs torch, has it
+LOGITS_CHUNK_BYTES = 104 * 2**20  # as loss.py, which needs torch, has it
 TORCH_BYTES = 140_000_000
 FRAGMENTED = 0.4
 

@@ -7,8 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gptcli.autograd import CHUNK_BYTES
 from gptcli.errors import GptcliError
+from gptcli.loss import CHUNK_BYTES
 from gptcli.model import GPTModel
 
 BATCH_TOKENS = 4096

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from gptcli import device as devices
 from gptcli import distributed, optim
-from gptcli.autograd import chunked_cross_entropy
 from gptcli.checkpoint import to_file
 from gptcli.config import TrainConfig
 from gptcli.distributed import ALONE, World
+from gptcli.loss import chunked_cross_entropy
 from gptcli.model import GPTModel
 
 RANDOM = "random"

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptcli import accounting, autograd, quantization, shapes
+from gptcli import accounting, loss, quantization, shapes
 from gptcli.config import GPT3_PRESETS, PRESETS, GPTConfig, TrainConfig
 from gptcli.corpus import Corpus
 from gptcli.errors import GptcliError
@@ -196,7 +196,7 @@ def recompute_blocks(model: GPTModel) -> None:
 
 
 def test_logits_chunk_is_the_that_of_the_loss() -> None:
-    assert accounting.LOGITS_CHUNK_BYTES == autograd.CHUNK_BYTES
+    assert accounting.LOGITS_CHUNK_BYTES == loss.CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_activations_are_what_the_backward_pass_has_saved(changes: dict[str, Any
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
-        autograd.chunked_cross_entropy(model.hidden(ids), model.head, ids)
+        loss.chunked_cross_entropy(model.hidden(ids), model.head, ids)
     measured = sum(storage.nbytes() for address, storage in saved.items() if address not in parameters)
     measured += 4 * ids.numel() * config.emb_dim  # the gradient that the loss holds itself, unseen by the hooks
     assert accounting.activation_bytes(config, 6, 48) == pytest.approx(measured, rel=0.05)

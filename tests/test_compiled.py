@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gptcli import autograd, compiled, team
 from gptcli.config import GPTConfig
 from gptcli.decoders import obstacle
+from gptcli.loss import chunked_cross_entropy
 from gptcli.model import GPTModel
 
 pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
@@ -167,17 +168,17 @@ def test_without_openmp_threads_of_python_do_it(passes: compiled.Passes, monkeyp
 def test_the_chunked_loss_with_them_is_the_plain_one(
     passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(autograd, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("gptcli.loss.CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     hidden, head = torch.randn(3, 7, 11).requires_grad_(), torch.randn(17, 11).requires_grad_()
     targets = torch.randint(0, 17, (3, 7))
-    loss = autograd.chunked_cross_entropy(hidden, head, targets)
+    loss = chunked_cross_entropy(hidden, head, targets)
     mine = torch.autograd.grad(loss, (hidden, head))
     plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), targets.flatten())
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(mine, torch.autograd.grad(plain, (hidden, head)), atol=1e-6, rtol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(autograd.chunked_cross_entropy(hidden, head, targets), plain.detach())
+        torch.testing.assert_close(chunked_cross_entropy(hidden, head, targets), plain.detach())
 
 
 def small() -> tuple[GPTModel, Tensor, Tensor]:

@@ -17,7 +17,18 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"textstream", "filesum"},
     {"config", "shapes", "accounting", "events"},
-    {"documents", "download", "tensorheader", "tensorfile", "device", "autograd", "tokenizers", "lanes", "products"}
+    {
+        "documents",
+        "download",
+        "tensorheader",
+        "tensorfile",
+        "device",
+        "autograd",
+        "loss",
+        "tokenizers",
+        "lanes",
+        "products",
+    }
     | {"integers", "packing", "quantization", "cells", "tiles", "counters", "attention"}
     | {
         "kernels",
