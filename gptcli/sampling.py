@@ -16,7 +16,7 @@ Array = Any
 
 # A hash of 32 bits of (key, token): the constants of Chris Wellons's lowbias32, and the golden ratio's.
 _GOLDEN, _FIRST, _SECOND, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
-_TO_UNIT = 2**-32 * (1 - 2**-20)  # no hash rounds to 1; all times are longer by as much, which changes no race
+_TO_UNIT = 2**-32 * (1 - 2**-20)  # no hash becomes 1, whose time would be infinite; to scale all alike changes no race
 
 
 def _library(array: Array) -> Any:
