@@ -72,7 +72,7 @@ def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> 
     """Whether so many tokens of a model held in ``bits`` bits come sooner with its own int8 copy as the draft.
 
     That is where each token would wait for float32 weights that no cache holds, on the kernels' engine, and where there
-    is memory for the copy.
+    is memory for the copy and a place to keep the kernels that read it.
     """
     from gptcli.accounting import weight_bytes
 
@@ -85,7 +85,9 @@ def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> 
         return False
     import psutil
 
-    return int(psutil.virtual_memory().available) > 2 * weight_bytes(config, "int8")
+    from gptcli import kernel_cache
+
+    return kernel_cache.are_kept() and int(psutil.virtual_memory().available) > 2 * weight_bytes(config, "int8")
 
 
 def gpu_is_possible() -> bool:

@@ -45,11 +45,16 @@ def _kept_in(directory: Path) -> Iterator[bool]:
         numba.config.CACHE_DIR = before
 
 
-def _announce(marker: Path | None, tell: Callable[[str], None]) -> None:
+def _announce(kind: str, marker: Path | None, tell: Callable[[str], None]) -> None:
     if marker is None:
-        tell("Compiling the CPU kernels (10 to 30 s, each time: the cache directory cannot be written) …")
+        tell(f"Compiling the CPU kernels for {kind} (10 to 30 s, each time: the cache directory cannot be written) …")
     elif not marker.exists():
-        tell("Compiling the CPU kernels for this machine, once (10 to 30 s) …")
+        tell(f"Compiling the CPU kernels for {kind} on this machine, once (10 to 30 s) …")
+
+
+def are_kept() -> bool:
+    """Whether kernels that are compiled for decoding can be kept for the next time."""
+    return _can_write(cache_directory("kernels", DECODING))
 
 
 def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str
     directory = cache_directory("training", rooms)
     with _kept_in(directory) as cached:
         marker = directory / "training.compiled" if cached else None
-        _announce(marker, tell)
+        _announce("training", marker, tell)
         compile_ = numba.cfunc(types.void(types.int64), cache=cached, error_model="numpy")
         functions = {name: compile_(getattr(training_kernels, name)) for name in training_kernels.PASSES}
     if marker is not None:
@@ -73,6 +78,7 @@ def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str
 
 # Bits of a weight -> the dtypes that kernels.py tells its kinds apart by; int16 is two int8, for products in integers.
 DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int16 if integers.AVAILABLE else np.int8, 4: np.uint8}
+KINDS = {32: "float32", 8: "int8", 4: "int4"}
 SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
@@ -99,7 +105,7 @@ class Kernels:
         """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
         data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
         marker = None if self.directory is None else self.directory / f"{data.dtype}.compiled"
-        _announce(marker, self._tell)
+        _announce(KINDS[bits], marker, self._tell)
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
         table, control = np.zeros(cells.PROGRAM, np.int64), np.zeros(cells.COUNTERS, np.int64)  # a program of no steps
         self.run(data, scale, floats, work, table, control, 0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
+DRAFTS = ("auto", "int8", "int4", "ngram", "none")
 
 
 def generate(
@@ -224,7 +225,10 @@ def _drafter(
         return speculative.NgramDrafter(most=decoder.engine.at_once - 1)
     if draft in decoders.QUANTIZATIONS:
         return _twin(draft, decoder)
-    path = checkpoints.find(draft)
+    try:
+        path = checkpoints.find(draft)
+    except GptcliError as error:
+        raise GptcliError(error.message, f"--draft takes {', '.join(DRAFTS)}, or a checkpoint. {error.hint}") from error
     config, ours = checkpoints.read_config(path)
     its = checkpoints.tokenizer_of(path, ours)
     checkpoints.check_parts(path, config, its)
