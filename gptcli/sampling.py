@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gptcli.config import SamplingConfig
 
 Array = Any
+NUCLEUS = 1024  # tokens among which top-p looks first
 
 # A hash of 32 bits of (key, token): the constants of Chris Wellons's lowbias32, and the golden ratio's.
 _GOLDEN, _FIRST, _SECOND, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
@@ -83,6 +84,9 @@ def keep_top_k(scores: Array, top_k: int) -> Array:
 def keep_top_p(scores: Array, top_p: float) -> Array:
     """-inf but for the fewest tokens whose probabilities add up to ``top_p`` (Holtzman et al., 2020); (B, V)."""
     xp = _library(scores)
+    if xp is np:
+        rows = zip(scores, _softmax(scores), strict=True)
+        return np.stack([_keep_nucleus(row, probabilities, top_p) for row, probabilities in rows])
     order = likeliest_first(scores)
     probabilities = _softmax(scores)[_rows(scores), order]
     drop_ordered = probabilities.cumsum(-1) - probabilities >= top_p
@@ -90,6 +94,22 @@ def keep_top_p(scores: Array, top_p: float) -> Array:
     drop = xp.zeros_like(drop_ordered)
     drop[_rows(scores), order] = drop_ordered
     return xp.where(drop, -xp.inf, scores)
+
+
+def _keep_nucleus(scores: NDArray[np.float32], probabilities: NDArray[np.float32], top_p: float) -> NDArray[np.float32]:
+    """`keep_top_p` for one row (V): most nuclei lie among the likeliest tokens, and to sort all of them takes long."""
+    possible = np.flatnonzero(probabilities)
+    negative = -scores[possible]
+    for count in (min(NUCLEUS, len(possible)), len(possible)):
+        places = np.flatnonzero(negative <= np.partition(negative, count - 1)[count - 1])
+        order = possible[places[np.argsort(negative[places], kind="stable")]]
+        before = probabilities[order].cumsum() - probabilities[order]
+        if before[-1] >= top_p:
+            break
+    found = np.full_like(scores, -np.inf)
+    kept = order[before < top_p]
+    found[kept] = scores[kept]
+    return found
 
 
 def keep_min_p(scores: Array, min_p: float) -> Array:

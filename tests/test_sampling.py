@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptcli import sampling
 from gptcli.config import SamplingConfig
 from gptcli.sampling import contrast_layers, distribution, draw, draw_key, greedy
 
@@ -118,6 +119,22 @@ def test_it_is_a_distribution_and_keeps_the_likeliest(
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
     assert (p >= 0).all()
     assert p[0, scores[0].argmax()] == p.max()
+
+
+@pytest.mark.parametrize("nucleus", [1, 7, 5_000])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 1.0])
+def test_a_nucleus_is_the_same_wherever_it_is_looked_for_first(
+    top_p: float, nucleus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "NUCLEUS", nucleus)
+    rng = np.random.default_rng(0)
+    scores = np.stack([rng.standard_normal(300).astype(np.float32) * spread for spread in (0.01, 1, 5, 60)])
+    scores[1, 40:60] = scores[1].max()  # equals
+    scores[2, :250] = -np.inf
+    kept = distribution(scores, SamplingConfig(top_p=top_p))
+    expected = distribution(torch.from_numpy(scores), SamplingConfig(top_p=top_p)).numpy()
+    np.testing.assert_allclose(kept, expected, atol=1e-6)
+    assert ((kept > 1e-6) == (expected > 1e-6)).all()
 
 
 def chi_square(ids: np.ndarray, p: np.ndarray) -> float:
