@@ -78,7 +78,6 @@ def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str
 
 # Bits of a weight -> the dtypes that kernels.py tells its kinds apart by; int16 is two int8, for products in integers.
 DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int16 if integers.AVAILABLE else np.int8, 4: np.uint8}
-KINDS = {32: "float32", 8: "int8", 4: "int4"}
 SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
@@ -105,7 +104,7 @@ class Kernels:
         """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
         data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
         marker = None if self.directory is None else self.directory / f"{data.dtype}.compiled"
-        _announce(KINDS[bits], marker, self._tell)
+        _announce("float32" if bits == 32 else f"int{bits}", marker, self._tell)
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
         table, control = np.zeros(cells.PROGRAM, np.int64), np.zeros(cells.COUNTERS, np.int64)  # a program of no steps
         self.run(data, scale, floats, work, table, control, 0)

@@ -1,7 +1,6 @@
 """gptcli generate: text that streams."""
 
 import functools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -13,12 +12,9 @@ from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from gptcli.completion import Completion
-    from gptcli.decoding import SlotDecoder
-    from gptcli.speculative import Drafter, Tally
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
-DRAFTS = ("auto", "int8", "int4", "ngram", "none")
 
 
 def generate(
@@ -110,7 +106,7 @@ def generate(
 
     from gptcli import checkpoint_config as checkpoints
     from gptcli import completion, continuation, decoders, decoding, speculative
-    from gptcli.cli import generate_many
+    from gptcli.cli import drafting, generate_many
 
     bits = decoders.check_quantization(quantize)
     path = checkpoints.find(checkpoint)
@@ -135,13 +131,13 @@ def generate(
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     _check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
     held_bits = min(bits, checkpoints.packed_bits(path, ours))
-    _check_twin(draft, path, held_bits)
+    drafting.check_twin(draft, path, held_bits)
     decoder = opening(capacity=len(ids) + max_new_tokens)
     tally = speculative.Tally()
     if draft != "auto":
-        drafter = _drafter(draft, decoder, tokenizer, engine, len(ids) + max_new_tokens, placing)
+        drafter = drafting.drafter(draft, decoder, tokenizer, engine, len(ids) + max_new_tokens, placing)
     elif decoders.drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
-        drafter = speculative.OnTrial(_twin("int8", decoder), tally)
+        drafter = speculative.OnTrial(drafting.twin("int8", decoder), tally)
     else:
         drafter = None
     if checkpoint is None:
@@ -169,76 +165,9 @@ def generate(
         elif steps:
             _print_steps(result, tokenizer)
     if drafter is not None and tally.proposed:
-        (render.detail if draft == "auto" else render.note)(_brought(tally))
+        (render.detail if draft == "auto" else render.note)(drafting.brought(tally))
     if as_json:
         render.print_json({"checkpoint": str(path), "prompt": text, "prompt_ids": ids, "samples": records})
-
-
-def _brought(tally: "Tally") -> str:
-    """What a draft brought, in one line."""
-    share = f" ({tally.taken / tally.proposed:.0%})" if tally.proposed else ""
-    line = (
-        f"Draft: {tally.taken} of {tally.proposed} proposed tokens taken{share}; "
-        f"{tally.tokens / tally.readings:.2f} tokens for each reading of the model"
-    )
-    faster = tally.speed_up()
-    return (
-        f"{line}." if faster is None else f"{line}, {faster:.1f} × the speed of this run's own steps without a draft."
-    )
-
-
-def _check_twin(draft: str, path: Path, bits: int) -> None:
-    """Refuse to pack for a draft what is packed already: a step of the one costs little less than of the other."""
-    if draft in ("int8", "int4") and bits < 32:
-        raise GptcliError(
-            f"--draft {draft} packs float32 weights for the draft, but {path} is read in int{bits} itself.",
-            "Leave --quantize out and give the float32 checkpoint, or use --draft ngram.",
-        )
-
-
-def _twin(kind: str, decoder: "SlotDecoder") -> "Drafter":
-    """The model itself as its draft, packed as ``kind`` says."""
-    from gptcli import accounting, decoders, speculative
-
-    started = time.perf_counter()
-    drafter = speculative.twin_drafter(decoder, decoders.QUANTIZATIONS[kind])
-    size = accounting.weight_bytes(decoder.config, cast(accounting.WeightFormat, kind)) / 1e6
-    render.detail(f"The draft in {kind} takes {size:,.0f} MB, packed in {time.perf_counter() - started:.2f} s.")
-    return drafter
-
-
-def _drafter(
-    draft: str,
-    decoder: "SlotDecoder",
-    tokenizer: "Tokenizer",
-    engine: str,
-    capacity: int,
-    placing: dict[str, Any],
-) -> "Drafter | None":
-    """What ``--draft`` names: the n-gram lookup, the model itself in fewer bits, or one that speaks the same tokens."""
-    if draft == "none":
-        return None
-    from gptcli import checkpoint_config as checkpoints
-    from gptcli import decoders, speculative
-
-    if draft == "ngram":
-        return speculative.NgramDrafter(most=decoder.engine.at_once - 1)
-    if draft in decoders.QUANTIZATIONS:
-        return _twin(draft, decoder)
-    try:
-        path = checkpoints.find(draft)
-    except GptcliError as error:
-        raise GptcliError(error.message, f"--draft takes {', '.join(DRAFTS)}, or a checkpoint. {error.hint}") from error
-    config, ours = checkpoints.read_config(path)
-    its = checkpoints.tokenizer_of(path, ours)
-    checkpoints.check_parts(path, config, its)
-    if its.fingerprint != tokenizer.fingerprint:
-        raise GptcliError(
-            f"--draft {draft} speaks the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
-            "Give a draft that was trained with the same tokenizer, or --draft ngram.",
-        )
-    choice = decoders.choose_engine(engine, placing["device"], placing["dtype"], config)
-    return speculative.ModelDrafter(decoders.open_decoder(path, choice, capacity=capacity, **placing))
 
 
 def _check_counts(max_new_tokens: int, min_new_tokens: int, num_samples: int) -> None:
