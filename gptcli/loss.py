@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from gptcli.compiled import passes
+from gptcli.gpu.triton_support import triton_reason
 
 CHUNK_BYTES = 104 * 2**20
+GPU_CHUNK_BYTES = 2**30  # large products, few launches
+ALIGNED = 128  # columns: a vocabulary like 50,257 would give the head's products slow kernels
 
 
 def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """The loss alone: a part of the vocabulary after the other, so that the head is read once for all tokens."""
     compiled = passes(hidden)
-    parts = max(1, -(-8 * len(hidden) * head.size(0) // CHUNK_BYTES))  # torch's logsumexp needs as much again
+    parts = max(1, -(-8 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))  # torch's logsumexp needs as much again
     rows = -(-head.size(0) // parts)
     targeted = hidden.new_empty(len(hidden), dtype=torch.float32)
     buffer = hidden.new_empty(len(hidden) * rows, dtype=torch.float32)
@@ -36,7 +39,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         compiled = passes(hidden)
         grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head, dtype=torch.float32)
         total = torch.zeros((), device=hidden.device)
-        chunks = max(1, -(-4 * len(hidden) * head.size(0) // CHUNK_BYTES))
+        chunks = max(1, -(-4 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))
         rows = -(-len(hidden) // chunks)  # of equal size: a few rows would cost the head's gradient a whole pass
         buffer = torch.empty(rows, head.size(0), device=hidden.device)  # one for all chunks, worked on in place
         mean = 1 / len(hidden)
@@ -76,11 +79,52 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None
 
 
+def _chunk_bytes(hidden: Tensor) -> int:
+    return CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES
+
+
+class _TritonCrossEntropy(torch.autograd.Function):
+    """The same on a GPU: products over a padded vocabulary, softmax and gradient in one kernel, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+        from gptcli.gpu.cross_entropy import cross_entropy_
+
+        count, vocab, width = len(hidden), head.size(0), -(-head.size(0) // ALIGNED) * ALIGNED
+        matrix = hidden.new_zeros(width, head.size(1))  # (W, C): rows from V on stay 0
+        matrix[:vocab] = head
+        chunks = max(1, -(-count * width * hidden.element_size() // GPU_CHUNK_BYTES))
+        rows = -(-count // chunks)
+        buffer = hidden.new_empty(rows, width)
+        losses = hidden.new_empty(count, dtype=torch.float32)
+        if with_gradient:
+            grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(matrix, dtype=torch.float32)
+        for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, count, rows), strict=True):
+            logits = torch.mm(h, matrix.T, out=buffer[: len(h)])  # (rows, W)
+            cross_entropy_(logits, y, losses[start : start + rows], vocab, gradient=with_gradient)
+            if with_gradient:  # logits hold N times their gradient now
+                part = grad_hidden[start : start + rows]
+                torch.addmm(part, logits, matrix, beta=0, alpha=1 / count, out=part)
+                product = logits.T @ h  # in float32 from chunk to chunk
+                grad_head = (
+                    grad_head.add_(product, alpha=1 / count) if start else torch.mul(product, 1 / count, out=grad_head)
+                )
+        if with_gradient:
+            ctx.grads = grad_hidden, grad_head[:vocab]
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_head = ctx.grads
+        del ctx.grads
+        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None, None
+
+
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """cross_entropy(hidden headᵀ, targets), the mean in nats, without ever holding all the logits.
 
-    Logits exist for a few hundred tokens at a time, and their gradient is made at once, so memory does not grow with
-    tokens × vocabulary. Softmax and sum are float32 or better for any dtype.
+    Logits exist for a few hundred tokens at a time (on a GPU for a gigabyte of them), and their gradient is made at
+    once, so memory does not grow with tokens × vocabulary. Softmax and sum are float32 or better for any dtype.
 
     Args:
         hidden: (..., C), after the final norm.
@@ -91,12 +135,16 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tens
         a float32 scalar.
     """
     rows, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
-    kind = hidden.device.type
+    kind, fused = hidden.device.type, triton_reason(hidden.device) is None
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        rows, head = rows.to(dtype), head.to(dtype)
+        rows, head = rows.to(dtype), head if fused else head.to(dtype)
+    loss: Tensor
     with torch.autocast(kind, enabled=False):
+        if fused:
+            loss = _TritonCrossEntropy.apply(rows, head, targets, torch.is_grad_enabled())
+            return loss
         if not torch.is_grad_enabled():
             return _cross_entropy(rows, head, targets)
-        loss: Tensor = _ChunkedCrossEntropy.apply(rows, head, targets)
+        loss = _ChunkedCrossEntropy.apply(rows, head, targets)
     return loss

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"textstream", "filesum"},
-    {"config", "shapes", "accounting", "events"},
+    {"config", "shapes", "accounting", "events", "gpu", "step_graph"},
     {
         "documents",
         "download",
@@ -45,7 +45,7 @@ FLOORS: list[set[str]] = [
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
-    {"snapshots", "stepping"},
+    {"snapshots", "stepping", "block_compiler"},
     {"fitting"},
     {"torch_engine", "generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
     | {"evaluation", "evaluation_plots", "tasks", "contenders", "peers"},

@@ -1,0 +1,69 @@
+"""Softmax cross-entropy of rows of logits in one kernel: the loss, and the gradient in place of the logits.
+
+Each program takes a row and reads it twice: for the sum of its exponentials, and to write the gradient. A program has
+1,024 threads, so that an SM holds two rows and all SMs together hold about 26 MB of logits in bfloat16: the second
+reading finds them in the L2 cache, and memory sees one reading and one writing.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 8192  # logits that a program reads at once: 16 bytes of bfloat16 a thread
+WARPS = 32
+
+
+@triton.jit
+def _cross_entropy_kernel(
+    logits, targets, losses, VOCAB: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
+):
+    BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * WIDTH
+    target = tl.load(targets + row)
+    targeted = tl.load(logits + target).to(tl.float32)  # before any thread overwrites it
+    columns = tl.arange(0, BLOCK)
+    # Exponentials relative to the largest logit of the first block: no reduction is needed until the end.
+    shift = tl.max(tl.load(logits + columns, mask=columns < VOCAB, other=-float("inf")).to(tl.float32), 0)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for number in tl.static_range(BLOCKS):
+        place = number * BLOCK + columns
+        sums += tl.exp(tl.load(logits + place, mask=place < VOCAB, other=-float("inf")).to(tl.float32) - shift)
+    total = tl.sum(sums, 0)
+    if not (total < float("inf")):  # a later logit is larger by 88 or more, or NaN: online softmax, block by block
+        shift = -float("inf")
+        total = 0.0
+        for number in range(0, BLOCKS):
+            place = number * BLOCK + columns
+            x = tl.load(logits + place, mask=place < VOCAB, other=-float("inf")).to(tl.float32)
+            new = tl.maximum(shift, tl.max(x, 0))
+            total = total * tl.exp(shift - new) + tl.sum(tl.exp(x - new), 0)
+            shift = new
+    log_sum = shift + tl.log(total)
+    tl.store(losses + row, log_sum - targeted)
+    if GRADIENT:
+        for number in tl.static_range(BLOCKS):
+            place = (BLOCKS - 1 - number) * BLOCK + columns  # backwards: the end of the row was read last
+            x = tl.load(logits + place, mask=place < VOCAB, other=-float("inf")).to(tl.float32)
+            gradient = tl.exp(x - log_sum) - tl.where(place == target, 1.0, 0.0)
+            gradient = gradient.to(logits.dtype.element_ty)
+            tl.store(logits + place, gradient, mask=place < WIDTH, eviction_policy="evict_first")
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor, vocab: int, *, gradient: bool) -> None:
+    """The loss of each row in nats; with ``gradient`` the logits become softmax(logits) - onehot(targets).
+
+    Args:
+        logits: (N, W) contiguous, float32, bfloat16 or float16; columns from ``vocab`` on are padding, whose gradient
+            is 0. The arithmetic is float32.
+        targets: (N) int64, in 0 … ``vocab`` - 1.
+        losses: (N) float32, written.
+        vocab: V ≤ W.
+        gradient: whether to overwrite the logits.
+    """
+    rows, width = logits.shape
+    block = min(BLOCK, triton.next_power_of_2(width))
+    _cross_entropy_kernel[(rows,)](
+        logits, targets, losses, VOCAB=vocab, WIDTH=width, BLOCK=block, GRADIENT=gradient,
+        num_warps=max(1, WARPS * block // BLOCK),
+    )  # fmt: skip
