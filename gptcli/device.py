@@ -134,6 +134,13 @@ def _product_seconds(inputs: torch.Tensor, weight: torch.Tensor, dtype: torch.dt
     return min(times)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``; to a GPU from memory that stays in its place, so that the host need not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor, also where several processes hold a shard of it each (every one of them has to ask)."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -6,6 +6,7 @@ Shapes, in every comment below:
 """
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -217,6 +218,7 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # trade a second forward pass of every block for its activations' memory
+        self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # where there is no cache
         self.wte = nn.Embedding(config.vocab_size, config.emb_dim, _weight=_empty(config.vocab_size, config.emb_dim))
         self.wpe = nn.Embedding(
             config.context_length, config.emb_dim, _weight=_empty(config.context_length, config.emb_dim)
@@ -258,11 +260,15 @@ class GPTModel(nn.Module):
         count = ids.size(1)
         positions = torch.arange(count, device=ids.device) if cache is None else cache.positions(count)  # (T) or (B, T)
         x = dropout(self.wte(ids) + self.wpe(positions), self.config.drop_rate, self.training)  # (B, T, C)
+        if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+            x = x.bfloat16()  # what lies between a GPU's products is bound by its bytes
         for layer, block in enumerate(self.h):
-            if self.recompute and torch.is_grad_enabled():
-                x = recomputed(block, x, use_reentrant=False)
-            else:
+            if cache is not None:
                 x = block(x, cache, layer)
+            elif self.recompute and torch.is_grad_enabled():
+                x = recomputed(self.run_block, block, x, use_reentrant=False)
+            else:
+                x = self.run_block(block, x)
         if cache is not None:
             cache.advance(count)
         return self.ln_f(x)

@@ -14,6 +14,7 @@ from gptcli.device import placed_like, whole
 # torch wraps these so that its compiler leaves them alone, and loads the compiler (1.5 s) for that at their first call.
 _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
+SKIP_ON_DEVICE = frozenset({"adamw", "adam", "sgd"})  # whose kernels can clip and skip by themselves
 MUON_MOMENTUM = 0.95
 MUON_SCALE = 0.2  # the root mean square of an update of AdamW's, as Liu et al. found it
 
@@ -40,15 +41,18 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         muon = plain(Muon)(inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
         return [muon, plain(torch.optim.AdamW)(rest, lr=rate, betas=betas, fused=True)]
     groups = _decay_groups([p for _, p in named], config.weight_decay)
-    if config.optimizer == "adam":
-        return [plain(torch.optim.Adam)(groups, lr=rate, betas=betas, fused=True)]
     if config.optimizer == "sgd":
         # torch cannot run the fused form on shards.
         return [plain(torch.optim.SGD)(groups, lr=rate, momentum=config.beta1, fused=not _is_sharded(named))]
     if config.optimizer == "adafactor":
-        kind = ShardedAdafactor if _is_sharded(named) else torch.optim.Adafactor
-        return [plain(kind)(groups, lr=rate)]
-    return [plain(torch.optim.AdamW)(groups, lr=rate, betas=betas, fused=True)]
+        adafactor = ShardedAdafactor if _is_sharded(named) else torch.optim.Adafactor
+        return [plain(adafactor)(groups, lr=rate)]
+    adam = plain(torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)
+    device = named[0][1].device
+    if device.type != "cuda" or _is_sharded(named):
+        return [adam(groups, lr=rate, betas=betas, fused=True)]
+    # A rate on the device, so that a captured step can be replayed at another one.
+    return [adam(groups, lr=torch.tensor(rate, device=device), betas=betas, fused=True, capturable=True)]
 
 
 @cache
@@ -64,6 +68,19 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
         squares = [torch.dot(g.view(-1), g.view(-1)) for g in gradients]  # in half the time of norms
         return torch.stack(squares).sum().sqrt()
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def step_on_device(optimizer: Any, divisor: Tensor | None, skipped: Tensor) -> None:
+    """One step of an optimizer in `SKIP_ON_DEVICE`, decided by its kernel and not by the host.
+
+    Args:
+        optimizer: fused.
+        divisor: float32 scalar that gradients are divided by; None for 1.
+        skipped: float32 scalar, 1 where nothing may change, else 0.
+    """
+    optimizer.grad_scale, optimizer.found_inf = divisor, skipped  # what torch's GradScaler hands to fused optimizers
+    optimizer.step()
+    optimizer.grad_scale = optimizer.found_inf = None
 
 
 class Muon(torch.optim.Optimizer):

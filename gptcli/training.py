@@ -1,6 +1,7 @@
 """The training loop. It yields what happens and prints nothing."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,7 +12,7 @@ from gptcli.accounting import training_flops_rule
 from gptcli.checkpoint import all_finite
 from gptcli.config import TrainConfig
 from gptcli.corpus import Corpus, Windows
-from gptcli.device import peak_memory
+from gptcli.device import peak_memory, sent
 from gptcli.distributed import ALONE, World
 from gptcli.errors import GptcliError
 from gptcli.events import EpochEnded, Evaluated, Event, Noted, Saved, Skipped, Stepped, WentBack
@@ -19,7 +20,7 @@ from gptcli.model import GPTModel
 from gptcli.optim import learning_rate
 from gptcli.plan import Plan, judged_windows, make_plan, train_windows, validation_windows
 from gptcli.snapshots import Snapshot, Store, newest
-from gptcli.stepping import MeanLoss, Stepper
+from gptcli.stepping import Launched, MeanLoss, Stepper
 
 __all__ = ["Plan", "make_plan"]  # part of what a caller of train needs
 
@@ -80,12 +81,14 @@ def mean_loss(
     loss: Callable[[Tensor, Tensor], Tensor] = forward or MeanLoss(model)
     was_training = model.training
     model.eval()
-    total = 0.0
+    losses, rows = [], []
     for start in range(0, len(numbers), batch_size):
-        inputs, targets = (part.to(model.device) for part in windows.batch(numbers[start : start + batch_size]))
-        total += float(loss(inputs, targets)) * len(inputs)
+        inputs, targets = (sent(part, model.device) for part in windows.batch(numbers[start : start + batch_size]))
+        losses.append(loss(inputs, targets))
+        rows.append(len(inputs))
     model.train(was_training)
-    return total / len(numbers)
+    found: list[float] = torch.stack(losses).tolist()  # read at the end: a GPU waits for no host in between
+    return sum(value * count for value, count in zip(found, rows, strict=True)) / len(numbers)
 
 
 def train(
@@ -100,7 +103,8 @@ def train(
 ) -> Iterator[Event]:
     """Train ``model`` in place, as `make_plan` says.
 
-    Between two events the model is whole, in train mode, and may be saved or spoken with.
+    Between two events the model is whole, in train mode, and may be saved or spoken with. On a GPU a `Stepped` may come
+    when the next step has been launched; an evaluation, an epoch's end and a snapshot wait for every step before them.
 
     Args:
         model: on its device, the same in every process.
@@ -137,6 +141,7 @@ class _Run:
         self.rate, self.grad_norm = config.learning_rate, 0.0
         self.steps_here, self.trained_for = 0, 0.0
         self.order: tuple[int, Sequence[int]] = (0, [])
+        self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate
         self.saved_at = 0
 
     def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
@@ -148,23 +153,26 @@ class _Run:
         stopped = self.world.any(should_stop())
         while not stopped and not self.world.first_says(self._ended()):
             step, epoch = self.progress.step, self._epoch(self.progress.step)
-            yield self._step(step, epoch)
-            for note in self.stepper.notes:
-                yield Noted(note)
-            self.stepper.notes.clear()
+            self._launch(step, epoch)
+            evaluates = step % self.config.eval_every == 0
+            ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
+            yield from self._finished(but=0 if evaluates or ends_epoch else int(self.stepper.is_late))
             self.progress.seconds = time.perf_counter() - began
             if self.progress.bad_in_a_row >= BAD_STEPS:
                 yield self._go_back()
                 continue
             better = False
-            if step % self.config.eval_every == 0:
+            if evaluates:
                 yield self._evaluate(epoch)
                 better = self.progress.waited == 0 and self.progress.val_loss is not None
-            if self.progress.step % self.plan.steps_per_epoch == 0:
+            if ends_epoch:
                 yield EpochEnded(epoch, self.progress.step)
             if self.progress.step < self.plan.total_steps and self._save_due(better):
-                yield self._save()
+                yield from self._finished()
+                if not self.progress.bad_in_a_row:
+                    yield self._save()
             stopped = self.world.any(should_stop())
+        yield from self._finished()
         if (
             stopped and self._unsaved()
         ):  # before the evaluation: the rows of a run that goes on are as if it never stopped
@@ -187,19 +195,32 @@ class _Run:
         first = step % self.plan.steps_per_epoch * self.plan.batch_size
         return self.windows.batch(self.order[1][first : first + self.plan.batch_size][self.world.share])
 
-    def _step(self, step: int, epoch: int) -> Event:
+    def _launch(self, step: int, epoch: int) -> None:
         started = time.perf_counter()
         self.rate = learning_rate(self.config, step, self.plan.total_steps) * self.progress.rate_factor
-        outcome = self.stepper.step(*self._batch(step, epoch), self.rate)
+        launched = self.stepper.launch(*self._batch(step, epoch), self.rate)
+        self.launched.append((step, epoch, self.rate, launched))
         self.trained_for += time.perf_counter() - started
-        self.steps_here += 1
         self.progress.step += 1
-        if not outcome.updated:
-            self.progress.skipped += 1
-            self.progress.bad_in_a_row += not outcome.excused
-            return Skipped(step, outcome.loss, outcome.grad_norm)
-        self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
-        return Stepped(step, epoch, outcome.loss, self._speed(), outcome.grad_norm, self.rate, self._mfu())
+
+    def _finished(self, but: int = 0) -> Iterator[Event]:
+        """What launched steps did, but for the last ``but`` of them, which a GPU may still be at work on."""
+        while len(self.launched) > but:
+            started = time.perf_counter()
+            step, epoch, rate, launched = self.launched.popleft()
+            outcome = launched.outcome()
+            self.trained_for += time.perf_counter() - started
+            self.steps_here += 1
+            if outcome.updated:
+                self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
+                speed, mfu = self._speed(), self._mfu()
+                yield Stepped(step, epoch, outcome.loss, speed, outcome.grad_norm, rate, mfu)
+            else:
+                self.progress.skipped += 1
+                self.progress.bad_in_a_row += not outcome.excused
+                yield Skipped(step, outcome.loss, outcome.grad_norm)
+        yield from map(Noted, self.stepper.notes)
+        self.stepper.notes.clear()
 
     def _speed(self) -> float:
         return self.steps_here * self.plan.tokens_per_step / self.trained_for if self.trained_for else 0.0
@@ -252,6 +273,7 @@ class _Run:
         return Saved(progress.step, path)
 
     def _restore(self, snapshot: Snapshot) -> None:
+        self.launched.clear()
         self.progress = Progress(**snapshot.progress)
         self.saved_at = self.progress.step
         self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
