@@ -9,7 +9,7 @@ from gptcli.errors import GptcliError, nearest
 Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
 Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Log = Literal["none", "tensorboard"]
 Overflow = Literal["slide", "crop", "error"]
 Activation = Literal["gelu_new", "gelu", "relu"]
@@ -227,7 +227,7 @@ class TrainConfig:
     recompute: bool = False
     compile: bool = False
     shard: bool = False
-    dtype: Precision = "auto"
+    dtype: Precision = "float32"
     max_time: float | None = None
     early_stop: int | None = None
     save_every: int | None = None

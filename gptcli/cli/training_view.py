@@ -42,6 +42,7 @@ class TrainingRun:
         source: dict[str, Any],
         snapshot: "Snapshot | None" = None,
         device: str,
+        dtype: str,
         threads: int | None,
         force: bool,
         choose_parts: bool = False,
@@ -56,7 +57,8 @@ class TrainingRun:
         self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
         self.world = distributed.from_environment()
         render.verbosity.rank = self.world.rank
-        self.placement = distributed.place(self.world, devices.choose(device, recipe.dtype))
+        self.placement = distributed.place(self.world, devices.choose(device, dtype))
+        self.dtype = dtype
         self.threads = devices.set_threads(threads)
         devices.reuse_freed_memory()  # already for --batch-size auto
         self.plan = make_plan(corpus, recipe)
@@ -78,7 +80,8 @@ class TrainingRun:
             render.warn(line)
         distributed.join(self.world, self.placement.device)
         try:
-            self.precision: Precision = self.world.gather(self._choose_precision())[0]  # clocks may disagree
+            self.precision: Precision = self.world.gather(self._choose_precision())[0]  # GPUs may differ
+            self.recipe = replace(self.recipe, dtype=self.precision.name)
             if self.choose_parts:
                 self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
             self._prepare_passes()
@@ -109,10 +112,9 @@ class TrainingRun:
         model = self._make_model()
         facts = {
             "recipe": as_dict(self.recipe), "source": self.source, "threads": self.threads,
-            "device": self.placement.device.type, "precision": self.precision.name,
+            "device": self.placement.device.type,
         }  # fmt: skip
-        # What auto was resolved to is for this sitting; another one may be on another device.
-        recipe = replace(self.recipe, dtype=self.precision.name)
+        recipe = self.recipe
         store = Store(self.path, self.model_config, self.tokenizer, facts, recipe.keep, recipe.save_every)
         if self.snapshot is None and self.world.is_first:
             store.begin(to_file(model), asdict(training.Progress()), self.force)
@@ -197,6 +199,7 @@ class TrainingRun:
     def _print_header(self) -> None:
         from gptcli import accounting
         from gptcli.device import available_memory, resident_memory
+        from gptcli.machine import multiplies_bfloat16
 
         plan, config = self.plan, self.model_config
         together = f", {self.world.size} processes" if self.world.size > 1 else ""
@@ -215,6 +218,10 @@ class TrainingRun:
             f"{self.precision.name} ({self.precision.reason}){together}."
         )
         on_cpu = self.placement.device.type == "cpu"
+        if on_cpu and self.dtype == "auto" and multiplies_bfloat16():
+            render.note(
+                "This CPU has bfloat16 instructions: --dtype bfloat16 is several times as fast for wide models."
+            )
         need = self.memory.resident + resident_memory() if on_cpu else self.memory.peak
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
@@ -234,13 +241,12 @@ class TrainingRun:
         )
 
     def _choose_precision(self) -> "Precision":
-        """As --dtype says; where that is auto, a run that goes on keeps what it began with on such a device."""
-        from gptcli.device import training_precision
+        """As --dtype says; a run that goes on keeps what it began with."""
+        from gptcli.device import Precision, training_precision
 
-        device, before = self.placement.device, self.snapshot.facts if self.snapshot else {}
-        if self.recipe.dtype == "auto" and before.get("device") == device.type:
-            return replace(training_precision(before["precision"], device, 0), reason="as before")
-        return training_precision(self.recipe.dtype, device, self.model_config.emb_dim)
+        if self.snapshot is not None:
+            return Precision(self.recipe.dtype, "as before")
+        return training_precision(self.dtype, self.placement.device)
 
     def _prepare_passes(self) -> None:
         """Have numba's part of a training step ready, where a step is large enough for that to pay."""
@@ -258,10 +264,9 @@ class TrainingRun:
         """The fewest parts of a step that fit into memory."""
         from gptcli import fitting
 
-        recipe = replace(self.recipe, dtype=self.precision.name)
         windows = self.plan.batch_size // self.world.size
         device, T = self.placement.device, self.plan.context_length
-        parts = fitting.fewest_parts(self.model_config, recipe, windows, T, device, self.world)
+        parts = fitting.fewest_parts(self.model_config, self.recipe, windows, T, device, self.world)
         if parts is None:
             raise GptcliError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
