@@ -17,6 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.events import EpochEnded, Evaluated, Event, Noted, Saved, Skipped, Stepped, WentBack
 from gptcli.model import GPTModel
 from gptcli.optim import learning_rate
+from gptcli.pace import Ahead, Pace
 from gptcli.plan import Plan, judged_windows, make_plan, train_windows, validation_windows
 from gptcli.snapshots import Snapshot, Store, newest
 from gptcli.stepping import MeanLoss, Stepper
@@ -135,7 +136,7 @@ class _Run:
         self.progress = Progress()
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = config.learning_rate, 0.0
-        self.steps_here, self.trained_for = 0, 0.0
+        self.pace = Pace()
         self.order: tuple[int, Sequence[int]] = (0, [])
         self.saved_at = 0
 
@@ -161,7 +162,9 @@ class _Run:
                 yield self._evaluate(epoch)
                 better = self.progress.waited == 0 and self.progress.val_loss is not None
             if self.progress.step % self.plan.steps_per_epoch == 0:
+                told = time.perf_counter()
                 yield EpochEnded(epoch, self.progress.step)
+                self.pace.epoch_ended(time.perf_counter() - told)
             if self.progress.step < self.plan.total_steps and self._save_due(better):
                 yield self._save()
             stopped = self.world.any(should_stop())
@@ -191,21 +194,29 @@ class _Run:
         started = time.perf_counter()
         self.rate = learning_rate(self.config, step, self.plan.total_steps) * self.progress.rate_factor
         outcome = self.stepper.step(*self._batch(step, epoch), self.rate)
-        self.trained_for += time.perf_counter() - started
-        self.steps_here += 1
+        self.pace.stepped(self.plan.tokens_per_step, time.perf_counter() - started)
         self.progress.step += 1
         if not outcome.updated:
             self.progress.skipped += 1
             self.progress.bad_in_a_row += not outcome.excused
             return Skipped(step, outcome.loss, outcome.grad_norm)
         self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
-        return Stepped(step, epoch, outcome.loss, self._speed(), outcome.grad_norm, self.rate, self._mfu())
-
-    def _speed(self) -> float:
-        return self.steps_here * self.plan.tokens_per_step / self.trained_for if self.trained_for else 0.0
+        return Stepped(
+            step, epoch, outcome.loss, self.pace.tokens_per_second, outcome.grad_norm, self.rate, self._mfu(),
+            self._seconds_left(),
+        )  # fmt: skip
 
     def _mfu(self) -> float | None:
-        return self._speed() / self.tokens_per_second_at_peak if self.tokens_per_second_at_peak else None
+        peak = self.tokens_per_second_at_peak
+        return self.pace.tokens_per_second / peak if peak else None
+
+    def _seconds_left(self) -> float | None:
+        plan, config = self.plan, self.config
+        step, tokens = self.progress.step, plan.tokens_per_step
+        left = self.pace.seconds_left(Ahead.after(step, plan.total_steps, plan.steps_per_epoch, tokens, config))
+        if left is None or config.max_time is None:
+            return left
+        return min(left, max(config.max_time - self.progress.seconds, 0.0))
 
     def _evaluate(self, epoch: int) -> Evaluated:
         started, progress = time.perf_counter(), self.progress
@@ -220,11 +231,13 @@ class _Run:
             else:
                 progress.waited += 1
         progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
-        progress.seconds += time.perf_counter() - started
+        took = time.perf_counter() - started
+        progress.seconds += took
+        self.pace.evaluated(sum(map(len, self.judged)) * self.plan.context_length, took)
         return Evaluated(
             progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
-            self._speed(), progress.seconds, self.grad_norm, peak_memory(self.model.device), progress.skipped,
-            self._mfu(),
+            self.pace.tokens_per_second, progress.seconds, self.grad_norm, peak_memory(self.model.device),
+            progress.skipped, self._mfu(),
         )  # fmt: skip
 
     def _save_due(self, better: bool) -> bool:
@@ -237,6 +250,7 @@ class _Run:
 
     def _save(self) -> Event:
         assert self.store is not None
+        started = time.perf_counter()
         weights, state, progress = self.stepper.weights(), self.stepper.state(), self.progress
         if not all(all_finite(tensor) for tensor in weights.values()):
             if self._ended():
@@ -249,6 +263,7 @@ class _Run:
         path = self.store.run
         if self.world.is_first:
             path = self.store.save(weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        self.pace.saved(time.perf_counter() - started)
         return Saved(progress.step, path)
 
     def _restore(self, snapshot: Snapshot) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"textstream", "filesum", "machine"},
-    {"config", "shapes", "accounting", "events"},
+    {"config", "shapes", "accounting", "events", "pace"},
     {
         "documents",
         "download",

@@ -1,18 +1,22 @@
 """What a run says of itself besides its losses: TensorBoard, its share of the device's peak, its precision."""
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from runs import TINY
 
-from gptcli import checkpoint, device, events, machine, peaks, tensorboard
+from gptcli import checkpoint, device, events, machine, peaks, stepping, tensorboard, training
 from gptcli.accounting import training_flops_rule
+from gptcli.cli import training_view
 from gptcli.errors import GptcliError
+from gptcli.pace import Forecast
 
 OPTIONS = (*TINY, "--max-steps", 6, "--save-every", 2, "--eval-every", 2, "--sample-every", 0, "--threads", 1)
 CPU = torch.device("cpu")
@@ -79,6 +83,39 @@ def test_without_the_package_tensorboard_is_refused(gptcli: Any, story: Path, mo
         "'tensorbord'", "Did you mean tensorboard"
     )
     assert not Path("run").exists()
+
+
+# The time that is left
+
+
+def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step takes 40 s, every other one 1 s; an evaluation 2 s, half of them on each part."""
+    now, steps = 0.0, 0
+    take_step, evaluate = stepping.Stepper.step, training.mean_loss
+
+    def step(*arguments: Any) -> Any:
+        nonlocal now, steps
+        now, steps = now + (1 if steps else 40), steps + 1
+        return take_step(*arguments)
+
+    def mean_loss(*arguments: Any) -> float:
+        nonlocal now
+        now += 1
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(training_view, "Forecast", lambda: Forecast(lambda: now))
+    monkeypatch.setattr(stepping.Stepper, "step", step)
+    monkeypatch.setattr(training, "mean_loss", mean_loss)
+    options = ("--max-steps", 40, "--sample-every", 0, "--eval-every", 5, "--save-every", 100, "--threads", 1)
+    result = gptcli("train", story, *TINY, *options, "--out", "run")
+    assert result.code == 0, result.err
+    rows = checkpoint.read_metrics(Path("run"))
+    assert [row["tokens_per_second"] for row in rows] == [64 / 40, *[64.0] * (len(rows) - 1)]
+    assert rows[-1]["seconds"] == 40 + 39 + 9 * 2
+    assert re.findall(r"Forecast: about (.*) to go", result.err) == ["53 s"]  # after 3 steps: 37, and 8 evaluations
 
 
 # The device's peak

@@ -12,6 +12,7 @@ from gptcli.cli import render
 from gptcli.cli.stopping import stop_on_signals
 from gptcli.config import PRESETS, GPTConfig, SamplingConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
+from gptcli.pace import Forecast
 
 if TYPE_CHECKING:
     from gptcli.accounting import TrainingMemory
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SLOW_RUN_SECONDS = 3600
 SAMPLE_TOKENS = 50
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own rate and time left
 
 
 class TrainingRun:
@@ -66,7 +68,7 @@ class TrainingRun:
         self.source, self.choose_parts = source, choose_parts
         self.sample_ids = self._sample_ids()
         self.step: int = snapshot.progress["step"] if snapshot else 0
-        self.resumed_at = self.step
+        self.forecast, self.advised = Forecast(), False
         self.last: Evaluated | None = None
         self.speed = ""
 
@@ -121,7 +123,7 @@ class TrainingRun:
         with_events = recipe.log == "tensorboard" and self.world.is_first
         with (
             stop_on_signals() as stop,
-            render.progress(self.plan.total_steps, "step") as bar,
+            render.progress(self.plan.total_steps, "step", bar_format=BAR) as bar,
             closing(tensorboard.EventLog(self.path, self.step)) if with_events else nullcontext() as log,
         ):
             bar.update(self.step)
@@ -163,8 +165,10 @@ class TrainingRun:
             self.speed = f"{event.tokens_per_second:,.0f} tokens/s"
             if event.mfu is not None:
                 self.speed += f", {event.mfu:.0%} of the peak"
-            bar.set_postfix_str(f"loss {event.loss:.3f}, {self.speed}")
-            self._forecast_time(event.tokens_per_second)
+            left = f", {render.human_time(event.seconds_left)} left" if event.seconds_left is not None else ""
+            bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s{left}")
+            if event.seconds_left is not None and self.step < self.plan.total_steps:
+                self._forecast_time(event.seconds_left, bar)
         elif isinstance(event, events.Skipped):
             self.step = event.step + 1
             bar.update()
@@ -281,15 +285,13 @@ class TrainingRun:
             return "What helps most: a smaller model, --size mini or --size tiny."
         return "What helps most: fewer epochs (--epochs), or --max-steps; for memory a smaller --batch-size."
 
-    def _forecast_time(self, tokens_per_second: float) -> None:
-        """After the first steps: how long the run will take."""
-        if self.step - self.resumed_at != min(3, self.plan.total_steps):
+    def _forecast_time(self, seconds_left: float, bar: Any) -> None:
+        """How long the run will take, in a line once that is known and whenever it turns out to be otherwise."""
+        if not self.forecast.is_news(seconds_left):
             return
-        left = (self.plan.total_steps - self.step) * self.plan.tokens_per_step / tokens_per_second
-        evaluations = self.plan.total_steps / self.recipe.eval_every * self.recipe.eval_batches
-        left += evaluations * self.plan.tokens_per_step / (3 * tokens_per_second)
-        render.note(f"Forecast: about {render.human_time(left)} to go.")
-        if left > SLOW_RUN_SECONDS:
+        _say(bar, f"Forecast: about {render.human_time(seconds_left)} to go.")
+        if seconds_left > SLOW_RUN_SECONDS and not self.advised:
+            self.advised = True
             render.warn(f"That is long for a first look. {self._advice()}")
 
     def _report(self, row: "Evaluated", bar: Any) -> None:
