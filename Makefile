@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench
+.PHONY: help install demo test test-slow test-gpu lint format bench
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: $(BIN)/.installed-dev ## run the tests (a few minutes)
 
 test-slow: $(BIN)/.installed-dev ## run the slow tests: big models, long runs
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: ## run the GPU tests with the Python that is given and what it has: make test-gpu PYTHON=python3.12
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu
 
 lint: $(BIN)/.installed-dev ## ruff and mypy --strict
 	$(BIN)/ruff check .

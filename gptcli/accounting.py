@@ -18,6 +18,7 @@ WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 32
 LOGITS_CHUNK_BYTES = 104 * 2**20  # as loss.py, which needs torch, has it
+GPU_LOGITS_CHUNK_BYTES = 2**30
 TORCH_BYTES = 140_000_000
 FRAGMENTED = 0.4
 
@@ -172,11 +173,12 @@ def v100_years(flops: float) -> float:
 
 
 def activation_bytes(
-    config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True
+    config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True, itemsize: int = 4
 ) -> int:
-    """Bytes that a float32 forward pass in train mode holds for its backward pass, as model.py and autograd.py do it.
+    """Bytes that a forward pass in train mode holds for its backward pass, as model.py and autograd.py do it.
 
-    With R = batch_size · context rows, a block holds, in bytes:
+    With R = batch_size · context rows, a block holds, in bytes (of float32; half of what is not statistics or masks on
+    a GPU in bfloat16):
 
         4RC    its input, which the residual and the first norm share
         16R    mean and 1/std of both norms
@@ -199,44 +201,50 @@ def activation_bytes(
         batch_size: windows in a step.
         context: tokens in a window, at most config.context_length.
         recompute: hold only the blocks' inputs, and one block in full while its backward pass runs.
-        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it (not measured).
+        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it.
+        itemsize: bytes of an activation: 4, or 2 on a GPU that trains in bfloat16.
     """
-    held = _bytes_after_forward(config, batch_size, context, recompute, on_cpu)
+    held = _bytes_after_forward(config, batch_size, context, recompute, on_cpu, itemsize)
     if recompute:
-        held += _block_bytes(config, batch_size, context, on_cpu) - 4 * batch_size * context * config.emb_dim
+        block = _block_bytes(config, batch_size, context, on_cpu, itemsize)
+        held += block - itemsize * batch_size * context * config.emb_dim
     return held
 
 
-def _bytes_after_forward(config: GPTConfig, batch_size: int, context: int, recompute: bool, on_cpu: bool) -> int:
+def _bytes_after_forward(
+    config: GPTConfig, batch_size: int, context: int, recompute: bool, on_cpu: bool, itemsize: int
+) -> int:
     """What is held when the loss is known, before a block is computed again."""
     rows = batch_size * context
     RC = rows * config.emb_dim
-    around = 8 * (rows + context) + (RC if config.drop_rate > 0 else 0) + 4 * RC + 8 * rows + 4 * RC
-    block = 4 * RC if recompute else _block_bytes(config, batch_size, context, on_cpu)
+    around = 8 * (rows + context) + (RC if config.drop_rate > 0 else 0) + 2 * itemsize * RC + 8 * rows
+    block = itemsize * RC if recompute else _block_bytes(config, batch_size, context, on_cpu, itemsize)
     return around + config.n_layers * block
 
 
-def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool) -> int:
+def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool, itemsize: int) -> int:
     rows = batch_size * context
     RC = rows * config.emb_dim
     scaled = config.drop_rate == 0 and (config.scale_attn_by_layer or not config.scale_attn)
-    streams = (36 if scaled else 32) * RC
-    hidden = (4 if config.activation == "relu" else 8) * rows * config.hidden_dim
+    streams = (9 if scaled else 8) * itemsize * RC
+    hidden = (1 if config.activation == "relu" else 2) * itemsize * rows * config.hidden_dim
     masks = 2 * RC if config.drop_rate > 0 else 0
     mask_or_log_sums = context if config.drop_rate > 0 and on_cpu else 4
     return streams + hidden + 16 * rows + masks + rows * config.n_heads * mask_or_log_sums
 
 
-def logits_bytes(config: GPTConfig, batch_size: int, context: int) -> int:
-    """The most bytes of logits that exist at once: the loss makes chunks of LOGITS_CHUNK_BYTES at most."""
+def logits_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool = True, itemsize: int = 4) -> int:
+    """The most bytes of logits that exist at once: the loss makes chunks of so many bytes at most."""
     rows = batch_size * context
-    chunks = max(1, -(-4 * rows * config.vocab_size // LOGITS_CHUNK_BYTES))
-    return 4 * config.vocab_size * -(-rows // chunks)
+    chunks = max(
+        1, -(-itemsize * rows * config.vocab_size // (LOGITS_CHUNK_BYTES if on_cpu else GPU_LOGITS_CHUNK_BYTES))
+    )
+    return itemsize * config.vocab_size * -(-rows // chunks)
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of the tensors of one training step in float32.
+    """Bytes of the tensors of one training step.
 
     Attributes:
         weights: 4 a parameter.
@@ -267,7 +275,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True
+    config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True, itemsize: int = 4
 ) -> TrainingMemory:
     """What a step of AdamW on ``batch_size`` windows of ``context`` tokens takes; arguments as `activation_bytes`.
 
@@ -280,13 +288,16 @@ def training_memory(
     - that of the first block: its activations instead of all, and the gradients of the other blocks' weights;
     - the end: all gradients, and with a tied head the embedding's share of its gradient before the two are added.
     """
-    parameters, L, stream = parameter_count(config), config.n_layers, 4 * batch_size * context * config.emb_dim
+    parameters, L = parameter_count(config), config.n_layers
+    stream = itemsize * batch_size * context * config.emb_dim
     head = 4 * config.vocab_size * config.emb_dim
-    activations = activation_bytes(config, batch_size, context, recompute, on_cpu)
-    logits = logits_bytes(config, batch_size, context)
-    in_loss = _bytes_after_forward(config, batch_size, context, recompute, on_cpu) + head + stream + logits
-    last_block = activations + head + 4 * batch_size * context * config.hidden_dim
-    freed = stream if recompute else _block_bytes(config, batch_size, context, on_cpu)
+    activations = activation_bytes(config, batch_size, context, recompute, on_cpu, itemsize)
+    logits = logits_bytes(config, batch_size, context, on_cpu, itemsize)
+    in_loss = _bytes_after_forward(config, batch_size, context, recompute, on_cpu, itemsize) + head + stream + logits
+    if not on_cpu:  # the padded head in the products' dtype, and a chunk's share of its gradient
+        in_loss += 2 * itemsize * config.vocab_size * config.emb_dim
+    last_block = activations + head + itemsize * batch_size * context * config.hidden_dim
+    freed = stream if recompute else _block_bytes(config, batch_size, context, on_cpu, itemsize)
     made = 4 * non_embedding_parameter_count(config) // L
     first_block = last_block + (L - 1) * (made - freed)
     end = 4 * parameters + (head if config.tie_weights else 0)

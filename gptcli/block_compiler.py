@@ -10,16 +10,26 @@ from gptcli.gpu.triton_support import triton_reason
 WORTHWHILE = 1e15  # FLOPs of a run: some seconds of a fast GPU, as long as compiling takes
 
 
-def reason_not_to_compile(device: torch.device, flops: float) -> str | None:
-    """Why a run of so many FLOPs on ``device`` should not compile its blocks unless asked to, or None.
+def choose(asked: bool | None, device: torch.device, flops: float, processes: int = 1) -> tuple[bool, str | None]:
+    """Whether to compile the blocks for a run of so many FLOPs, and a line for its user, if there is something to say.
 
-    The answer hangs on the run and on what is installed, never on a clock.
+    Unasked they are compiled on one GPU, for a run that gains from it. The answer hangs on the run and on what is
+    installed, never on a clock.
     """
+    reason = _reason_not_to(device, flops, processes)
+    if asked or (asked is None and reason is None):
+        return True, "torch.compile fuses the blocks in the first step, which takes ten seconds or more."
+    if asked is None and device.type == "cuda":
+        return False, f"The blocks are not compiled: {reason} (--compile asks for it)."
+    return False, None
+
+
+def _reason_not_to(device: torch.device, flops: float, processes: int) -> str | None:
     if device.type != "cuda":
         return "only GPUs gain enough"
-    if (reason := triton_reason(device)) is not None:
-        return reason
-    return "the run is too short to gain from it" if flops < WORTHWHILE else None
+    if processes > 1:
+        return "several processes have not been tried with it"
+    return triton_reason(device) or ("the run is too short to gain from it" if flops < WORTHWHILE else None)
 
 
 class CompiledBlocks:

@@ -9,7 +9,7 @@ from gptcli.errors import GptcliError, nearest
 Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
 Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Log = Literal["none", "tensorboard"]
 Overflow = Literal["slide", "crop", "error"]
 Activation = Literal["gelu_new", "gelu", "relu"]
@@ -196,6 +196,7 @@ class TrainConfig:
 
     Lengths are in tokens, `train_share` in characters, rates per optimizer step, `max_time` in seconds. A step sees
     `batch_size` windows in `accumulate` parts, which only saves memory. `save_every` None: as often as it is cheap.
+    `compile` None: the command decides by device and size of the run; elsewhere it is False.
 
     Raises:
         GptcliError: a value outside its range.
@@ -225,9 +226,9 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
     accumulate: int = 1
     recompute: bool = False
-    compile: bool = False
+    compile: bool | None = None
     shard: bool = False
-    dtype: Precision = "auto"
+    dtype: Precision = "float32"
     max_time: float | None = None
     early_stop: int | None = None
     save_every: int | None = None

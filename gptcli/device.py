@@ -3,20 +3,16 @@
 import ctypes
 import mmap
 import sys
-import time
 from dataclasses import dataclass
-from functools import cache
+from typing import cast
 
 import psutil
 import torch
-from torch.nn import functional as F
 
 from gptcli.config import Precision as PrecisionName
 from gptcli.errors import GptcliError, nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CLEARLY_FASTER = 2.0  # than float32: less is not worth the coarser numbers
-HOPELESS = 0.1
 HUGE_PAGE = 2**21
 
 
@@ -41,11 +37,14 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
     Raises:
         GptcliError: an unknown name, or a device that this machine does not have.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise GptcliError(f"There is no dtype {dtype!r}.", nearest(dtype, ["auto", *DTYPES]))
+    if dtype != "auto":
+        _known_dtype(dtype)
     chosen = _best_device() if device == "auto" else _named_device(device)
     if dtype == "bfloat16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise GptcliError(f"--dtype bfloat16: {torch.cuda.get_device_name(chosen)} has none.", "Use --dtype float16.")
+        raise GptcliError(
+            f"--dtype bfloat16: {torch.cuda.get_device_name(chosen)} has none.",
+            "Take another device or --dtype float16.",
+        )
     reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, "no GPU found")
     if device != "auto":
         reason = "asked for"
@@ -74,7 +73,7 @@ def _named_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision of matrix products in training as --dtype names it, never "auto", and one phrase on why."""
+    """The precision of matrix products in training, and one phrase on why."""
 
     name: PrecisionName
     reason: str
@@ -85,53 +84,28 @@ class Precision:
         return DTYPES[self.name]
 
 
-def training_precision(name: PrecisionName, device: torch.device, width: int) -> Precision:
-    """The precision of matrix products in training: ``name``, or for "auto" the one that is fast and safe here.
+def training_precision(name: str, device: torch.device) -> Precision:
+    """The precision of matrix products in training: ``name``, or what "auto" stands for on such a device.
 
-    A GPU gets bfloat16 where it has it, else float16 with scaled gradients; a CPU bfloat16 where that is clearly
-    faster for a model of ``width``; everything else float32. Weights and moments are float32 in any case.
+    A GPU gets bfloat16 where it has it, else float16 with scaled gradients; everything else float32, so that a run on
+    a CPU gives the same numbers whatever the CPU. Weights and moments are float32 in any case.
+
+    Raises:
+        GptcliError: an unknown name.
     """
     if name != "auto":
-        return Precision(name, "asked for")
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision("bfloat16", "this GPU has it")
-        return Precision("float16", "this GPU has no bfloat16")
-    if device.type != "cpu":
-        return Precision("float32", "safe everywhere")
-    speed = bfloat16_speed(width, torch.get_num_threads())
-    if speed >= CLEARLY_FASTER:
-        return Precision("bfloat16", f"{speed:.1f} times as fast as float32 here")
-    return Precision("float32", "bfloat16 is no faster here" if speed > 0.9 else "bfloat16 is slower here")
+        return Precision(_known_dtype(name), "asked for")
+    if device.type != "cuda":
+        return Precision("float32", f"auto on {'a CPU' if device.type == 'cpu' else device.type}")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bfloat16", "this GPU has it")
+    return Precision("float16", "this GPU has no bfloat16")
 
 
-@cache
-def bfloat16_speed(width: int, threads: int) -> float:
-    """How many times as fast as float32 a feed-forward product of ``width`` is in bfloat16 on this CPU, casts included.
-
-    A CPU without the instructions can be hundreds of times slower, so a few rows are tried before many, and no more
-    than that if it is hopeless. Measured once a process, for as many ``threads`` as torch has now.
-    """
-    speed = 0.0
-    width = min(width, 768)
-    for rows in (4, 128):
-        inputs, weight = torch.ones(rows, width), torch.ones(4 * width, width)
-        exact, rough = (_product_seconds(inputs, weight, dtype) for dtype in (torch.float32, torch.bfloat16))
-        speed = exact / rough
-        if speed < HOPELESS:
-            break
-    return speed
-
-
-@torch.no_grad()
-def _product_seconds(inputs: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> float:
-    times = []
-    for _ in range(2):  # the first one pays for preparations
-        started = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            F.linear(inputs, weight)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _known_dtype(name: str) -> PrecisionName:
+    if name not in DTYPES:
+        raise GptcliError(f"There is no dtype {name!r}.", nearest(name, ["auto", *DTYPES]))
+    return cast(PrecisionName, name)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -8,8 +8,9 @@ from pathlib import Path
 class Stepped:
     """One optimizer step.
 
-    Loss in nats and gradient norm are from before the update; ``tokens_per_second`` is the speed of training so far,
-    ``mfu`` the share of the devices' peak that it makes use of, None where the peak is not known.
+    Loss in nats and gradient norm are from before the update; ``tokens_per_second`` is the speed of recent steps, the
+    first of a sitting left out; ``mfu`` the share of the devices' peak that it makes use of, None where the peak is not
+    known; ``seconds_left`` how long the run will still take, None while too little has been measured.
     """
 
     step: int
@@ -19,6 +20,7 @@ class Stepped:
     grad_norm: float
     learning_rate: float
     mfu: float | None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def forecast_fits(
 ) -> bool:
     """Whether the forecast of a step on ``rows`` windows leaves a tenth of this process's share of free memory."""
     on_cpu = device.type == "cpu"
-    need = training_memory(model, rows, context, recipe.recompute, on_cpu=on_cpu)
+    itemsize = 4 if on_cpu or recipe.dtype in ("auto", "float32") else 2
+    need = training_memory(model, rows, context, recipe.recompute, on_cpu=on_cpu, itemsize=itemsize)
     bytes_needed = need.resident if on_cpu else need.peak
     if recipe.shard:
         bytes_needed -= int((need.weights + need.optimizer) * (1 - 1 / world.size))

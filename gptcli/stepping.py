@@ -106,8 +106,7 @@ class Stepper:
         self.model, self.config, self.world = model, config, world
         self.notes: list[str] = []
         model.recompute = config.recompute
-        dtype = devices.training_precision(config.dtype, model.device, model.config.emb_dim).dtype
-        self.dtype = dtype
+        self.dtype = dtype = devices.DTYPES[config.dtype]
         self.loss: nn.Module = distributed.wrap(MeanLoss(model), model, world, shard=config.shard)
         self.optimizers = optim.make_optimizers(model, config)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)

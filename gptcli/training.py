@@ -18,6 +18,7 @@ from gptcli.errors import GptcliError
 from gptcli.events import EpochEnded, Evaluated, Event, Noted, Saved, Skipped, Stepped, WentBack
 from gptcli.model import GPTModel
 from gptcli.optim import learning_rate
+from gptcli.pace import Ahead, Pace
 from gptcli.plan import Plan, judged_windows, make_plan, train_windows, validation_windows
 from gptcli.snapshots import Snapshot, Store, newest
 from gptcli.stepping import Launched, MeanLoss, Stepper
@@ -139,9 +140,10 @@ class _Run:
         self.progress = Progress()
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = config.learning_rate, 0.0
-        self.steps_here, self.trained_for = 0, 0.0
+        self.pace = Pace()
         self.order: tuple[int, Sequence[int]] = (0, [])
         self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate
+        self.step_seconds = 0.0  # of launching and of waiting, since a step's end was seen last
         self.saved_at = 0
 
     def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
@@ -166,7 +168,9 @@ class _Run:
                 yield self._evaluate(epoch)
                 better = self.progress.waited == 0 and self.progress.val_loss is not None
             if ends_epoch:
+                told = time.perf_counter()
                 yield EpochEnded(epoch, self.progress.step)
+                self.pace.epoch_ended(time.perf_counter() - told)
             if self.progress.step < self.plan.total_steps and self._save_due(better):
                 yield from self._finished()
                 if not self.progress.bad_in_a_row:
@@ -200,7 +204,7 @@ class _Run:
         self.rate = learning_rate(self.config, step, self.plan.total_steps) * self.progress.rate_factor
         launched = self.stepper.launch(*self._batch(step, epoch), self.rate)
         self.launched.append((step, epoch, self.rate, launched))
-        self.trained_for += time.perf_counter() - started
+        self.step_seconds += time.perf_counter() - started
         self.progress.step += 1
 
     def _finished(self, but: int = 0) -> Iterator[Event]:
@@ -209,12 +213,14 @@ class _Run:
             started = time.perf_counter()
             step, epoch, rate, launched = self.launched.popleft()
             outcome = launched.outcome()
-            self.trained_for += time.perf_counter() - started
-            self.steps_here += 1
+            self.pace.stepped(self.plan.tokens_per_step, self.step_seconds + time.perf_counter() - started)
+            self.step_seconds = 0.0
             if outcome.updated:
                 self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
-                speed, mfu = self._speed(), self._mfu()
-                yield Stepped(step, epoch, outcome.loss, speed, outcome.grad_norm, rate, mfu)
+                yield Stepped(
+                    step, epoch, outcome.loss, self.pace.tokens_per_second, outcome.grad_norm, rate, self._mfu(),
+                    self._seconds_left(),
+                )  # fmt: skip
             else:
                 self.progress.skipped += 1
                 self.progress.bad_in_a_row += not outcome.excused
@@ -222,11 +228,17 @@ class _Run:
         yield from map(Noted, self.stepper.notes)
         self.stepper.notes.clear()
 
-    def _speed(self) -> float:
-        return self.steps_here * self.plan.tokens_per_step / self.trained_for if self.trained_for else 0.0
-
     def _mfu(self) -> float | None:
-        return self._speed() / self.tokens_per_second_at_peak if self.tokens_per_second_at_peak else None
+        peak = self.tokens_per_second_at_peak
+        return self.pace.tokens_per_second / peak if peak else None
+
+    def _seconds_left(self) -> float | None:
+        plan, config = self.plan, self.config
+        step, tokens = self.progress.step, plan.tokens_per_step
+        left = self.pace.seconds_left(Ahead.after(step, plan.total_steps, plan.steps_per_epoch, tokens, config))
+        if left is None or config.max_time is None:
+            return left
+        return min(left, max(config.max_time - self.progress.seconds, 0.0))
 
     def _evaluate(self, epoch: int) -> Evaluated:
         started, progress = time.perf_counter(), self.progress
@@ -241,11 +253,13 @@ class _Run:
             else:
                 progress.waited += 1
         progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
-        progress.seconds += time.perf_counter() - started
+        took = time.perf_counter() - started
+        progress.seconds += took
+        self.pace.evaluated(sum(map(len, self.judged)) * self.plan.context_length, took)
         return Evaluated(
             progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
-            self._speed(), progress.seconds, self.grad_norm, peak_memory(self.model.device), progress.skipped,
-            self._mfu(),
+            self.pace.tokens_per_second, progress.seconds, self.grad_norm, peak_memory(self.model.device),
+            progress.skipped, self._mfu(),
         )  # fmt: skip
 
     def _save_due(self, better: bool) -> bool:
@@ -258,6 +272,7 @@ class _Run:
 
     def _save(self) -> Event:
         assert self.store is not None
+        started = time.perf_counter()
         weights, state, progress = self.stepper.weights(), self.stepper.state(), self.progress
         if not all(all_finite(tensor) for tensor in weights.values()):
             if self._ended():
@@ -270,6 +285,7 @@ class _Run:
         path = self.store.run
         if self.world.is_first:
             path = self.store.save(weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        self.pace.saved(time.perf_counter() - started)
         return Saved(progress.step, path)
 
     def _restore(self, snapshot: Snapshot) -> None:

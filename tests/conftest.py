@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,34 @@ from typing import Any
 import pytest
 from runs import TEXT
 
-# Before torch is imported: tiny models gain nothing from a second thread, and lose much where tests share their cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch is imported, and for the processes that tests start. Tiny models gain nothing from a second thread, and
+# lose much where tests share their cores; a float32 product is one of float32 numbers, whatever the user's shell says.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT"}
+GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 SHARED_DATA = Path(os.environ.get("GPTCLI_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from every test but those that are asked for by ``-m gpu``."""
+    if not wants_gpu(config):
+        assert "torch" not in sys.modules, "torch is loaded already, and has seen the GPUs"
+        os.environ |= dict.fromkeys(GPUS, "")
+
+
+def wants_gpu(config: pytest.Config) -> bool:
+    """Whether the tests that need a GPU are selected."""
+    words = str(config.getoption("markexpr")).replace("not gpu", "").split()
+    return "gpu" in words
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA GPU")
 
 
 @dataclass
@@ -40,8 +65,10 @@ class Result:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_kernels() -> None:
+def _compiled_kernels(request: pytest.FixtureRequest) -> None:
     """Compile the CPU kernels before any test looks at what a command says: they announce it, once a machine."""
+    if wants_gpu(request.config):
+        return
     from gptcli.config import GPTConfig
     from gptcli.decoders import obstacle
 

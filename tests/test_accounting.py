@@ -197,6 +197,7 @@ def recompute_blocks(model: GPTModel) -> None:
 
 def test_logits_chunk_is_the_that_of_the_loss() -> None:
     assert accounting.LOGITS_CHUNK_BYTES == loss.CHUNK_BYTES
+    assert accounting.GPU_LOGITS_CHUNK_BYTES == loss.GPU_CHUNK_BYTES
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_device_without_room_for_a_step_says_so_and_the_run_can_go_on(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Stepper, "step", step)
+        patched.setattr(Stepper, "launch", step)
         result = gptcli("train", story, *OPTIONS, "--out", "run", "-q")
     result.assert_user_error(
         "cpu has no room left: CUDA out of memory. Tried to allocate 20.00 GiB.", "--batch-size auto"

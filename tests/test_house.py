@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 # From the ground up; a room may import its own floor's neighbours and everything below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"textstream", "filesum"},
-    {"config", "shapes", "accounting", "events", "gpu", "step_graph"},
+    {"textstream", "filesum", "machine"},
+    {"config", "shapes", "accounting", "events", "gpu", "step_graph", "pace"},
     {
         "documents",
         "download",

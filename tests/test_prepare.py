@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,8 @@ from gptcli.portions import portions
 from gptcli.preparing import Preparation, Request
 from gptcli.textstream import decoded
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
+
+zstandard = pytest.importorskip("zstandard")
 
 TEXT = "The cat sat on the mat, and the dog's log wasn't  far.\n\n" * 40 + "Ende — naïve 漢字\u3000 x\t\ty 12 345\n"
 # White space of every kind, what may stand beside it, and what the pattern treats apart.

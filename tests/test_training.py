@@ -1,9 +1,11 @@
 """The one training step in all its forms, held against the plain one."""
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from models import tiny_model
 from runs import TINY
 from torch.nn import functional as F
 
-from gptcli import checkpoint, stepping
+from gptcli import checkpoint, stepping, training
 from gptcli.config import TrainConfig
 from gptcli.model import GPTModel
 from gptcli.optim import Muon, learning_rate, make_optimizers, orthogonalised, plain, total_norm
@@ -32,12 +34,13 @@ def trained(steps: int = 3, model: GPTModel | None = None, **settings: Any) -> t
     return model, [stepper.step(*batch, 1e-2) for batch in batches(steps)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("grad_clip", [0.5, 0.0])
-def test_a_step_is_what_the_plain_loop_does(grad_clip: float) -> None:
+def test_a_step_is_what_the_plain_loop_does(grad_clip: float, dtype: torch.dtype) -> None:
     """The book's loop: logits of the whole batch, cross_entropy, backward, clip, AdamW."""
     # Without qkv bias: the gradient of a key's bias is 0, and Adam makes steps of whatever rounding leaves of it.
-    model, outcomes = trained(model=tiny_model(drop_rate=0.0, qkv_bias=False), grad_clip=grad_clip)
-    plain = tiny_model(drop_rate=0.0, qkv_bias=False).train()
+    model, outcomes = trained(model=tiny_model(drop_rate=0.0, qkv_bias=False).to(dtype), grad_clip=grad_clip)
+    plain = tiny_model(drop_rate=0.0, qkv_bias=False).to(dtype).train()
     groups = [
         {"params": [p for p in plain.parameters() if (p.dim() >= 2) == matrices], "weight_decay": decay}
         for matrices, decay in ((True, 0.1), (False, 0.0))
@@ -52,10 +55,12 @@ def test_a_step_is_what_the_plain_loop_does(grad_clip: float) -> None:
         assert outcome.updated
         assert outcome.loss == pytest.approx(loss.item(), rel=1e-5)
         assert outcome.grad_norm == pytest.approx(norm.item(), rel=1e-4)
-    # By the way that each tensor went, not weight by weight: Adam turns a gradient of nearly 0 into steps of rounding.
-    start = tiny_model(drop_rate=0.0, qkv_bias=False)
-    for mine, theirs, before in zip(model.parameters(), plain.parameters(), start.parameters(), strict=True):
-        assert (mine - theirs).norm() <= 1e-3 * (theirs - before).norm()  # without the weight decay: twice that
+    # Adam makes a whole step of a gradient near its epsilon, and in float32 its direction differs from CPU to CPU. So
+    # float32 is held by the losses after two updates, and in float64 each tensor by the way that it went.
+    if dtype == torch.float64:
+        start = tiny_model(drop_rate=0.0, qkv_bias=False).to(dtype)
+        for mine, theirs, before in zip(model.parameters(), plain.parameters(), start.parameters(), strict=True):
+            assert (mine - theirs).norm() <= 5e-4 * (theirs - before).norm()  # without weight decay: four times
 
 
 @pytest.mark.parametrize("parts", [2, 4, 6])  # 4 parts of 6 windows are uneven
@@ -219,7 +224,7 @@ def test_memory_options_give_the_plain_runs_losses(gptcli: Any, story: Path) -> 
         assert other["memory"] > 10**7
 
 
-def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path) -> None:
+def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("train", story, *TINY, "--sample-every", 0, "--threads", 1)
     result = gptcli(*options, "--learning-rate", 1, "--eval-every", 1, "--early-stop", 2, "--out", "a")
     assert result.code == 0, result.err
@@ -228,7 +233,9 @@ def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path) -> None:
     assert len(losses) < 80
     assert min(losses[-2:]) >= min(losses[:-2])
     gptcli("train", "--resume", "a").assert_user_error("no better for 2 evaluations", "--early-stop 4")
-    result = gptcli(*options, "--max-time", "0.01s", "--out", "b")
+    seconds = itertools.count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    result = gptcli(*options, "--max-time", "2s", "--out", "b")
     assert result.code == 0, result.err
     assert checkpoint.load(Path("b")).training["step"] == 1
     gptcli("train", "--resume", "b").assert_user_error("--max-time")

@@ -1,17 +1,22 @@
 """What a run says of itself besides its losses: TensorBoard, its share of the device's peak, its precision."""
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from runs import TINY
 
-from gptcli import checkpoint, device, events, peaks, tensorboard
+from gptcli import checkpoint, device, events, machine, peaks, stepping, tensorboard, training
 from gptcli.accounting import training_flops_rule
+from gptcli.cli import training_view
+from gptcli.errors import GptcliError
+from gptcli.pace import Forecast
 
 OPTIONS = (*TINY, "--max-steps", 6, "--save-every", 2, "--eval-every", 2, "--sample-every", 0, "--threads", 1)
 CPU = torch.device("cpu")
@@ -80,6 +85,39 @@ def test_without_the_package_tensorboard_is_refused(gptcli: Any, story: Path, mo
     assert not Path("run").exists()
 
 
+# The time that is left
+
+
+def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step takes 40 s, every other one 1 s; an evaluation 2 s, half of them on each part."""
+    now, steps = 0.0, 0
+    take_step, evaluate = stepping.Stepper.launch, training.mean_loss
+
+    def step(*arguments: Any) -> Any:
+        nonlocal now, steps
+        now, steps = now + (1 if steps else 40), steps + 1
+        return take_step(*arguments)
+
+    def mean_loss(*arguments: Any) -> float:
+        nonlocal now
+        now += 1
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(training_view, "Forecast", lambda: Forecast(lambda: now))
+    monkeypatch.setattr(stepping.Stepper, "launch", step)
+    monkeypatch.setattr(training, "mean_loss", mean_loss)
+    options = ("--max-steps", 40, "--sample-every", 0, "--eval-every", 5, "--save-every", 100, "--threads", 1)
+    result = gptcli("train", story, *TINY, *options, "--out", "run")
+    assert result.code == 0, result.err
+    rows = checkpoint.read_metrics(Path("run"))
+    assert [row["tokens_per_second"] for row in rows] == [64 / 40, *[64.0] * (len(rows) - 1)]
+    assert rows[-1]["seconds"] == 40 + 39 + 9 * 2
+    assert re.findall(r"Forecast: about (.*) to go", result.err) == ["51 s"]  # after 5 steps: 35, and 8 evaluations
+
+
 # The device's peak
 
 
@@ -130,56 +168,105 @@ def test_unknown_gpus_are_measured(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert peaks.peak(torch.device("cuda"), torch.float32) == peaks.Peak(3e12, "measured")
 
 
-def test_a_measured_rate_is_a_real_one() -> None:
-    """Above what one product takes at its slowest, and no more than the fastest core could ever do."""
-    rate = peaks.measured_rate(CPU, torch.float32, torch.get_num_threads())
-    square = torch.ones(1024, 1024)
-    slowest = 2 * 1024**3 / max(peaks._seconds(square) for _ in range(5))
-    assert 0.5 * slowest < rate < 1e12 * torch.get_num_threads()
+def test_a_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([9.0, 0.25, 0.125, 0.5, 7.0])  # seconds; the first product warms up, and three are measured
+    sizes: list[int] = []
+    monkeypatch.setattr(peaks, "_seconds", lambda square: sizes.append(len(square)) or next(times))
+    rate = peaks.measured_rate.__wrapped__(CPU, torch.float32, 1)
+    assert set(sizes) == {1024}
+    assert rate == 2 * 1024**3 / 0.125
+    assert next(times) == 7.0
 
 
-# The precision on a CPU
+# The precision
+
+
+@pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx512_bf16", "amx_bf16"})])
+def test_auto_is_float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    assert device.training_precision("auto", CPU) == device.Precision("float32", "auto on a CPU")
+    assert device.training_precision("auto", torch.device("mps")).name == "float32"
+    assert device.training_precision("bfloat16", CPU) == device.Precision("bfloat16", "asked for")
+    with pytest.raises(GptcliError, match="float8"):
+        device.training_precision("float8", CPU)
+
+
+@pytest.mark.parametrize(("has_it", "name"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, has_it: bool, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    assert device.training_precision("auto", torch.device("cuda")).name == name
+
+
+def test_a_run_says_its_precision_and_keeps_it(gptcli: Any, story: Path) -> None:
+    result = gptcli("train", story, *OPTIONS, "--max-steps", 2, "--out", "run")
+    assert "float32 (auto on a CPU)" in result.err
+    assert facts_of("run")["recipe"]["dtype"] == "float32"
+    result = gptcli("train", story, *OPTIONS, "--max-steps", 2, "--dtype", "bfloat16", "--out", "rough")
+    assert "bfloat16 (asked for)" in result.err
+    result = gptcli("train", "--resume", "rough", "--max-steps", 4, "--dtype", "auto")
+    assert "bfloat16 (as before)" in result.err
+    gptcli("train", "--resume", "rough", "--max-steps", 6, "--dtype", "float32").assert_user_error("bfloat16")
 
 
 @pytest.mark.parametrize(
-    ("speed", "name", "reason"),
+    ("was", "now", "said"),
     [
-        (6.04, "bfloat16", "6.0 times as fast as float32 here"),
-        (1.4, "float32", "no faster here"),
-        (0.01, "float32", "slower here"),
+        ({"precision": "bfloat16"}, "bfloat16", "goes on in bfloat16, as it began."),
+        ({"precision": "float32"}, "float32", "goes on in float32, as it began."),
+        ({}, "float32", "goes on in float32: its snapshots do not say what that was."),
     ],
 )
-def test_a_cpu_computes_in_bfloat16_only_where_that_is_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, speed: float, name: str, reason: str
+def test_an_old_run_that_says_auto_keeps_what_that_was(
+    gptcli: Any, story: Path, was: dict[str, str], now: str, said: str
 ) -> None:
-    monkeypatch.setattr(device, "bfloat16_speed", lambda width, threads: speed)
-    found = device.training_precision("auto", CPU, 64)
-    assert found.name == name
-    assert reason in found.reason
-    assert device.training_precision("float16", CPU, 64) == device.Precision("float16", "asked for")
-
-
-def test_the_probe_measures_and_gives_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < device.bfloat16_speed.__wrapped__(64, 1) < 100
-    rows: list[int] = []
-
-    def seconds(inputs: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> float:
-        rows.append(len(inputs))
-        return 1.0 if dtype == torch.float32 else 300.0
-
-    monkeypatch.setattr(device, "_product_seconds", seconds)
-    assert device.bfloat16_speed.__wrapped__(64, 1) == 1 / 300
-    assert max(rows) < 10
-
-
-def test_a_run_says_its_precision_and_keeps_it(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "bfloat16_speed", lambda width, threads: 3.0)
-    result = gptcli("train", story, *OPTIONS, "--max-steps", 2, "--out", "run")
-    assert "bfloat16 (3.0 times as fast as float32 here)" in result.err
-    monkeypatch.setattr(device, "bfloat16_speed", lambda width, threads: 0.1)
+    assert gptcli("train", story, *OPTIONS, "--max-steps", 2, "--out", "run").code == 0
+    state = max(Path("run/training").iterdir()) / "state.json"
+    written = json.loads(state.read_text(encoding="utf-8"))
+    written["facts"] |= was
+    written["facts"]["recipe"]["dtype"] = "auto"
+    state.write_text(json.dumps(written), encoding="utf-8")
     result = gptcli("train", "--resume", "run", "--max-steps", 4)
-    assert "bfloat16 (as before)" in result.err
-    state = json.loads((max(Path("run/training").iterdir()) / "state.json").read_text(encoding="utf-8"))
-    assert state["facts"]["recipe"]["dtype"] == "auto"
-    result = gptcli("train", story, *OPTIONS, "--max-steps", 2, "--out", "other")
-    assert "float32 (bfloat16 is slower here)" in result.err
+    assert result.code == 0, result.err
+    assert f"The run was begun with --dtype auto and {said}" in result.err
+    assert facts_of("run")["recipe"]["dtype"] == now
+
+
+def facts_of(run: str) -> dict[str, Any]:
+    """What the newest snapshot says of its run."""
+    newest = max(Path(run, "training").iterdir()) / "state.json"
+    facts: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))["facts"]
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("text", "has_them"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse2 avx512_bf16 avx2\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("flags\t\t: fpu avx512f avx512_bf16x\n", False),
+        ("vendor\t: nobody\n", False),
+        (None, False),
+    ],
+)
+def test_bfloat16_instructions_are_known_by_the_processors_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, has_them: bool
+) -> None:
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert machine.multiplies_bfloat16() is has_them
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not machine.multiplies_bfloat16()
+
+
+@pytest.mark.parametrize("has_them", [True, False])
+def test_a_run_says_that_this_cpu_is_faster_in_bfloat16(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch, has_them: bool
+) -> None:
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: has_them)
+    advice = "This CPU has bfloat16 instructions: --dtype bfloat16"
+    assert (advice in gptcli("train", story, *OPTIONS, "--out", "run").err) is has_them
+    assert advice not in gptcli("train", story, *OPTIONS, "--dtype", "float32", "--out", "other").err
+    assert advice not in gptcli("train", "--resume", "run", "--max-steps", 8).err

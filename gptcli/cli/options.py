@@ -35,6 +35,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the random numbers: same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+TrainingDtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Of matrix products: auto (float32 on a CPU, bfloat16 on a GPU that has it), float32, bfloat16, float16.",
+    ),
+]
 Engine = Annotated[str, typer.Option("--engine", help="auto, cpu (compiled kernels) or torch.")]
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="Pack the weights in memory first: int8 or int4 (faster and smaller).")

@@ -158,14 +158,18 @@ def print_table(
 
 
 @contextmanager
-def progress(total: int | None, unit: str, description: str = "", scale: bool = False) -> Iterator[Any]:
-    """A tqdm bar on stderr with rate and time left; hidden by --quiet and where stderr is no terminal."""
+def progress(
+    total: int | None, unit: str, description: str = "", scale: bool = False, bar_format: str | None = None
+) -> Iterator[Any]:
+    """A tqdm bar on stderr with rate and time left, unless ``bar_format`` has another form in tqdm's words; hidden by
+    --quiet and where stderr is no terminal."""
     from tqdm import tqdm
 
     hidden = verbosity.quiet or verbosity.rank > 0 or not sys.stderr.isatty()
     with tqdm(
-        total=total, unit=unit, desc=description or None, unit_scale=scale, disable=hidden, file=sys.stderr, leave=False
-    ) as bar:
+        total=total, unit=unit, desc=description or None, unit_scale=scale, bar_format=bar_format, disable=hidden,
+        file=sys.stderr, leave=False,
+    ) as bar:  # fmt: skip
         yield bar
 
 

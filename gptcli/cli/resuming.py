@@ -62,9 +62,14 @@ def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | Non
     for line in passed_over:
         render.warn(line)
     render.note(f"Going on with {path} after step {snapshot.progress['step']}.")
+    if snapshot.facts["recipe"].get("dtype") == "auto":
+        known = "precision" in snapshot.facts
+        how = ", as it began" if known else ": its snapshots do not say what that was"
+        render.note(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
     return training_view.TrainingRun(
         path, recipe, corpus, opened.tokenizer, opened.config, None,
-        source=source, snapshot=snapshot, device=device, threads=threads or _threads_before(snapshot), force=False,
+        source=source, snapshot=snapshot, device=device, dtype=recipe.dtype,
+        threads=threads or _threads_before(snapshot), force=False,
     )  # fmt: skip
 
 
@@ -72,9 +77,9 @@ _NEW = "Give the text that the run began with, or start a new run from its weigh
 
 
 def _recipe(path: Path, snapshot: "Snapshot", config: GPTConfig, tokenizer: str, given: dict[str, Any]) -> TrainConfig:
-    began = TrainConfig(**snapshot.facts["recipe"])
+    began = TrainConfig(**_settings(snapshot.facts))
     for name, value in given.items():
-        if name in (*MAY_CHANGE, *SILENT, "encoding", "errors", "allow_special"):
+        if name in (*MAY_CHANGE, *SILENT, "encoding", "errors", "allow_special") or (name, value) == ("dtype", "auto"):
             continue
         if name == "tokenizer":
             before: Any = tokenizer
@@ -86,6 +91,14 @@ def _recipe(path: Path, snapshot: "Snapshot", config: GPTConfig, tokenizer: str,
                 f"Leave it out; what may change is {', '.join(map(_flag, MAY_CHANGE[:-1]))}.",
             )
     return replace(began, **{name: value for name, value in given.items() if name in MAY_CHANGE})
+
+
+def _settings(facts: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run. Older ones may say "auto" for the dtype, and beside the recipe what that was."""
+    recipe: dict[str, Any] = facts["recipe"]
+    if recipe.get("dtype") == "auto":
+        return recipe | {"dtype": facts.get("precision", "float32")}
+    return recipe
 
 
 def _refuse_other(path: Path, source: dict[str, Any], given: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -152,12 +152,16 @@ def train(
         bool, speed_option("--recompute", help="Compute activations again instead of keeping them: less memory.")
     ] = DEFAULTS.recompute,
     compile: Annotated[  # noqa: A002
-        bool, speed_option("--compile", help="Let torch.compile fuse the model.")
+        bool | None,
+        speed_option(
+            "--compile/--no-compile",
+            help="Let torch.compile fuse each block; by default on one GPU, if the run is long enough to gain from it.",
+        ),
     ] = DEFAULTS.compile,
     shard: Annotated[
         bool, speed_option("--shard", help="Under torchrun: every process holds a part of the model (FSDP2).")
     ] = DEFAULTS.shard,
-    dtype: options.Dtype = DEFAULTS.dtype,
+    dtype: options.TrainingDtype = "auto",
     train_share: Annotated[
         float, watching_option("--train-share", help="Share of the characters (of prepared tokens) to train on.")
     ] = DEFAULTS.train_share,
@@ -222,6 +226,7 @@ def train(
     }  # fmt: skip
     base = GPTConfig.preset(size or "small", **(COURSE_MODEL | {k: v for k, v in shape.items() if v is not None}))
     settings = {field.name: context.params[field.name] for field in fields(TrainConfig)} | {"batch_size": windows}
+    settings["dtype"] = DEFAULTS.dtype if dtype == "auto" else dtype  # auto is resolved where the device is known
     if context_length is None:
         settings["context_length"] = min(DEFAULTS.context_length, base.context_length)
     recipe = TrainConfig(**settings)
@@ -255,7 +260,7 @@ def train(
     }  # fmt: skip
     training_view.TrainingRun(
         run_dir, recipe, corpus, its_tokenizer, model_config, origin,
-        source=source, device=device, threads=threads, force=force, choose_parts=automatic,
+        source=source, device=device, dtype=dtype, threads=threads, force=force, choose_parts=automatic,
     ).go()  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from gptcli.cli import render
 from gptcli.cli.stopping import stop_on_signals
 from gptcli.config import PRESETS, GPTConfig, SamplingConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
+from gptcli.pace import Forecast
 
 if TYPE_CHECKING:
     from gptcli.accounting import TrainingMemory
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SLOW_RUN_SECONDS = 3600
 SAMPLE_TOKENS = 50
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own rate and time left
 
 
 class TrainingRun:
@@ -42,6 +44,7 @@ class TrainingRun:
         source: dict[str, Any],
         snapshot: "Snapshot | None" = None,
         device: str,
+        dtype: str,
         threads: int | None,
         force: bool,
         choose_parts: bool = False,
@@ -56,7 +59,8 @@ class TrainingRun:
         self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
         self.world = distributed.from_environment()
         render.verbosity.rank = self.world.rank
-        self.placement = distributed.place(self.world, devices.choose(device, recipe.dtype))
+        self.placement = distributed.place(self.world, devices.choose(device, dtype))
+        self.dtype = dtype
         self.threads = devices.set_threads(threads)
         devices.reuse_freed_memory()  # already for --batch-size auto
         self.plan = make_plan(corpus, recipe)
@@ -64,7 +68,7 @@ class TrainingRun:
         self.source, self.choose_parts = source, choose_parts
         self.sample_ids = self._sample_ids()
         self.step: int = snapshot.progress["step"] if snapshot else 0
-        self.resumed_at = self.step
+        self.forecast, self.advised = Forecast(), False
         self.last: Evaluated | None = None
         self.speed = ""
 
@@ -78,10 +82,12 @@ class TrainingRun:
             render.warn(line)
         distributed.join(self.world, self.placement.device)
         try:
-            self.precision: Precision = self.world.gather(self._choose_precision())[0]  # clocks may disagree
+            self.precision: Precision = self.world.gather(self._choose_precision())[0]  # GPUs may differ
+            self.recipe = replace(self.recipe, dtype=self.precision.name)
             if self.choose_parts:
                 self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
             self._prepare_passes()
+            self.compiles = self._compiles()
             self.memory = self._expected_memory()
             if self.placement.device.type == "cpu":
                 devices.reuse_freed_memory(expected=self.memory.resident)
@@ -109,17 +115,16 @@ class TrainingRun:
         model = self._make_model()
         facts = {
             "recipe": as_dict(self.recipe), "source": self.source, "threads": self.threads,
-            "device": self.placement.device.type, "precision": self.precision.name,
+            "device": self.placement.device.type,
         }  # fmt: skip
-        # What auto was resolved to is for this sitting; another one may be on another device.
-        recipe = replace(self.recipe, dtype=self.precision.name)
+        recipe = replace(self.recipe, compile=self.compiles)
         store = Store(self.path, self.model_config, self.tokenizer, facts, recipe.keep, recipe.save_every)
         if self.snapshot is None and self.world.is_first:
             store.begin(to_file(model), asdict(training.Progress()), self.force)
         with_events = recipe.log == "tensorboard" and self.world.is_first
         with (
             stop_on_signals() as stop,
-            render.progress(self.plan.total_steps, "step") as bar,
+            render.progress(self.plan.total_steps, "step", bar_format=BAR) as bar,
             closing(tensorboard.EventLog(self.path, self.step)) if with_events else nullcontext() as log,
         ):
             bar.update(self.step)
@@ -161,8 +166,10 @@ class TrainingRun:
             self.speed = f"{event.tokens_per_second:,.0f} tokens/s"
             if event.mfu is not None:
                 self.speed += f", {event.mfu:.0%} of the peak"
-            bar.set_postfix_str(f"loss {event.loss:.3f}, {self.speed}")
-            self._forecast_time(event.tokens_per_second)
+            left = f", {render.human_time(event.seconds_left)} left" if event.seconds_left is not None else ""
+            bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s{left}")
+            if event.seconds_left is not None and self.step < self.plan.total_steps:
+                self._forecast_time(event.seconds_left, bar)
         elif isinstance(event, events.Skipped):
             self.step = event.step + 1
             bar.update()
@@ -197,6 +204,7 @@ class TrainingRun:
     def _print_header(self) -> None:
         from gptcli import accounting
         from gptcli.device import available_memory, resident_memory
+        from gptcli.machine import multiplies_bfloat16
 
         plan, config = self.plan, self.model_config
         together = f", {self.world.size} processes" if self.world.size > 1 else ""
@@ -215,6 +223,10 @@ class TrainingRun:
             f"{self.precision.name} ({self.precision.reason}){together}."
         )
         on_cpu = self.placement.device.type == "cpu"
+        if on_cpu and self.dtype == "auto" and multiplies_bfloat16():
+            render.note(
+                "This CPU has bfloat16 instructions: --dtype bfloat16 is several times as fast for wide models."
+            )
         need = self.memory.resident + resident_memory() if on_cpu else self.memory.peak
         have = available_memory(self.placement.device)
         render.note(f"Forecast: {render.human_bytes(need)} of memory at the peak; {render.human_bytes(have)} are free.")
@@ -229,18 +241,17 @@ class TrainingRun:
 
         rows = -(-self.plan.batch_size // (self.world.size * self.recipe.accumulate))
         on_cpu = self.placement.device.type == "cpu"
-        return accounting.training_memory(
-            self.model_config, rows, self.plan.context_length, self.recipe.recompute, on_cpu=on_cpu
-        )
+        itemsize = 4 if on_cpu else self.precision.dtype.itemsize
+        length, again = self.plan.context_length, self.recipe.recompute
+        return accounting.training_memory(self.model_config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize)
 
     def _choose_precision(self) -> "Precision":
-        """As --dtype says; where that is auto, a run that goes on keeps what it began with on such a device."""
-        from gptcli.device import training_precision
+        """As --dtype says; a run that goes on keeps what it began with."""
+        from gptcli.device import Precision, training_precision
 
-        device, before = self.placement.device, self.snapshot.facts if self.snapshot else {}
-        if self.recipe.dtype == "auto" and before.get("device") == device.type:
-            return replace(training_precision(before["precision"], device, 0), reason="as before")
-        return training_precision(self.recipe.dtype, device, self.model_config.emb_dim)
+        if self.snapshot is not None:
+            return Precision(self.recipe.dtype, "as before")
+        return training_precision(self.dtype, self.placement.device)
 
     def _prepare_passes(self) -> None:
         """Have numba's part of a training step ready, where a step is large enough for that to pay."""
@@ -254,14 +265,24 @@ class TrainingRun:
         if obstacle is not None:
             render.note(f"Steps take a tenth longer: numba cannot compile here ({obstacle}).")
 
+    def _compiles(self) -> bool:
+        """Whether blocks are compiled: as --compile says, else by the run's size."""
+        from gptcli import accounting, block_compiler
+
+        tokens = self.plan.total_steps * self.plan.tokens_per_step
+        flops = accounting.training_flops_rule(self.model_config) * tokens
+        chosen, line = block_compiler.choose(self.recipe.compile, self.placement.device, flops, self.world.size)
+        if line:
+            render.note(line)
+        return chosen
+
     def _fitting_parts(self) -> int:
         """The fewest parts of a step that fit into memory."""
         from gptcli import fitting
 
-        recipe = replace(self.recipe, dtype=self.precision.name)
         windows = self.plan.batch_size // self.world.size
         device, T = self.placement.device, self.plan.context_length
-        parts = fitting.fewest_parts(self.model_config, recipe, windows, T, device, self.world)
+        parts = fitting.fewest_parts(self.model_config, self.recipe, windows, T, device, self.world)
         if parts is None:
             raise GptcliError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
@@ -276,15 +297,13 @@ class TrainingRun:
             return "What helps most: a smaller model, --size mini or --size tiny."
         return "What helps most: fewer epochs (--epochs), or --max-steps; for memory a smaller --batch-size."
 
-    def _forecast_time(self, tokens_per_second: float) -> None:
-        """After the first steps: how long the run will take."""
-        if self.step - self.resumed_at != min(3, self.plan.total_steps):
+    def _forecast_time(self, seconds_left: float, bar: Any) -> None:
+        """How long the run will take, in a line once that is known and whenever it turns out to be otherwise."""
+        if not self.forecast.is_news(seconds_left):
             return
-        left = (self.plan.total_steps - self.step) * self.plan.tokens_per_step / tokens_per_second
-        evaluations = self.plan.total_steps / self.recipe.eval_every * self.recipe.eval_batches
-        left += evaluations * self.plan.tokens_per_step / (3 * tokens_per_second)
-        render.note(f"Forecast: about {render.human_time(left)} to go.")
-        if left > SLOW_RUN_SECONDS:
+        _say(bar, f"Forecast: about {render.human_time(seconds_left)} to go.")
+        if seconds_left > SLOW_RUN_SECONDS and not self.advised:
+            self.advised = True
             render.warn(f"That is long for a first look. {self._advice()}")
 
     def _report(self, row: "Evaluated", bar: Any) -> None:
