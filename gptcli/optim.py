@@ -14,7 +14,7 @@ from gptcli.device import placed_like, whole
 # torch wraps these so that its compiler leaves them alone, and loads the compiler (1.5 s) for that at their first call.
 _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
-SKIP_ON_DEVICE = frozenset({"adamw", "adam", "sgd"})  # whose kernels can clip and skip by themselves
+SKIP_ON_DEVICE = frozenset({"adamw", "adam"})  # whose kernels clip and skip by themselves; SGD's skips wrongly
 MUON_MOMENTUM = 0.95
 MUON_SCALE = 0.2  # the root mean square of an update of AdamW's, as Liu et al. found it
 

@@ -50,7 +50,8 @@ class MeanLoss(nn.Module):
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong; torch's compiler says so in its second line."""
+    return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
 
 
 class Launched(Protocol):
