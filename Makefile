@@ -24,7 +24,7 @@ $(BIN)/.installed: pyproject.toml
 	@touch $@
 
 $(BIN)/.installed-dev: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,triton]"
 	@touch $@
 
 install: $(BIN)/.installed ## make .venv and install gptcli into it

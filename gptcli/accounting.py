@@ -18,7 +18,7 @@ WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 32
 LOGITS_CHUNK_BYTES = 104 * 2**20  # as loss.py, which needs torch, has it
-GPU_LOGITS_CHUNK_BYTES = 2**30
+GPU_LOGITS_CHUNK_BYTES = 2**31
 TORCH_BYTES = 140_000_000
 FRAGMENTED = 0.4
 

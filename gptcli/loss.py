@@ -9,7 +9,7 @@ from gptcli.compiled import passes
 from gptcli.gpu.triton_support import triton_reason
 
 CHUNK_BYTES = 104 * 2**20
-GPU_CHUNK_BYTES = 2**30  # large products, few launches
+GPU_CHUNK_BYTES = 2**31  # large products, few launches
 ALIGNED = 128  # columns: a vocabulary like 50,257 would give the head's products slow kernels
 
 
@@ -123,7 +123,7 @@ class _TritonCrossEntropy(torch.autograd.Function):
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """cross_entropy(hidden headᵀ, targets), the mean in nats, without ever holding all the logits.
 
-    Logits exist for a few hundred tokens at a time (on a GPU for a gigabyte of them), and their gradient is made at
+    Logits exist for a few hundred tokens at a time (on a GPU for two gigabytes of them), and their gradient is made at
     once, so memory does not grow with tokens × vocabulary. Softmax and sum are float32 or better for any dtype.
 
     Args:

@@ -203,3 +203,27 @@ assert losses.isnan().all()
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernel_of_the_loss_compiles_for_gpus_that_are_not_here(capability: int, tmp_path: Path) -> None:
+    """Triton's interpreter does not check types as its compiler does, and the compiler needs no GPU."""
+    code = f"""
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gptcli.gpu.cross_entropy import BLOCK, WARPS, _cross_entropy_kernel
+for dtype in ("bf16", "fp16", "fp32"):
+    signature = {{"logits": "*" + dtype, "targets": "*i64", "losses": "*fp32"}}
+    constants = {{"VOCAB": 50257, "WIDTH": 50304, "BLOCK": BLOCK, "GRADIENT": True}}
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {{(argument,): [["tt.divisibility", 16]] for argument in range(3)}}
+    source = ASTSource(_cross_entropy_kernel, signature, constants, aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", {capability}, 32), options={{"num_warps": WARPS}})
+    assert "ld.global.v4.b32" in made.asm["ptx"], "16 bytes at once"
+"""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr

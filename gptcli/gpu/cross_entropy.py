@@ -14,6 +14,13 @@ WARPS = 32
 
 
 @triton.jit
+def _row_block(logits, place, VOCAB: tl.constexpr, WIDTH: tl.constexpr):
+    """Logits in float32, -inf for padding. The load is masked by the aligned width, so that it takes 16 bytes at once."""
+    x = tl.load(logits + place, mask=place < WIDTH, other=0.0).to(tl.float32)
+    return tl.where(place < VOCAB, x, -float("inf"))
+
+
+@triton.jit
 def _cross_entropy_kernel(
     logits, targets, losses, VOCAB: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
 ):
@@ -24,28 +31,25 @@ def _cross_entropy_kernel(
     targeted = tl.load(logits + target).to(tl.float32)  # before any thread overwrites it
     columns = tl.arange(0, BLOCK)
     # Exponentials relative to the largest logit of the first block: no reduction is needed until the end.
-    shift = tl.max(tl.load(logits + columns, mask=columns < VOCAB, other=-float("inf")).to(tl.float32), 0)
+    shift = tl.max(_row_block(logits, columns, VOCAB, WIDTH), 0)
     sums = tl.zeros([BLOCK], tl.float32)
-    for number in tl.static_range(BLOCKS):
-        place = number * BLOCK + columns
-        sums += tl.exp(tl.load(logits + place, mask=place < VOCAB, other=-float("inf")).to(tl.float32) - shift)
+    for number in range(0, BLOCKS):
+        sums += tl.exp(_row_block(logits, number * BLOCK + columns, VOCAB, WIDTH) - shift)
     total = tl.sum(sums, 0)
     if not (total < float("inf")):  # a later logit is larger by 88 or more, or NaN: online softmax, block by block
         shift = -float("inf")
         total = 0.0
-        for number in range(0, BLOCKS):
-            place = number * BLOCK + columns
-            x = tl.load(logits + place, mask=place < VOCAB, other=-float("inf")).to(tl.float32)
+        for again in range(0, BLOCKS):
+            x = _row_block(logits, again * BLOCK + columns, VOCAB, WIDTH)
             new = tl.maximum(shift, tl.max(x, 0))
             total = total * tl.exp(shift - new) + tl.sum(tl.exp(x - new), 0)
             shift = new
     log_sum = shift + tl.log(total)
     tl.store(losses + row, log_sum - targeted)
     if GRADIENT:
-        for number in tl.static_range(BLOCKS):
+        for number in range(0, BLOCKS):
             place = (BLOCKS - 1 - number) * BLOCK + columns  # backwards: the end of the row was read last
-            x = tl.load(logits + place, mask=place < VOCAB, other=-float("inf")).to(tl.float32)
-            gradient = tl.exp(x - log_sum) - tl.where(place == target, 1.0, 0.0)
+            gradient = tl.exp(_row_block(logits, place, VOCAB, WIDTH) - log_sum) - tl.where(place == target, 1.0, 0.0)
             gradient = gradient.to(logits.dtype.element_ty)
             tl.store(logits + place, gradient, mask=place < WIDTH, eviction_policy="evict_first")
 
@@ -54,8 +58,8 @@ def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor, vocab: int, 
     """The loss of each row in nats; with ``gradient`` the logits become softmax(logits) - onehot(targets).
 
     Args:
-        logits: (N, W) contiguous, float32, bfloat16 or float16; columns from ``vocab`` on are padding, whose gradient
-            is 0. The arithmetic is float32.
+        logits: (N, W) contiguous, float32, bfloat16 or float16; columns from ``vocab`` on are padding, of any finite
+            value, whose gradient is 0. The arithmetic is float32.
         targets: (N) int64, in 0 … ``vocab`` - 1.
         losses: (N) float32, written.
         vocab: V ≤ W.

@@ -21,8 +21,14 @@ def _cuda_reason(index: int) -> str | None:
         return "Triton is not installed"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < OLDEST:
         return f"{torch.cuda.get_device_name(index)} is older than Triton supports"
-    try:
-        import triton  # noqa: F401
-    except Exception as error:  # a broken installation, or a driver that does not fit
-        return f"Triton cannot be loaded ({' '.join(str(error).split())[:200] or type(error).__name__})"
+    try:  # one kernel: Triton also needs a C compiler, Python's headers, and a driver that fits
+        from gptcli.gpu.cross_entropy import cross_entropy_
+
+        device = torch.device("cuda", index)
+        logits, targets = torch.zeros(1, 128, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        cross_entropy_(logits, targets, torch.zeros(1, device=device), 128, gradient=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"Triton cannot compile here ({' '.join(str(error).split())[:200] or type(error).__name__})"
     return None
