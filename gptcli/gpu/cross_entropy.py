@@ -15,7 +15,7 @@ WARPS = 32
 
 @triton.jit
 def _row_block(logits, place, VOCAB: tl.constexpr, WIDTH: tl.constexpr):
-    """Logits in float32, -inf for padding. The load is masked by the aligned width, so that it takes 16 bytes at once."""
+    """Logits in float32, -inf for padding. A load masked by the aligned width takes 16 bytes at once."""
     x = tl.load(logits + place, mask=place < WIDTH, other=0.0).to(tl.float32)
     return tl.where(place < VOCAB, x, -float("inf"))
 
