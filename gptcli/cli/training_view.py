@@ -218,7 +218,7 @@ class TrainingRun:
         )
         render.note(
             f"{accounting.parameter_count(config):,} parameters ({config.n_layers} layers, {config.n_heads} heads, "
-            f"{config.emb_dim} wide) on {self.placement.device} ({self.placement.reason}), {self.threads} threads, "
+            f"{config.emb_dim} wide) on {self.placement.name} ({self.placement.reason}), {self.threads} threads, "
             f"{self.precision.name} ({self.precision.reason}){together}."
         )
         on_cpu = self.placement.device.type == "cpu"
