@@ -124,15 +124,23 @@ def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
 def test_the_share_of_the_peak_is_the_speed_times_six_flops_a_parameter(
     gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 5e9)
+    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 5e13)
     result = gptcli("train", story, *OPTIONS, "--out", "run")
     assert result.code == 0, result.err
     flops = training_flops_rule(checkpoint.load(Path("run")).config.with_changes(tie_weights=True))
     rows = checkpoint.read_metrics(Path("run"))
     for row in rows:
-        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / 5e9)
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / 5e13)
     speed = f"{rows[-1]['tokens_per_second']:,.0f} tokens/s, {rows[-1]['mfu']:.0%} of the peak"
-    assert f"{speed} (5.0 GFLOP/s in float32, measured), counting 6 FLOPs a parameter and token." in result.err
+    assert f"{speed} (50 TFLOP/s in float32, measured), counting 6 FLOPs a parameter and token." in result.err
+
+
+def test_more_than_the_peak_is_no_share(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 1.0)
+    result = gptcli("train", story, *OPTIONS, "--out", "run")
+    assert re.search(r"tokens/s, \S+ GFLOP/s beside the peak \(0\.0 GFLOP/s in float32, measured\)", result.err)
+    assert "% of the peak" not in result.err
+    assert all(row["mfu"] > 1 for row in checkpoint.read_metrics(Path("run")))
 
 
 @pytest.mark.parametrize(
