@@ -17,7 +17,7 @@ import torch
 
 from gptcli import accounting
 from gptcli import device as devices
-from gptcli.contenders import TRAINED_ROWS, Contender, Setting, Task
+from gptcli.contenders import Contender, Setting, Task
 
 LIMIT_SIZES = {"cpu": (2**28, 1024, 1), "cuda": (2**30, 8192, 5), "mps": (2**29, 2048, 5)}
 TRAINING_COPIES = 4  # of the weights: themselves, gradients and two moments
@@ -82,8 +82,14 @@ def works(setting: Setting) -> list[Work]:
         Work("prefill", f"prefill {setting.prompt}", setting.prompt, matrices - head + head / setting.prompt),
         Work("decode", f"decode {setting.tokens}", setting.tokens, per_reading=1),
         Work("batch", f"decode, {setting.batch} at once", together, matrices, per_reading=setting.batch),
-        Work("train", f"train, {TRAINED_ROWS} x {length}", TRAINED_ROWS * length, 3 * matrices),
+        Work("train", f"train, {setting.rows} x {length}", setting.rows * length, 3 * matrices),
     ]
+
+
+def training_flops(setting: Setting) -> dict[str, float]:
+    """FLOPs of training on one token, by what is counted: the rule 6N, and every product, those of attention too."""
+    counted = accounting.flops_per_token(setting.config, setting.training_length)
+    return {"6N": accounting.training_flops_rule(setting.config), "with attention": counted.training}
 
 
 class Limits:

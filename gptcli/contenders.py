@@ -43,6 +43,7 @@ class Setting:
         batch: sequences at once.
         threads: of the CPU.
         device, dtype: where torch computes and in what.
+        rows, length: windows of a training step, and tokens of each (None: 256 where the context has as many).
     """
 
     config: GPTConfig
@@ -53,6 +54,8 @@ class Setting:
     threads: int
     device: torch.device
     dtype: torch.dtype
+    rows: int = TRAINED_ROWS
+    length: int | None = None
 
     @property
     def place(self) -> str:
@@ -71,7 +74,7 @@ class Setting:
     @property
     def training_length(self) -> int:
         """Tokens of a window in a training step."""
-        return min(256, self.config.context_length)
+        return self.length or min(256, self.config.context_length)
 
     def prompt_ids(self) -> list[int]:
         return [(1000 + i) % self.config.vocab_size for i in range(self.prompt)]
@@ -82,7 +85,7 @@ class Setting:
 
     def windows(self) -> Tensor:
         """(B, T): what a training step reads."""
-        ids = torch.arange(TRAINED_ROWS * self.training_length).view(TRAINED_ROWS, -1)
+        ids = torch.arange(self.rows * self.training_length).view(self.rows, -1)
         return ids.to(self.device) % self.config.vocab_size
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -204,10 +207,10 @@ def _drafted(setting: Setting, _: str) -> Task:
 def _torch(setting: Setting, bits: int, work: str) -> Task:
     """A work of torch; training is the step of `gptcli train`, on float32 weights as always."""
     if work == "train":
-        if compiled.is_worthwhile(setting.training_length * TRAINED_ROWS, setting.config.emb_dim):
+        if compiled.is_worthwhile(setting.training_length * setting.rows, setting.config.emb_dim):
             compiled.prepare()
         dtype: Any = setting.dtype_name
-        stepper = Stepper(_model(setting, torch.float32).train(), TrainConfig(batch_size=TRAINED_ROWS, dtype=dtype))
+        stepper = Stepper(_model(setting, torch.float32).train(), TrainConfig(batch_size=setting.rows, dtype=dtype))
         x = setting.windows()
         return Task(lambda: stepper.step(x, x, LEARNING_RATE))
     if bits == 32:

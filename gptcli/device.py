@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import sys
 from dataclasses import dataclass
 from typing import cast
@@ -9,6 +10,7 @@ from typing import cast
 import psutil
 import torch
 
+from gptcli import machine
 from gptcli.config import Precision as PrecisionName
 from gptcli.errors import GptcliError, nearest
 
@@ -30,12 +32,21 @@ class Placement:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def name(self) -> str:
+        """The device with its number and what it calls itself, as in "cuda:0, NVIDIA H100 80GB HBM3 MIG 3g.40gb"."""
+        if self.device.type != "cuda":
+            return str(self.device)
+        number = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return f"cuda:{number}, {torch.cuda.get_device_name(number)}"
+
 
 def choose(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve ``--device`` and ``--dtype``.
 
     Raises:
-        GptcliError: an unknown name, or a device that this machine does not have.
+        GptcliError: an unknown name, a device that this machine does not have, or CUDA_VISIBLE_DEVICES names an
+            instance of a split GPU that the driver does not have.
     """
     if dtype != "auto":
         _known_dtype(dtype)
@@ -45,7 +56,8 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
             f"--dtype bfloat16: {torch.cuda.get_device_name(chosen)} has none.",
             "Take another device or --dtype float16.",
         )
-    reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, "no GPU found")
+    hidden = _unseen_instance() if chosen.type == "cpu" and device == "auto" else ""
+    reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, f"no GPU found{hidden}")
     if device != "auto":
         reason = "asked for"
     return Placement(chosen, DTYPES[dtype] if dtype != "auto" else torch.float32, reason)
@@ -63,12 +75,36 @@ def _named_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
         raise GptcliError(f"There is no device {name!r}.", nearest(name, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
+    if kind == "cuda" and not torch.cuda.is_available():
+        _unseen_instance()
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise GptcliError(f"--device {name}: torch finds {count} CUDA GPUs here.", "Use --device auto or --device cpu.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise GptcliError("--device mps: torch finds no Apple GPU here.", "Use --device auto or --device cpu.")
     return torch.device(name)
+
+
+def _unseen_instance() -> str:
+    """Where torch finds no GPU: half a sentence on an instance of a split one that it could use, or nothing.
+
+    CUDA finds the instances by itself, but where CUDA_VISIBLE_DEVICES names one that is not there it only finds no GPU.
+
+    Raises:
+        GptcliError: it names an instance that the driver does not list.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "" or (listing := machine.driver_listing()) is None:
+        return ""
+    known = machine.instances(listing)
+    named = (visible or "").split(",")[0].strip()
+    if named.startswith("MIG-") and not any(each.uuid.startswith(named) for each in known):
+        there = ", ".join(f"{each.uuid} ({each.profile})" for each in known) or "no instance at all"
+        raise GptcliError(
+            f"CUDA_VISIBLE_DEVICES is {visible}, and the driver has no such instance of a GPU.",
+            f"nvidia-smi -L lists {there}. Set it to one of those, or use --device cpu.",
+        )
+    return f"; CUDA_VISIBLE_DEVICES={known[0].uuid} would name an instance of one" if known else ""
 
 
 @dataclass(frozen=True)

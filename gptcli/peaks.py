@@ -7,28 +7,29 @@ from functools import cache
 import torch
 
 # TFLOP/s of dense products in float16 (bfloat16, where there is any) with float32 sums, and in float32 without TF32:
-# NVIDIA's data sheets and whitepapers, at boost clock and without sparsity. A name counts if it has all the words; the
-# first row that fits is taken.
-GPUS: tuple[tuple[str, float, float], ...] = (
-    ("B200", 2250, 75),
-    ("GH200", 989, 67),
-    ("H200", 989, 67),
-    ("H100 PCIe", 756, 51.2),
-    ("H100 NVL", 835, 60),
-    ("H100", 989, 67),
-    ("A100", 312, 19.5),
-    ("L40S", 362, 91.6),
-    ("L40", 181, 90.5),
-    ("L4", 121, 30.3),
-    ("A40", 149.7, 37.4),
-    ("A10G", 70, 35),
-    ("A10", 125, 31.2),
-    ("A6000", 154.8, 38.7),
-    ("V100", 125, 15.7),
-    ("T4", 65, 8.1),
-    ("5090", 209.5, 104.8),
-    ("4090", 165.2, 82.6),
-    ("3090", 71, 35.6),
+# NVIDIA's data sheets and whitepapers, at boost clock and without sparsity. Then the multiprocessors of a whole one,
+# for GPUs that can be split (MIG). A name counts if it has all the words; the first row that fits is taken.
+GPUS: tuple[tuple[str, float, float, int], ...] = (
+    ("B200", 2250, 75, 148),
+    ("GH200", 989, 67, 132),
+    ("H200", 989, 67, 132),
+    ("H100 PCIe", 756, 51.2, 114),
+    ("H100 NVL", 835, 60, 132),
+    ("H100", 989, 67, 132),
+    ("A100", 312, 19.5, 108),
+    ("A30", 165, 10.3, 56),
+    ("L40S", 362, 91.6, 0),
+    ("L40", 181, 90.5, 0),
+    ("L4", 121, 30.3, 0),
+    ("A40", 149.7, 37.4, 0),
+    ("A10G", 70, 35, 0),
+    ("A10", 125, 31.2, 0),
+    ("A6000", 154.8, 38.7, 0),
+    ("V100", 125, 15.7, 0),
+    ("T4", 65, 8.1, 0),
+    ("5090", 209.5, 104.8, 0),
+    ("4090", 165.2, 82.6, 0),
+    ("3090", 71, 35.6, 0),
 )
 SECONDS = 0.1
 
@@ -42,23 +43,35 @@ class Peak:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """What ``device`` could do in matrix products of ``dtype``."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        known = known_peak(name, dtype)
-        if known is not None:
-            return Peak(known, f"of the {name}")
-    return Peak(measured_rate(device, dtype, torch.get_num_threads()), "measured")
+    """What ``device`` could do in matrix products of ``dtype``: by its data sheet, or measured where we know none."""
+    return data_sheet(device, dtype) or Peak(measured_rate(device, dtype, torch.get_num_threads()), "measured")
 
 
-def known_peak(name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s of the GPU that calls itself ``name``; None where we know none of that name."""
-    words = set(name.replace("-", " ").split())
-    if words & {"Laptop", "MIG", "Ti"}:  # another chip, or a part of one
+def data_sheet(device: torch.device, dtype: torch.dtype) -> Peak | None:
+    """What the maker of ``device`` says of matrix products of ``dtype``; None for a CPU and an unknown GPU."""
+    if device.type != "cuda":
         return None
-    for row, half, single in GPUS:
+    found = torch.cuda.get_device_properties(device)
+    return known_peak(found.name, dtype, found.multi_processor_count)
+
+
+def known_peak(name: str, dtype: torch.dtype, multiprocessors: int = 0) -> Peak | None:
+    """The peak of the GPU that calls itself ``name``; None where we know none of that name.
+
+    An instance of a split GPU has the whole one's peak in proportion to its ``multiprocessors``.
+    """
+    words = set(name.replace("-", " ").split())
+    if words & {"Laptop", "Ti"}:  # another chip
+        return None
+    for row, half, single, whole in GPUS:
         if words.issuperset(row.split()):
-            return 1e12 * (single if dtype == torch.float32 else half)
+            flops = 1e12 * (single if dtype == torch.float32 else half)
+            if "MIG" not in words:
+                return Peak(flops, f"of the {name}")
+            if not 0 < multiprocessors <= whole:
+                return None
+            share = f"{multiprocessors} of {whole} multiprocessors"
+            return Peak(flops * multiprocessors / whole, f"of the {name}, {share}")
     return None
 
 
@@ -71,18 +84,22 @@ def measured_rate(device: torch.device, dtype: torch.dtype, threads: int) -> flo
         dtype: of what.
         threads: how many work now: a measurement holds for as many.
     """
-    size, fastest = (4096 if device.type != "cpu" else 2048 if threads > 8 else 1024), 0.0
-    square = torch.ones(size, size, dtype=dtype, device=device)
-    _seconds(square)
+    on_cpu = device.type == "cpu"
+    size, at_once = (4096, 4) if not on_cpu else (2048 if threads > 8 else 1024, 1)  # to wait for a GPU takes time, too
+    square, fastest = torch.ones(size, size, dtype=dtype, device=device), 0.0
+    _seconds(square, at_once)
     spent, times = 0.0, 0
     while times < 3 or spent < SECONDS:
-        took = _seconds(square)
+        took = _seconds(square, at_once)
         spent, times = spent + took, times + 1
-        fastest = max(fastest, 2 * size**3 / took)
+        fastest = max(fastest, at_once * 2 * size**3 / took)
     return fastest
 
 
-def _seconds(square: torch.Tensor) -> float:
+def _seconds(square: torch.Tensor, at_once: int) -> float:
+    """How long so many products take, one after the other."""
     started = time.perf_counter()
-    float((square @ square)[0, 0])  # waits for a GPU, too
+    for _ in range(at_once):
+        product = square @ square
+    float(product[0, 0])  # waits for a GPU
     return time.perf_counter() - started

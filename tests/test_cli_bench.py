@@ -10,9 +10,12 @@ import pytest
 import torch
 from models import tiny_checkpoint, tiny_model
 
-from gptcli import benchmark, contenders, peers
+from gptcli import benchmark, checkpoint, contenders, peaks, peers
+from gptcli.accounting import flops_per_token, training_flops_rule
 from gptcli.benchmark import Limits, Work
+from gptcli.cli import bench
 from gptcli.contenders import Contender, Setting, Task
+from gptcli.stepping import Stepper
 
 QUICK = ("--repetitions", 2, "--tokens", 8, "--prompt", 16, "--batch", 3, "--threads", 1)
 WORKS = ("load", "prefill", "decode", "batch", "train")
@@ -49,6 +52,35 @@ def test_every_work_is_measured_beside_its_limit(gptcli: Any, run: Path) -> None
             assert row["fraction"] > 0
             assert row["limit"] > 0
     assert (result.json["device"], result.json["dtype"], result.json["threads"]) == ("cpu", "float32", 1)
+    assert result.json["device_name"] == "cpu"
+    assert result.json["peaks"].keys() == {"measured"}
+    config, rate = checkpoint.load(run).config, rows[-1]["rate"]
+    counted = {"6N": training_flops_rule(config), "with attention": flops_per_token(config, 32).training}
+    assert result.json["training_flops"] == {"torch float32": {k: pytest.approx(v * rate) for k, v in counted.items()}}
+    assert "On cpu, float32 (auto on a CPU), 1 threads." in result.err
+
+
+def test_a_training_step_has_the_rows_and_the_length_that_are_asked_for(
+    gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = set()
+    step = Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, x, y, rate: shapes.add(x.shape) or step(self, x, y, rate))
+    result = gptcli("bench", run, *QUICK, "--work", "train", "--rows", 3, "--length", 20)
+    assert result.code == 0, result.err
+    assert "train, 3 x 20" in result.out
+    assert shapes == {(3, 20)}
+
+
+def test_every_peak_is_named_and_no_share_is_above_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    flops = {"torch bfloat16 on cuda": {"6N": 494.5e12, "with attention": 800e12}}
+    named = [peaks.Peak(989e12, "of the NVIDIA H100 80GB HBM3"), peaks.Peak(700e12, "measured")]
+    bench._print_utilization(flops, named)
+    shown = capsys.readouterr().out
+    assert re.search(r"of 989 TFLOP/s +of 700 TFLOP/s", shown)
+    assert re.search(r"6N +494 TFLOP/s +50% +71%", shown)
+    assert re.search(r"with attention +800 TFLOP/s +81% *\n", shown)
+    assert "989 TFLOP/s: of the NVIDIA H100 80GB HBM3; 700 TFLOP/s: measured" in " ".join(shown.split())
 
 
 def test_single_works_in_a_table(gptcli: Any, run: Path) -> None:
@@ -165,7 +197,9 @@ def test_all_contenders_draw_the_same_tokens(changes: dict[str, Any]) -> None:
         assert others == [first] * (count - 1)
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 32), (torch.float32, 8), (torch.float32, 4)])
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(torch.bfloat16, 32), (torch.bfloat16, 8), (torch.float32, 8), (torch.float32, 4)]
+)
 def test_what_runs_on_a_gpu_runs_here(dtype: torch.dtype, bits: int) -> None:
     given = setting(dtype)
     for work in benchmark.works(given)[1:4]:
@@ -178,6 +212,9 @@ def test_what_runs_on_a_gpu_runs_here(dtype: torch.dtype, bits: int) -> None:
     ("options", "words"),
     [
         (("--repetitions", 0), ("--repetitions is 0",)),
+        (("--rows", 0), ("--rows is 0",)),
+        (("run", "--length", 0), ("--length is 0",)),
+        (("run", "--length", 33), ("--length 33", "context of 32", "at most 32")),
         (("--work", "decod"), ("'decod'", "decode")),
         (("--against", "llama"), ("'llama'", "transformers")),
         (("--device", "gpu"), ("'gpu'",)),

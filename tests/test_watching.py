@@ -124,15 +124,23 @@ def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
 def test_the_share_of_the_peak_is_the_speed_times_six_flops_a_parameter(
     gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 5e9)
+    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 5e13)
     result = gptcli("train", story, *OPTIONS, "--out", "run")
     assert result.code == 0, result.err
     flops = training_flops_rule(checkpoint.load(Path("run")).config.with_changes(tie_weights=True))
     rows = checkpoint.read_metrics(Path("run"))
     for row in rows:
-        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / 5e9)
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / 5e13)
     speed = f"{rows[-1]['tokens_per_second']:,.0f} tokens/s, {rows[-1]['mfu']:.0%} of the peak"
-    assert f"{speed} (5.0 GFLOP/s in float32, measured), counting 6 FLOPs a parameter and token." in result.err
+    assert f"{speed} (50 TFLOP/s in float32, measured), counting 6 FLOPs a parameter and token." in result.err
+
+
+def test_more_than_the_peak_is_no_share(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 1.0)
+    result = gptcli("train", story, *OPTIONS, "--out", "run")
+    assert re.search(r"tokens/s, \S+ GFLOP/s beside the peak \(0\.0 GFLOP/s in float32, measured\)", result.err)
+    assert "% of the peak" not in result.err
+    assert all(row["mfu"] > 1 for row in checkpoint.read_metrics(Path("run")))
 
 
 @pytest.mark.parametrize(
@@ -153,17 +161,42 @@ def test_the_share_of_the_peak_is_the_speed_times_six_flops_a_parameter(
 )
 def test_known_gpus(name: str, half: float, single: float) -> None:
     for dtype in (torch.bfloat16, torch.float16):
-        assert peaks.known_peak(name, dtype) == half * 1e12
-    assert peaks.known_peak(name, torch.float32) == single * 1e12
+        assert peaks.known_peak(name, dtype) == peaks.Peak(half * 1e12, f"of the {name}")
+    assert peaks.known_peak(name, torch.float32) == peaks.Peak(single * 1e12, f"of the {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "multiprocessors", "half", "share"),
+    [
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 60, 989 * 60 / 132, "60 of 132"),
+        ("NVIDIA H100 PCIe MIG 1g.10gb", 14, 756 * 14 / 114, "14 of 114"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", 14, 312 * 14 / 108, "14 of 108"),
+        ("NVIDIA A100-SXM4-40GB MIG 7g.40gb", 98, 312 * 98 / 108, "98 of 108"),
+    ],
+)
+def test_an_instance_of_a_split_gpu_has_its_share_of_the_peak(
+    monkeypatch: pytest.MonkeyPatch, name: str, multiprocessors: int, half: float, share: str
+) -> None:
+    pretend_gpu(monkeypatch, name, multiprocessors)
+    found = peaks.peak(torch.device("cuda"), torch.bfloat16)
+    assert found == peaks.Peak(pytest.approx(half * 1e12), f"of the {name}, {share} multiprocessors")
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, multiprocessors: int) -> None:
+    """Have torch say that its GPU is of such a name and size."""
+    facts = SimpleNamespace(name=name, multi_processor_count=multiprocessors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce GTX 1080", "A1000"],
+    ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L4 MIG 1g.5gb", "NVIDIA GeForce GTX 1080", "A1000"],
 )
 def test_unknown_gpus_are_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peaks.known_peak(name, torch.float32) is None
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    pretend_gpu(monkeypatch, name, 20)
     monkeypatch.setattr(peaks, "measured_rate", lambda *_: 3e12)
     assert peaks.peak(torch.device("cuda"), torch.float32) == peaks.Peak(3e12, "measured")
 
@@ -171,7 +204,7 @@ def test_unknown_gpus_are_measured(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([9.0, 0.25, 0.125, 0.5, 7.0])  # seconds; the first product warms up, and three are measured
     sizes: list[int] = []
-    monkeypatch.setattr(peaks, "_seconds", lambda square: sizes.append(len(square)) or next(times))
+    monkeypatch.setattr(peaks, "_seconds", lambda square, at_once: sizes.append(len(square)) or next(times))
     rate = peaks.measured_rate.__wrapped__(CPU, torch.float32, 1)
     assert set(sizes) == {1024}
     assert rate == 2 * 1024**3 / 0.125

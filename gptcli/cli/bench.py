@@ -12,6 +12,7 @@ from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
     from gptcli.benchmark import Row
+    from gptcli.peaks import Peak
 
 WORKS = ("load", "prefill", "decode", "batch", "train")
 PEERS = ("transformers", "ctranslate2")
@@ -31,21 +32,26 @@ def bench(
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to decode in a repetition.")] = 64,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens of the prompt that prefill reads.")] = 512,
     batch: Annotated[int, typer.Option("--batch", help="Sequences at once.")] = 8,
+    rows: Annotated[int, typer.Option("--rows", help="Windows of a training step.")] = 4,
+    length: Annotated[
+        int | None, typer.Option("--length", help="Tokens of a window in training (256, or the context).")
+    ] = None,
     against: Annotated[
         str | None, typer.Option("--against", help=f"Measure this in turns with it: {' or '.join(PEERS)}.")
     ] = None,
     as_json: options.Json = False,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "auto",
+    dtype: options.TrainingDtype = "auto",
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Time loading, prefill, decoding, a batch and a training step, each beside its limit."""
-    for name, value in (("--repetitions", repetitions), ("--tokens", tokens), ("--prompt", prompt), ("--batch", batch)):
-        if value < 1:
-            raise GptcliError(f"{name} is {value}, but it must be at least 1.", "Leave it out for the default.")
+    counts = {"repetitions": repetitions, "tokens": tokens, "prompt": prompt, "batch": batch, "rows": rows}
+    for name, value in (counts | {"length": length}).items():
+        if value is not None and value < 1:
+            raise GptcliError(f"--{name} is {value}, but it must be at least 1.", "Leave it out for the default.")
     wanted = set(work or WORKS)
     for name in sorted(wanted - set(WORKS)):
         raise GptcliError(f"There is no --work {name!r}.", nearest(name, WORKS))
@@ -54,13 +60,19 @@ def bench(
     if against is not None:
         _check_against(against)
     config = _config(checkpoint, size)
+    if length is not None and length > config.context_length:
+        raise GptcliError(
+            f"--length {length} is longer than the model's context of {config.context_length} tokens.",
+            f"Give at most {config.context_length}.",
+        )
 
-    from gptcli import benchmark, contenders, decoders, peers
+    from gptcli import benchmark, contenders, decoders, peaks, peers
     from gptcli import checkpoint_config as checkpoints
     from gptcli import device as devices
     from gptcli.weightfile import WeightFile
 
     placement = devices.choose(device, dtype)
+    precision = devices.training_precision(dtype, placement.device)
     on_cpu = placement.device.type == "cpu"
     if against == "ctranslate2" and not on_cpu:
         raise GptcliError(f"--against ctranslate2 is timed on the CPU alone, not on {device}.", "Leave --device out.")
@@ -74,10 +86,11 @@ def bench(
         weights = contenders.random_weights(config)
     else:
         weights = WeightFile(checkpoints.find(checkpoint) / checkpoints.WEIGHTS, config)
+    render.note(f"On {placement.name}, {precision.name} ({precision.reason}), {count} threads.")
     tokens, prompt = min(tokens, config.context_length), min(prompt, config.context_length)
     setting = contenders.Setting(
-        config, weights, tokens, prompt, batch, count, placement.device, placement.dtype
-    )  # fmt: skip
+        config, weights, tokens, prompt, batch, count, placement.device, precision.dtype, rows, length
+    )
     everyone = contenders.ours(setting)
     if against is not None:
         everyone += {"transformers": peers.transformers, "ctranslate2": peers.ctranslate2}[against](setting)
@@ -87,23 +100,36 @@ def bench(
         if each.name in wanted and (each.name != "batch" or batch > 1)
     }
 
-    rows: list[Row] = []
-    limits = benchmark.Limits(placement.device, placement.dtype)
+    found: list[Row] = []
+    limits = benchmark.Limits(placement.device, precision.dtype)
     with render.progress((repetitions + 1) * sum(map(len, doing.values())), "run") as bar:
         for each, group in doing.items():
             at_once = benchmark.fit_at_once(each, group, placement.device)
             if not at_once:
                 render.note(f"{each.title}: the models do not fit into memory at once; each is made anew for its turn.")
             bar.set_description(each.title)
-            rows += benchmark.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
+            found += benchmark.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
+    sheet = peaks.data_sheet(placement.device, precision.dtype)
+    product = peaks.Peak(max(limits.product_rate() for _ in range(3)), "measured")
+    known = {"data_sheet": sheet, "measured": product} if sheet else {"measured": product}
+    trained = {row.subject: row.rate for row in found if row.work == benchmark.works(setting)[-1].title}
+    flops = {
+        who: {how: each * rate for how, each in benchmark.training_flops(setting).items()}
+        for who, rate in trained.items()
+    }
     if as_json:
         import platform
 
-        machine = {"machine": platform.platform(), "device": str(placement.device), "dtype": setting.dtype_name}
-        print_rows = [asdict(row) for row in rows]
-        render.print_json({**machine, "threads": count, "against": against, "rows": print_rows})
+        machine = {"machine": platform.platform(), "device": str(placement.device), "device_name": placement.name}
+        render.print_json({
+            **machine, "dtype": precision.name, "threads": count, "against": against,
+            "peaks": {name: asdict(peak) for name, peak in known.items()}, "training_flops": flops,
+            "rows": [asdict(row) for row in found],
+        })  # fmt: skip
     else:
-        _print_table(rows, repetitions, against)
+        _print_table(found, repetitions, against)
+        if flops:
+            _print_utilization(flops, list(known.values()))
 
 
 def _check_against(name: str) -> None:
@@ -135,11 +161,29 @@ def _print_table(rows: list["Row"], repetitions: int, against: str | None) -> No
     render.print_table("", columns, (_cells(row, against) for row in rows), caption=caption)
 
 
+def _print_utilization(flops: dict[str, dict[str, float]], peaks: list["Peak"]) -> None:
+    """Training's FLOP/s by who trains and by what is counted, beside every peak: "model FLOPs utilization"."""
+    columns = [("training with", "left"), ("counting", "left"), ("FLOP/s", "right")]
+    columns += [(f"of {render.human_flops(peak.flops)}", "right") for peak in peaks]
+    rows = [
+        [who, how, render.human_flops(rate), *(_share(rate / peak.flops) for peak in peaks)]
+        for who, counted in flops.items()
+        for how, rate in counted.items()
+    ]
+    caption = "; ".join(f"{render.human_flops(peak.flops)}: {peak.source}" for peak in peaks)
+    render.print_table("", columns, rows, caption=f"Peaks: {caption}. N: all parameters, embedding and head as one.")
+
+
+def _share(value: float) -> str:
+    """Per cent of a limit; nothing above it, where the limit is not one: both figures stand beside."""
+    return f"{value:.0%}" if value <= 1 else ""
+
+
 def _cells(row: "Row", against: str | None) -> list[str]:
     """One line of the table."""
     digits = 2 if row.unit == "s" else 1
     numbers = [f"{value:,.{digits}f}" for value in (row.rate, row.low, row.high)]
     limit = "" if row.limit is None else f"{row.limit:,.1f}"
-    share = "" if row.fraction is None else f"{row.fraction:.0%}"
+    share = "" if row.fraction is None else _share(row.fraction)
     beside = "" if row.beside is None else f"{row.beside:.2f} ×"
     return [row.work, row.subject, *numbers, row.unit, limit, share, *([beside] if against else [])]

@@ -164,8 +164,10 @@ class TrainingRun:
             self.step = event.step + 1
             bar.update()
             self.speed = f"{event.tokens_per_second:,.0f} tokens/s"
-            if event.mfu is not None:
-                self.speed += f", {event.mfu:.0%} of the peak"
+            if event.mfu is not None and self.peak is not None:
+                reached = render.human_flops(event.mfu * self.peak.flops)
+                # More than all is possible of no peak: then this one is too low, and a share of it says nothing.
+                self.speed += f", {event.mfu:.0%} of the peak" if event.mfu <= 1 else f", {reached} beside the peak"
             left = f", {render.human_time(event.seconds_left)} left" if event.seconds_left is not None else ""
             bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s{left}")
             if event.seconds_left is not None and self.step < self.plan.total_steps:
@@ -219,7 +221,7 @@ class TrainingRun:
         )
         render.note(
             f"{accounting.parameter_count(config):,} parameters ({config.n_layers} layers, {config.n_heads} heads, "
-            f"{config.emb_dim} wide) on {self.placement.device} ({self.placement.reason}), {self.threads} threads, "
+            f"{config.emb_dim} wide) on {self.placement.name} ({self.placement.reason}), {self.threads} threads, "
             f"{self.precision.name} ({self.precision.reason}){together}."
         )
         on_cpu = self.placement.device.type == "cpu"
