@@ -104,7 +104,9 @@ class Limits:
         self.device = device
         self._bytes, self._side, self._times = LIMIT_SIZES[device.type]
         self._long = torch.ones(self._bytes // 4, device=device)
-        self._square = torch.ones(self._side, self._side, device=device, dtype=dtype)
+        # Random numbers: a GPU multiplies ones in less time, since its wires change less.
+        numbers = torch.rand(self._side, self._side, generator=torch.Generator().manual_seed(0))
+        self._square = numbers.to(device, dtype)
 
     def read_rate(self) -> float:
         """Bytes a second of a sum over a vector that no cache holds."""

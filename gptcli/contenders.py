@@ -17,11 +17,13 @@ from gptcli import accounting, compiled, decoders, speculative
 from gptcli.config import GPTConfig, SamplingConfig, TrainConfig
 from gptcli.continuation import Request
 from gptcli.decoding import Engine, SlotDecoder
+from gptcli.gpu.triton_support import triton_reason
 from gptcli.model import GPTModel
 from gptcli.packed_model import PackedModel
 from gptcli.quantization import Packed
 from gptcli.sampling import Array, greedy
 from gptcli.shapes import parameter_shapes
+from gptcli.step_graph import WARM_UP_STEPS
 from gptcli.stepping import Stepper
 from gptcli.torch_engine import TorchEngine
 
@@ -210,8 +212,12 @@ def _torch(setting: Setting, bits: int, work: str) -> Task:
         if compiled.is_worthwhile(setting.training_length * setting.rows, setting.config.emb_dim):
             compiled.prepare()
         dtype: Any = setting.dtype_name
-        stepper = Stepper(_model(setting, torch.float32).train(), TrainConfig(batch_size=setting.rows, dtype=dtype))
+        compiles = triton_reason(setting.device) is None  # as a long run does
+        config = TrainConfig(batch_size=setting.rows, dtype=dtype, compile=compiles)
+        stepper = Stepper(_model(setting, torch.float32).train(), config)
         x = setting.windows()
+        for _ in range(WARM_UP_STEPS + 1 if compiles else 0):
+            stepper.step(x, x, LEARNING_RATE)
         return Task(lambda: stepper.step(x, x, LEARNING_RATE))
     if bits == 32:
         model = _model(setting, setting.dtype)
