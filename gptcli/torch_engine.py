@@ -131,7 +131,8 @@ class TorchEngine:
                 from gptcli.step_launches import MOST_ROWS, DecodeStep
 
                 if self.slots <= MOST_ROWS:
-                    hopper = self._captures and torch.cuda.get_device_capability(device) >= (9, 0)
+                    nvidia = self._captures and torch.version.hip is None
+                    hopper = nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
                     self._kernels = DecodeStep(
                         self.model, self._store, self._ids, self._places, self._aside, dependent=hopper
                     )
@@ -190,16 +191,22 @@ class TorchEngine:
     @torch.no_grad()
     def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Tensor:
         """As `decoding.Engine.read`."""
-        if self.slots == 1 and len(ids) <= AT_ONCE:
-            logits = self._run([ids], [start], tap)
-            return logits if every else logits[len(ids) - 1 :: len(ids)]
-        if self._prompts is not None and start == 0 and not (every or tap) and len(ids) <= PART:
+        if (
+            self._prompts is not None
+            and start == 0
+            and not (every or tap)
+            and self.slots + len(ids) > 2
+            and len(ids) <= PART
+        ):
             try:
                 return self._prompts.run(slot, ids)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 self._without_kernels(error)
+        if self.slots == 1 and len(ids) <= AT_ONCE:
+            logits = self._run([ids], [start], tap)
+            return logits if every else logits[len(ids) - 1 :: len(ids)]
         parts: list[Tensor] = []
         for first in range(0, len(ids), PART):
             part = torch.tensor([ids[first : first + PART]], device=self.model.device)

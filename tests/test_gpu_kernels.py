@@ -80,7 +80,7 @@ def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch:
         engine = TorchEngine(model, tell=told.append)
         with monkeypatch.context() as patch:
             patch.setattr(kind, what, fail)
-            ids = [1, 2, 3] if kind is DecodeStep else list(range(12))
+            ids = [1] if kind is DecodeStep else list(range(12))
             with torch.no_grad():
                 torch.testing.assert_close(engine.read(0, ids, 0), model(torch.tensor([ids]))[0, -1:])
             engine.read(0, ids, 0)

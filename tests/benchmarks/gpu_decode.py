@@ -1,6 +1,6 @@
 """Decoding and prompts on a CUDA GPU: graphs of Triton's kernels beside the plain engine, and beside the chip's limits.
 
-Random weights, made on the device. `python tests/benchmarks/gpu_decode.py [--only PART …] [--profile SIZE]`
+Random weights, made on the device. `python tests/benchmarks/gpu_decode.py [--only PART …]`
 Parts: limits decode batch packed prefill draw. About 100 seconds on an H100.
 """
 
@@ -61,10 +61,11 @@ def limits() -> None:
     say("8192^3 in bfloat16", f"{LIMITS['flops'] / 1e12:,.0f} TFLOP/s")
 
 
-def model_of(size: str, dtype: torch.dtype = torch.bfloat16) -> GPTModel:
+def model_of(size: str, **changes: int) -> GPTModel:
+    """Random weights in bfloat16."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = GPTModel(GPTConfig.preset(size, drop_rate=0.0), init=None)
+        model = GPTModel(GPTConfig.preset(size, drop_rate=0.0, **changes), init=None)
         for name, parameter in model.named_parameters():
             if "ln_" in name and name.endswith("weight"):
                 parameter.data.fill_(1.0)
@@ -72,15 +73,16 @@ def model_of(size: str, dtype: torch.dtype = torch.bfloat16) -> GPTModel:
                 parameter.data.normal_(0, 0.02)
             else:
                 parameter.data.normal_(0, 0.05 if name == "wte.weight" else 0.02)
-    return model.to(dtype).eval()
+    return model.to(torch.bfloat16).eval()
 
 
-def packed_of(size: str, bits: int) -> GPTModel:
+def packed_of(size: str, bits: int, **changes: int) -> GPTModel:
     """Packed on the device, without the search for the best scale that quantization.py does."""
-    model = model_of(size)
+    model = model_of(size, **changes)
+    config = model.config
     weights = {name: Fast(tensor, bits) for name, tensor in model.state_dict().items()}
     del model
-    return PackedModel(GPTConfig.preset(size, drop_rate=0.0), Weights(weights), bits, "cuda", torch.bfloat16)
+    return PackedModel(config, Weights(weights), bits, "cuda", torch.bfloat16)
 
 
 class Fast:
@@ -263,58 +265,8 @@ def free() -> None:
     torch.cuda.empty_cache()
 
 
-def profile(size: str) -> None:
-    """The kernels of 20 drawn steps, by time."""
-    engine = TorchEngine(model_of(size), 640, 1)
-    step_seconds(engine, 1)
-    draws = engine.draws([Request([5], 400, SamplingConfig(0.8), seed=0)])
-    assert draws is not None
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        for _ in range(20):
-            draws._run()  # type: ignore[attr-defined]
-        torch.cuda.synchronize()
-    events = sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:15]
-    for event in events:
-        per_step = event.device_time_total / 20
-        say(
-            event.key[:60],
-            f"{event.count // 20} a step",
-            f"{per_step:.1f} us",
-            f"{per_step * 20 / event.count:.2f} each",
-        )
-    if engine._kernels is None:
-        return
-    for launch in {launch.name: launch for launch in engine._kernels.launches(1)}.values():
-        took = timed(launch)
-        say(
-            f"  {launch.name} {launch.grid}",
-            f"{took * 1e6:.2f} us",
-            f"{launch.weight_bytes / took / 1e9:,.0f} GB/s",
-            launch.weight_bytes,
-        )
-
-
-def timed(launch: Any, times: int = 50) -> float:
-    """Seconds of a launch within a graph of many; its weights may lie in the cache."""
-    launch.run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(times):
-            launch.run()
-    return seconds(graph.replay, 10) / times
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--profile", choices=("small", "medium", "xl"))
-    options = parser.parse_args(arguments)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    torch.set_grad_enabled(False)
-    jobs: list[tuple[str, Callable[[], None]]] = [(name, globals()[name]) for name in options.only]
-    if options.profile:
-        jobs = [("profile", lambda: profile(options.profile))]
+def run(jobs: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    """One job after the other; one that fails shows the end of its traceback."""
     for name, job in jobs:
         started = time.perf_counter()
         try:
@@ -323,6 +275,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name} failed:", *traceback.format_exc().strip().splitlines()[-8:], sep="\n  ", flush=True)
         free()
         print(f"  ({name}: {time.perf_counter() - started:.1f} s)", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    options = parser.parse_args(arguments)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    torch.set_grad_enabled(False)
+    jobs: list[tuple[str, Callable[[], None]]] = [(name, globals()[name]) for name in options.only]
+    run(jobs)
 
 
 if __name__ == "__main__":
