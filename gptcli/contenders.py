@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli import accounting, compiled, decoders, speculative
 from gptcli.config import GPTConfig, SamplingConfig, TrainConfig
-from gptcli.continuation import Request
+from gptcli.continuation import Continuation, Request
 from gptcli.decoding import Engine, SlotDecoder
 from gptcli.gpu.triton_support import triton_reason
 from gptcli.model import GPTModel
@@ -243,13 +243,35 @@ def _decoding(engine: Engine, setting: Setting, work: str) -> Callable[[], Any]:
         ids: list[int] = greedy(logits, SamplingConfig(temperature=0)).tolist()
         return ids
 
+    def drawn_there(ids: list[int], steps: int) -> list[list[int]] | None:
+        """What each row draws where the model is; None where it does not."""
+        texts = [Request([token], steps, SamplingConfig(temperature=0), seed=0) for token in ids]
+        draws = engine.draws(texts)
+        if draws is None:
+            return None
+        for slot, request in enumerate(texts):
+            draws.join(slot, Continuation(request, setting.config.context_length), 0)
+        draws.queue()
+        columns: list[list[int]] = []
+        for step in range(steps):
+            if step + 1 < steps:
+                draws.queue()
+            columns.append([found.id for found in draws.results().values()])
+        for slot in range(len(texts)):
+            draws.leave(slot)
+        return list(map(list, zip(*columns, strict=True)))
+
     def decode() -> list[list[int]]:
         ids = first[:1]
+        if (texts := drawn_there(ids, setting.tokens)) is not None:
+            return texts
         drawn = [ids := likeliest(engine.read(0, ids, position)) for position in range(setting.tokens)]
         return list(map(list, zip(*drawn, strict=True)))
 
     def decode_batch() -> list[list[int]]:
         ids, steps = first, range(setting.batch_steps)
+        if (texts := drawn_there(ids, setting.batch_steps)) is not None:
+            return texts
         drawn = [ids := likeliest(engine.step(ids, [n] * len(rows), rows)) for n in steps]
         return list(map(list, zip(*drawn, strict=True)))
 

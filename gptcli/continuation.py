@@ -157,7 +157,7 @@ class Continuation:
     def accept(self, token_id: int, probabilities: Array | None = None, share: float | None = None) -> Token | None:
         """Go on with this token, drawn from ``probabilities`` (1, V) as its ``share``; None at the end of text.
 
-        Without probabilities it was the only one possible.
+        Without both it was the only one possible.
         """
         if token_id == self.request.eot_id:
             self.done = True
@@ -169,7 +169,8 @@ class Continuation:
         if not self.done and self.window.append(token_id):
             self.unread, self.restart = list(self.window.ids), True
         if probabilities is None:
-            return Token(token_id, 1.0, ((token_id, 1.0),) if self.request.n_candidates else ())
+            certain = ((token_id, 1.0),) if self.request.n_candidates else ()
+            return Token(token_id, 1.0 if share is None else share, certain)
         share = float(probabilities[0, token_id]) if share is None else share
         return Token(token_id, share, _likeliest(probabilities, self.request.n_candidates))
 

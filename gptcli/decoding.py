@@ -1,11 +1,12 @@
 """Prefill, then one token at a time, whatever computes the logits. Knows token ids only; yields, prints nothing."""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from gptcli.config import GPTConfig
 from gptcli.continuation import Continuation, Request, Token, draw_rows
+from gptcli.errors import GptcliError
 from gptcli.sampling import Array, contrast_layers
 
 WORTH_SHARING = 16  # tokens that two prompts begin with before one is read from the other's place in the cache
@@ -41,6 +42,45 @@ class Engine(Protocol):
 
     def twin(self, bits: int) -> "Engine":
         """The same model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
+
+    def draws(self, requests: Sequence[Request]) -> "Draws | None":
+        """What draws for these requests where the model is, or None where the caller draws from logits."""
+
+
+class Drawn(Protocol):
+    """What a step drew for a text: the id, its probability, and whether no logit was NaN or infinite."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def share(self) -> float: ...
+
+    @property
+    def finite(self) -> bool: ...
+
+
+class Draws(Protocol):
+    """Steps that read what the one before has drawn, queued ahead of the one who looks at the ids.
+
+    Attributes:
+        under_way: steps that are queued and not looked at.
+    """
+
+    @property
+    def under_way(self) -> int: ...
+
+    def join(self, slot: int, text: Continuation, position: int) -> None:
+        """Let a slot take part, whose next id is read at ``position``. Reading another way needs `leave` first."""
+
+    def leave(self, slot: int) -> None:
+        """Let a slot take no part any more; what is under way for it is dropped."""
+
+    def queue(self) -> None:
+        """Queue a step of all slots that take part."""
+
+    def results(self) -> Mapping[int, Drawn]:
+        """Wait for the oldest step under way: what it drew for each slot that has taken part ever since."""
 
 
 class Decoder(Protocol):
@@ -78,7 +118,7 @@ class SlotDecoder:
         self.length = 0
         self.engine = engine
         self.contrast = contrast
-        self._slot = slot
+        self.slot = slot
         self._beginning: tuple[list[int], Array] | None = None  # what the cache begins with, and the logits after it
 
     def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
@@ -88,7 +128,7 @@ class SlotDecoder:
         else:
             if self._beginning is not None and self.length < len(self._beginning[0]):
                 self._beginning = None
-            logits = self.engine.read(self._slot, ids, self.length, every=every, tap=self.contrast or 0)
+            logits = self.engine.read(self.slot, ids, self.length, every=every, tap=self.contrast or 0)
             if from_start:
                 self._beginning = list(ids), logits + 0.0
         self.length += len(ids)
@@ -99,11 +139,15 @@ class SlotDecoder:
 
     def twin(self, bits: int) -> "SlotDecoder":
         """A decoder of the same model packed in ``bits`` bits, whose cache is this one's: for drafts."""
-        return SlotDecoder(self.engine.twin(bits), self._slot, self.contrast)
+        return SlotDecoder(self.engine.twin(bits), self.slot, self.contrast)
+
+    def draws(self, requests: Sequence[Request]) -> Draws | None:
+        """What draws for requests in this slot where the model is; None where `read`'s caller draws."""
+        return self.engine.draws(requests) if self.contrast is None else None
 
     def fork(self, slot: int) -> "SlotDecoder":
         """A decoder in another slot that has read the same."""
-        self.engine.fork(self._slot, slot, self.length)
+        self.engine.fork(self.slot, slot, self.length)
         other = SlotDecoder(self.engine, slot, self.contrast)
         other.length = self.length
         return other
@@ -130,12 +174,47 @@ def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
         GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
     """
     text = Continuation(request, decoder.config.context_length)
+    draws = decoder.draws([request]) if isinstance(decoder, SlotDecoder) else None
     while not text.done:
         if text.restart:
             decoder.crop(0)
         token = text.draw(decoder.read(text.unread))
         if token is not None:
             yield token
+        if draws is not None and isinstance(decoder, SlotDecoder) and not (text.done or text.restart):
+            yield from _drawn_there(decoder, draws, text)
+
+
+def _drawn_there(decoder: SlotDecoder, draws: Draws, text: Continuation) -> Iterator[Token]:
+    """The tokens of ``text`` until it ends or its window moves, drawn where the model is."""
+    draws.join(decoder.slot, text, decoder.length)
+    try:
+        draws.queue()
+        while not (text.done or text.restart):
+            draws.queue()
+            drawn = draws.results()[decoder.slot]
+            decoder.length += 1
+            token = accept(text, drawn)
+            if token is not None:
+                yield token
+    finally:
+        draws.leave(decoder.slot)
+        while draws.under_way:
+            draws.results()
+
+
+def accept(text: Continuation, drawn: Drawn) -> Token | None:
+    """Go on with what was drawn where the model is; None at the end of text.
+
+    Raises:
+        GptcliError: the logits were no finite numbers.
+    """
+    if not drawn.finite:
+        raise GptcliError(
+            "The model's logits are not finite numbers, so no token can be drawn from them.",
+            "Check its weights, or give another --dtype: float16 overflows where bfloat16 and float32 do not.",
+        )
+    return text.accept(drawn.id, share=drawn.share)
 
 
 def decode_together(
@@ -157,6 +236,7 @@ def decode_together(
     active: dict[int, tuple[int, Continuation]] = {}
     held: list[list[int]] = [[] for _ in range(engine.slots)]  # what each slot's cache knows
     tap = contrast or 0
+    draws = engine.draws(requests) if contrast is None else None
     while waiting or active:
         for slot in range(engine.slots):
             if slot not in active and waiting:
@@ -170,7 +250,18 @@ def decode_together(
                 logits = engine.read(slot, text.unread[known:], known, tap=tap)
                 held[slot] = list(text.unread)
                 drawn[slot] = text.draw(_contrasted(logits, contrast))
-        if together:
+                if draws is not None:
+                    draws.leave(slot)
+                    if not (text.done or text.restart):
+                        draws.join(slot, text, len(held[slot]))
+        if together and draws is not None:
+            if not draws.under_way:
+                draws.queue()
+            draws.queue()
+            for slot, found in draws.results().items():
+                held[slot].append(active[slot][1].unread[0])
+                drawn[slot] = accept(active[slot][1], found)
+        elif together:
             texts = [active[slot][1] for slot in together]
             ids, positions = [text.unread[0] for text in texts], [len(held[slot]) for slot in together]
             logits = engine.step(ids, positions, together, tap=tap)
@@ -178,8 +269,10 @@ def decode_together(
                 held[slot].append(token_id)
             drawn |= zip(together, draw_rows(texts, _contrasted(logits, contrast)), strict=True)
         for slot, (number, text) in list(active.items()):
-            token = drawn[slot]
+            token = drawn.get(slot)  # a text that has just joined gets its next one a step later
             stopped = token is not None and (yield number, token)
+            if (stopped or text.done or text.restart) and draws is not None:
+                draws.leave(slot)
             if stopped or text.done:
                 del active[slot]
                 yield number, None

@@ -7,6 +7,7 @@ sequence's place in the cache.
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,9 @@ class Engine:
         twin._write_program()
         twin._start(bits)
         return twin
+
+    def draws(self, requests: Sequence[Any]) -> None:
+        """Nothing: whoever asked for logits draws from them."""
 
     def _start(self, bits: int) -> None:
         """Make the kernel ready, and helpers for it."""

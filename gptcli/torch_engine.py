@@ -4,21 +4,34 @@ A step reads its tokens and their places from tensors that stay where they are, 
 a text has become, but for the stretch of the cache that is looked at, which grows in spans. So on a CUDA device a step
 is captured once as a graph and then replayed: a small model's step is otherwise bound by launching a few hundred
 kernels one by one. Elsewhere the same step runs as it is written.
+
+Where Triton's kernels can run, they compute the step (step_launches.py), draw from it on the device (device_draws.py)
+and read prompts (prompt_launches.py); what they cannot do, or cannot do here, the plain step does.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptcli.config import SamplingConfig
+from gptcli.continuation import Request
+from gptcli.gpu.triton_support import triton_reason
 from gptcli.model import Cache, GPTModel, KVCache
 from gptcli.packed_model import PackedModel
+
+if TYPE_CHECKING:
+    from gptcli.device_draws import DeviceDraws
+    from gptcli.prompt_launches import PromptStep
+    from gptcli.step_launches import DecodeStep
 
 SPAN = 128  # the cache is looked at in whole spans
 AT_ONCE = 8  # tokens of a single sequence that still make a step: what speculation verifies
 PART = 1024  # tokens of a prompt that are read together
+_Made = TypeVar("_Made")
 
 
 class RaggedCache:
@@ -70,6 +83,7 @@ class TorchEngine:
         span: see the module.
         capture: replay steps as CUDA graphs, where the device has them.
         compiled: let torch.compile make the steps.
+        kernels: let Triton's kernels compute the steps, where they can; with ``compiled`` they do not.
         tell: called with a line where one of the two cannot work, and the plain step serves.
     """
 
@@ -82,6 +96,7 @@ class TorchEngine:
         span: int = SPAN,
         capture: bool = True,
         compiled: bool = False,
+        kernels: bool = True,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config = config = model.config
@@ -96,8 +111,45 @@ class TorchEngine:
         self._ids = torch.zeros(slots, AT_ONCE, dtype=torch.int64, device=model.device)
         self._places = torch.zeros(slots, dtype=torch.int64, device=model.device)
         self._captures = capture and model.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         self._graphs: dict[tuple[int, int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._draws: DeviceDraws | None = None
+        self._drawn: dict[SamplingConfig | None, Callable[[], None]] = {}
         self._compiled = torch.compile(self._compute, dynamic=False) if compiled else None
+        self._kernels: DecodeStep | None = None
+        self._prompts: PromptStep | None = None
+        if kernels and not compiled:
+            self._open_kernels()
+
+    def _open_kernels(self) -> None:
+        """Let Triton's kernels compute the steps, or say why they cannot."""
+        device = self.model.device
+        reason = triton_reason(device)
+        if reason is None:
+            try:
+                from gptcli.prompt_launches import PromptStep
+                from gptcli.step_launches import MOST_ROWS, DecodeStep
+
+                if self.slots <= MOST_ROWS:
+                    nvidia = self._captures and torch.version.hip is None
+                    hopper = nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+                    self._kernels = DecodeStep(
+                        self.model, self._store, self._ids, self._places, self._aside, dependent=hopper
+                    )
+                    self._prompts = PromptStep(self._kernels, self._replaying if self._captures else None)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = _first_line(error)
+        if reason is not None and device.type == "cuda":
+            self._tell(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
+
+    def _without_kernels(self, error: Exception) -> None:
+        """Say that a kernel cannot run, and do without from now on."""
+        self._kernels, self._prompts, self._draws = None, None, None
+        self._drawn.clear()
+        self._graphs.clear()
+        self._tell(f"Triton's kernels cannot run here ({_first_line(error)}); decoding goes on without.")
 
     def twin(self, bits: int) -> "TorchEngine":
         """This model with its matrices packed in ``bits`` bits (8 or 4), on this engine's cache."""
@@ -105,11 +157,53 @@ class TorchEngine:
         twin = copy.copy(self)
         twin.model = PackedModel(self.config, weights, bits, self.model.device, self.model.dtype)
         twin._graphs, twin._compiled = {}, None
+        twin._draws, twin._drawn = None, {}
+        if self._kernels is not None:
+            twin._open_kernels()
         return twin
+
+    @torch.no_grad()
+    def draws(self, requests: Sequence[Request]) -> "DeviceDraws | None":
+        """As `decoding.Engine.draws`: the device draws where the kernels serve and one graph can draw for all."""
+        if self._kernels is None:
+            return None
+        from gptcli.device_draws import DeviceDraws, filters_of, plainly
+
+        possible, filters = filters_of(requests)
+        if not possible:
+            return None
+        draws = self._draws = self._draws or DeviceDraws(self._kernels)
+        draws.restart()
+        if filters not in self._drawn:
+            try:
+                draws.prepare(filters)
+                run = plainly(draws.launches(filters))
+                self._drawn[filters] = self._replaying(run) if self._captures else run
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._without_kernels(error)
+                return None
+        draws.restart()  # a warm-up has moved nobody on, but drawn
+        draws.use(self._drawn[filters])
+        return draws
 
     @torch.no_grad()
     def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Tensor:
         """As `decoding.Engine.read`."""
+        if (
+            self._prompts is not None
+            and start == 0
+            and not (every or tap)
+            and self.slots + len(ids) > 2
+            and len(ids) <= PART
+        ):
+            try:
+                return self._prompts.run(slot, ids)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._without_kernels(error)
         if self.slots == 1 and len(ids) <= AT_ONCE:
             logits = self._run([ids], [start], tap)
             return logits if every else logits[len(ids) - 1 :: len(ids)]
@@ -150,35 +244,57 @@ class TorchEngine:
         self._ids[:, :count] = torch.tensor(ids)
         self._places[:] = torch.tensor(places)
         last = max(place for place in places if place < self._aside) + count
-        key = count, -(-last // self._span) * self._span, tap
-        if self._captures and key not in self._graphs:
+        if self._kernels is not None and not tap:
             try:
-                self._graphs[key] = self._capture(key)
+                return self._replayed((count, 0, 0))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._without_kernels(error)
+        key = count, -(-last // self._span) * self._span, tap
+        if self._captures:
+            try:
+                return self._replayed(key)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self._captures = False
                 self._tell(f"No CUDA graph could be captured ({_first_line(error)}); decoding goes on without.")
-        if self._captures:
-            graph, logits = self._graphs[key]
-            graph.replay()
-            return logits
         return self._step(*key)
 
-    def _capture(self, key: tuple[int, int, int]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The step as a graph, and the tensor that a replay writes its logits to."""
+    def _replayed(self, key: tuple[int, int, int]) -> Tensor:
+        """The step of (tokens, span, tap) by its graph, which is captured if it must be; without graphs as it is."""
+        if not self._captures:
+            return self._step(*key)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(lambda: self._step(*key))
+        graph, logits = self._graphs[key]
+        graph.replay()
+        return logits
+
+    def _capture(self, run: Callable[[], _Made]) -> tuple[torch.cuda.CUDAGraph, _Made]:
+        """What ``run`` queues as a graph, and what it returned: tensors that a replay writes to."""
         with torch.cuda.device(self.model.device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(2):  # libraries get ready outside of the graph
-                    self._step(*key)
+                    run()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                logits = self._step(*key)
-        return graph, logits
+            with torch.cuda.graph(graph, pool=self._pool):
+                made = run()
+        return graph, made
+
+    def _replaying(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What replays a graph of what ``run`` queues."""
+        graph, _ = self._capture(run)
+        return lambda: graph.replay()
 
     def _step(self, count: int, span: int, tap: int) -> Tensor:
-        """The step that the tensors describe, compiled if asked for and possible."""
+        """The step that the tensors describe, by the kernels (span 0), or compiled if asked for and possible."""
+        if not span and self._kernels is not None:
+            return self._kernels.run(count)
         if self._compiled is not None and not tap:
             try:
                 return self._compiled(count, span, tap)

@@ -39,16 +39,17 @@ FLOORS: list[set[str]] = [
         "team",
         "compiled",
         "helpers",
+        "gpu",
     }
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "program", "matrices"},
     {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
-    {"snapshots", "stepping", "block_compiler"},
-    {"fitting"},
+    {"snapshots", "stepping", "block_compiler", "row_weights"},
+    {"fitting", "step_launches"},
     {"torch_engine", "generation", "speculative", "decoders", "training", "completion", "inspection", "benchmark"}
-    | {"evaluation", "evaluation_plots", "tasks", "contenders", "peers"},
+    | {"evaluation", "evaluation_plots", "tasks", "contenders", "peers", "device_draws", "prompt_launches"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

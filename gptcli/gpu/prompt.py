@@ -1,0 +1,55 @@
+"""What stands between the matrix products of a prompt: sums with layer norm, the write into the cache, widened weights.
+
+The products themselves are cuBLAS's and attention is torch's: with hundreds of rows both are bound by arithmetic.
+"""
+
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def norm_kernel(x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: tl.constexpr):
+    """A row of x (T, C) becomes x + bias, and out (T, C) its layer norm."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, WIDTH)
+    inside = k < C
+    block = tl.load(x + row * C + k, mask=inside, other=0.0).to(tl.float32)
+    if BIASED:
+        block += tl.load(bias + k, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x + row * C + k, block.to(x.dtype.element_ty), mask=inside)
+    centred = tl.where(inside, block - tl.sum(block, 0) / C, 0.0)
+    normed = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps))
+    gains = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    shifts = tl.load(shift + k, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * C + k, (normed * gains + shifts).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def write_cache_kernel(qkv, cache, slots, C, H, D, S, part_stride, WIDTH: tl.constexpr):
+    """Keys and values of token t, columns C to 3C of qkv (T, 3C), into place t of the slot in cache (2, B, H, S, D)."""
+    token, part = tl.program_id(0), tl.program_id(1)
+    k = tl.arange(0, WIDTH)
+    inside = k < C
+    block = tl.load(qkv + token * 3 * C + (1 + part) * C + k, mask=inside, other=0.0)
+    slot = tl.load(slots)
+    where = part.to(tl.int64) * part_stride + ((slot * H + k // D) * S + token) * D + k % D
+    tl.store(cache + where, block, mask=inside)
+
+
+@triton.jit
+def widen_kernel(rows, scale, out, N, K, KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """out (N, K) from packed rows (row_weights.py)."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = (n < N)[:, None] & (k < K)[None, :]
+    if KIND == "int4":
+        groups = tl.cdiv(K, 32)
+        byte = tl.load(rows + n[:, None] * (groups * 16) + (k // 32 * 16 + k % 16)[None, :], mask=inside, other=0)
+        w = (byte >> (k % 32 // 16 * 4).to(tl.uint8)[None, :] & 15).to(tl.float32) - 8.0
+        w *= tl.load(scale + n[:, None] * groups + (k // 32)[None, :], mask=inside, other=0.0).to(tl.float32)
+    else:
+        w = tl.load(rows + n[:, None] * K + k[None, :], mask=inside, other=0).to(tl.float32)
+        w *= tl.load(scale + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+    tl.store(out + n[:, None] * K + k[None, :], w.to(out.dtype.element_ty), mask=inside)
