@@ -6,7 +6,7 @@ from typing import Protocol
 
 from gptcli.config import GPTConfig
 from gptcli.continuation import Continuation, Request, Token, draw_rows
-from gptcli.sampling import Array, contrast_layers
+from gptcli.sampling import Array, Drawable, contrast_layers, keep_drawable
 
 WORTH_SHARING = 16  # tokens that two prompts begin with before one is read from the other's place in the cache
 
@@ -71,13 +71,17 @@ class SlotDecoder:
         engine: the model.
         slot: which of its sequences.
         contrast: hold the last layer against this one (from 1; see `sampling.contrast_layers`); None does not.
+        drawable: the logits of all other ids are -inf; None leaves every id as it is.
     """
 
-    def __init__(self, engine: Engine, slot: int = 0, contrast: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, slot: int = 0, contrast: int | None = None, drawable: Drawable | None = None
+    ) -> None:
         self.config = engine.config
         self.length = 0
         self.engine = engine
         self.contrast = contrast
+        self.drawable = drawable
         self._slot = slot
         self._beginning: tuple[list[int], Array] | None = None  # what the cache begins with, and the logits after it
 
@@ -92,28 +96,29 @@ class SlotDecoder:
             if from_start:
                 self._beginning = list(ids), logits + 0.0
         self.length += len(ids)
-        return _contrasted(logits, self.contrast)
+        return _scores(logits, self.contrast, self.drawable)
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
 
     def twin(self, bits: int) -> "SlotDecoder":
         """A decoder of the same model packed in ``bits`` bits, whose cache is this one's: for drafts."""
-        return SlotDecoder(self.engine.twin(bits), self._slot, self.contrast)
+        return SlotDecoder(self.engine.twin(bits), self._slot, self.contrast, self.drawable)
 
     def fork(self, slot: int) -> "SlotDecoder":
         """A decoder in another slot that has read the same."""
         self.engine.fork(self._slot, slot, self.length)
-        other = SlotDecoder(self.engine, slot, self.contrast)
+        other = SlotDecoder(self.engine, slot, self.contrast, self.drawable)
         other.length = self.length
         return other
 
 
-def _contrasted(logits: Array, contrast: int | None) -> Array:
-    """What an engine returned, the second half held against the first if there are two."""
+def _scores(logits: Array, contrast: int | None, drawable: Drawable | None) -> Array:
+    """What an engine returned, ids that may not be drawn left out, the first half held against the second if asked."""
     if contrast is None:
-        return logits
-    return contrast_layers(logits[: len(logits) // 2], logits[len(logits) // 2 :])
+        return keep_drawable(logits, drawable)
+    final, early = logits[: len(logits) // 2], logits[len(logits) // 2 :]
+    return contrast_layers(keep_drawable(final, drawable), early)
 
 
 def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
@@ -139,7 +144,10 @@ def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
 
 
 def decode_together(
-    engine: Engine, requests: Sequence[Request], contrast: int | None = None
+    engine: Engine,
+    requests: Sequence[Request],
+    contrast: int | None = None,
+    drawable: Drawable | None = None,
 ) -> Generator[tuple[int, Token | None], bool | None, None]:
     """Continue many prompts at once; a finished one gives its place to the next that waits.
 
@@ -148,7 +156,7 @@ def decode_together(
     Args:
         engine: has room for each prompt and its new tokens, or for its context.
         requests: what to continue and how.
-        contrast: as `SlotDecoder` has it.
+        contrast, drawable: as `SlotDecoder` has them.
 
     Yields:
         (number of the request, its next token), and (number, None) when it has ended. Send True to end it early.
@@ -169,14 +177,14 @@ def decode_together(
                 known = _share(engine, held, slot, text.unread)
                 logits = engine.read(slot, text.unread[known:], known, tap=tap)
                 held[slot] = list(text.unread)
-                drawn[slot] = text.draw(_contrasted(logits, contrast))
+                drawn[slot] = text.draw(_scores(logits, contrast, drawable))
         if together:
             texts = [active[slot][1] for slot in together]
             ids, positions = [text.unread[0] for text in texts], [len(held[slot]) for slot in together]
             logits = engine.step(ids, positions, together, tap=tap)
             for slot, token_id in zip(together, ids, strict=True):
                 held[slot].append(token_id)
-            drawn |= zip(together, draw_rows(texts, _contrasted(logits, contrast)), strict=True)
+            drawn |= zip(together, draw_rows(texts, _scores(logits, contrast, drawable)), strict=True)
         for slot, (number, text) in list(active.items()):
             token = drawn[slot]
             stopped = token is not None and (yield number, token)

@@ -5,12 +5,14 @@ keeps its logits there, and generating on the CPU needs no torch. An `Array` is 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.config import SamplingConfig
+from gptcli.tokenizers import Tokenizer
 
 Array = Any
 NUCLEUS = 1024  # tokens among which top-p looks first
@@ -18,6 +20,37 @@ NUCLEUS = 1024  # tokens among which top-p looks first
 # A hash of 32 bits of (key, token): the constants of Chris Wellons's lowbias32, and the golden ratio's.
 _GOLDEN, _FIRST, _SECOND, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
 _TO_UNIT = 2**-32 * (1 - 2**-20)  # no hash becomes 1, whose time would be infinite; to scale all alike changes no race
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """The ids that may be drawn, because they have text: those below ``size``, but for ``holes``.
+
+    A model often has more rows than its tokenizer has tokens: a vocabulary is padded for speed, or was never filled.
+    """
+
+    size: int
+    holes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Drawable | None":
+        """The ids that ``tokenizer`` has a text for; None where there is no tokenizer to ask."""
+        return cls(tokenizer.vocab_size, tuple(tokenizer.holes)) if tokenizer.vocab_size else None
+
+    def mask(self, vocab_size: int) -> NDArray[np.bool_]:
+        """(V) bool: where an id may be drawn."""
+        mask = np.arange(vocab_size) < self.size
+        mask[list(self.holes)] = False
+        return mask
+
+
+def keep_drawable(logits: Array, drawable: Drawable | None) -> Array:
+    """The logits (B, V), changed in place: -inf at the ids that may not be drawn, as `Drawable.mask` says them."""
+    if drawable is not None and drawable.size < logits.shape[-1]:
+        logits[:, drawable.size :] = -float("inf")
+    if drawable is not None and drawable.holes:
+        logits[:, list(drawable.holes)] = -float("inf")
+    return logits
 
 
 def _library(array: Array) -> Any:

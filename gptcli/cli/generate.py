@@ -117,7 +117,7 @@ def generate(
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "tell": render.note}
     opening = functools.partial(
-        decoders.open_decoder, path, choice, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
+        decoders.open_decoder, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
     )
     eot_id = None if ignore_eot else tokenizer.eot_id
     if prompts is not None:

@@ -302,6 +302,7 @@ class TrainingRun:
         if not self.sample_ids or epoch % self.recipe.sample_every or render.verbosity.quiet:
             return
         from gptcli.generation import generate
+        from gptcli.sampling import Drawable
         from gptcli.speculative import NgramDrafter
 
         model.eval()
@@ -309,6 +310,7 @@ class TrainingRun:
         tokens = generate(
             model, self.sample_ids, max_new_tokens=SAMPLE_TOKENS, sampling=SamplingConfig(temperature=0.0),
             seed=self.recipe.seed, eot_id=self.tokenizer.eot_id, drafter=drafter,
+            drawable=Drawable.of(self.tokenizer),
         )  # fmt: skip
         text = self.tokenizer.decode([*self.sample_ids, *(token.id for token in tokens)])
         model.train()

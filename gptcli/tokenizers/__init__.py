@@ -31,6 +31,7 @@ class Tokenizer(Protocol):
     Attributes:
         kind: one of KINDS, or "none" where a foreign model came without a tokenizer.
         vocab_size: ids are 0 … vocab_size - 1.
+        holes: the ids among them that have no text; nearly always none.
         eot_id: the token that ends a text, if there is one.
         fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
     """
@@ -41,6 +42,8 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def eot_id(self) -> int | None: ...
+    @property
+    def holes(self) -> Sequence[int]: ...
     @property
     def fingerprint(self) -> str: ...
 

@@ -59,6 +59,7 @@ class GPT2Tokenizer:
     kind = "gpt2"
     vocab_size = 50_257
     eot_id = 50_256
+    holes = ()
     fingerprint = RANK_TABLE_SHA256
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
