@@ -15,6 +15,7 @@ from gptcli.sampling import (
     like,
     likeliest,
     likeliest_first,
+    not_finite,
     penalise_repeats,
 )
 
@@ -105,7 +106,7 @@ class Continuation:
         seen: every id so far, of the prompt as well, whatever the window has dropped.
 
     Raises:
-        GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
+        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
     """
 
     def __init__(self, request: Request, context_length: int) -> None:
@@ -158,7 +159,12 @@ class Continuation:
         """Go on with this token, drawn from ``probabilities`` (1, V) as its ``share``; None at the end of text.
 
         Without probabilities it was the only one possible.
+
+        Raises:
+            GptcliError: it is -1: there was nothing to draw from.
         """
+        if token_id < 0:
+            raise not_finite()
         if token_id == self.request.eot_id:
             self.done = True
             return None

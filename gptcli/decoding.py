@@ -132,7 +132,7 @@ def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
         each token as soon as it is drawn; never ``eot_id``.
 
     Raises:
-        GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
+        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
     """
     text = Continuation(request, decoder.config.context_length)
     while not text.done:

@@ -203,13 +203,16 @@ def _check_overflow(overflow: str, prompt_length: int, max_new_tokens: int, cont
 def _print_text(prompt: str, result: "Completion", first: bool, stream: bool) -> None:
     """The prompt and its continuation; several texts are separated by an empty line."""
     before = ("" if first else "\n") + prompt
-    if stream:
-        render.print_text(before, end="")
-        for piece in result:
-            render.print_text(piece, end="")
-        render.print_text("")
-    else:
+    if not stream:
         render.print_text(before + "".join(result))
+        return
+    pieces = iter(result)
+    render.print_text(before + next(pieces, ""), end="")  # where the first token is refused, nothing is printed
+    try:
+        for piece in pieces:
+            render.print_text(piece, end="")
+    finally:
+        render.print_text("")
 
 
 def _record(result: "Completion", seed: int, tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:

@@ -312,9 +312,12 @@ class TrainingRun:
             seed=self.recipe.seed, eot_id=self.tokenizer.eot_id, drafter=drafter,
             drawable=Drawable.of(self.tokenizer),
         )  # fmt: skip
-        text = self.tokenizer.decode([*self.sample_ids, *(token.id for token in tokens)])
+        try:
+            text = self.tokenizer.decode([*self.sample_ids, *(token.id for token in tokens)])
+            _say(bar, "  " + " ".join(text.split()))
+        except GptcliError as error:  # whether the run goes on is not for a sample to decide
+            _say(bar, f"  No sample: {error.message}")
         model.train()
-        _say(bar, "  " + " ".join(text.split()))
 
     def _sample_ids(self) -> list[int]:
         """The sample prompt's ids; the text's own beginning where its vocabulary has no such words."""
