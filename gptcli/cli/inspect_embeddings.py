@@ -194,7 +194,7 @@ def _word(tokenizer: "Tokenizer", table: "Tensor", text: str) -> Word:
 
 
 def _spaced(tokenizer: "Tokenizer", text: str) -> list[int]:
-    return tokenizer.encode(" " + text) if tokenizer.kind == "gpt2" else []
+    return tokenizer.encode(" " + text) if tokenizer.kind in ("gpt2", "bpe") else []
 
 
 def _in_two_places(
