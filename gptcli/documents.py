@@ -4,6 +4,7 @@ A source is a file, a folder (every .txt and .md file below it), a glob such as 
 that does not expand it), or ``-`` for stdin. Any file may be packed (.gz, .zst).
 """
 
+import errno
 import glob
 import io
 import json
@@ -158,8 +159,12 @@ def _counted(data: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
 def _read(path: Path | None, stdin: BinaryIO | None, tell: Callable[[int], None]) -> Iterator[bytes]:
     if path is None:
         source = stdin or sys.stdin.buffer
-        while chunk := source.read(READ_BYTES):
-            yield chunk
+        try:
+            while chunk := source.read(READ_BYTES):
+                yield chunk
+        except OSError as error:
+            why = "it is closed" if error.errno == errno.EBADF else error.strerror
+            raise GptcliError(f"Cannot read stdin: {why}", "Give the path of a text file, or send a text.") from error
         return
     try:
         yield from chunks(path, tell)
