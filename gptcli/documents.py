@@ -78,6 +78,28 @@ def read_documents(
     return [Document(name, "".join(pieces)) for name, pieces in documents]
 
 
+def read_text(source: str, stdin: BinaryIO | None = None) -> str:
+    """The text of one file, or of stdin, as it is: white space alone is a text too. Else as `read_documents`.
+
+    Args:
+        source: a file or ``-``; the texts of a folder or a glob are put together, a line apart.
+        stdin: where ``-`` reads from; None is the process's own.
+
+    Raises:
+        GptcliError: as `read_documents`.
+    """
+    (found,) = find([source])
+    if found.folder is not None or len(found.files) != 1:
+        return "\n".join(document.text for document in read_documents([source], stdin=stdin))
+    (path,) = found.files
+    name, sizes = "stdin" if path is None else str(path), [0]
+    data = _counted(_read(path, stdin, lambda count: None), sizes)
+    text = "".join(decoded(name, data, None, "strict"))
+    if not text:
+        raise _no_text(name, sizes[0], None)
+    return text
+
+
 def check_decoding(encoding: str | None, errors: str) -> None:
     """Raise GptcliError for an encoding that Python does not know, or a rule for errors that we do not."""
     if errors not in ERRORS:

@@ -90,7 +90,7 @@ def generate(
     _check_counts(max_new_tokens, min_new_tokens, num_samples)
     if overflow not in get_args(Overflow):
         raise GptcliError(f"There is no --overflow {overflow!r}.", nearest(overflow, get_args(Overflow)))
-    stops = [text for text in stop or [] if text]
+    stops = [options.check_text(text, "--stop") for text in stop or [] if text]
     if prompts is not None:
         for name, given in (
             ("a prompt", prompt),
