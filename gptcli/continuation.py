@@ -159,12 +159,7 @@ class Continuation:
         """Go on with this token, drawn from ``probabilities`` (1, V) as its ``share``; None at the end of text.
 
         Without probabilities it was the only one possible.
-
-        Raises:
-            GptcliError: it is -1: there was nothing to draw from.
         """
-        if token_id < 0:
-            raise not_finite()
         if token_id == self.request.eot_id:
             self.done = True
             return None
@@ -184,6 +179,9 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
     """Draw for several sequences from logits (B, V) of their last unread ids; those that sample alike at once.
 
     Each gets what it would get alone; None is the end of its text.
+
+    Raises:
+        GptcliError: logits leave nothing to draw.
     """
     alike: dict[Any, list[int]] = {}
     for row, text in enumerate(texts):
@@ -197,15 +195,30 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
             text.hold_back(part[place : place + 1])
         sampling, seen = group[0].request.sampling, group[0].history(part) if len(group) == 1 else None
         if sampling.temperature == 0:
-            for place, token_id in enumerate(greedy(part, sampling, seen).tolist()):
+            ids = greedy(part, sampling, seen).tolist()
+            _check_drawn(group, part, ids)
+            for place, token_id in enumerate(ids):
                 tokens[rows[place]] = group[place].accept(token_id)
             continue
         probabilities = distribution(part, sampling, seen)
         ids = draw(probabilities, [text.key() for text in group]).tolist()
+        _check_drawn(group, part, ids)
         shares = probabilities[list(range(len(ids))), ids].tolist()
         for place, text in enumerate(group):
             tokens[rows[place]] = text.accept(ids[place], probabilities[place : place + 1], shares[place])
     return tokens
+
+
+def _check_drawn(texts: Sequence[Continuation], logits: Array, ids: Sequence[int]) -> None:
+    """Raise GptcliError where the id that was drawn from a row of logits is -1: there was nothing to draw."""
+    for text, row, token_id in zip(texts, logits, ids, strict=True):
+        if token_id < 0:
+            if text.count < text.request.min_new_tokens and bool((row == -float("inf")).all()):
+                raise GptcliError(
+                    "Only the end of the text is left to draw, and --min-new-tokens does not let it end yet.",
+                    "Lower --min-new-tokens, or leave --contrast-layer out.",
+                )
+            raise not_finite()
 
 
 def _likeliest(probabilities: Array, count: int) -> tuple[tuple[int, float], ...]:

@@ -170,6 +170,24 @@ def test_a_text_that_has_begun_ends_its_line_before_the_error(gptcli: Any, tmp_p
     assert "NaN or infinite logits" in result.err
 
 
+@pytest.mark.parametrize("engine", ["cpu", "torch"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_where_only_the_held_back_end_of_text_is_left_no_nan_is_blamed(
+    gptcli: Any, tmp_path: Path, engine: str, temperature: float
+) -> None:
+    if engine == "cpu":
+        pytest.importorskip("numba")
+    path = tiny_checkpoint(tmp_path / "checkpoints" / "ending", context_length=32, tie_weights=False)
+    model = checkpoint.load(path).model()
+    with torch.no_grad():
+        model.ln_f.bias[0] = 5.0
+        model.lm_head.weight[256, 0] = 6.0
+    checkpoint.create(path, model, checkpoint.load(path).tokenizer, {}, force=True)
+    options = ("-q", "-t", temperature, "--engine", engine, "--min-new-tokens", 3, *OPTIONS)
+    assert gptcli("generate", "hi", *options).code == 0
+    gptcli("generate", "hi", "--contrast-layer", 1, *options).assert_user_error("--min-new-tokens", "--contrast-layer")
+
+
 def test_a_training_run_goes_on_where_its_sample_cannot_be_drawn(gptcli: Any, story: Path) -> None:
     wild = (
         "--epochs",
