@@ -15,6 +15,7 @@ from gptcli.sampling import (
     like,
     likeliest,
     likeliest_first,
+    not_finite,
     penalise_repeats,
 )
 
@@ -105,7 +106,7 @@ class Continuation:
         seen: every id so far, of the prompt as well, whatever the window has dropped.
 
     Raises:
-        GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
+        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
     """
 
     def __init__(self, request: Request, context_length: int) -> None:
@@ -179,6 +180,9 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
     """Draw for several sequences from logits (B, V) of their last unread ids; those that sample alike at once.
 
     Each gets what it would get alone; None is the end of its text.
+
+    Raises:
+        GptcliError: logits leave nothing to draw.
     """
     alike: dict[Any, list[int]] = {}
     for row, text in enumerate(texts):
@@ -192,15 +196,30 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
             text.hold_back(part[place : place + 1])
         sampling, seen = group[0].request.sampling, group[0].history(part) if len(group) == 1 else None
         if sampling.temperature == 0:
-            for place, token_id in enumerate(greedy(part, sampling, seen).tolist()):
+            ids = greedy(part, sampling, seen).tolist()
+            _check_drawn(group, part, ids)
+            for place, token_id in enumerate(ids):
                 tokens[rows[place]] = group[place].accept(token_id)
             continue
         probabilities = distribution(part, sampling, seen)
         ids = draw(probabilities, [text.key() for text in group]).tolist()
+        _check_drawn(group, part, ids)
         shares = probabilities[list(range(len(ids))), ids].tolist()
         for place, text in enumerate(group):
             tokens[rows[place]] = text.accept(ids[place], probabilities[place : place + 1], shares[place])
     return tokens
+
+
+def _check_drawn(texts: Sequence[Continuation], logits: Array, ids: Sequence[int]) -> None:
+    """Raise GptcliError where the id that was drawn from a row of logits is -1: there was nothing to draw."""
+    for text, row, token_id in zip(texts, logits, ids, strict=True):
+        if token_id < 0:
+            if text.count < text.request.min_new_tokens and bool((row == -float("inf")).all()):
+                raise GptcliError(
+                    "Only the end of the text is left to draw, and --min-new-tokens does not let it end yet.",
+                    "Lower --min-new-tokens, or leave --contrast-layer out.",
+                )
+            raise not_finite()
 
 
 def _likeliest(probabilities: Array, count: int) -> tuple[tuple[int, float], ...]:

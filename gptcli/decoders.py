@@ -11,6 +11,8 @@ from gptcli.checkpoint_config import WEIGHTS, packed_bits, read_config
 from gptcli.config import GPTConfig
 from gptcli.decoding import SlotDecoder
 from gptcli.errors import GptcliError, nearest
+from gptcli.sampling import Drawable
+from gptcli.tokenizers import Tokenizer
 
 ENGINES = ("auto", "cpu", "torch")
 WORTH_DRAFTING = 48  # tokens; to pack a copy of the model takes as long as about twenty of them
@@ -128,6 +130,7 @@ def check_quantization(name: str | None) -> int:
 def open_decoder(
     path: Path,
     choice: Choice,
+    tokenizer: Tokenizer,
     *,
     slots: int = 1,
     device: str = "auto",
@@ -144,6 +147,7 @@ def open_decoder(
     Args:
         path: a checkpoint directory.
         choice: which engine.
+        tokenizer: the checkpoint's; ids that it has no text for are never drawn.
         slots: sequences that `decoding.decode_together` may have under way at once.
         device, dtype: where and in what the torch engine computes.
         threads: CPU threads; None for the physical cores.
@@ -169,6 +173,7 @@ def open_decoder(
             f"Give a layer from 1 to {config.n_layers - 1}." if config.n_layers > 1 else "Leave --contrast-layer out.",
         )
     count = count_threads(threads)
+    drawable = Drawable.of(tokenizer)
     if choice.engine == "cpu":
         from gptcli.engine import Engine
         from gptcli.weightfile import WeightFile
@@ -177,7 +182,7 @@ def open_decoder(
         engine = Engine(
             config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, tell=tell
         )
-        return SlotDecoder(engine, contrast=contrast)
+        return SlotDecoder(engine, contrast=contrast, drawable=drawable)
     from gptcli import checkpoint
     from gptcli import device as devices
     from gptcli.torch_engine import TorchEngine
@@ -185,4 +190,5 @@ def open_decoder(
     placement = devices.choose(device, dtype)
     devices.set_threads(threads)
     model = checkpoint.load(path).runner(placement.device, placement.dtype, bits)
-    return SlotDecoder(TorchEngine(model, capacity, slots, compiled=compiled, tell=tell), contrast=contrast)
+    torch_engine = TorchEngine(model, capacity, slots, compiled=compiled, tell=tell)
+    return SlotDecoder(torch_engine, contrast=contrast, drawable=drawable)

@@ -6,8 +6,7 @@ from typing import Protocol
 
 from gptcli.config import GPTConfig
 from gptcli.continuation import Continuation, Request, Token, draw_rows
-from gptcli.errors import GptcliError
-from gptcli.sampling import Array, contrast_layers
+from gptcli.sampling import Array, Drawable, contrast_layers, keep_drawable, not_finite
 
 WORTH_SHARING = 16  # tokens that two prompts begin with before one is read from the other's place in the cache
 
@@ -43,7 +42,7 @@ class Engine(Protocol):
     def twin(self, bits: int) -> "Engine":
         """The same model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
 
-    def draws(self, requests: Sequence[Request]) -> "Draws | None":
+    def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "Draws | None":
         """What draws for these requests where the model is, or None where the caller draws from logits."""
 
 
@@ -111,13 +110,17 @@ class SlotDecoder:
         engine: the model.
         slot: which of its sequences.
         contrast: hold the last layer against this one (from 1; see `sampling.contrast_layers`); None does not.
+        drawable: the logits of all other ids are -inf; None leaves every id as it is.
     """
 
-    def __init__(self, engine: Engine, slot: int = 0, contrast: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, slot: int = 0, contrast: int | None = None, drawable: Drawable | None = None
+    ) -> None:
         self.config = engine.config
         self.length = 0
         self.engine = engine
         self.contrast = contrast
+        self.drawable = drawable
         self.slot = slot
         self._beginning: tuple[list[int], Array] | None = None  # what the cache begins with, and the logits after it
 
@@ -132,32 +135,33 @@ class SlotDecoder:
             if from_start:
                 self._beginning = list(ids), logits + 0.0
         self.length += len(ids)
-        return _contrasted(logits, self.contrast)
+        return _scores(logits, self.contrast, self.drawable)
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
 
     def twin(self, bits: int) -> "SlotDecoder":
         """A decoder of the same model packed in ``bits`` bits, whose cache is this one's: for drafts."""
-        return SlotDecoder(self.engine.twin(bits), self.slot, self.contrast)
+        return SlotDecoder(self.engine.twin(bits), self.slot, self.contrast, self.drawable)
 
     def draws(self, requests: Sequence[Request]) -> Draws | None:
         """What draws for requests in this slot where the model is; None where `read`'s caller draws."""
-        return self.engine.draws(requests) if self.contrast is None else None
+        return self.engine.draws(requests, self.drawable) if self.contrast is None else None
 
     def fork(self, slot: int) -> "SlotDecoder":
         """A decoder in another slot that has read the same."""
         self.engine.fork(self.slot, slot, self.length)
-        other = SlotDecoder(self.engine, slot, self.contrast)
+        other = SlotDecoder(self.engine, slot, self.contrast, self.drawable)
         other.length = self.length
         return other
 
 
-def _contrasted(logits: Array, contrast: int | None) -> Array:
-    """What an engine returned, the second half held against the first if there are two."""
+def _scores(logits: Array, contrast: int | None, drawable: Drawable | None) -> Array:
+    """What an engine returned, ids that may not be drawn left out, the first half held against the second if asked."""
     if contrast is None:
-        return logits
-    return contrast_layers(logits[: len(logits) // 2], logits[len(logits) // 2 :])
+        return keep_drawable(logits, drawable)
+    final, early = logits[: len(logits) // 2], logits[len(logits) // 2 :]
+    return contrast_layers(keep_drawable(final, drawable), early)
 
 
 def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
@@ -171,7 +175,7 @@ def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
         each token as soon as it is drawn; never ``eot_id``.
 
     Raises:
-        GptcliError: the prompt is empty, or ``overflow`` is "error" and the context is full.
+        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
     """
     text = Continuation(request, decoder.config.context_length)
     draws = decoder.draws([request]) if isinstance(decoder, SlotDecoder) else None
@@ -210,15 +214,15 @@ def accept(text: Continuation, drawn: Drawn) -> Token | None:
         GptcliError: the logits were no finite numbers.
     """
     if not drawn.finite:
-        raise GptcliError(
-            "The model's logits are not finite numbers, so no token can be drawn from them.",
-            "Check its weights, or give another --dtype: float16 overflows where bfloat16 and float32 do not.",
-        )
+        raise not_finite()
     return text.accept(drawn.id, share=drawn.share)
 
 
 def decode_together(
-    engine: Engine, requests: Sequence[Request], contrast: int | None = None
+    engine: Engine,
+    requests: Sequence[Request],
+    contrast: int | None = None,
+    drawable: Drawable | None = None,
 ) -> Generator[tuple[int, Token | None], bool | None, None]:
     """Continue many prompts at once; a finished one gives its place to the next that waits.
 
@@ -227,7 +231,7 @@ def decode_together(
     Args:
         engine: has room for each prompt and its new tokens, or for its context.
         requests: what to continue and how.
-        contrast: as `SlotDecoder` has it.
+        contrast, drawable: as `SlotDecoder` has them.
 
     Yields:
         (number of the request, its next token), and (number, None) when it has ended. Send True to end it early.
@@ -236,7 +240,7 @@ def decode_together(
     active: dict[int, tuple[int, Continuation]] = {}
     held: list[list[int]] = [[] for _ in range(engine.slots)]  # what each slot's cache knows
     tap = contrast or 0
-    draws = engine.draws(requests) if contrast is None else None
+    draws = engine.draws(requests, drawable) if contrast is None else None
     while waiting or active:
         for slot in range(engine.slots):
             if slot not in active and waiting:
@@ -249,7 +253,7 @@ def decode_together(
                 known = _share(engine, held, slot, text.unread)
                 logits = engine.read(slot, text.unread[known:], known, tap=tap)
                 held[slot] = list(text.unread)
-                drawn[slot] = text.draw(_contrasted(logits, contrast))
+                drawn[slot] = text.draw(_scores(logits, contrast, drawable))
                 if draws is not None:
                     draws.leave(slot)
                     if not (text.done or text.restart):
@@ -267,7 +271,7 @@ def decode_together(
             logits = engine.step(ids, positions, together, tap=tap)
             for slot, token_id in zip(together, ids, strict=True):
                 held[slot].append(token_id)
-            drawn |= zip(together, draw_rows(texts, _contrasted(logits, contrast)), strict=True)
+            drawn |= zip(together, draw_rows(texts, _scores(logits, contrast, drawable)), strict=True)
         for slot, (number, text) in list(active.items()):
             token = drawn.get(slot)  # a text that has just joined gets its next one a step later
             stopped = token is not None and (yield number, token)

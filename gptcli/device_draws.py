@@ -17,7 +17,7 @@ from gptcli.config import SamplingConfig
 from gptcli.continuation import Continuation, Request
 from gptcli.gpu.draw import race_kernel, settle_kernel
 from gptcli.gpu.launches import Launch, run_all
-from gptcli.sampling import distribution
+from gptcli.sampling import Drawable, distribution
 from gptcli.step_launches import DecodeStep
 
 BLOCK = 1024  # logits that one program of the race looks at
@@ -56,13 +56,17 @@ class DeviceDraws:
 
     Args:
         step: computes the logits.
-        mask: (V) float32 that is added to all logits, 0 or -inf; None for none.
+        drawable: the ids that may be drawn; None for all.
     """
 
-    def __init__(self, step: DecodeStep, mask: Tensor | None = None) -> None:
-        self._step, self._mask = step, mask
+    def __init__(self, step: DecodeStep, drawable: Drawable | None = None) -> None:
+        self._step, self.drawable = step, drawable
         slots, vocab = step.store.size(2), step.config.vocab_size
         device = step.store.device
+        self._mask: Tensor | None = None  # (V) float32 that is added to all logits, 0 or -inf
+        allowed = None if drawable is None else torch.from_numpy(drawable.mask(vocab))
+        if allowed is not None and not bool(allowed.all()):
+            self._mask = torch.zeros(vocab).masked_fill(~allowed, -torch.inf).to(device)
         self._parts_of_row = -(-vocab // BLOCK)
         self.temperatures = torch.zeros(slots, device=device)
         self.seeds, self.counts, self.eots, self.least = torch.zeros(4, slots, dtype=torch.int64, device=device)

@@ -4,6 +4,7 @@ A source is a file, a folder (every .txt and .md file below it), a glob such as 
 that does not expand it), or ``-`` for stdin. Any file may be packed (.gz, .zst).
 """
 
+import errno
 import glob
 import io
 import json
@@ -75,6 +76,28 @@ def read_documents(
             documents.append((name, []))
         documents[-1][1].append(text)
     return [Document(name, "".join(pieces)) for name, pieces in documents]
+
+
+def read_text(source: str, stdin: BinaryIO | None = None) -> str:
+    """The text of one file, or of stdin, as it is: white space alone is a text too. Else as `read_documents`.
+
+    Args:
+        source: a file or ``-``; the texts of a folder or a glob are put together, a line apart.
+        stdin: where ``-`` reads from; None is the process's own.
+
+    Raises:
+        GptcliError: as `read_documents`.
+    """
+    (found,) = find([source])
+    if found.folder is not None or len(found.files) != 1:
+        return "\n".join(document.text for document in read_documents([source], stdin=stdin))
+    (path,) = found.files
+    name, sizes = "stdin" if path is None else str(path), [0]
+    data = _counted(_read(path, stdin, lambda count: None), sizes)
+    text = "".join(decoded(name, data, None, "strict"))
+    if not text:
+        raise _no_text(name, sizes[0], None)
+    return text
 
 
 def check_decoding(encoding: str | None, errors: str) -> None:
@@ -158,8 +181,12 @@ def _counted(data: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
 def _read(path: Path | None, stdin: BinaryIO | None, tell: Callable[[int], None]) -> Iterator[bytes]:
     if path is None:
         source = stdin or sys.stdin.buffer
-        while chunk := source.read(READ_BYTES):
-            yield chunk
+        try:
+            while chunk := source.read(READ_BYTES):
+                yield chunk
+        except OSError as error:
+            why = "it is closed" if error.errno == errno.EBADF else error.strerror
+            raise GptcliError(f"Cannot read stdin: {why}", "Give the path of a text file, or send a text.") from error
         return
     try:
         yield from chunks(path, tell)

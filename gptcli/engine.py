@@ -75,7 +75,7 @@ class Engine:
         twin._start(bits)
         return twin
 
-    def draws(self, requests: Sequence[Any]) -> None:
+    def draws(self, requests: Sequence[Any], drawable: Any = None) -> None:
         """Nothing: whoever asked for logits draws from them."""
 
     def _start(self, bits: int) -> None:

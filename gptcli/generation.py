@@ -9,6 +9,7 @@ from torch import Tensor
 from gptcli.continuation import Request, Token
 from gptcli.decoding import SlotDecoder, decode
 from gptcli.model import GPTModel
+from gptcli.sampling import Drawable, keep_drawable
 from gptcli.speculative import Drafter, Tally
 from gptcli.speculative import decode as decode_drafted
 from gptcli.torch_engine import TorchEngine
@@ -19,10 +20,12 @@ class UncachedDecoder:
 
     Args:
         model: in eval mode.
+        drawable: as `decoding.SlotDecoder` has it.
     """
 
-    def __init__(self, model: GPTModel) -> None:
+    def __init__(self, model: GPTModel, drawable: Drawable | None = None) -> None:
         self.config = model.config
+        self.drawable = drawable
         self.length = 0
         self._model = model
         self._ids: list[int] = []
@@ -32,7 +35,9 @@ class UncachedDecoder:
         self._ids = [*self._ids[: self.length], *ids]
         self.length = len(self._ids)
         hidden = self._model.hidden(torch.tensor([self._ids], device=self._model.device))
-        return self._model.logits(hidden[0, -(len(ids) if every else 1) :])
+        logits = self._model.logits(hidden[0, -(len(ids) if every else 1) :])
+        keep_drawable(logits, self.drawable)
+        return logits
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
@@ -44,16 +49,17 @@ def generate(
     *,
     use_cache: bool = True,
     drafter: Drafter | None = None,
+    drawable: Drawable | None = None,
     **options: Any,
 ) -> Iterator[Token]:
     """`decoding.decode` with the torch model: ``options`` are a `Request`'s.
 
     Without ``use_cache`` everything is read again for every token; a ``drafter`` proposes tokens, so that the weights
-    are read less often than there are tokens.
+    are read less often than there are tokens; only ``drawable`` ids are drawn.
     """
     request = Request(prompt, **options)
     if not use_cache:
-        return decode(UncachedDecoder(model), request)
+        return decode(UncachedDecoder(model, drawable), request)
     capacity = min(len(prompt) + request.max_new_tokens, model.config.context_length)
-    decoder = SlotDecoder(TorchEngine(model, capacity, capture=False))
+    decoder = SlotDecoder(TorchEngine(model, capacity, capture=False), drawable=drawable)
     return decode(decoder, request) if drafter is None else decode_drafted(decoder, drafter, request, Tally())

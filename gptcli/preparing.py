@@ -21,6 +21,7 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.portions import Portion, portions
 from gptcli.shards import Place, Tokens, Writer
 from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.char import CharTokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.tokenizers.word import WordTokenizer
@@ -55,7 +56,7 @@ class Request:
 
     def __post_init__(self) -> None:
         documents.check_decoding(self.encoding, self.errors)
-        if self.kind not in tokenizers.KINDS:
+        if self.kind not in (*tokenizers.KINDS, BPETokenizer.kind):
             raise GptcliError(f"There is no tokenizer {self.kind!r}.", nearest(self.kind, tokenizers.KINDS))
         if self.shard_tokens < 1:
             raise GptcliError(f"--shard-tokens is {self.shard_tokens}; a shard has at least 1.", "Leave it out.")

@@ -4,13 +4,17 @@ It is written for torch tensors and numpy arrays alike, in the functions that bo
 keeps its logits there, and generating on the CPU needs no torch. An `Array` is either; what goes in comes out.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.config import SamplingConfig
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import Tokenizer
 
 Array = Any
 NUCLEUS = 1024  # tokens among which top-p looks first
@@ -18,6 +22,45 @@ NUCLEUS = 1024  # tokens among which top-p looks first
 # A hash of 32 bits of (key, token): the constants of Chris Wellons's lowbias32, and the golden ratio's.
 _GOLDEN, _FIRST, _SECOND, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
 _TO_UNIT = 2**-32 * (1 - 2**-20)  # no hash becomes 1, whose time would be infinite; to scale all alike changes no race
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """The ids that may be drawn, because they have text: those below ``size``, but for ``holes``.
+
+    A model often has more rows than its tokenizer has tokens: a vocabulary is padded for speed, or was never filled.
+    """
+
+    size: int
+    holes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Drawable | None":
+        """The ids that ``tokenizer`` has a text for; None where there is no tokenizer to ask."""
+        return cls(tokenizer.vocab_size, tuple(tokenizer.holes)) if tokenizer.vocab_size else None
+
+    def mask(self, vocab_size: int) -> NDArray[np.bool_]:
+        """(V) bool: where an id may be drawn."""
+        mask = np.arange(vocab_size) < self.size
+        mask[list(self.holes)] = False
+        return mask
+
+
+def keep_drawable(logits: Array, drawable: Drawable | None) -> Array:
+    """The logits (B, V), changed in place: -inf at the ids that may not be drawn, as `Drawable.mask` says them."""
+    if drawable is not None and drawable.size < logits.shape[-1]:
+        logits[:, drawable.size :] = -float("inf")
+    if drawable is not None and drawable.holes:
+        logits[:, list(drawable.holes)] = -float("inf")
+    return logits
+
+
+def not_finite() -> GptcliError:
+    """The error for a model whose logits leave nothing to draw from."""
+    return GptcliError(
+        "The model gives NaN or infinite logits for this text.",
+        "Its weights have diverged, or --dtype is too narrow for them: try --dtype float32, or another run.",
+    )
 
 
 def _library(array: Array) -> Any:
@@ -41,8 +84,13 @@ def distribution(logits: Array, config: SamplingConfig, seen: Array | None = Non
         seen: (B, S) int64, the tokens that the repetition penalty is about; None for none.
 
     Returns:
-        (B, V) float32, rows sum to 1.
+        (B, V) float32, rows sum to 1; NaN throughout a row whose logits hold NaN, inf or nothing above -inf.
     """
+    with np.errstate(invalid="ignore"):  # inf - inf becomes NaN, which `draw` finds
+        return _distribution(logits, config, seen)
+
+
+def _distribution(logits: Array, config: SamplingConfig, seen: Array | None) -> Array:
     xp = _library(logits)
     scores = xp.asarray(logits, dtype=xp.float32)
     if config.repetition_penalty != 1.0 and seen is not None:
@@ -98,6 +146,8 @@ def keep_top_p(scores: Array, top_p: float) -> Array:
 
 def _keep_nucleus(scores: NDArray[np.float32], probabilities: NDArray[np.float32], top_p: float) -> NDArray[np.float32]:
     """`keep_top_p` for one row (V): most nuclei lie among the likeliest tokens, and to sort all of them takes long."""
+    if np.isnan(probabilities[0]):  # the softmax spreads a NaN over its row
+        return scores
     possible = np.flatnonzero(probabilities)
     negative = -scores[possible]
     for count in (min(NUCLEUS, len(possible)), len(possible)):
@@ -134,8 +184,9 @@ def contrast_layers(final: Array, early: Array, least: float = 0.1) -> Array:
     """
     xp = _library(final)
     final, early = xp.asarray(final, dtype=xp.float32), xp.asarray(early, dtype=xp.float32)
-    plausible = final >= xp.amax(final, -1)[:, None] + float(np.log(least))
-    return xp.where(plausible, _log_softmax(final) - _log_softmax(early), -xp.inf)
+    with np.errstate(invalid="ignore"):  # what becomes NaN or holds no number is found where a token is drawn
+        plausible = final >= xp.amax(final, -1)[:, None] + float(np.log(least))
+        return xp.where(plausible, _log_softmax(final) - _log_softmax(early), -xp.inf)
 
 
 def draw(probabilities: Array, keys: Sequence[int]) -> Array:
@@ -151,7 +202,7 @@ def draw(probabilities: Array, keys: Sequence[int]) -> Array:
         keys: B numbers of 64 bits, as `draw_key` makes them.
 
     Returns:
-        (B) int64. A token with probability 0 is never drawn.
+        (B) int64. A token with probability 0 is never drawn; -1 where a row is NaN.
     """
     if isinstance(probabilities, np.ndarray):  # row by row, so that what a row takes stays in the core's cache
         return np.array([_first_in_row(row, key) for row, key in zip(probabilities, keys, strict=True)])
@@ -163,7 +214,9 @@ def draw(probabilities: Array, keys: Sequence[int]) -> Array:
     x = (x ^ x >> 16) * _FIRST & _WORD ^ high
     x = (x ^ x >> 15) * _SECOND & _WORD
     times = torch.log1p(((x ^ x >> 16).to(torch.float32) + 0.5) * -_TO_UNIT)
-    return (probabilities / times).argmin(-1)
+    ids = (probabilities / times).argmin(-1)  # NaN counts as the least
+    drawn = probabilities.gather(-1, ids[:, None])[:, 0]
+    return torch.where(drawn == drawn, ids, -1)
 
 
 def draw_key(seed: int, place: int) -> int:
@@ -187,7 +240,8 @@ def _first_in_row(probabilities: NDArray[np.float32], key: int) -> int:
     times *= np.float32(-_TO_UNIT)
     np.log1p(times, out=times)  # below 0, so the first to arrive is the least
     np.divide(probabilities, times, out=times)
-    return int(times.argmin())
+    first = int(times.argmin())  # NaN counts as the least
+    return -1 if np.isnan(probabilities[first]) else first
 
 
 def _mixed(number: int) -> int:
@@ -199,18 +253,35 @@ def _mixed(number: int) -> int:
 
 
 def greedy(logits: Array, config: SamplingConfig, seen: Array | None = None) -> Array:
-    """(B) int64: the only tokens that `distribution` leaves possible at temperature 0; arguments as there."""
+    """(B) int64: the only tokens that `distribution` leaves possible at temperature 0; arguments as there.
+
+    -1 where the logits hold NaN, inf or nothing above -inf.
+    """
     if config.repetition_penalty != 1.0 and seen is not None:
         logits = penalise_repeats(logits, seen, config.repetition_penalty)
     if isinstance(logits, np.ndarray):  # row by row, which numpy does four times as fast as along the axis
-        return np.array([row.argmax() for row in logits])
-    return logits.argmax(-1)
+        return np.array([_largest_in_row(row) for row in logits])
+    import torch
+
+    best, ids = logits.max(-1)  # NaN counts as the largest
+    return torch.where(best - best == 0, ids, -1)
+
+
+def _largest_in_row(row: NDArray[np.float32]) -> int:
+    """`greedy` for one row (V)."""
+    best = int(row.argmax())  # NaN counts as the largest
+    return best if np.isfinite(row[best]) else -1
 
 
 def likeliest(scores: Array) -> tuple[int, float]:
-    """The likeliest token by scores (1, V), the first of equals, and how far it is ahead of the next; changes them."""
+    """The likeliest token by scores (1, V), the first of equals, and how far it is ahead of the next; changes them.
+
+    The token is -1 where `greedy` says so.
+    """
     best = int(scores[0].argmax())
     score = float(scores[0, best])
+    if not math.isfinite(score):
+        return -1, 0.0
     scores[0, best] = -float("inf")
     return best, score - float(scores[0].max())
 

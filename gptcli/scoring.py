@@ -7,9 +7,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gptcli.errors import GptcliError
 from gptcli.loss import CHUNK_BYTES
 from gptcli.model import GPTModel
+from gptcli.sampling import not_finite
 
 BATCH_TOKENS = 4096
 
@@ -99,10 +99,7 @@ def score(model: GPTModel, spans: Iterable[Span], batch_size: int, ranked: bool 
         targets = torch.cat([span.ids[span.first :] for span in batch]).long().to(model.device)
         scores = token_log_probs(model, wanted, targets, ranked)
         if not bool(scores.log_probs.isfinite().all()):
-            raise GptcliError(
-                "The model gives NaN or infinite logits for this text.",
-                "Its weights have diverged, or --dtype is too narrow for them: try --dtype float32, or another run.",
-            )
+            raise not_finite()
         sizes = [len(span.ids) - span.first for span in batch]
         parts = zip(
             scores.log_probs.split(sizes),

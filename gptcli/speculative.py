@@ -151,13 +151,16 @@ class ModelDrafter:
         chances: list[float] = []
         while True:
             token_id, chance = self._guess(text, logits, proposals)
+            if token_id < 0:  # the draft's logits are not finite: it knows nothing
+                break
             proposals.append(token_id)
             chances.append(chance)
             if len(proposals) == count or token_id == text.request.eot_id or prod(chances) < 2 * self.cost:
-                self._last = len(text.seen), list(zip(proposals, chances, strict=True))
-                return proposals
+                break
             self._read.append(token_id)
             logits = self._decoder.read([token_id])
+        self._last = len(text.seen), list(zip(proposals, chances, strict=True))
+        return proposals
 
     def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[int, float]:
         """The next token, and the chance that it is taken if those before are."""

@@ -22,6 +22,7 @@ from gptcli.continuation import Request
 from gptcli.gpu.triton_support import triton_reason
 from gptcli.model import Cache, GPTModel, KVCache
 from gptcli.packed_model import PackedModel
+from gptcli.sampling import Drawable
 
 if TYPE_CHECKING:
     from gptcli.device_draws import DeviceDraws
@@ -163,7 +164,7 @@ class TorchEngine:
         return twin
 
     @torch.no_grad()
-    def draws(self, requests: Sequence[Request]) -> "DeviceDraws | None":
+    def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
         """As `decoding.Engine.draws`: the device draws where the kernels serve and one graph can draw for all."""
         if self._kernels is None:
             return None
@@ -172,7 +173,10 @@ class TorchEngine:
         possible, filters = filters_of(requests)
         if not possible:
             return None
-        draws = self._draws = self._draws or DeviceDraws(self._kernels)
+        if self._draws is None or self._draws.drawable != drawable:
+            self._draws = DeviceDraws(self._kernels, drawable)
+            self._drawn.clear()
+        draws = self._draws
         draws.restart()
         if filters not in self._drawn:
             try:

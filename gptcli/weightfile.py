@@ -97,8 +97,14 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
 
     def _check(self, name: str, array: NDArray[Any]) -> None:
         """A finite sum proves that all is finite; only a doubtful one is looked at again."""
-        if array.dtype == np.float32 and not (np.isfinite(array.sum()) or np.isfinite(array).all()):
+        if array.dtype == np.float32 and not _all_finite(array):
             raise GptcliError(
                 f"{self.path}: {name} holds NaN or infinite weights.",
                 "The run that wrote it had diverged; train again with a lower --learning-rate.",
             )
+
+
+def _all_finite(array: NDArray[np.float32]) -> bool:
+    """No NaN, no infinity. A finite sum proves it in one pass over memory; only a doubtful one is looked at again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())

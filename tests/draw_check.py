@@ -8,7 +8,7 @@ from models import tiny_model
 
 from gptcli.config import SamplingConfig
 from gptcli.gpu.launches import run_all
-from gptcli.sampling import distribution, draw, draw_key
+from gptcli.sampling import Drawable, distribution, draw, draw_key, keep_drawable
 
 
 def check_draws(place: str) -> None:
@@ -54,6 +54,13 @@ def check_draws(place: str) -> None:
                 share = float(np.array([bits], np.int32).view(np.float32)[0])
                 assert abs(share - float(probabilities[0, expected])) < 1e-4 * share
                 assert (int(step.ids[row, 0]), int(step.places[row]), int(device.counts[row])) == (found, 4, count + 1)
+    masked = DeviceDraws(step, Drawable(50_000, (5,)))  # whose likeliest ids have no text
+    masked.temperatures[:] = torch.tensor([0.8, 0.0, 1.3])
+    run_all(masked.launches(None))
+    held = keep_drawable(logits.clone(), masked.drawable)
+    for row, temperature in enumerate((0.8, 0.0, 1.3)):
+        probabilities = distribution(held[row : row + 1], SamplingConfig(temperature))
+        assert int(masked.out[row, 0]) == int(draw(probabilities, [draw_key(0, 0)])[0])
     step.logits[0, 17], step.logits[2, 40_000] = torch.nan, -torch.inf
     run_all(device.launches(None))
     assert device.out[:, 2].tolist() == [1, 0, 0]

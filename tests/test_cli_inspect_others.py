@@ -133,7 +133,7 @@ def test_mistakes_with_embeddings(gptcli: Any, checkpoint: Path, tmp_path: Path)
     gptcli("inspect-embeddings", "boat", "-c", char).assert_user_error("'b'")
     gptcli("inspect-embeddings", "the", "--within", "the", "-c", checkpoint).assert_user_error("--within", "twice")
     Path("empty.txt").write_text(" \n", encoding="utf-8")
-    gptcli("inspect-embeddings", "--file", "empty.txt", "-c", checkpoint).assert_user_error("white space")
+    gptcli("inspect-embeddings", "--file", "empty.txt", "-c", checkpoint).assert_user_error("no word")
     gptcli("inspect-embeddings", " ", "-c", checkpoint).assert_user_error("no word")
 
 

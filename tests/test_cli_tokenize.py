@@ -135,10 +135,14 @@ def test_the_tokenizer_of_a_checkpoint(gptcli: Any) -> None:
     gptcli("tokenize", FUN, "--checkpoint", "letters").assert_user_error("tokenizer_gptcli.json", "missing")
 
 
-def test_a_lone_surrogate_from_the_shell_is_shown_as_a_replacement(gptcli: Any) -> None:
-    result = gptcli("tokenize", "a\udcff", "--scheme", "char", "--scheme", "byte", "--json")
+def test_a_byte_from_the_shell_that_is_no_utf8_is_refused(gptcli: Any) -> None:
+    gptcli("tokenize", "a\udcff", "--scheme", "byte").assert_user_error("byte 0xFF at offset 1")
+
+
+def test_a_lone_surrogate_is_shown_as_a_replacement(gptcli: Any) -> None:
+    result = gptcli("tokenize", "a\ud800", "--scheme", "char", "--scheme", "byte", "--json")
     assert result.json["schemes"]["byte"]["ids"] == [97, 0xEF, 0xBF, 0xBD]
-    assert result.json["schemes"]["char"]["pieces"] == ["a", "\\udcff"]
+    assert result.json["schemes"]["char"]["pieces"] == ["a", "\\ud800"]
 
 
 def test_a_folder_of_two_texts_is_both(gptcli: Any) -> None:

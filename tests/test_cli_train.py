@@ -43,7 +43,7 @@ def test_a_text_becomes_a_checkpoint(gptcli: Any, story: Path) -> None:
     assert "Ep 1 (Step 000000): Train loss " in result.err
     assert "612" not in result.out
     assert "624 characters, 624 tokens (char, vocabulary 16): 561 to train on, 63 to validate." in result.err
-    assert 'gptcli generate "' in result.err
+    assert "gptcli generate the --checkpoint" in result.err
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(gptcli: Any, story: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_vocabulary_needs_a_text(kind: str, text: str | None) -> None:
 
 def test_an_unknown_kind_is_an_error(tmp_path: Path) -> None:
     user_error(lambda: tokenizers.build("gtp2"), "gtp2", "Did you mean gpt2?")
-    user_error(lambda: tokenizers.load(tmp_path, "bpe", ""), "bpe")
+    user_error(lambda: tokenizers.load(tmp_path, "unigram", ""), "unigram")
 
 
 # On disk

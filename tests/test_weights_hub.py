@@ -89,6 +89,33 @@ def test_offline_the_cache_is_enough(
     assert hub.log == []
 
 
+def test_a_tokenizer_json_is_fetched_and_never_replaced(gptcli: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer, models
+
+    write_hf(hub.folder, config=CONFIG.with_changes(vocab_size=50_257, emb_dim=8))
+    own = ByteLevelBPETokenizer()
+    own.train_from_iterator(["Grüße aus München"], vocab_size=270, show_progress=False)
+    (hub.folder / "tokenizer.json").write_text(own.to_str(), encoding="utf-8")
+    for name in ("vocab.json", "merges.txt"):
+        (hub.folder / name).unlink(missing_ok=True)
+    hub.etags.clear()
+    result = gptcli("load-gpt2", "--repo", REPO)
+    assert result.code == 0, result.err
+    tokenizer = checkpoint.load(Path("checkpoints/tiny-gpt2")).tokenizer
+    assert tokenizer.encode("Grüße") == own.encode("Grüße").ids
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False))
+    (hub.folder / "tokenizer.json").write_text(unigram.to_str(), encoding="utf-8")
+    hub.etags.clear()
+    hub.commit = "1" * 40
+    gptcli("load-gpt2", "--repo", REPO, "--force", "-q").assert_user_error("tokenizer.json", "Unigram")
+    assert checkpoint.load(Path("checkpoints/tiny-gpt2")).tokenizer.fingerprint == tokenizer.fingerprint
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for file in Path(constants.HF_HUB_CACHE).rglob("tokenizer.json"):
+        file.unlink()
+    gptcli("load-gpt2", "--repo", REPO, "--force").assert_user_error("HF_HUB_OFFLINE is set", "tokenizer.json")
+
+
 def test_offline_without_a_cache(gptcli: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import __version__
-from gptcli.cli import render
+from gptcli.cli import render, streams
 from gptcli.cli.lazy import LazyCommand
 from gptcli.errors import GptcliError
 
@@ -84,13 +84,21 @@ for _panel, _lines in COMMANDS.items():
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
+
+    Where stdout is full or closed that is 2; a reader who has left (head, less) has what he wanted: 0.
+    """
     atexit.register(gc.freeze)  # a last search for garbage among a million objects of torch takes a second
     render.verbosity.reset()
     render.use_utf8()
-    words = list(sys.argv[1:] if args is None else args)
+    with streams.guarded():
+        return _run(list(sys.argv[1:] if args is None else args))
+
+
+def _run(words: Sequence[str]) -> int:
     try:
-        code = group.main(words or ["--help"], prog_name="gptcli", standalone_mode=False)
+        code = group.main(list(words) or ["--help"], prog_name="gptcli", standalone_mode=False)
+        sys.stdout.flush()
     except GptcliError as error:
         render.fail(error)
         return 2
@@ -100,10 +108,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         render.warn("Interrupted.")
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone: there is nobody to tell.
-        sys.stdout = None
-        return 0
+    except streams.OutputError as error:
+        if error.reader_has_gone:
+            return 0
+        render.fail(error.told())
+        return 2
     return code if isinstance(code, int) else 0
 
 

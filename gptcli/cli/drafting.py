@@ -55,7 +55,7 @@ def drafter(
             "Give a draft that was trained with the same tokenizer, or --draft ngram.",
         )
     choice = decoders.choose_engine(engine, placing["device"], placing["dtype"], config)
-    return speculative.ModelDrafter(decoders.open_decoder(path, choice, capacity=capacity, **placing))
+    return speculative.ModelDrafter(decoders.open_decoder(path, choice, its, capacity=capacity, **placing))
 
 
 def twin(kind: str, decoder: "SlotDecoder") -> "Drafter":

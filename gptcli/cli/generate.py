@@ -90,7 +90,7 @@ def generate(
     _check_counts(max_new_tokens, min_new_tokens, num_samples)
     if overflow not in get_args(Overflow):
         raise GptcliError(f"There is no --overflow {overflow!r}.", nearest(overflow, get_args(Overflow)))
-    stops = [text for text in stop or [] if text]
+    stops = [options.check_text(text, "--stop") for text in stop or [] if text]
     if prompts is not None:
         for name, given in (
             ("a prompt", prompt),
@@ -117,7 +117,7 @@ def generate(
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "tell": render.note}
     opening = functools.partial(
-        decoders.open_decoder, path, choice, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
+        decoders.open_decoder, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
     )
     eot_id = None if ignore_eot else tokenizer.eot_id
     if prompts is not None:
@@ -203,13 +203,16 @@ def _check_overflow(overflow: str, prompt_length: int, max_new_tokens: int, cont
 def _print_text(prompt: str, result: "Completion", first: bool, stream: bool) -> None:
     """The prompt and its continuation; several texts are separated by an empty line."""
     before = ("" if first else "\n") + prompt
-    if stream:
-        render.print_text(before, end="")
-        for piece in result:
-            render.print_text(piece, end="")
-        render.print_text("")
-    else:
+    if not stream:
         render.print_text(before + "".join(result))
+        return
+    pieces = iter(result)
+    render.print_text(before + next(pieces, ""), end="")  # where the first token is refused, nothing is printed
+    try:
+        for piece in pieces:
+            render.print_text(piece, end="")
+    finally:
+        render.print_text("")
 
 
 def _record(result: "Completion", seed: int, tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:

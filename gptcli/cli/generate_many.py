@@ -47,7 +47,7 @@ def generate_many(
     ends = [_StopWatch(tokenizer, texts) for texts in stop_texts]
     finished: set[int] = set()
     printed = 0
-    work = decoding.decode_together(decoder.engine, requests, decoder.contrast)
+    work = decoding.decode_together(decoder.engine, requests, decoder.contrast, decoder.drawable)
     stopped: bool | None = None
     with render.progress(None, "token") as bar:
         while True:

@@ -62,7 +62,9 @@ def inspect_embeddings(
     named = words or []
     if named == ["-"] or file is not None or (words is None and analogy is None):
         named = options.read_text(" ".join(named) or None, file, what="word").split()
-    named = [word for word in named if word.strip()]
+    named = [options.check_text(word, "The word") for word in named if word.strip()]
+    for text in (*(analogy or ()), within or ""):
+        options.check_text(text, "The text")
     if not named and analogy is None:
         raise GptcliError("There is no word to look at.", "Give some: gptcli inspect-embeddings king queen river")
     if within is not None and not named:
@@ -194,7 +196,7 @@ def _word(tokenizer: "Tokenizer", table: "Tensor", text: str) -> Word:
 
 
 def _spaced(tokenizer: "Tokenizer", text: str) -> list[int]:
-    return tokenizer.encode(" " + text) if tokenizer.kind == "gpt2" else []
+    return tokenizer.encode(" " + text) if tokenizer.kind in ("gpt2", "bpe") else []
 
 
 def _in_two_places(

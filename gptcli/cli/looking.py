@@ -169,8 +169,9 @@ def label(piece: str, width: int | None = None) -> str:
 
 
 def token_name(tokenizer: "Tokenizer", token_id: int) -> str:
-    """The label of any id that the model can say; one beyond the tokenizer's is shown as a number."""
-    return label(tokenizer.piece(token_id)) if token_id < tokenizer.vocab_size else f"#{token_id}"
+    """The label of any id that the model has a row for; one without text is shown as a number."""
+    has_text = token_id < tokenizer.vocab_size and token_id not in tokenizer.holes
+    return label(tokenizer.piece(token_id)) if has_text else f"#{token_id}"
 
 
 def percent(share: float) -> str:

@@ -68,7 +68,7 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
     """The one text a command works on: its argument, ``--file``, or stdin (``-``, or nothing given and stdin piped).
 
     Raises:
-        GptcliError: both or neither, or a file that cannot be read as UTF-8.
+        GptcliError: both or neither, or what is there is not UTF-8.
     """
     if text is not None and file is not None:
         raise GptcliError(f"There are two {what}s: an argument and --file.", "Give one of the two.")
@@ -76,13 +76,32 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
         from gptcli import documents
 
         try:
-            read = documents.read_documents(["-" if file is None else str(file)])
+            return documents.read_text("-" if file is None else str(file))
         except GptcliError as error:  # its way out may be an option that only train has
             hint = "Save it as UTF-8 first." if "--encoding" in error.hint else error.hint
             raise GptcliError(error.message, hint) from error
-        return "\n".join(document.text for document in read)
     if text is None:
         raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")
+    return check_text(text, f"The {what}")
+
+
+def check_text(text: str, name: str) -> str:
+    """``text`` as it came on the command line, whose bytes Python hides in surrogates where they are no UTF-8.
+
+    Args:
+        text: any.
+        name: of it, to begin an error with.
+
+    Raises:
+        GptcliError: it holds such a byte.
+    """
+    for place, letter in enumerate(text):
+        if "\udc80" <= letter <= "\udcff":
+            offset = len(text[:place].encode("utf-8", "surrogateescape"))
+            raise GptcliError(
+                f"{name} is not UTF-8: byte 0x{ord(letter) - 0xDC00:02X} at offset {offset:,}.",
+                "Set the terminal to UTF-8, or give the text in a file that is saved as UTF-8.",
+            )
     return text
 
 

@@ -173,6 +173,18 @@ def progress(
         yield bar
 
 
+def quoted(word: str) -> str:
+    """One word of a command line, as a shell takes it."""
+    import shlex
+    import subprocess
+
+    if shlex.quote(word) == word:
+        return word
+    if not set(word) & set('"$`\\!%'):
+        return f'"{word}"'
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+
+
 def human_bytes(count: float) -> str:
     """A size with the unit people read: 1.30 GB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

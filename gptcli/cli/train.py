@@ -211,6 +211,7 @@ def train(
             " it finds out in how many parts to compute a step.",
             "Leave one of the two out; --accumulate N may change from one sitting to the next.",
         )
+    options.check_text(sample_prompt, "--sample-prompt")
     if resume is not None:
         named = {name: value for name, value in context.params.items() if name in given}
         named |= {"batch_size": windows} if "batch_size" in named else {}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptcli.cli import render
+from gptcli.cli import render, samples
 from gptcli.cli.stopping import stop_on_signals
-from gptcli.config import PRESETS, GPTConfig, SamplingConfig, TrainConfig, as_dict
+from gptcli.config import PRESETS, GPTConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
 from gptcli.pace import Forecast
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gptcli.tokenizers import Tokenizer
 
 SLOW_RUN_SECONDS = 3600
-SAMPLE_TOKENS = 50
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own rate and time left
 
 
@@ -66,7 +65,7 @@ class TrainingRun:
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.source, self.choose_parts = source, choose_parts
-        self.sample_ids = self._sample_ids()
+        self.sample_ids = samples.prompt_ids(recipe.sample_prompt, tokenizer, corpus) if recipe.sample_every else []
         self.step: int = snapshot.progress["step"] if snapshot else 0
         self.forecast, self.advised = Forecast(), False
         self.last: Evaluated | None = None
@@ -142,7 +141,7 @@ class TrainingRun:
         if stop.number is not None:
             what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
             render.warn(f"Stopped by {what} after step {self.step} of {self.plan.total_steps}. Go on with:")
-            render.note(f"  gptcli train --resume {self.path}")
+            render.note(f"  gptcli train --resume {render.quoted(str(self.path))}")
         elif self.step < self.plan.total_steps:
             render.note(
                 f"The run ended after step {self.step} of {self.plan.total_steps}, as --max-time or --early-stop says."
@@ -152,7 +151,8 @@ class TrainingRun:
             render.note(f"{self.speed} ({most}), counting 6 FLOPs a parameter and token.")
         peak_bytes = render.human_bytes(peak_memory(self.placement.device))
         render.note(f"The checkpoint is in {self.path} (peak memory {peak_bytes}). Speak with it:")
-        render.note(f'  gptcli generate "{recipe.sample_prompt}" --checkpoint {self.path}')
+        prompt = render.quoted(samples.known_prompt(recipe.sample_prompt, self.tokenizer, self.corpus))
+        render.note(f"  gptcli generate {prompt} --checkpoint {render.quoted(str(self.path))}")
         render.print_text(str(self.path))
         if stop.number is not None:
             raise typer.Exit(128 + stop.number)
@@ -322,29 +322,9 @@ class TrainingRun:
             return
         if not self.sample_ids or epoch % self.recipe.sample_every or render.verbosity.quiet:
             return
-        from gptcli.generation import generate
-        from gptcli.speculative import NgramDrafter
-
         model.eval()
-        drafter = NgramDrafter()  # young models repeat themselves
-        tokens = generate(
-            model, self.sample_ids, max_new_tokens=SAMPLE_TOKENS, sampling=SamplingConfig(temperature=0.0),
-            seed=self.recipe.seed, eot_id=self.tokenizer.eot_id, drafter=drafter,
-        )  # fmt: skip
-        text = self.tokenizer.decode([*self.sample_ids, *(token.id for token in tokens)])
+        _say(bar, "  " + samples.sample(model, self.sample_ids, self.tokenizer, self.recipe.seed))
         model.train()
-        _say(bar, "  " + " ".join(text.split()))
-
-    def _sample_ids(self) -> list[int]:
-        """The sample prompt's ids; the text's own beginning where its vocabulary has no such words."""
-        if self.recipe.sample_every == 0:
-            return []
-        try:
-            return list(self.tokenizer.encode(self.recipe.sample_prompt))
-        except GptcliError as error:
-            ids = self.corpus.beginning(8)
-            render.note(f"{error.message} Samples continue {self.tokenizer.decode(ids)!r} instead.")
-            return ids
 
 
 def _say(bar: Any, text: str) -> None:

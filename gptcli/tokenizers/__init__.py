@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gptcli.errors import GptcliError, nearest
+from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.byte import ByteTokenizer
 from gptcli.tokenizers.char import CharTokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
@@ -12,7 +13,7 @@ from gptcli.tokenizers.none import NoTokenizer
 from gptcli.tokenizers.vocabulary import COPY_AGAIN
 from gptcli.tokenizers.word import WordTokenizer
 
-KINDS = ("gpt2", "char", "byte", "word")
+KINDS = ("gpt2", "char", "byte", "word")  # those that `build` makes
 
 
 class TextStream(Protocol):
@@ -29,8 +30,9 @@ class Tokenizer(Protocol):
     """What the rest of the program knows of a tokenizer.
 
     Attributes:
-        kind: one of KINDS, or "none" where a foreign model came without a tokenizer.
+        kind: one of KINDS; "bpe" where a foreign model brought its own; "none" where it came without a tokenizer.
         vocab_size: ids are 0 … vocab_size - 1.
+        holes: the ids among them that have no text; nearly always none.
         eot_id: the token that ends a text, if there is one.
         fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
     """
@@ -41,6 +43,8 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def eot_id(self) -> int | None: ...
+    @property
+    def holes(self) -> Sequence[int]: ...
     @property
     def fingerprint(self) -> str: ...
 
@@ -85,7 +89,7 @@ def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
     Raises:
         GptcliError: no such kind; its files are missing or damaged; it is another one.
     """
-    if kind != NoTokenizer.kind:
+    if kind not in _LOADERS:
         _check_kind(kind)
     tokenizer = _LOADERS[kind](directory)
     if tokenizer.fingerprint != fingerprint:
@@ -99,6 +103,7 @@ def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
 
 _LOADERS: dict[str, Callable[[Path], Tokenizer]] = {
     "gpt2": GPT2Tokenizer.load,
+    BPETokenizer.kind: BPETokenizer.load,
     "char": CharTokenizer.load,
     "byte": ByteTokenizer.load,
     "word": WordTokenizer.load,

@@ -13,6 +13,7 @@ class ByteTokenizer:
     kind = "byte"
     vocab_size = 257
     eot_id = 256
+    holes = ()
     fingerprint = vocabulary.fingerprint("byte", [])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:

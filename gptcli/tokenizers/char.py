@@ -19,6 +19,7 @@ class CharTokenizer:
 
     kind = "char"
     eot_id = None
+    holes = ()
 
     def __init__(self, characters: Sequence[str]) -> None:
         self.vocab_size = len(characters)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from binascii import a2b_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -35,11 +35,12 @@ _TOKENIZER_CONFIG = {
     "add_bos_token": False,
     "add_prefix_space": False,
 }
-_CONFIG_FILE, _CONFIG = "tokenizer_config.json", (json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n").encode("ascii")
+CONFIG_FILE = "tokenizer_config.json"
+_CONFIG = (json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n").encode("ascii")
 
 # GPT-2's `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, written so that the engine
 # seldom has to go back: possessive where nothing can be given back, white space at the end of the text first.
-_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # The engine's `\s`: Unicode's White_Space. (Python's has four control characters more.)
 WHITE_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -59,6 +60,7 @@ class GPT2Tokenizer:
     kind = "gpt2"
     vocab_size = 50_257
     eot_id = 50_256
+    holes = ()
     fingerprint = RANK_TABLE_SHA256
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
@@ -112,7 +114,7 @@ class GPT2Tokenizer:
         Raises:
             GptcliError: vocab.json or merges.txt is missing, or is not GPT-2's.
         """
-        files = {_CONFIG_FILE: _CONFIG}
+        files = {CONFIG_FILE: _CONFIG}
         for name, sha256 in FILES_SHA256.items():
             files[name] = read_bytes(directory / name)
             if hashlib.sha256(files[name]).hexdigest() != sha256:
@@ -126,8 +128,21 @@ class GPT2Tokenizer:
             raise unknown_id(token_id, self.kind, self.vocab_size) from error
 
 
+def is_gpt2s(vocab: Mapping[str, int], merges: Sequence[str]) -> bool:
+    """Whether a vocabulary and its merges ("Ġ t"), however they were written down, are GPT-2's."""
+    lines = "\n".join(["#version: 0.2", *merges, ""])
+    if hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest() != FILES_SHA256["merges.txt"]:
+        return False
+    plain = json.dumps(dict(sorted(vocab.items(), key=lambda item: item[1])))
+    return hashlib.sha256(plain.encode("ascii")).hexdigest() == FILES_SHA256["vocab.json"]
+
+
 def _encode_plain(text: str) -> list[int]:
-    encode = _encoding().encode_ordinary
+    return encode_runs(_encoding().encode_ordinary, text)
+
+
+def encode_runs(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """What ``encode``, an engine's with `PATTERN`, makes of ``text``, however long its runs of white space are."""
     if not _RUN_OF_SAMPLES.search(text[::_STEP]):
         return encode(text)
     return [token_id for part in _cut_long_runs(text) for token_id in encode(part)]
@@ -158,7 +173,7 @@ def _encoding() -> "Encoding":
 
     return Encoding(
         "gpt2",
-        pat_str=_PATTERN,
+        pat_str=PATTERN,
         mergeable_ranks=_ranks(),
         special_tokens={END_OF_TEXT: GPT2Tokenizer.eot_id},
         explicit_n_vocab=GPT2Tokenizer.vocab_size,
@@ -167,7 +182,7 @@ def _encoding() -> "Encoding":
 
 @cache
 def _files() -> dict[str, bytes]:
-    ranks, letters = _ranks(), _byte_letters()
+    ranks, letters = _ranks(), byte_letters()
 
     def spell(token: bytes) -> str:
         return "".join([letters[byte] for byte in token])
@@ -177,11 +192,11 @@ def _files() -> dict[str, bytes]:
     return {
         "vocab.json": json.dumps(vocab).encode("ascii"),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode("utf-8"),
-        _CONFIG_FILE: _CONFIG,
+        CONFIG_FILE: _CONFIG,
     }
 
 
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """The letter that stands for each byte in those files: itself if Latin-1 can show it, else from U+0100 upward."""
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in shown]

@@ -15,6 +15,7 @@ class NoTokenizer:
     kind = "none"
     vocab_size = 0
     eot_id = None
+    holes = ()
     fingerprint = vocabulary.fingerprint("none", [])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:

@@ -7,12 +7,16 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def encode_with_special(
-    text: str, encode_plain: Callable[[str], list[int]], eot_id: int | None, allow_special: bool
+    text: str,
+    encode_plain: Callable[[str], list[int]],
+    eot_id: int | None,
+    allow_special: bool,
+    special: str = END_OF_TEXT,
 ) -> list[int]:
-    """Token ids of ``text``; END_OF_TEXT in it becomes ``eot_id`` if allowed, and is ordinary text otherwise."""
-    if not allow_special or eot_id is None or END_OF_TEXT not in text:
+    """Token ids of ``text``; ``special`` in it becomes ``eot_id`` if allowed, and is ordinary text otherwise."""
+    if not allow_special or eot_id is None or special not in text:
         return encode_plain(text)
-    first, *others = text.split(END_OF_TEXT)
+    first, *others = text.split(special)
     ids = encode_plain(first)
     for part in others:
         ids.append(eot_id)

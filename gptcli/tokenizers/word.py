@@ -21,6 +21,7 @@ class WordTokenizer:
     """
 
     kind = "word"
+    holes = ()
 
     def __init__(self, words: Sequence[str]) -> None:
         self.vocab_size = len(words)

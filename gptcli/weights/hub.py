@@ -28,6 +28,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 from huggingface_hub.utils.logging import set_verbosity_error
 
 from gptcli.errors import GptcliError, nearest
+from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.weights import hf
 
 # Revisions of the repositories that OpenAI's models live in, so that the same command gives the same weights.
@@ -43,6 +44,7 @@ SHA256 = {
     (PINNED["xl"][1], "model.safetensors"): "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
 }
 _TOKENIZER_FILES = ("vocab.json", "merges.txt")
+_FOREIGN_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", *_TOKENIZER_FILES, "spiece.model")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # SHA-256 of a large file, git's SHA-1 of a small one
 
@@ -91,12 +93,23 @@ def fetch(repo: str, revision: str, on_download: OnDownload, bar: type[Any] | No
         for name in hf.shard_names(weights):
             if _file(request, name) is None:
                 raise GptcliError(f"{repo} has no {name}, which {weights.name} names.", "The repository is incomplete.")
-    for name in _TOKENIZER_FILES:
-        try:
-            _file(request, name)
-        except _UnreachableError:
-            break  # the weights are there; without the vocabulary its size decides
+    _tokenizer(request, config)
     return config.parent
+
+
+def _tokenizer(request: _Request, config: Path) -> None:
+    """The files of the tokenizer, as far as there are any."""
+    is_pinned = (request.repo, request.revision) in PINNED.values()
+    names = _TOKENIZER_FILES if is_pinned else _FOREIGN_TOKENIZER_FILES
+    try:
+        for name in names:
+            _file(request, name)
+    except _UnreachableError:
+        # The weights are there. Whose tokens they speak is known of OpenAI's own, and told by what the cache holds, or
+        # by a vocabulary that is not of GPT-2's size; otherwise GPT-2's tokenizer would be assumed without a look.
+        known = is_pinned or any((config.parent / name).is_file() for name in names)
+        if not known and hf.read_config(config).vocab_size == GPT2Tokenizer.vocab_size:
+            raise
 
 
 def _weights(request: _Request) -> Path:

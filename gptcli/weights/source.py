@@ -1,6 +1,5 @@
 """What every reader of a foreign format returns, and what they share."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,11 @@ from torch import Tensor
 from gptcli import tokenizers
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
-from gptcli.tokenizers import Tokenizer
-from gptcli.tokenizers.gpt2 import FILES_SHA256, GPT2Tokenizer
+from gptcli.tokenizers import Tokenizer, tokenizer_json
+from gptcli.tokenizers.bpe import BPETokenizer
+from gptcli.tokenizers.gpt2 import CONFIG_FILE, GPT2Tokenizer, is_gpt2s
 from gptcli.tokenizers.none import NoTokenizer
+from gptcli.tokenizers.text import END_OF_TEXT
 
 
 @dataclass(frozen=True)
@@ -99,43 +100,104 @@ def only_tensors(values: dict[Any, Any], where: str) -> dict[str, Tensor]:
 
 
 def find_tokenizer(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
-    """GPT-2's tokenizer if the files beside the weights, or else the size of the vocabulary, say so; otherwise none.
+    """The tokenizer beside the weights; GPT-2's where there is none and the vocabulary has its size; otherwise none.
 
-    A tokenizer is never guessed: a model whose vocabulary is unknown gets one that says so when it is asked for text.
-    ``notes`` gets a line on what was assumed.
+    A tokenizer is never guessed where its files are there: a model whose vocabulary is unknown gets one that says so
+    when it is asked for text. ``notes`` gets a line on what was assumed.
+
+    Raises:
+        GptcliError: a tokenizer.json that cannot be read; files of another tokenizer where GPT-2's would be assumed.
     """
+    if (directory / tokenizer_json.FILE).is_file():
+        return _read_tokenizer_json(directory, vocab_size, notes)
     names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, OpenAI's
     for vocab, merges in names:
         if (directory / vocab).is_file() and (directory / merges).is_file():
             if _is_gpt2s(directory / vocab, directory / merges) and vocab_size >= GPT2Tokenizer.vocab_size:
-                if vocab_size > GPT2Tokenizer.vocab_size:
-                    notes.append(f"{vocab_size - GPT2Tokenizer.vocab_size} tokens beyond GPT-2's have no text.")
-                return tokenizers.build("gpt2")
+                return _gpt2s(vocab_size, notes)
             notes.append(f"{directory / vocab} is not GPT-2's vocabulary: the checkpoint gets no tokenizer.")
             return NoTokenizer()
     if vocab_size == GPT2Tokenizer.vocab_size:
+        _refuse_others(directory)
         notes.append("No vocabulary beside the weights: 50,257 tokens are taken to be GPT-2's.")
         return tokenizers.build("gpt2")
     notes.append(f"No vocabulary beside the weights, and {vocab_size:,} tokens are not GPT-2's: no tokenizer.")
     return NoTokenizer()
 
 
-def _is_gpt2s(vocab: Path, merges: Path) -> bool:
-    """Equal to the hub's files to the byte, or in what they say."""
-    try:
-        vocab_bytes, merges_bytes = vocab.read_bytes(), merges.read_bytes()
-    except OSError as error:
+def _gpt2s(vocab_size: int, notes: list[str]) -> Tokenizer:
+    if vocab_size > GPT2Tokenizer.vocab_size:
+        notes.append(f"{vocab_size - GPT2Tokenizer.vocab_size} tokens beyond GPT-2's have no text.")
+    return tokenizers.build("gpt2")
+
+
+def _read_tokenizer_json(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
+    """GPT-2's own, or another vocabulary for its kind of encoding."""
+    file, settings = directory / tokenizer_json.FILE, directory / CONFIG_FILE
+    content = _read(file)
+    config = read_json(settings) if settings.is_file() else {}
+    said = tokenizer_json.describe(content, file, config)
+    own_end = said.added in ({}, {END_OF_TEXT: GPT2Tokenizer.eot_id}) and said.end in (None, END_OF_TEXT)
+    its_merges = [" ".join(pair) for pair in said.merges]
+    if own_end and vocab_size >= GPT2Tokenizer.vocab_size and is_gpt2s(said.vocab, its_merges):
+        return _gpt2s(vocab_size, notes)
+    tokenizer = BPETokenizer(said, content)
+    if tokenizer.vocab_size > vocab_size:
         raise GptcliError(
-            f"{vocab} cannot be read: {error.strerror or error}.", "Is the directory complete?"
-        ) from error
-    if (
-        hashlib.sha256(merges_bytes.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n").hexdigest()
-        != FILES_SHA256["merges.txt"]
-    ):
-        return False
+            f"{file} has ids up to {tokenizer.vocab_size - 1:,}, but the model has {vocab_size:,} rows.",
+            "They come from two models: put the model's own tokenizer.json beside its weights.",
+        )
+    tokenizer.check_merges(file)
+    without = vocab_size - tokenizer.vocab_size + len(tokenizer.holes)
+    notes.append(
+        f"The tokenizer is {file}: {tokenizer.vocab_size - len(tokenizer.holes):,} tokens"
+        + (f", and {without:,} rows of the model have no text." if without else ".")
+    )
+    return tokenizer
+
+
+# Files of tokenizers that are not read.
+_OTHERS = {
+    "spiece.model": "SentencePiece",
+    "tokenizer.model": "SentencePiece",
+    "sentencepiece.bpe.model": "SentencePiece",
+    "vocab.txt": "WordPiece",
+}
+
+
+def _refuse_others(directory: Path) -> None:
+    """Raise GptcliError where a file beside the weights says that they do not speak GPT-2's tokens."""
+    way_out = f"Put its {tokenizer_json.FILE} beside it; byte-level BPE with GPT-2's pre-split is read."
+    for name, kind in _OTHERS.items():
+        if (directory / name).is_file():
+            raise GptcliError(f"{directory / name} is a {kind} tokenizer, which is not supported.", way_out)
+    for one, other in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        for here, missing in ((one, other), (other, one)):
+            if (directory / here).is_file() and not (directory / missing).is_file():
+                raise GptcliError(
+                    f"{directory} has {here} but no {missing}: its tokenizer is incomplete.",
+                    f"Put {missing} of the same model beside it.",
+                )
+    settings = directory / CONFIG_FILE
+    named = read_json(settings).get("tokenizer_class") if settings.is_file() else None
+    if named is not None and named not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        raise GptcliError(
+            f"{settings} says that the tokenizer is a {named!r:.60}, and {tokenizer_json.FILE} is missing.", way_out
+        )
+
+
+def _read(file: Path) -> bytes:
     try:
-        entries = json.loads(vocab_bytes)
-        plain = json.dumps(dict(sorted(entries.items(), key=lambda item: item[1]))).encode("ascii")
+        return file.read_bytes()
+    except OSError as error:
+        raise GptcliError(f"{file} cannot be read: {error.strerror or error}.", "Is the directory complete?") from error
+
+
+def _is_gpt2s(vocab: Path, merges: Path) -> bool:
+    """Equal to the hub's files in what they say."""
+    lines = _read(merges).decode("utf-8", "replace").replace("\r\n", "\n").rstrip("\n").split("\n")
+    try:
+        entries = json.loads(_read(vocab))
+        return lines[0] == "#version: 0.2" and is_gpt2s(entries, lines[1:])
     except (ValueError, RecursionError, AttributeError, TypeError):
         return False
-    return hashlib.sha256(plain).hexdigest() == FILES_SHA256["vocab.json"]

@@ -47,7 +47,7 @@ def main() -> None:
     prompt = [*ids, *ids[: options.opening]]
     request = Request(prompt, options.tokens, SamplingConfig(temperature=0), seed=0)
     choice = decoders.choose_engine("cpu", "cpu", "auto", config)
-    decoder = decoders.open_decoder(options.checkpoint, choice, threads=options.threads, bits=options.bits)
+    decoder = decoders.open_decoder(options.checkpoint, choice, tokenizer, threads=options.threads, bits=options.bits)
 
     def timed(tokens: Iterator[Token]) -> tuple[float, list[int]]:
         started = time.perf_counter()

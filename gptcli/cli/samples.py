@@ -1,0 +1,52 @@
+"""What a run says while it trains, and what to ask it when it has ended."""
+
+from typing import TYPE_CHECKING
+
+from gptcli.cli import render
+from gptcli.config import SamplingConfig
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.corpus import Corpus
+    from gptcli.model import GPTModel
+    from gptcli.tokenizers import Tokenizer
+
+TOKENS = 50
+
+
+def prompt_ids(prompt: str, tokenizer: "Tokenizer", corpus: "Corpus") -> list[int]:
+    """The prompt's ids; the text's own beginning, with a note, where its vocabulary has no such letters."""
+    try:
+        return list(tokenizer.encode(prompt))
+    except GptcliError as error:
+        ids = corpus.beginning(8)
+        render.note(f"{error.message} Samples continue {tokenizer.decode(ids)!r} instead.")
+        return ids
+
+
+def known_prompt(prompt: str, tokenizer: "Tokenizer", corpus: "Corpus") -> str:
+    """The prompt, or a word of the text's own beginning where its vocabulary has no such letters."""
+    try:
+        if tokenizer.encode(prompt):
+            return prompt
+    except GptcliError:
+        pass
+    beginning = tokenizer.decode(corpus.beginning(64))
+    return next((word for word in beginning.split() if not word.startswith("-")), beginning)
+
+
+def sample(model: "GPTModel", ids: list[int], tokenizer: "Tokenizer", seed: int) -> str:
+    """The greedy continuation of ``ids``, and they before it, on one line; or why there is none."""
+    from gptcli.generation import generate
+    from gptcli.sampling import Drawable
+    from gptcli.speculative import NgramDrafter
+
+    tokens = generate(
+        model, ids, max_new_tokens=TOKENS, sampling=SamplingConfig(temperature=0.0), seed=seed,
+        eot_id=tokenizer.eot_id, drafter=NgramDrafter(),  # young models repeat themselves
+        drawable=Drawable.of(tokenizer),
+    )  # fmt: skip
+    try:
+        return " ".join(tokenizer.decode([*ids, *(token.id for token in tokens)]).split())
+    except GptcliError as error:  # whether the run goes on is not for a sample to decide
+        return f"No sample: {error.message}"

@@ -1,0 +1,173 @@
+"""Another vocabulary for GPT-2's kind of byte-pair encoding, as a Hugging Face tokenizer.json describes it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import tokenizer_json
+from gptcli.tokenizers.gpt2 import CONFIG_FILE, PATTERN, byte_letters, encode_runs
+from gptcli.tokenizers.text import Utf8Stream, encode_with_special, printable
+from gptcli.tokenizers.tokenizer_json import FILE, Description
+from gptcli.tokenizers.vocabulary import read_bytes, unknown_id
+
+if TYPE_CHECKING:
+    from tiktoken import Encoding
+
+
+class BPETokenizer:
+    """Byte-level BPE that cuts a text as GPT-2 does and merges by a list of its own. Ids are those of the file.
+
+    Special tokens are plain text, as everywhere; <|endoftext|>'s place has the token that ``description`` names.
+
+    Args:
+        description: what the tokenizer.json says.
+        content: the bytes of that file, which ``save`` writes again.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, description: Description, content: bytes) -> None:
+        self._description, self._content = description, content
+        ids = {*description.vocab.values(), *description.added.values()}
+        self.vocab_size = max(ids) + 1
+        self.holes = tuple(sorted(set(range(self.vocab_size)) - ids))
+        self.eot_id = None if description.end is None else description.id_of(description.end)
+        self.fingerprint = description.fingerprint()
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids of ``text``: those of the tokenizers library. Lone surrogates count as U+FFFD."""
+        end = self._description.end or ""
+        return encode_with_special(text, self._encode_plain, self.eot_id, allow_special, end)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            GptcliError: an id that no token has.
+        """
+        return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
+
+    def stream(self) -> Utf8Stream:
+        """Decodes token by token."""
+        return Utf8Stream(self._token_bytes)
+
+    def piece(self, token_id: int) -> str:
+        """One token in printable form."""
+        return printable(self._token_bytes(token_id))
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json, to the byte, and tokenizer_config.json: AutoTokenizer opens them."""
+        (directory / FILE).write_bytes(self._content)
+        end = self._description.end
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if end is not None:
+            config |= {"bos_token": end, "eos_token": end, "unk_token": end}
+        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "BPETokenizer":
+        """Read what ``save`` wrote.
+
+        Raises:
+            GptcliError: a file is missing or damaged, or says what is not supported.
+        """
+        content = read_bytes(directory / FILE)
+        config = tokenizer_json.parse(read_bytes(directory / CONFIG_FILE), directory / CONFIG_FILE)
+        return cls(tokenizer_json.describe(content, directory / FILE, config), content)
+
+    def check_merges(self, file: Path) -> None:
+        """Hold that the engine, which merges whatever makes a token, gives what the list of merges gives.
+
+        It does where every token that a merge makes is made of its own bytes by this merge and no other: then two
+        neighbours that make a token together are the two that its merge names.
+
+        Raises:
+            GptcliError: it does not, so the ids would be others.
+        """
+        ranks = {pair: rank for rank, pair in enumerate(self._description.merges)}
+        made: set[str] = set()
+        for left, right in self._description.merges:
+            token = left + right
+            if token in made or _merge(token, ranks) != [token]:
+                raise GptcliError(
+                    f"{file}: its merges make the token {printable(self._bytes_of(token))!r} in two ways or in none, "
+                    "which is not supported.",
+                    "Its ids would differ from those that the model knows; train the tokenizer again.",
+                )
+            made.add(token)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        parts = self._kept.split(text) if self._kept else [text]
+        ids: list[int] = []
+        for place, part in enumerate(parts):
+            if place % 2:
+                ids.append(self._description.added[part])
+            elif part:
+                ids += [self._ids[rank] for rank in encode_runs(self._encoding.encode_ordinary, part)]
+        return ids
+
+    @cached_property
+    def _kept(self) -> re.Pattern[str] | None:
+        """Finds the added tokens that are cut out of a text before anything else, the longest first."""
+        longest_first = sorted(self._description.kept, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+    @cached_property
+    def _tables(self) -> "tuple[Encoding, list[int]]":
+        """The engine, which ranks bytes before merges in their order, and the id of every rank."""
+        from tiktoken import Encoding
+
+        letters = byte_letters()
+        spelled = [letters[byte] for byte in range(256)] + [left + right for left, right in self._description.merges]
+        ranks = {self._bytes_of(token): rank for rank, token in enumerate(spelled)}
+        encoding = Encoding(self.kind, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+        return encoding, [self._description.vocab[token] for token in spelled]
+
+    @property
+    def _encoding(self) -> "Encoding":
+        return self._tables[0]
+
+    @property
+    def _ids(self) -> list[int]:
+        return self._tables[1]
+
+    @cached_property
+    def _texts(self) -> dict[int, bytes]:
+        texts = {token_id: self._bytes_of(token) for token, token_id in self._description.vocab.items()}
+        return texts | {
+            token_id: token.encode("utf-8", "replace") for token, token_id in self._description.added.items()
+        }
+
+    def _bytes_of(self, token: str) -> bytes:
+        """The bytes that a token's letters stand for; a token with other letters is its own text."""
+        try:
+            return bytes([self._letter_bytes[letter] for letter in token])
+        except KeyError:
+            return token.encode("utf-8", "replace")
+
+    @cached_property
+    def _letter_bytes(self) -> dict[str, int]:
+        return {letter: byte for byte, letter in byte_letters().items()}
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        try:
+            return self._texts[token_id]
+        except KeyError as error:
+            raise unknown_id(token_id, self.kind, self.vocab_size) from error
+
+
+def _merge(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """What the merges make of ``token``'s letters: the pair of the lowest rank first, the first of equals."""
+    parts = list(token)
+    while len(parts) > 1:
+        found = [(ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts))]
+        rank, at = min(found)
+        if rank == len(ranks):
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts

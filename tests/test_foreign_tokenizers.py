@@ -1,0 +1,169 @@
+"""A model that brings its own tokenizer.json, through every command; and no reader takes GPT-2's for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign import CONFIG, write_hf, write_nanogpt, write_openai
+from tokenizers import Tokenizer
+from vocabularies import TEXTS, directory, edited, trained, unigram
+
+from gptcli import checkpoint, shards, tokenizers, weights
+from gptcli.portions import PORTION
+from gptcli.preparing import Preparation
+from gptcli.preparing import Request as PreparationRequest
+from gptcli.tokenizers.bpe import BPETokenizer
+
+
+def test_a_model_of_another_language_speaks_and_travels(gptcli: Any, tmp_path: Path) -> None:
+    """load-gpt2, generate, evaluate, train on, quantize, export and AutoTokenizer."""
+    from transformers import AutoTokenizer
+
+    theirs = trained()
+    directory(tmp_path / "german", theirs, vocab_size=512, eos_token="<|endoftext|>")
+    loaded = gptcli("load-gpt2", "--from", "german")
+    assert loaded.code == 0, loaded.err
+    assert "bpe tokenizer" in loaded.out
+    assert f"The tokenizer is {Path('german/tokenizer.json')}: " in loaded.err
+    path = Path("checkpoints/german")
+    assert (path / "tokenizer.json").read_bytes() == Path("german/tokenizer.json").read_bytes()
+    assert json.loads((path / "config.json").read_text(encoding="utf-8"))["eos_token_id"] == 0
+    auto = AutoTokenizer.from_pretrained(path)
+    assert auto(TEXTS[0]).input_ids == theirs.encode(TEXTS[0]).ids
+    assert auto.eos_token_id == 0
+    made = gptcli("generate", "Grüße", "-c", path, "-t", 5, "-n", 80, "--json", "--dtype", "float32")
+    assert made.code == 0, made.err
+    text = made.json
+    assert text["prompt_ids"] == theirs.encode("Grüße").ids
+    assert text["samples"][0]["text"] == theirs.decode(text["samples"][0]["ids"], skip_special_tokens=False)
+    shown = gptcli("tokenize", "Grüße", "-c", path, "--json").json
+    assert shown["schemes"]["bpe"]["ids"] == theirs.encode("Grüße").ids
+    (tmp_path / "text.txt").write_text(TEXTS[0] * 3, encoding="utf-8")
+    assert gptcli("evaluate", "text.txt", "-c", path).code == 0
+    run = ("--max-steps", 2, "--sample-every", 1, "--dtype", "float32", "--out", "run", "--context-length", 8)
+    trained_on = gptcli("train", "text.txt", "--init-from", path, *run)
+    assert trained_on.code == 0, trained_on.err
+    assert gptcli("export", "run", "out", "--dtype", "float32").code == 0
+    assert gptcli("quantize", "run", "--out", "small").code == 0
+    for made in ("run", "out", "small"):
+        assert checkpoint.load(Path(made)).tokenizer.fingerprint == checkpoint.load(path).tokenizer.fingerprint
+    gptcli("export", "run", "file", "--format", "gguf").assert_user_error("bpe")
+    gptcli("prepare", "text.txt", "--tokenizer", "bpe", "--out", "tokens").assert_user_error(
+        "There is no tokenizer 'bpe'"
+    )
+    assert not Path("tokens").exists()
+    (path / "tokenizer.json").write_text(trained(300).to_str(), encoding="utf-8")
+    gptcli("generate", "Grüße", "-c", path).assert_user_error("fingerprint")
+    (path / "tokenizer.json").unlink()
+    gptcli("generate", "Grüße", "-c", path).assert_user_error("has no tokenizer.json")
+
+
+GPT2_SIZED = CONFIG.with_changes(vocab_size=50_257, emb_dim=8)
+
+
+@pytest.mark.parametrize("source", ["hf", "lone file", "openai", "nanogpt", "nanogpt, padded"])
+def test_no_reader_takes_gpt2s_for_a_tokenizer_that_is_there(gptcli: Any, tmp_path: Path, source: str) -> None:
+    folder = tmp_path / "model"
+    name: str = "model"
+    if source.startswith("hf"):
+        write_hf(folder, config=GPT2_SIZED)
+    elif source == "lone file":
+        write_hf(folder, config=GPT2_SIZED.with_changes(emb_dim=64, n_heads=1))
+        (folder / "config.json").unlink()
+        name = "model/model.safetensors"
+    elif source == "openai":
+        write_openai(folder, config=GPT2_SIZED)
+    else:
+        padded = GPT2_SIZED.with_changes(vocab_size=50_304)
+        write_nanogpt(folder / "ckpt.pt", config=padded if "padded" in source else GPT2_SIZED)
+    (folder / "tokenizer.json").write_text(unigram(), encoding="utf-8")
+    gptcli("load-gpt2", "--from", name, "--out", "out").assert_user_error("tokenizer.json", "Unigram")
+    (folder / "tokenizer.json").write_text(trained().to_str(), encoding="utf-8")
+    result = gptcli("load-gpt2", "--from", name, "--out", "out")
+    assert result.code == 0, result.err
+    assert checkpoint.load(Path("out")).tokenizer.kind == "bpe"
+    (folder / "tokenizer.json").unlink()
+    result = gptcli("load-gpt2", "--from", name, "--out", "out", "--force")
+    assert "50,257 tokens are taken to be GPT-2's" in result.err
+    assert checkpoint.load(Path("out")).tokenizer.kind == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("spiece.model", "x", ("SentencePiece",)),
+        ("vocab.txt", "x", ("WordPiece",)),
+        ("vocab.json", "{}", ("merges.txt",)),
+        ("merges.txt", "", ("vocab.json",)),
+        ("encoder.json", "{}", ("vocab.bpe",)),
+        ("tokenizer_config.json", '{"tokenizer_class": "T5Tokenizer"}', ("T5Tokenizer", "tokenizer.json is missing")),
+    ],
+)
+def test_nor_for_one_whose_files_are_others_or_not_all_there(
+    gptcli: Any, tmp_path: Path, name: str, content: str, words: tuple[str, ...]
+) -> None:
+    write_hf(tmp_path / "model", config=GPT2_SIZED)
+    (tmp_path / "model" / name).write_text(content, encoding="utf-8")
+    gptcli("load-gpt2", "--from", "model").assert_user_error(name, *words)
+    write_hf(tmp_path / "model", config=CONFIG)
+    assert gptcli("load-gpt2", "--from", "model").code == 0
+    assert checkpoint.load(Path("checkpoints/model")).tokenizer.kind == "none"
+
+
+def test_holes_are_never_drawn(gptcli: Any, tmp_path: Path) -> None:
+    def renumber(content: dict[str, Any]) -> None:
+        content["model"]["vocab"] = {token: 2 * i for token, i in content["model"]["vocab"].items()}
+
+    base = trained()
+    folder = directory(tmp_path / "model", edited(renumber, base), vocab_size=1_200)
+    tensors = weights.read(folder).tensors
+    tensors["wte.weight"] = torch.randn_like(tensors["wte.weight"])
+    write_hf(folder, tensors, CONFIG.with_changes(vocab_size=1_200, emb_dim=8))
+    assert gptcli("load-gpt2", "--from", "model").code == 0
+    known = set(Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8")).get_vocab().values())
+    for engine in ("cpu", "torch"):
+        made = gptcli("generate", "a", "-t", 9, "-n", 300, "--engine", engine, "--dtype", "float32", "--json",
+                      "--ignore-eot")  # fmt: skip
+        ids = made.json["samples"][0]["ids"]
+        assert len(ids) == 300
+        assert set(ids) <= known
+    shown = gptcli("inspect-logits", "a b c")
+    assert shown.code == 0, shown.err
+    assert isinstance(checkpoint.load(Path("checkpoints/model")).tokenizer, BPETokenizer)
+
+
+def test_tokens_on_disk_are_those_of_the_whole_text(tmp_path: Path) -> None:
+    """Large texts are encoded in parts; the folder of tokens keeps the tokenizer."""
+    base = trained()
+    tokenizer = weights.read(directory(tmp_path / "model", base)).tokenizer
+    text = "".join(TEXTS) * 1_300
+    assert len(text) > 2 * PORTION
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="\n")
+    folder = tmp_path / "tokens"
+    Preparation(folder, PreparationRequest((str(tmp_path / "text.txt"),), "bpe"), tokenizer).run(2)
+    about = shards.read_manifest(folder)["tokenizer"]
+    opened = tokenizers.load(folder, about["kind"], about["fingerprint"])
+    found = shards.open_shards(folder)
+    assert list(found.part(0, len(found)).rows([0], len(found))[0]) == base.encode(text).ids == opened.encode(text)
+
+
+def test_what_transformers_saves_is_read(gptcli: Any, tmp_path: Path) -> None:
+    """GPT-2's own tokenizer, and one trained anew from it, each with nothing but what save_pretrained writes."""
+    from transformers import AutoTokenizer
+
+    tokenizers.build("gpt2").save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    new = own.train_new_from_iterator(TEXTS, 400)
+    for theirs, kind in ((own, "gpt2"), (new, "bpe")):
+        folder = write_hf(tmp_path / kind, config=GPT2_SIZED)
+        theirs.save_pretrained(folder)
+        for name in ("vocab.json", "merges.txt"):  # transformers 4 wrote them too
+            (folder / name).unlink(missing_ok=True)
+        assert gptcli("load-gpt2", "--from", folder, "--out", f"{kind}-out").code == 0
+        read = checkpoint.load(Path(f"{kind}-out")).tokenizer
+        assert read.kind == kind
+        assert read.encode(TEXTS[0]) == theirs(TEXTS[0]).input_ids
+        assert read.eot_id == theirs.eos_token_id
