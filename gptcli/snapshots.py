@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptcli import checkpoint, tensorfile
 from gptcli.checkpoint import METRICS
-from gptcli.checkpoint_config import CONFIG, WEIGHTS
+from gptcli.checkpoint_config import CONFIG, WEIGHTS, check_format
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.filesum import file_sum
@@ -191,8 +191,9 @@ def newest(run: Path) -> tuple[Snapshot, list[str]]:
     """The newest whole snapshot of ``run``, and a line on every damaged one that was passed over.
 
     Raises:
-        GptcliError: there is none.
+        GptcliError: there is none, or the run is of a newer format than this program knows.
     """
+    check_format(run)
     complaints: list[str] = []
     for path in _steps(run):
         try:
