@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptcli import __version__, tensorfile
-from gptcli.checkpoint_config import CONFIG, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
+from gptcli.checkpoint_config import CONFIG, METRICS, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
 from gptcli.checkpoint_config import ROOT as ROOT
 from gptcli.checkpoint_config import find as find
 from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
@@ -27,8 +27,6 @@ from gptcli.packed_model import PackedModel
 from gptcli.quantization import Bits, Packed, is_packed_name, packed, scale_name, unpacked
 from gptcli.tokenizers import Tokenizer
 from gptcli.weightfile import WeightFile
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -183,10 +181,10 @@ def create_from(
         GptcliError: something is there and ``force`` is not given, or it cannot be written.
     """
     check_output(path, force)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = tensorfile.partial_path(path)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        tensorfile.clear_partials(path)
         partial.mkdir()
         tokenizer.save(partial)
         write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
@@ -286,7 +284,7 @@ def write_config(
             **({"bits": bits} if bits < 32 else {}),
         },
     }
-    temporary = path / f".{CONFIG}.partial"
+    temporary = tensorfile.partial_path(path / CONFIG)
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(everything, file, indent=2)
         file.flush()

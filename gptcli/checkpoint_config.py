@@ -10,11 +10,15 @@ from typing import Any
 from gptcli import __version__, tokenizers
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError, nearest
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Tokenizer, vocabulary
 
 ROOT = Path("checkpoints")
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TOKENIZER_FILES = (vocabulary.FILE, "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
+METRICS = "metrics.jsonl"
+LOSS_PICTURE = "loss.png"
+SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
 FORMAT = 1  # of what lies in a checkpoint; config.json names it under "gptcli" from 2 on
 
 

@@ -20,6 +20,7 @@ from gptcli import documents, shards, tokenizers
 from gptcli.errors import GptcliError, nearest
 from gptcli.portions import Portion, portions
 from gptcli.shards import Place, Tokens, Writer
+from gptcli.tensorfile import clear_partials, partial_path
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.char import CharTokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
@@ -203,10 +204,11 @@ class Preparation:
     def _begin(self, tell: Callable[[int], None]) -> Tokenizer:
         """Make the folder, with the tokenizer and an unfinished corpus.json in it; it appears at once."""
         tokenizer = self._given or self._new_tokenizer(tell)
-        partial = self.out.with_name(f".{self.out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = partial_path(self.out)
         try:
-            partial.mkdir(parents=True)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            clear_partials(self.out)
+            partial.mkdir()
             tokenizer.save(partial)
             shards.write_manifest(partial, self._manifest(tokenizer, None))
             if self.out.exists():

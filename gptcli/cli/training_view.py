@@ -102,7 +102,8 @@ class TrainingRun:
 
     def _train(self) -> None:
         from gptcli import curves, events, tensorboard, training
-        from gptcli.checkpoint import METRICS, read_metrics, to_file
+        from gptcli.checkpoint import read_metrics, to_file
+        from gptcli.checkpoint_config import LOSS_PICTURE, METRICS
         from gptcli.device import peak_memory
         from gptcli.snapshots import Store
 
@@ -133,7 +134,7 @@ class TrainingRun:
                     break  # whoever sends it does not wait for an evaluation
         if self.world.is_first and (self.path / METRICS).exists():
             rows, per_epoch = read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
-            curves.draw_losses(rows, per_epoch, self.path / "loss.png", title=self.path.name)
+            curves.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)
         if stop.number is not None:
             what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
             render.warn(f"Stopped by {what} after step {self.step} of {self.plan.total_steps}. Go on with:")
