@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 # From the ground up; a room may import its own floor's neighbours and everything below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"textstream", "filesum"},
+    {"textstream", "filesum", "run_lock"},
     {"config", "shapes", "accounting", "events"},
     {
         "documents",

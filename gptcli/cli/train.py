@@ -210,7 +210,7 @@ def train(
     if resume is not None:
         named = {name: value for name, value in context.params.items() if name in given}
         named |= {"batch_size": windows} if "batch_size" in named else {}
-        resuming.resumed(resume, named, device=device, threads=threads).go()
+        resuming.resume(resume, named, device=device, threads=threads)
         return
     if not texts:
         raise GptcliError(

@@ -1,7 +1,7 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
 import signal
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,7 @@ class TrainingRun:
         self.resumed_at = self.step
         self.last: Evaluated | None = None
         self.speed = ""
+        self.lock = ExitStack()
 
     def go(self) -> None:
         import torch
@@ -98,10 +99,11 @@ class TrainingRun:
                 raise
             raise distributed.lost(self.world, error, self.path) from error
         finally:
+            self.lock.close()
             distributed.leave()
 
     def _train(self) -> None:
-        from gptcli import curves, events, tensorboard, training
+        from gptcli import curves, events, run_lock, tensorboard, training
         from gptcli.checkpoint import read_metrics, to_file
         from gptcli.checkpoint_config import LOSS_PICTURE, METRICS
         from gptcli.device import peak_memory
@@ -117,6 +119,9 @@ class TrainingRun:
         store = Store(self.path, self.model_config, self.tokenizer, facts, recipe.keep, recipe.save_every)
         if self.snapshot is None and self.world.is_first:
             store.begin(to_file(model), asdict(training.Progress()), self.force)
+            no_locks = self.lock.enter_context(run_lock.held(self.path))  # a run that goes on holds it already
+            if no_locks is not None:
+                render.warn(no_locks)
         with_events = recipe.log == "tensorboard" and self.world.is_first
         with (
             stop_on_signals() as stop,
