@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli import checkpoint, tensorfile
+from gptcli import checkpoint, overwrite, tensorfile
 from gptcli.checkpoint_config import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoint_config import SNAPSHOTS as FOLDER
 from gptcli.config import GPTConfig
@@ -178,10 +178,14 @@ class Store:
         return {"step": progress["step"], "recipe": self.facts["recipe"], **told}
 
     def _let_go(self, best: int | None) -> None:
-        """Remove all but the newest and the best. Hidden first, so that half a snapshot is never taken for one."""
+        """Remove all but the newest, the best, and those that hold what gptcli did not write.
+
+        Hidden first, so that half a snapshot is never taken for one.
+        """
         old = _steps(self.run)[self.keep :]
         for path in old:
-            if best is None or path.name != f"step-{best:08d}":
+            is_best = best is not None and path.name == f"step-{best:08d}"
+            if not is_best and not overwrite.foreign(path, "snapshot"):
                 hidden = path.with_name(f".{path.name}.old")
                 path.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)

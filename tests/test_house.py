@@ -42,7 +42,18 @@ FLOORS: list[set[str]] = [
     }
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "program", "matrices"},
-    {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
+    {
+        "portions",
+        "preparing",
+        "overwrite",
+        "weightfile",
+        "engine",
+        "packed_model",
+        "corpus",
+        "optim",
+        "distributed",
+        "curves",
+    }
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
     {"snapshots", "stepping"},

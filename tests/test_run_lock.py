@@ -99,14 +99,18 @@ def test_fifty_pairs_that_go_on_at_once(gptcli: Any, tmp_path: Path, story: Path
     go_on_twice_at_once(gptcli, tmp_path, story, pairs=50)
 
 
-def test_a_run_under_way_is_not_gone_on_with_until_its_process_is_gone(
+def test_a_run_under_way_is_neither_replaced_nor_gone_on_with_until_its_process_is_gone(
     gptcli: Any, tmp_path: Path, story: Path
 ) -> None:
     begin = ("train", story, *TINY, *HERE, "--max-steps", 100_000, "--save-every", 20, "--eval-every", 20)
     process = start(tmp_path, "told", *begin, "--out", "run")
     wait_for_steps(Path("run"), process)
-    holder = f"process {process.pid} on {socket.gethostname()}"
-    gptcli("train", "--resume", "run").assert_user_error("run is in use", holder)
+    shutil.copytree(Path(__file__).parent / "fixtures" / "finished", "other")
+    for arguments in (
+        (*begin, "--out", "run", "--force"), ("train", "--resume", "run"), ("export", "other", "run", "--force"),
+        ("quantize", "other", "--out", "run", "--force"),
+    ):  # fmt: skip
+        gptcli(*arguments).assert_user_error("run is in use", f"process {process.pid} on {socket.gethostname()}")
     process.kill()
     process.join()
     step = checkpoint.load(Path("run")).training["step"]
@@ -114,7 +118,8 @@ def test_a_run_under_way_is_not_gone_on_with_until_its_process_is_gone(
     assert (Path("run") / run_lock.OWNER).exists()  # it could not tidy up, and that hinders nobody
     result = gptcli("train", "--resume", "run", "--max-steps", step + 2)
     assert result.code == 0, result.err
-    assert sorted(path.name for path in Path().iterdir()) == ["run", "story.txt", "told"]
+    assert gptcli("quantize", "other", "--out", "run", "--force").code == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["other", "run", "story.txt", "told"]
 
 
 def test_a_refused_resume_lets_go_of_the_lock(gptcli: Any, story: Path) -> None:

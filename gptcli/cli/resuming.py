@@ -63,7 +63,8 @@ def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | N
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
     reading = corpora.Reading(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
-    corpus, _, _ = corpora.open_texts(reading, None, opened.tokenizer, corpora.cache_beside(path), replace=False)
+    cache = corpora.cache_beside(path)
+    corpus, _, _ = corpora.open_texts(reading, None, opened.tokenizer, cache, replace=False, advice=_NEW)
     if corpus.fingerprint != source["sha256"]:
         raise GptcliError(_changed(path, source, corpus.characters, len(corpus.train) + len(corpus.validation)), _NEW)
     ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)
