@@ -93,7 +93,7 @@ def _acquired(run: Path) -> "BaseFileLock | None":
 def _owner(run: Path) -> str:
     """Who holds the lock, in words; a process that has only just taken it may not have said so yet."""
     for _ in range(10):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             said = json.loads((run / OWNER).read_text(encoding="utf-8"))
             if said["host"] != socket.gethostname() or _is_alive(said["pid"]):
                 return f"process {said['pid']} on {said['host']}"

@@ -147,7 +147,7 @@ def clear_partials(path: Path) -> None:
     """Remove what processes that were killed left of ``path``; what a live process writes stays."""
     import psutil
 
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
     for file in path.parent.iterdir() if path.parent.is_dir() else ():
         found = pattern.fullmatch(file.name)
         if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):

@@ -264,9 +264,11 @@ def test_what_killed_processes_left_goes_and_what_live_ones_write_stays(tmp_path
     (tmp_path / ".run.4194999.partial").mkdir()  # above Linux's largest process id
     (tmp_path / f".run.{os.getppid()}.partial").mkdir()
     (tmp_path / ".run.notes.partial").mkdir()
+    (tmp_path / ".run.99999999999999999999.partial").mkdir()
     tiny_checkpoint(tmp_path / "run")
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([f".run.{os.getppid()}.partial", ".run.notes.partial", "run"])
+    strange = [".run.99999999999999999999.partial", ".run.notes.partial"]
+    assert left == sorted([f".run.{os.getppid()}.partial", *strange, "run"])
 
 
 @pytest.mark.parametrize("command", ["plot", "export"])
@@ -293,3 +295,17 @@ def test_only_a_file_of_that_kind_is_replaced(gptcli: Any, tmp_path: Path, comma
     assert file.read_bytes() == before
     assert gptcli(*arguments, "--force").code == 0
     assert file.read_bytes() != before
+
+
+def test_a_snapshot_with_something_of_the_users_in_it_stays(gptcli: Any, story: Path) -> None:
+    assert (
+        gptcli("train", story, *TINY, *FAST, "--save-every", 1, "--max-steps", 2, "--keep", 1, "--out", "run").code == 0
+    )
+    Path("run/notes.md").write_text("mine", encoding="utf-8")
+    Path("run/training/step-00000002/notes.md").write_text("mine", encoding="utf-8")
+    Path("run/training/.hidden").mkdir()
+    assert gptcli("train", "--resume", "run", "--max-steps", 5, "--keep", 1).code == 0
+    kept = sorted(path.name for path in Path("run/training").iterdir())
+    assert {".hidden", "step-00000002", "step-00000005"} <= set(kept)
+    assert not Path("run/training/step-00000005/notes.md").exists()
+    assert Path("run/training/step-00000002/notes.md").exists()

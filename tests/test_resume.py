@@ -351,15 +351,3 @@ def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
         poison_twice()
     assert went_back == [2]
     assert all(checkpoint.all_finite(t) for t in checkpoint.load(tmp_path / "run").tensors.values())
-
-
-def test_a_snapshot_with_something_of_the_users_in_it_stays(gptcli: Any, story: Path) -> None:
-    assert gptcli("train", story, *OFTEN, "--max-steps", 2, "--keep", 1, "--out", "run").code == 0
-    Path("run/notes.md").write_text("mine", encoding="utf-8")
-    Path("run/training/step-00000002/notes.md").write_text("mine", encoding="utf-8")
-    Path("run/training/.hidden").mkdir()
-    assert gptcli("train", "--resume", "run", "--max-steps", 5, "--keep", 1).code == 0
-    kept = sorted(path.name for path in Path("run/training").iterdir())
-    assert {".hidden", "step-00000002", "step-00000005"} <= set(kept)
-    assert not Path("run/training/step-00000005/notes.md").exists()
-    assert Path("run/training/step-00000002/notes.md").exists()

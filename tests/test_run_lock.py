@@ -156,7 +156,9 @@ def test_a_folder_that_cannot_be_locked_is_refused(tmp_path: Path, monkeypatch: 
         raise AssertionError
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{}", '{"pid": 4194999, "host": "HERE"}'])
+@pytest.mark.parametrize(
+    "said", ["", "[]", "{}", '{"pid": 4194999, "host": "HERE"}', '{"pid": 10000000000000000000, "host": "HERE"}']
+)
 def test_an_owner_that_is_unknown_or_long_gone_is_not_named(tmp_path: Path, said: str) -> None:
     with run_lock.held(tmp_path):
         (tmp_path / run_lock.OWNER).write_text(said.replace("HERE", socket.gethostname()), encoding="utf-8")
