@@ -7,7 +7,7 @@ layouts; the tokenizer's files lie beside them. The directory appears under its 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli import __version__, tensorfile
-from gptcli.checkpoint_config import CONFIG, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
+from gptcli import __version__, overwrite, tensorfile
+from gptcli.checkpoint_config import CONFIG, METRICS, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
 from gptcli.checkpoint_config import ROOT as ROOT
 from gptcli.checkpoint_config import find as find
 from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
@@ -27,8 +27,6 @@ from gptcli.packed_model import PackedModel
 from gptcli.quantization import Bits, Packed, is_packed_name, packed, scale_name, unpacked
 from gptcli.tokenizers import Tokenizer
 from gptcli.weightfile import WeightFile
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -165,6 +163,7 @@ def create_from(
     force: bool = False,
     bits: int = 32,
     populate: Callable[[Path], None] = lambda partial: None,
+    inputs: Sequence[Path] = (),
 ) -> None:
     """Write a whole new checkpoint; ``path`` appears at once or not at all.
 
@@ -175,29 +174,26 @@ def create_from(
         tokenizer: travels inside.
         training: JSON values about the run.
         dtype: of the weights in the file; None leaves each tensor its own.
-        force: replace what is there, once the new one is whole.
+        force: replace a checkpoint that is there, once the new one is whole.
         bits: 8 or 4 where the matrices among the tensors are packed.
         populate: writes what else belongs in the directory, before it gets its name.
+        inputs: what is read for it, and must not be replaced.
 
     Raises:
-        GptcliError: something is there and ``force`` is not given, or it cannot be written.
+        GptcliError: something is there and ``force`` is not given or must not help (see `overwrite`), or it cannot be
+            written.
     """
-    check_output(path, force)
-    partial = path.with_name(f".{path.name}.partial")
+    overwrite.check_output(path, force=force, inputs=inputs)
+    partial = tensorfile.partial_path(path)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        tensorfile.clear_partials(path)
         partial.mkdir()
         tokenizer.save(partial)
         write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
         tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
         populate(partial)
-        replaced = path.with_name(f".{path.name}.replaced")
-        if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            path.rename(replaced)  # the old one is whole until the new one is in its place
-        partial.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        overwrite.put_in_place(partial, path, force=force)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -226,21 +222,8 @@ def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> 
             tensors[scale_name(name)] = scales if bits == 8 else scales.view(torch.bfloat16)
         else:
             tensors[name] = torch.from_numpy(unpacked(name, weight))
-    create_from(path, config, tensors, tokenizer, ours.get("training", {}), dtype=None, force=force, bits=bits)
-
-
-def check_output(path: Path, force: bool = False) -> None:
-    """Refuse a place for a new run before anything is done for it.
-
-    Raises:
-        GptcliError: something is there and ``force`` is not given, or the folder cannot be written to.
-    """
-    if not force and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise GptcliError(f"{path} exists already.", "Choose another --out, or replace it with --force.")
-    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        what = "cannot be written to" if ancestor.is_dir() else "is a file, not a folder"
-        raise GptcliError(f"Cannot make {path}: {ancestor} {what}.", "Choose another folder with --out.")
+    training = ours.get("training", {})
+    create_from(path, config, tensors, tokenizer, training, dtype=None, force=force, bits=bits, inputs=[source])
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
@@ -286,7 +269,7 @@ def write_config(
             **({"bits": bits} if bits < 32 else {}),
         },
     }
-    temporary = path / f".{CONFIG}.partial"
+    temporary = tensorfile.partial_path(path / CONFIG)
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(everything, file, indent=2)
         file.flush()

@@ -7,14 +7,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gptcli import tokenizers
+from gptcli import __version__, tokenizers
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError, nearest
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Tokenizer, vocabulary
 
 ROOT = Path("checkpoints")
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TOKENIZER_FILES = (vocabulary.FILE, "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
+METRICS = "metrics.jsonl"
+LOSS_PICTURE = "loss.png"
+SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
+FORMAT = 1  # of what lies in a checkpoint; config.json names it under "gptcli" from 2 on
 
 
 def find(name: Path | str | None = None) -> Path:
@@ -47,7 +52,7 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
     """The model's shape and our own section of config.json.
 
     Raises:
-        GptcliError: no such file, not JSON, not a GPT-2 of ours.
+        GptcliError: no such file, not JSON, not a GPT-2 of ours, or of a newer format than this program knows.
     """
     file = path / CONFIG
     if not path.is_dir():
@@ -61,6 +66,7 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
     try:
         everything = json.loads(file.read_text(encoding="utf-8"))
         ours = everything["gptcli"]
+        _check_format(file, ours)
         names = {field.name for field in fields(GPTConfig)}
         return GPTConfig(**{k: v for k, v in ours["config"].items() if k in names}), ours
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,6 +74,28 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
             f"{file} is not a gptcli checkpoint's: {_one_line(error)}.",
             "Bring foreign weights in with: gptcli load-gpt2 --from DIRECTORY",
         ) from error
+
+
+def check_format(path: Path) -> None:
+    """Raise GptcliError where config.json in ``path`` names a newer format; what else is wrong there is not said."""
+    file = path / CONFIG
+    try:
+        ours = json.loads(file.read_text(encoding="utf-8"))["gptcli"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if isinstance(ours, dict):
+        _check_format(file, ours)
+
+
+def _check_format(file: Path, ours: Mapping[str, Any]) -> None:
+    found = ours.get("format", 1)
+    if type(found) is not int or found < 1:
+        raise GptcliError(f"{file}: format is {found!r}, but formats are numbered from 1.", "Copy it again.")
+    if found > FORMAT:
+        raise GptcliError(
+            f"{file} is of format {found}, but gptcli {__version__} knows formats up to {FORMAT} only.",
+            "Update gptcli, or open it with the version that wrote it.",
+        )
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import documents, shards, tokenizers
+from gptcli import documents, overwrite, shards, tokenizers
 from gptcli.errors import GptcliError, nearest
 from gptcli.portions import Portion, portions
 from gptcli.shards import Place, Tokens, Writer
+from gptcli.tensorfile import clear_partials, partial_path
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.char import CharTokenizer
@@ -77,21 +78,25 @@ class Preparation:
         request: what goes into it.
         tokenizer: an existing one to encode with, of the kind asked for; None for a new one.
         force: replace a corpus of other texts or settings.
+        advice: what to do where ``out`` holds one, if --force is not it.
 
     Raises:
         GptcliError: a text that is not there; ``out`` holds something else, or is of other texts or settings; what it
             holds is damaged (every checksum is looked at).
     """
 
-    def __init__(self, out: Path, request: Request, tokenizer: Tokenizer | None = None, force: bool = False) -> None:
-        self.out, self.request, self._given = out, request, tokenizer
+    def __init__(
+        self, out: Path, request: Request, tokenizer: Tokenizer | None = None, force: bool = False,
+        advice: str | None = None,
+    ) -> None:  # fmt: skip
+        self.out, self.request, self._given, self._advice = out, request, tokenizer, advice
         suffixes = documents.SUFFIXES if request.field is None else documents.RECORD_SUFFIXES
         self._found = documents.find(request.texts, suffixes)
         files = [path for found in self._found for path in found.files]
         self._again = all(path is not None and path.is_file() for path in files)
         self._settings = self._describe(files)
         self.bytes = sum(path.stat().st_size for path in files if path is not None)
-        self._start, self.shards_done, self._begun = Place(), 0, False
+        self._start, self.shards_done, self._begun, self._replaces = Place(), 0, False, force
         self.state = self._look(force)
         learns = request.kind in ("char", "word") and self._given is None and self.state == "new"
         self.passes = 2 if learns else 1
@@ -118,7 +123,7 @@ class Preparation:
             tokenizer = self._begin(tell) if self.state == "new" else self._saved_tokenizer()
             self._encode(tokenizer, workers, lambda count: tell(count + (self.passes - 1) * self.bytes))
         except GptcliError:
-            if self._begun:
+            if self._begun and not overwrite.foreign(self.out, "tokens"):
                 shutil.rmtree(self.out, ignore_errors=True)
             raise
         except OSError as error:
@@ -144,26 +149,36 @@ class Preparation:
 
     def _look(self, force: bool) -> str:
         """What is in ``out`` already, and whether it may be gone on with."""
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
-            return "new"
-        if not (self.out / shards.MANIFEST).is_file():
-            raise GptcliError(
-                f"{self.out} exists already, and is not a folder of gptcli prepare.",
-                "Choose another folder with --out.",
-            )
-        if force:
+        is_there = (self.out / shards.MANIFEST).is_file()
+        if force or not is_there:
+            self._check_output(force)
             return "new"
         manifest = shards.read_manifest(self.out)
         self._compare(manifest)
         finished = manifest["totals"] is not None
         if not finished and not self._again:
+            self._check_output(force=True)
+            self._replaces = True
             return "new"
         self._count_whole_shards(manifest["tokenizer"]["fingerprint"])
         return "finished" if finished and self.shards_done == manifest["totals"]["shards"] else "unfinished"
 
+    def _check_output(self, force: bool) -> None:
+        files = [path for found in self._found for path in found.files if path is not None]
+        overwrite.check_output(self.out, "tokens", force=force, inputs=files)
+
+    def _hint(self) -> str:
+        """What to do where ``out`` holds other tokens: --force, unless that would be refused."""
+        if self._advice is not None:
+            return self._advice
+        try:
+            self._check_output(force=True)
+        except GptcliError:
+            return "Choose another folder with --out."
+        return "Choose another folder with --out, or replace it with --force."
+
     def _compare(self, manifest: dict[str, Any]) -> None:
-        before, now = manifest["settings"], self._settings
-        hint = "Choose another folder with --out, or replace it with --force."
+        before, now, hint = manifest["settings"], self._settings, self._hint()
         for name in now:
             if name != "sources" and now[name] != before.get(name):
                 option = f"--{name.replace('_', '-')}"
@@ -204,15 +219,14 @@ class Preparation:
     def _begin(self, tell: Callable[[int], None]) -> Tokenizer:
         """Make the folder, with the tokenizer and an unfinished corpus.json in it; it appears at once."""
         tokenizer = self._given or self._new_tokenizer(tell)
-        partial = self.out.with_name(f".{self.out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = partial_path(self.out)
         try:
-            partial.mkdir(parents=True)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            clear_partials(self.out)
+            partial.mkdir()
             tokenizer.save(partial)
             shards.write_manifest(partial, self._manifest(tokenizer, None))
-            if self.out.exists():
-                shutil.rmtree(self.out)
-            partial.rename(self.out)
+            overwrite.put_in_place(partial, self.out, "tokens", force=self._replaces)
             self._begun = True
         finally:
             shutil.rmtree(partial, ignore_errors=True)

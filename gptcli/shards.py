@@ -22,15 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.errors import GptcliError
-from gptcli.tensorfile import sync_directory
+from gptcli.tensorfile import clear_partials, partial_path, sync_directory
 
 MANIFEST = "corpus.json"
-FORMAT = "gptcli token shards, version 1"
 MAGIC, VERSION = b"GPTSHARD", 1
+_FORMAT_NAME = "gptcli token shards, version "
+FORMAT = f"{_FORMAT_NAME}{VERSION}"
 _HEADER = struct.Struct("<8sIIQI32sQQI")
 _SUM_BYTES = 2**24
 _ROWS_HELD = 64  # each may map 64 kB around it
 _AGAIN = "Run the gptcli prepare that made it again, with --force; or copy the folder again from where it came."
+_ELSEWHERE = "Copy the folder again from where it came, or run gptcli prepare with another --out."
 _ANEW = "Remove it and run the same gptcli prepare again: it is made anew."
 
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -149,7 +151,8 @@ class Writer:
         self._folder, self._fingerprint, self._dtype, self._shard_tokens = folder, fingerprint, dtype, shard_tokens
         self._file: BinaryIO | None = None
         self._count, self._crc = 0, 0
-        self._partial = folder / ".shard.partial"
+        self._partial = partial_path(folder / "shard")
+        clear_partials(folder / "shard")
 
     def add(self, tokens: Tokens, portion: int, first: int = 0) -> None:
         """Append ``tokens[first:]``, where ``tokens`` are those of portion number ``portion``."""
@@ -189,7 +192,7 @@ class Writer:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write corpus.json, over the one before, at once."""
-    partial = folder / f".{MANIFEST}.partial"
+    partial = partial_path(folder / MANIFEST)
     with partial.open("w", encoding="utf-8", newline="\n") as out:
         json.dump({"format": FORMAT, **manifest}, out, indent=1, ensure_ascii=False)
         out.write("\n")
@@ -209,17 +212,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         known = said["format"] == FORMAT
+        if not known and str(said["format"]).startswith(_FORMAT_NAME):
+            version = str(said["format"]).removeprefix(_FORMAT_NAME)[:20]
+            raise GptcliError(
+                f"{file} is of version {version}; this gptcli reads version {VERSION}.",
+                "Update gptcli, or run gptcli prepare with another --out.",
+            )
         tokenizer, totals = said["tokenizer"], said["totals"]
         whole = isinstance(tokenizer["kind"], str) and isinstance(said["settings"], dict)
         bytes.fromhex(tokenizer["fingerprint"])
         if totals is not None:
             whole &= all(type(totals[name]) is int for name in ("documents", "characters", "tokens", "shards"))
     except OSError as error:
-        raise GptcliError(f"Cannot read {file}: {error.strerror}.", _AGAIN) from error
+        raise GptcliError(f"Cannot read {file}: {error.strerror}.", _ELSEWHERE) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise GptcliError(f"{file} is damaged, or not written by gptcli prepare.", _AGAIN) from error
+        raise GptcliError(f"{file} is damaged, or not written by gptcli prepare.", _ELSEWHERE) from error
     if not known or not whole:
-        raise GptcliError(f"{file} is damaged, or of another version of gptcli.", _AGAIN)
+        raise GptcliError(f"{file} is damaged, or of another version of gptcli.", _ELSEWHERE)
     found: dict[str, Any] = said
     return found
 

@@ -8,6 +8,7 @@ links to it; only then may older snapshots go. So whatever kills a run, a whole 
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,16 +19,15 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli import checkpoint, tensorfile
-from gptcli.checkpoint import METRICS
-from gptcli.checkpoint_config import CONFIG, WEIGHTS
+from gptcli import checkpoint, overwrite, tensorfile
+from gptcli.checkpoint_config import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
+from gptcli.checkpoint_config import SNAPSHOTS as FOLDER
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.filesum import file_sum
 from gptcli.tokenizers import Tokenizer
 
-FOLDER, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
-NOT_THE_TOKENIZERS = (WEIGHTS, CONFIG, METRICS, "loss.png")
+HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
 FIRST_SAVE = 60.0  # seconds until a save shows what saving costs
 COST, COST_OF_A_BETTER_ONE = 0.02, 0.05  # the share of the time that saving may take
 
@@ -136,10 +136,10 @@ class Store:
     ) -> Path:
         folder = run / FOLDER
         path = folder / f"step-{progress['step']:08d}"
-        partial = folder / f".{path.name}.partial"
+        partial = tensorfile.partial_path(path)
         try:
             folder.mkdir(exist_ok=True)
-            _clear(folder, ".")
+            _clear(folder)
             partial.mkdir()
             checkpoint.write_config(partial, self.config, self.tokenizer, self._about(progress))
             if (run / WEIGHTS).exists() and progress["step"] == 0:
@@ -147,8 +147,8 @@ class Store:
                 sums = {WEIGHTS: file_sum(partial / WEIGHTS)}
             else:
                 sums = _write_together({partial / WEIGHTS: weights, partial / OPTIMIZER: state})
-            for file in run.iterdir():  # the tokenizer's
-                if file.is_file() and not file.name.startswith(".") and file.name not in NOT_THE_TOKENIZERS:
+            for file in (run / name for name in TOKENIZER_FILES):
+                if file.is_file():
                     _link(file, partial / file.name)
             said = {
                 "progress": dict(progress),
@@ -178,35 +178,45 @@ class Store:
         return {"step": progress["step"], "recipe": self.facts["recipe"], **told}
 
     def _let_go(self, best: int | None) -> None:
-        """Remove all but the newest and the best. Hidden first, so that half a snapshot is never taken for one."""
+        """Remove all but the newest, the best, and those that hold what gptcli did not write.
+
+        Hidden first, so that half a snapshot is never taken for one.
+        """
         old = _steps(self.run)[self.keep :]
         for path in old:
-            if best is None or path.name != f"step-{best:08d}":
+            is_best = best is not None and path.name == f"step-{best:08d}"
+            if not is_best and not overwrite.foreign(path, "snapshot"):
                 hidden = path.with_name(f".{path.name}.old")
                 path.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
+
+
+def check_resumable(run: Path) -> None:
+    """Raise GptcliError where ``run`` has no snapshot, whole or damaged, or is of a newer format."""
+    check_format(run)
+    if not _steps(run):
+        raise GptcliError(
+            f"{run} has no snapshot of a training run, so there is nothing to resume.",
+            f"Train on from its weights as a new run: gptcli train TEXT --init-from {run} --out ANOTHER",
+        )
 
 
 def newest(run: Path) -> tuple[Snapshot, list[str]]:
     """The newest whole snapshot of ``run``, and a line on every damaged one that was passed over.
 
     Raises:
-        GptcliError: there is none.
+        GptcliError: there is none, or the run is of a newer format than this program knows.
     """
+    check_resumable(run)
     complaints: list[str] = []
     for path in _steps(run):
         try:
             return _read(path), [f"{line} This snapshot is passed over for the one before." for line in complaints]
         except GptcliError as error:
             complaints.append(error.message)
-    if complaints:
-        raise GptcliError(
-            f"No snapshot in {run / FOLDER} is whole: {complaints[0]}",
-            f"Its weights may still be good: gptcli train TEXT --init-from {run} --out ANOTHER",
-        )
     raise GptcliError(
-        f"{run} has no snapshot of a training run, so there is nothing to resume.",
-        f"Train on from its weights as a new run: gptcli train TEXT --init-from {run} --out ANOTHER",
+        f"No snapshot in {run / FOLDER} is whole: {complaints[0]}",
+        f"Its weights may still be good: gptcli train TEXT --init-from {run} --out ANOTHER",
     )
 
 
@@ -241,8 +251,9 @@ def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, lis
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, over what had it, at once; where the disk knows no links, a copy."""
-    temporary = target.with_name(f".{target.name}.link")
-    temporary.unlink(missing_ok=True)
+    for old in target.parent.glob(f".{target.name}*.link"):
+        old.unlink()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
     try:
         os.link(source, temporary)
     except OSError:
@@ -254,10 +265,10 @@ def _link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def _clear(folder: Path, prefix: str) -> None:
-    """Remove what a killed run left half written or half removed."""
+def _clear(folder: Path) -> None:
+    """Remove what a killed run left half written or half removed; nobody else writes here while it is locked."""
     for path in folder.iterdir():
-        if path.name.startswith(prefix):
+        if HALF_A_SNAPSHOT.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +92,7 @@ def write_tensors(
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         free = shutil.disk_usage(path.parent).free
         if free < 8 + len(text) + end:
@@ -135,6 +136,25 @@ def _disk_full(path: Path, needed: int, free: int) -> GptcliError:
         f"{path} needs {needed:,} bytes, but the disk has {free:,} left; nothing was changed.",
         "Free some space, or write to another disk.",
     )
+
+
+def partial_path(path: Path) -> Path:
+    """Where this process writes what becomes ``path``: beside it and hidden, with the process's id in its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def clear_partials(path: Path) -> None:
+    """Remove what processes that were killed left of ``path``; what a live process writes stays."""
+    import psutil
+
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
+    for file in path.parent.iterdir() if path.parent.is_dir() else ():
+        found = pattern.fullmatch(file.name)
+        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

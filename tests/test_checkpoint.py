@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,3 +102,34 @@ def test_a_run_replaced_by_force_is_there_until_the_new_one_is_whole(
         checkpoint.create(path, GPTModel(checkpoint.load(path).config), tokenizers.build("byte"), {}, force=True)
     assert (path / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def number_the_format(run: Path, number: object) -> None:
+    file = run / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["gptcli"] = {"format": number} if number == 2 else config["gptcli"] | {"format": number}
+    file.write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_a_newer_format_is_refused_whatever_else_it_holds(gptcli: Any, tmp_path: Path, story: Path) -> None:
+    options = ("--tokenizer", "char", "--emb-dim", 16, "--n-heads", 2, "--n-layers", 1, "--context-length", 16)
+    assert gptcli("train", story, *options, "--max-steps", 1, "--dtype", "float32", "--out", "run").code == 0
+    assert "format" not in json.loads(Path("run/config.json").read_text(encoding="utf-8"))["gptcli"]
+    number_the_format(Path("run"), 1)
+    assert checkpoint.load(Path("run")).training["step"] == 1
+    number_the_format(Path("run"), 2)
+    for command in (
+        ("generate", "the", "-c", "run"), ("evaluate", story, "-c", "run"), ("export", "run", "out"),
+        ("quantize", "run"), ("train", "--resume", "run", "--max-steps", 2), ("checkpoints", "run"),
+        ("train", story, "--init-from", "run", "--out", "more"),
+    ):  # fmt: skip
+        gptcli(*command).assert_user_error("config.json is of format 2", "up to 1", "Update gptcli")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "story.txt"]
+
+
+@pytest.mark.parametrize("number", [0, "2", 1.5, True, None])
+def test_a_format_that_is_no_number_is_refused(tmp_path: Path, number: object) -> None:
+    run = tiny_checkpoint(tmp_path / "run")
+    number_the_format(run, number)
+    with pytest.raises(GptcliError, match="format is"):
+        checkpoint.load(run)

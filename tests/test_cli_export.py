@@ -131,13 +131,15 @@ def test_mistakes(gptcli: Any, small: Path) -> None:
     gptcli("export", "smal", "out").assert_user_error("smal", "small")
     gptcli("export", small, "out", "--format", "onnx").assert_user_error("'onnx'", "gguf")
     gptcli("export", small, "out", "--dtype", "int8").assert_user_error("'int8'")
-    gptcli("export", small, small, "--force").assert_user_error("the checkpoint itself")
-    gptcli("export", small, "checkpoints").assert_user_error("exists already")
+    gptcli("export", small, small, "--force").assert_user_error("is what this command reads")
+    gptcli("export", small, "checkpoints", "--force").assert_user_error("checkpoints holds", "what this command reads")
     Path("a-file").write_text("", encoding="utf-8")
     gptcli("export", small, "a-file/x", "--format", "gguf").assert_user_error("a-file")
     Path("out").mkdir()
     Path("out/small-f16.gguf").write_text("", encoding="utf-8")
-    gptcli("export", small, "out", "--format", "gguf").assert_user_error("exists already", "--force")
+    result = gptcli("export", small, "out", "--format", "gguf", "--force")
+    result.assert_user_error("exists already, and is not a GGUF file")
+    assert "--force" not in result.err
 
 
 def test_the_table_of_checkpoints(gptcli: Any, small: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gptcli"
 # From the ground up; a room may import its own floor's neighbours and everything below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"textstream", "filesum", "machine"},
+    {"textstream", "filesum", "machine", "run_lock"},
     {"config", "shapes", "accounting", "events", "gpu", "step_graph", "pace"},
     {
         "documents",
@@ -43,7 +43,18 @@ FLOORS: list[set[str]] = [
     }
     | {"task_files", "journal", "peaks", "tensorboard", "shards"},
     {"model", "sampling", "checkpoint_config", "program", "matrices"},
-    {"portions", "preparing", "weightfile", "engine", "packed_model", "corpus", "optim", "distributed", "curves"}
+    {
+        "portions",
+        "preparing",
+        "overwrite",
+        "weightfile",
+        "engine",
+        "packed_model",
+        "corpus",
+        "optim",
+        "distributed",
+        "curves",
+    }
     | {"scoring"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
     {"snapshots", "stepping", "block_compiler", "row_weights"},

@@ -372,7 +372,7 @@ def test_a_full_disk_keeps_whole_shards(gptcli: Any, monkeypatch: pytest.MonkeyP
         (("b.txt", "--out", "out"), ("b.txt", "Did you mean a.txt")),
         (("-", "--out", "out", "--tokenizer", "char"), ("reads the text twice",)),
         (("a.txt", "--out", "a.txt"), ("a.txt exists already",)),
-        (("a.txt", "--out", "a.txt/out"), ("Cannot write to a.txt/out",)),
+        (("a.txt", "--out", "a.txt/out"), ("Cannot make a.txt/out", "is a file")),
     ],
 )
 def test_a_wrong_option_is_named(gptcli: Any, arguments: tuple[Any, ...], words: tuple[str, ...]) -> None:

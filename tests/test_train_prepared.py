@@ -191,7 +191,9 @@ def test_a_large_text_is_prepared_first(gptcli: Any, monkeypatch: pytest.MonkeyP
     # Another text takes the cache's place for a new run, but not when going on.
     Path("story.txt").write_text(TEXT * 2, encoding="utf-8")
     more = ("train", "story.txt", "--resume", "checkpoints/story", "--max-steps", 18)
-    gptcli(*more).assert_user_error("story.txt has changed")
+    changed = gptcli(*more)
+    changed.assert_user_error("story.txt has changed", "the text that the run began with")
+    assert "--force" not in changed.err
     assert gptcli(*options, "--force").code == 0
     assert len(shards.open_shards(cache)) == 2 * len(TEXT)
 

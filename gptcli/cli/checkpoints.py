@@ -71,8 +71,12 @@ def _describe(path: Path) -> dict[str, Any]:
         "tensors": len(header.tensors),
         "config": as_dict(config),
         "training": training,
-        "files": {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()},
+        "files": {file.name: file.stat().st_size for file in sorted(path.iterdir()) if _is_shown(file)},
     }
+
+
+def _is_shown(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 def _number(training: Mapping[str, Any], name: str) -> float | int | None:

@@ -37,8 +37,9 @@ class Reading:
 
 
 def open_texts(
-    reading: Reading, kind: str | None, tokenizer: "Tokenizer | None", cache: Path, replace: bool
-) -> "tuple[Corpus, Tokenizer, list[str]]":
+    reading: Reading, kind: str | None, tokenizer: "Tokenizer | None", cache: Path, replace: bool,
+    advice: str | None = None,
+) -> "tuple[Corpus, Tokenizer, list[str]]":  # fmt: skip
     """The tokens, the tokenizer, and what names the texts when the run goes on.
 
     Args:
@@ -47,6 +48,7 @@ def open_texts(
         tokenizer: the one to use; None for a new one.
         cache: the folder for the shards of a large text.
         replace: whether a cache of other texts may go.
+        advice: what to do about one, if --force is not it.
 
     Raises:
         GptcliError: a text that cannot be read, a folder of shards that is not whole or of another tokenizer.
@@ -57,7 +59,7 @@ def open_texts(
         raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(kind, tokenizers.KINDS))
     folder = prepared_folder(reading.texts)
     if folder is None and _size(reading.texts) > LARGE:
-        _make_cache(reading, kind or "gpt2", tokenizer, cache, replace)
+        _make_cache(_preparation(reading, kind or "gpt2", tokenizer, cache, replace, advice))
         folder = cache
     if folder is not None:
         corpus, its_tokenizer = _open_prepared(folder, reading.train_share, kind, tokenizer)
@@ -86,6 +88,15 @@ def prepared_folder(texts: Sequence[str]) -> Path | None:
             "Give it alone, or prepare all texts into one folder: gptcli prepare TEXT... --out FOLDER",
         )
     return found[0] if found else None
+
+
+def input_paths(texts: Sequence[str]) -> list[Path]:
+    """The files and folders that ``texts`` name; for a glob, the files that it finds."""
+    from gptcli import documents
+
+    named = [Path(text) for text in texts if text != "-" and Path(text).exists()]
+    globs = [text for text in texts if text != "-" and not Path(text).exists()]
+    return named + [path for found in documents.find(globs) for path in found.files if path is not None]
 
 
 def _size(texts: Sequence[str]) -> int:
@@ -129,23 +140,22 @@ def _open_prepared(
     return corpus, tokenizer or tokenizers.load(folder, about["kind"], about["fingerprint"])
 
 
-def _make_cache(reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool) -> None:
+def _make_cache(preparation: "Preparation") -> None:
     from gptcli import distributed
     from gptcli.cli import prepare
 
-    preparation = _preparation(reading, kind, tokenizer, cache, replace)
     processes = distributed.from_environment().size
     if processes > 1 and preparation.state != "finished":
         raise GptcliError(
             f"The text is large, and {processes} processes cannot encode it together.",
             "Encode it first (gptcli prepare TEXT --out FOLDER), and train on that folder.",
         )
-    render.note(f"The text is large: its tokens go to {cache} first, and training reads them from there.")
+    render.note(f"The text is large: its tokens go to {preparation.out} first, and training reads them from there.")
     prepare.run(preparation)
 
 
 def _preparation(
-    reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool
+    reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool, advice: str | None
 ) -> "Preparation":
     from gptcli.preparing import Preparation, Request
 
@@ -153,7 +163,7 @@ def _preparation(
     how = (reading.encoding, reading.errors, None, reading.allow_special)
     request = Request(tuple(reading.texts), kind, *how)
     try:
-        return Preparation(cache, request, tokenizer)
+        return Preparation(cache, request, tokenizer, advice=advice)
     except GptcliError:
         if not replace:
             raise

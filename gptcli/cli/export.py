@@ -25,7 +25,7 @@ def export(
     format_name: Annotated[
         str, typer.Option("--format", help="hf: a directory as transformers keeps it. gguf: one file for llama.cpp.")
     ] = "hf",
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the checkpoint or GGUF file there.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -38,11 +38,13 @@ def export(
     import torch
 
     from gptcli import checkpoint as checkpoints
-    from gptcli import tensorfile
+    from gptcli import overwrite, tensorfile
     from gptcli.checkpoint_config import WEIGHTS
     from gptcli.weights import gguf_file
 
     path = checkpoints.find(checkpoint)
+    if format_name == "hf":
+        overwrite.check_output(directory, force=force, inputs=[path])
     loaded = checkpoints.load(path)
     tensors = checkpoints.with_zero_biases(loaded.config, loaded.tensors)
     target: torch.dtype = getattr(torch, dtype)
@@ -52,16 +54,14 @@ def export(
         gguf_file.check_supported(loaded.config, loaded.tokenizer, str(path))
         name = path.resolve().name
         file = directory / f"{name}-{_SHORT[dtype]}.gguf"
-        if file.exists() and not force:
-            raise GptcliError(f"{file} exists already.", "Choose another directory, or replace it with --force.")
+        overwrite.check_file(file, gguf_file.MAGIC, "a GGUF file", force)
         _make_directory(directory)
         gguf_file.write(file, loaded.config, tensors, loaded.tokenizer, target, name)
     else:
-        if directory.exists() and directory.resolve() == path.resolve():
-            raise GptcliError(f"{directory} is the checkpoint itself.", "Choose another directory.")
         checkpoints.create_from(
-            directory, loaded.config, tensors, loaded.tokenizer, loaded.training, dtype=target, force=force
-        )
+            directory, loaded.config, tensors, loaded.tokenizer, loaded.training, dtype=target, force=force,
+            inputs=[path],
+        )  # fmt: skip
         file = directory / WEIGHTS
         written = tensorfile.read_tensors(file)
         if not all(torch.equal(written[name], tensor.to(target)) for name, tensor in tensors.items()):

@@ -52,15 +52,15 @@ def load_gpt2(
     import torch
 
     from gptcli import checkpoint as checkpoints
-    from gptcli import weights
+    from gptcli import overwrite, weights
 
     path = out or ROOT / _name(size, source, repo)
-    checkpoints.check_output(path, force)
+    overwrite.check_output(path, force=force, inputs=[source] if source is not None else [])
     if source is None:
         source = _download(size, repo, revision)
     read = weights.read(source)
     checkpoints.create_from(
-        path, read.config, read.tensors, read.tokenizer, {}, dtype=getattr(torch, dtype), force=force
+        path, read.config, read.tensors, read.tokenizer, {}, dtype=getattr(torch, dtype), force=force, inputs=[source]
     )
     for note in read.notes:
         render.note(note)

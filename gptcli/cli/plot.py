@@ -10,6 +10,7 @@ from gptcli.cli import options, render
 from gptcli.errors import GptcliError, nearest
 
 MOST_RUNS = 26
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def plot(
@@ -32,9 +33,9 @@ def plot(
     """
     if len(runs) > MOST_RUNS:
         raise GptcliError(f"There are {len(runs)} runs, but only {MOST_RUNS} letters.", "Draw fewer at once.")
-    if out.exists() and not force:
-        raise GptcliError(f"{out} exists already.", "Choose another --out, or replace it with --force.")
-    from gptcli import checkpoint_config, curves
+    from gptcli import checkpoint_config, curves, overwrite
+
+    overwrite.check_file(out, PNG, "a PNG picture", force)
 
     if metric != "loss" and metric not in curves.METRICS:
         raise GptcliError(f"There is no --metric {metric!r}.", nearest(metric, ["loss", *curves.METRICS]))

@@ -16,20 +16,21 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option("--out", help="The new directory (default: the old name with -int8 or -int4).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other."""
     from gptcli import checkpoint as checkpoints
+    from gptcli import overwrite
     from gptcli.checkpoint_config import WEIGHTS
     from gptcli.quantization import check_bits
 
     count = check_bits(bits)
     source = checkpoints.find(checkpoint)
     target = out or source.with_name(f"{source.name}-int{count}")
-    checkpoints.check_output(target, force)
+    overwrite.check_output(target, force=force, inputs=[source])
     checkpoints.create_packed(target, source, count, force)
     sizes = [(path / WEIGHTS).stat().st_size for path in (source, target)]
     old, new = (render.human_bytes(size) for size in sizes)

@@ -1,5 +1,6 @@
 """gptcli train --resume RUN: the run as it was left, unless something that must not change has changed."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ SILENT = ("resume", "texts", "device", "threads", "quiet", "verbose", "debug")
 CONTRADICTIONS = ("out", "force", "init_from", "size")
 
 
-def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | None) -> "training_view.TrainingRun":
-    """The run ``run``, ready to go on.
+def resume(run: Path, given: dict[str, Any], *, device: str, threads: int | None) -> None:
+    """Go on with the run ``run``, which nobody else may do meanwhile.
 
     Args:
         run: its directory, or its name under checkpoints/.
@@ -30,7 +31,8 @@ def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | Non
         threads: on how many; None for as many as before.
 
     Raises:
-        GptcliError: there is no such run, it has ended, or its text or settings are not the same any more.
+        GptcliError: there is no such run, another process is at it, it has ended, or its text or settings are not the
+            same any more.
     """
     for name in CONTRADICTIONS:
         if name in given:
@@ -38,11 +40,22 @@ def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | Non
                 f"{_flag(name)} cannot be combined with --resume: the run goes on as it began, where it is.",
                 "Leave one of the two out.",
             )
+    from gptcli import checkpoint, distributed, run_lock, snapshots
+
+    path = checkpoint.find(run)
+    snapshots.check_resumable(path)
+    first = distributed.from_environment().is_first
+    with run_lock.held(path) if first else nullcontext() as no_locks:
+        if no_locks is not None:
+            render.warn(no_locks)
+        _resumed(path, given, device=device, threads=threads).go()
+
+
+def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | None) -> "training_view.TrainingRun":
     from gptcli import checkpoint, snapshots
     from gptcli.plan import make_plan
     from gptcli.training import Progress
 
-    path = checkpoint.find(run)
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
     recipe = _recipe(path, snapshot, opened.config, opened.tokenizer.kind, given)
@@ -50,7 +63,8 @@ def resumed(run: Path, given: dict[str, Any], *, device: str, threads: int | Non
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
     reading = corpora.Reading(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
-    corpus, _, _ = corpora.open_texts(reading, None, opened.tokenizer, corpora.cache_beside(path), replace=False)
+    cache = corpora.cache_beside(path)
+    corpus, _, _ = corpora.open_texts(reading, None, opened.tokenizer, cache, replace=False, advice=_NEW)
     if corpus.fingerprint != source["sha256"]:
         raise GptcliError(_changed(path, source, corpus.characters, len(corpus.train) + len(corpus.validation)), _NEW)
     ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)

@@ -215,7 +215,7 @@ def train(
     if resume is not None:
         named = {name: value for name, value in context.params.items() if name in given}
         named |= {"batch_size": windows} if "batch_size" in named else {}
-        resuming.resumed(resume, named, device=device, threads=threads).go()
+        resuming.resume(resume, named, device=device, threads=threads)
         return
     if not texts:
         raise GptcliError(
@@ -237,15 +237,17 @@ def train(
             "Leave one of the two out.",
         )
 
-    from gptcli import checkpoint
+    from gptcli import checkpoint, overwrite
 
     run_dir = out or checkpoint.ROOT / _run_name(texts)
-    checkpoint.check_output(run_dir, force)
+    origin_path = checkpoint.find(init_from) if init_from is not None else None
+    inputs = corpora.input_paths(texts) + ([origin_path] if origin_path is not None else [])
+    overwrite.check_output(run_dir, force=force, inputs=inputs)
     _refuse_decoding(corpora.prepared_folder(texts), given)
-    origin = checkpoint.load(checkpoint.find(init_from)) if init_from is not None else None
+    origin = checkpoint.load(origin_path) if origin_path is not None else None
     reading = corpora.Reading(texts, recipe.train_share, encoding, errors, allow_special)
     corpus, its_tokenizer, names = corpora.open_texts(
-        reading, tokenizer, origin.tokenizer if origin else None, corpora.cache_beside(run_dir), replace=True
+        reading, tokenizer, origin.tokenizer if origin else None, corpora.cache_beside(run_dir), replace=force
     )
     if origin is None:
         window = min(recipe.context_length, len(corpus.train) - 1)

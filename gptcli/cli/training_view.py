@@ -1,7 +1,7 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
 import signal
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class TrainingRun:
         self.forecast, self.advised = Forecast(), False
         self.last: Evaluated | None = None
         self.speed = ""
+        self.lock = ExitStack()
 
     def go(self) -> None:
         import torch
@@ -103,11 +104,13 @@ class TrainingRun:
                 raise
             raise distributed.lost(self.world, error, self.path) from error
         finally:
+            self.lock.close()
             distributed.leave()
 
     def _train(self) -> None:
-        from gptcli import curves, events, tensorboard, training
-        from gptcli.checkpoint import METRICS, read_metrics, to_file
+        from gptcli import curves, events, run_lock, tensorboard, training
+        from gptcli.checkpoint import read_metrics, to_file
+        from gptcli.checkpoint_config import LOSS_PICTURE, METRICS
         from gptcli.device import peak_memory
         from gptcli.snapshots import Store
 
@@ -120,6 +123,9 @@ class TrainingRun:
         store = Store(self.path, self.model_config, self.tokenizer, facts, recipe.keep, recipe.save_every)
         if self.snapshot is None and self.world.is_first:
             store.begin(to_file(model), asdict(training.Progress()), self.force)
+            no_locks = self.lock.enter_context(run_lock.held(self.path))  # a run that goes on holds it already
+            if no_locks is not None:
+                render.warn(no_locks)
         with_events = recipe.log == "tensorboard" and self.world.is_first
         with (
             stop_on_signals() as stop,
@@ -137,7 +143,7 @@ class TrainingRun:
                     break  # whoever sends it does not wait for an evaluation
         if self.world.is_first and (self.path / METRICS).exists():
             rows, per_epoch = read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
-            curves.draw_losses(rows, per_epoch, self.path / "loss.png", title=self.path.name)
+            curves.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)
         if stop.number is not None:
             what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
             render.warn(f"Stopped by {what} after step {self.step} of {self.plan.total_steps}. Go on with:")

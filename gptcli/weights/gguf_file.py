@@ -12,11 +12,13 @@ from torch import Tensor
 
 from gptcli.config import GPTConfig
 from gptcli.errors import GptcliError
+from gptcli.tensorfile import clear_partials, partial_path
 from gptcli.tokenizers import Tokenizer
 from gptcli.weights.names import HEAD, transpose_projections
 
 # What general.file_type calls "mostly" this dtype, and the type of a tensor, both numbers of ggml's.
 _FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
+MAGIC = b"GGUF"
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # types of a token
 
 
@@ -60,8 +62,9 @@ def write(
     """
     gguf = _gguf()
     placed = _placed(gguf, tensors, config, dtype)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
+        clear_partials(path)
         writer = gguf.GGUFWriter(partial, "gpt2")
         _add_metadata(writer, config, tokenizer, dtype, name)
         for tensor_name, tensor in placed.items():
