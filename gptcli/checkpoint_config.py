@@ -18,6 +18,7 @@ CONFIG = "config.json"
 TOKENIZER_FILES = (vocabulary.FILE, "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 METRICS = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
+EVENT_FILES = "tensorboard"
 SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
 FORMAT = 1  # of what lies in a checkpoint; config.json names it under "gptcli" from 2 on
 

@@ -7,14 +7,15 @@ makes a directory goes through both.
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-from gptcli import run_lock, shards, tensorboard
+from gptcli import run_lock
 from gptcli.checkpoint_config import (
     CONFIG,
+    EVENT_FILES,
     LOSS_PICTURE,
     METRICS,
     OPTIMIZER,
@@ -27,35 +28,54 @@ from gptcli.checkpoint_config import (
 from gptcli.errors import GptcliError
 from gptcli.tensorheader import read_header
 
-Kind = Literal["checkpoint", "tokens"]
-
-_CALLED = {"checkpoint": "a checkpoint of gptcli's", "tokens": "a folder of gptcli prepare"}
 _NAMED = 5  # files that a message lists
 _JUNCTION = 0xA0000003  # Windows' other link to a directory
 _STEP = r"\.?step-\d{8}(?:\.\d+)?(?:\.partial|\.old)?"
 
 
-def _written(*names: str) -> str:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of directory that gptcli writes.
+
+    Attributes:
+        called: what messages call it.
+        ours: the paths within it that we write, with / and a / at the end of a folder.
+        mark: the file that every one of them has.
+        check: raises GptcliError where one is damaged.
+    """
+
+    called: str
+    ours: re.Pattern[str]
+    mark: str
+    check: Callable[[Path], object]
+
+
+def written(*names: str) -> str:
     """A pattern of these files and of what a write that was cut off leaves of them."""
     either = "|".join(map(re.escape, names))
     return rf"(?:{either})|\.(?:{either})(?:\.\d+)?\.(?:partial|link)"
 
 
-_LOCKS = rf"{re.escape(run_lock.LOCK)}|{re.escape(run_lock.OWNER)}"
-_OF_A_SNAPSHOT = _written(CONFIG, WEIGHTS, OPTIMIZER, STATE, *TOKENIZER_FILES)
-# Paths within the directory, with / and a / at the end of a folder.
-_OURS = {
-    "checkpoint": re.compile(
-        rf"{_written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, *TOKENIZER_FILES)}|{_LOCKS}"
-        rf"|{SNAPSHOTS}/(?:{_STEP}/(?:{_OF_A_SNAPSHOT})?)?"
-        rf"|{tensorboard.FOLDER}/(?:events\.out\.tfevents\.[^/]+)?"
+def _check_checkpoint(path: Path) -> None:
+    read_config(path)
+    read_header(path / WEIGHTS)
+
+
+LOCKS = rf"{re.escape(run_lock.LOCK)}|{re.escape(run_lock.OWNER)}"
+OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, STATE, *TOKENIZER_FILES))
+CHECKPOINT = Kind(
+    "a checkpoint of gptcli's",
+    re.compile(
+        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, *TOKENIZER_FILES)}|{LOCKS}"
+        rf"|{SNAPSHOTS}/(?:{_STEP}/(?:{OF_A_SNAPSHOT.pattern})?)?"
+        rf"|{EVENT_FILES}/(?:events\.out\.tfevents\.[^/]+)?"
     ),
-    "snapshot": re.compile(_OF_A_SNAPSHOT),
-    "tokens": re.compile(rf"{_written(shards.MANIFEST, 'shard', *TOKENIZER_FILES)}|shard-\d{{5,}}\.tokens|{_LOCKS}"),
-}
+    CONFIG,
+    _check_checkpoint,
+)
 
 
-def check_output(path: Path, kind: Kind = "checkpoint", *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Refuse a place for a new directory of ``kind`` before anything is done for it.
 
     Args:
@@ -100,7 +120,7 @@ def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> No
     if not _holds_something(path):
         return
     _recognise(path, kind)
-    others = foreign(path, kind)
+    others = foreign(path, kind.ours)
     if others:
         raise GptcliError(
             f"{path} exists already, and holds what gptcli did not write: {_listed(others)}.",
@@ -109,7 +129,7 @@ def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> No
     run_lock.refuse_held(path)
 
 
-def put_in_place(partial: Path, path: Path, kind: Kind = "checkpoint", *, force: bool = False) -> None:
+def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: bool = False) -> None:
     """Give the directory ``partial``, which is whole, its name; what it replaces is removed only then.
 
     Raises:
@@ -134,9 +154,9 @@ def put_in_place(partial: Path, path: Path, kind: Kind = "checkpoint", *, force:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def foreign(folder: Path, kind: Kind | Literal["snapshot"]) -> list[str]:
-    """What a directory of ``kind`` holds that gptcli does not write, by path within it; of a folder the name alone."""
-    return sorted(_foreign(folder, "", _OURS[kind]))
+def foreign(folder: Path, ours: re.Pattern[str]) -> list[str]:
+    """What a directory holds beside the paths ``ours``, by path within it; of a folder the name alone."""
+    return sorted(_foreign(folder, "", ours))
 
 
 def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
@@ -160,21 +180,16 @@ def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
 
 
 def _recognise(path: Path, kind: Kind) -> None:
-    mark = CONFIG if kind == "checkpoint" else shards.MANIFEST
-    if not (path / mark).is_file():
+    if not (path / kind.mark).is_file():
         held = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
         raise GptcliError(
-            f"{path} exists already, and is not {_CALLED[kind]}: it holds {_listed(held)}.", "Choose another folder."
+            f"{path} exists already, and is not {kind.called}: it holds {_listed(held)}.", "Choose another folder."
         )
     try:
-        if kind == "checkpoint":
-            read_config(path)
-            read_header(path / WEIGHTS)
-        else:
-            shards.read_manifest(path)
+        kind.check(path)
     except GptcliError as error:
         raise GptcliError(
-            f"{path} exists already, and is not {_CALLED[kind]}, or not whole: {error.message}",
+            f"{path} exists already, and is not {kind.called}, or not whole: {error.message}",
             "Choose another folder, or remove this one yourself.",
         ) from error
 

@@ -123,7 +123,7 @@ class Preparation:
             tokenizer = self._begin(tell) if self.state == "new" else self._saved_tokenizer()
             self._encode(tokenizer, workers, lambda count: tell(count + (self.passes - 1) * self.bytes))
         except GptcliError:
-            if self._begun and not overwrite.foreign(self.out, "tokens"):
+            if self._begun and not overwrite.foreign(self.out, shards.FOLDER.ours):
                 shutil.rmtree(self.out, ignore_errors=True)
             raise
         except OSError as error:
@@ -165,7 +165,7 @@ class Preparation:
 
     def _check_output(self, force: bool) -> None:
         files = [path for found in self._found for path in found.files if path is not None]
-        overwrite.check_output(self.out, "tokens", force=force, inputs=files)
+        overwrite.check_output(self.out, shards.FOLDER, force=force, inputs=files)
 
     def _hint(self) -> str:
         """What to do where ``out`` holds other tokens: --force, unless that would be refused."""
@@ -226,7 +226,7 @@ class Preparation:
             partial.mkdir()
             tokenizer.save(partial)
             shards.write_manifest(partial, self._manifest(tokenizer, None))
-            overwrite.put_in_place(partial, self.out, "tokens", force=self._replaces)
+            overwrite.put_in_place(partial, self.out, shards.FOLDER, force=self._replaces)
             self._begun = True
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from gptcli import overwrite
+from gptcli.checkpoint_config import TOKENIZER_FILES
 from gptcli.errors import GptcliError
 from gptcli.tensorfile import clear_partials, partial_path, sync_directory
 
@@ -319,3 +322,11 @@ def open_shards(folder: Path) -> Shards:
             f"{folder} has {len(shards):,} tokens in its shards, but {MANIFEST} says {totals['tokens']:,}.", _AGAIN
         )
     return shards
+
+
+FOLDER = overwrite.Kind(
+    "a folder of gptcli prepare",
+    re.compile(rf"{overwrite.written(MANIFEST, 'shard', *TOKENIZER_FILES)}|shard-\d{{5,}}\.tokens|{overwrite.LOCKS}"),
+    MANIFEST,
+    read_manifest,
+)

@@ -185,7 +185,7 @@ class Store:
         old = _steps(self.run)[self.keep :]
         for path in old:
             is_best = best is not None and path.name == f"step-{best:08d}"
-            if not is_best and not overwrite.foreign(path, "snapshot"):
+            if not is_best and not overwrite.foreign(path, overwrite.OF_A_SNAPSHOT):
                 hidden = path.with_name(f".{path.name}.old")
                 path.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)

@@ -3,10 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from gptcli.checkpoint_config import EVENT_FILES
 from gptcli.errors import GptcliError
 from gptcli.events import Evaluated, Event, Saved, Stepped, WentBack
-
-FOLDER = "tensorboard"
 
 
 def require() -> None:
@@ -34,7 +33,7 @@ class EventLog:
         from torch.utils.tensorboard import SummaryWriter
 
         try:
-            self.writer = SummaryWriter(str(self.run / FOLDER), purge_step=first_step)
+            self.writer = SummaryWriter(str(self.run / EVENT_FILES), purge_step=first_step)
         except OSError as error:
             raise self._cannot_write(error) from error
 
@@ -73,6 +72,6 @@ class EventLog:
 
     def _cannot_write(self, error: OSError) -> GptcliError:
         return GptcliError(
-            f"Cannot write {self.run / FOLDER}: {error.strerror or error}.",
+            f"Cannot write {self.run / EVENT_FILES}: {error.strerror or error}.",
             f"Make room, or go on without it: gptcli train --resume {self.run} --log none",
         )

@@ -41,12 +41,11 @@ FLOORS: list[set[str]] = [
         "helpers",
         "gpu",
     }
-    | {"task_files", "journal", "peaks", "tensorboard", "shards"},
+    | {"task_files", "journal", "peaks"},
     {"model", "sampling", "checkpoint_config", "program", "matrices"},
     {
         "portions",
         "preparing",
-        "overwrite",
         "weightfile",
         "engine",
         "packed_model",
@@ -55,7 +54,7 @@ FLOORS: list[set[str]] = [
         "distributed",
         "curves",
     }
-    | {"scoring"},
+    | {"scoring", "shards", "tensorboard", "overwrite"},
     {"checkpoint", "continuation", "decoding", "weights", "plan"},
     {"snapshots", "stepping", "block_compiler", "row_weights"},
     {"fitting", "step_launches"},

@@ -13,7 +13,7 @@ import pytest
 from foreign import write_hf
 from runs import TEXT, TINY
 
-from gptcli import overwrite, run_lock
+from gptcli import overwrite, run_lock, shards
 from gptcli.errors import GptcliError
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
@@ -218,16 +218,16 @@ def test_all_that_we_write_is_known_as_ours(gptcli: Any, story: Path, tmp_path: 
     write_hf(tmp_path / "hf")
     assert gptcli("load-gpt2", "--from", "hf", "--out", "loaded").code == 0
     for name in ("run", "run-int8", "gpt2", "half", "loaded"):
-        assert overwrite.foreign(Path(name), "checkpoint") == [], name
+        assert overwrite.foreign(Path(name), overwrite.CHECKPOINT.ours) == [], name
     for kind in ("gpt2", "char", "word", "byte"):
         assert gptcli("prepare", story, "--tokenizer", kind, "--out", f"{kind}.tokens").code == 0
-        assert overwrite.foreign(Path(f"{kind}.tokens"), "tokens") == [], kind
+        assert overwrite.foreign(Path(f"{kind}.tokens"), shards.FOLDER.ours) == [], kind
 
 
 @pytest.mark.parametrize("name", ["finished", "word", "byte", "stopped-adamw", "killed-muon", "int8", "int4"])
 def test_all_that_earlier_versions_wrote_is_known_as_ours(name: str) -> None:
-    assert overwrite.foreign(FIXTURES / name, "checkpoint") == []
-    assert overwrite.foreign(FIXTURES / "story.tokens", "tokens") == []
+    assert overwrite.foreign(FIXTURES / name, overwrite.CHECKPOINT.ours) == []
+    assert overwrite.foreign(FIXTURES / "story.tokens", shards.FOLDER.ours) == []
 
 
 def test_what_is_foreign_is_listed(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_what_is_foreign_is_listed(tmp_path: Path) -> None:
         (run / f"note-{number}.md").touch()
     (run / "int8").mkdir()
     with pytest.raises(GptcliError, match=r"did not write: int8/, note-0\.md, .*, note-3\.md and 3 more\."):
-        overwrite.check_replaceable(run, "checkpoint")
+        overwrite.check_replaceable(run, overwrite.CHECKPOINT)
 
 
 def test_an_old_run_comes_back_where_the_new_one_cannot_take_its_place(

@@ -27,7 +27,7 @@ def scalars(run: Path) -> dict[str, dict[int, float]]:
     """What TensorBoard shows: values by step, by tag; no step twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    read = EventAccumulator(str(run / tensorboard.FOLDER))
+    read = EventAccumulator(str(run / tensorboard.EVENT_FILES))
     read.Reload()
     found = {tag: read.Scalars(tag) for tag in read.Tags()["scalars"]}
     for tag, points in found.items():
@@ -70,7 +70,7 @@ def test_a_run_that_goes_back_takes_back_what_it_told(tmp_path: Path) -> None:
 
 @needs_tensorboard
 def test_event_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
-    (tmp_path / tensorboard.FOLDER).write_text("a file is in the way", encoding="utf-8")
+    (tmp_path / tensorboard.EVENT_FILES).write_text("a file is in the way", encoding="utf-8")
     with pytest.raises(tensorboard.GptcliError, match=r"Cannot write .*tensorboard"):
         tensorboard.EventLog(tmp_path, 0)
 
