@@ -43,10 +43,11 @@ test-slow: $(BIN)/.installed-dev ## run the slow tests: big models, long runs
 test-gpu: ## run the GPU tests with the Python that is given and what it has: make test-gpu PYTHON=python3.12
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu
 
-lint: $(BIN)/.installed-dev ## ruff and mypy --strict
+lint: $(BIN)/.installed-dev ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(BIN)/.installed-dev ## let ruff format the code
 	$(BIN)/ruff check --fix .

@@ -68,10 +68,10 @@ def _compiled_kernels(request: pytest.FixtureRequest) -> None:
     if wants_gpu(request.config):
         return
     from gptcli.config import GPTConfig
-    from gptcli.decoders import obstacle
+    from gptcli.inference.open import obstacle
 
     if obstacle(GPTConfig()) is None:
-        from gptcli.kernel_cache import Kernels, training_passes
+        from gptcli.kernels.cpu.compile_cache import Kernels, training_passes
 
         for kind in (32, 8, 4):
             Kernels().prepare(kind)

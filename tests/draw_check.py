@@ -7,13 +7,13 @@ import torch
 from models import tiny_model
 
 from gptcli.config import SamplingConfig
-from gptcli.gpu.launches import run_all
-from gptcli.sampling import Drawable, distribution, draw, draw_key, keep_drawable
+from gptcli.inference.sampling import Drawable, distribution, draw, draw_key, keep_drawable
+from gptcli.kernels.gpu.launches import run_all
 
 
 def check_draws(place: str) -> None:
     """Ids and shares that kernels on the device ``place`` draw are those of sampling.py, over a real vocabulary."""
-    from gptcli.device_draws import DeviceDraws
+    from gptcli.inference.device_draws import DeviceDraws
 
     rows, vocab = 3, 50_257
     torch.manual_seed(0)

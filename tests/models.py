@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from gptcli.config import GPTConfig
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 
 def tiny_config(**changes: Any) -> GPTConfig:
@@ -27,7 +27,8 @@ def tiny_model(seed: int = 0, spread: float = 0.15, **changes: Any) -> GPTModel:
 
 def tiny_checkpoint(path: Path, kind: str = "byte", text: str = "", seed: int = 0, **changes: Any) -> Path:
     """A checkpoint directory of a random tiny model."""
-    from gptcli import checkpoint, tokenizers
+    from gptcli import tokenizers
+    from gptcli.checkpoints import checkpoint
 
     tokenizer = tokenizers.build(kind, text)
     model = tiny_model(seed, vocab_size=tokenizer.vocab_size, **changes)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptcli import decoding
 from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
-from gptcli.decoding import Engine, SlotDecoder
+from gptcli.inference import decode
+from gptcli.inference.decode import Engine, SlotDecoder
+from gptcli.inference.sequence import Request
 
 SAMPLINGS = (SamplingConfig(0), SamplingConfig(1.1, top_k=30), SamplingConfig(0.9, repetition_penalty=1.2))
 
@@ -32,10 +32,10 @@ def ragged_requests(common: Sequence[int] = ()) -> list[Request]:
 def assert_each_as_alone(requests: Sequence[Request], alone: Engine, together: Engine) -> None:
     """Every request gets the tokens that it gets alone, and ends once."""
     one = SlotDecoder(alone)
-    expected = [[token.id for token in decoding.decode(one, request)] for request in requests]
+    expected = [[token.id for token in decode.decode(one, request)] for request in requests]
     rows: list[list[int]] = [[] for _ in requests]
     ended = []
-    for number, token in decoding.decode_together(together, requests):
+    for number, token in decode.decode_together(together, requests):
         if token is None:
             ended.append(number)
         else:

@@ -17,12 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptcli import accounting, loss, quantization, shapes
 from gptcli.config import GPT3_PRESETS, PRESETS, GPTConfig, TrainConfig
-from gptcli.corpus import Corpus
+from gptcli.data.dataset import Corpus
 from gptcli.errors import GptcliError
-from gptcli.model import GPTModel, KVCache
-from gptcli.training import train
+from gptcli.model import cost, loss, quantization
+from gptcli.model import parameters as shapes
+from gptcli.model.gpt import GPTModel, KVCache
+from gptcli.training.trainer import train
 
 TINY = GPTConfig(vocab_size=65, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
 
@@ -40,7 +41,7 @@ def on_meta(config: GPTConfig) -> GPTModel:
     [("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080), ("xl", 1_557_611_200)],
 )
 def test_published_totals(size: str, tied: int) -> None:
-    assert accounting.parameter_count(PRESETS[size]) == tied
+    assert cost.parameter_count(PRESETS[size]) == tied
 
 
 def test_feed_forward_of_another_width() -> None:
@@ -51,17 +52,17 @@ def test_feed_forward_of_another_width() -> None:
 
 def test_published_totals_of_small_with_its_own_head() -> None:
     untied = PRESETS["small"].with_changes(tie_weights=False)
-    assert accounting.parameter_count(untied) == 163_037_184
-    assert accounting.parameter_count(untied.with_changes(qkv_bias=False)) == 163_009_536
+    assert cost.parameter_count(untied) == 163_037_184
+    assert cost.parameter_count(untied.with_changes(qkv_bias=False)) == 163_009_536
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
-@pytest.mark.parametrize("size", accounting.SIZES)
+@pytest.mark.parametrize("size", cost.SIZES)
 def test_every_parameter_of_the_real_model_is_there_with_its_shape(
     size: str, qkv_bias: bool, tie_weights: bool
 ) -> None:
-    config = accounting.size_named(size).with_changes(qkv_bias=qkv_bias, tie_weights=tie_weights)
+    config = cost.size_named(size).with_changes(qkv_bias=qkv_bias, tie_weights=tie_weights)
     real = {name: tuple(parameter.shape) for name, parameter in on_meta(config).state_dict().items()}
     assert shapes.parameter_shapes(config) == real
 
@@ -71,31 +72,31 @@ def test_totals_are_those_of_the_real_model(size: str) -> None:
     config, model = PRESETS[size], on_meta(PRESETS[size])
     everything = sum(p.numel() for p in model.parameters())
     outside = model.wte.weight.numel() + model.wpe.weight.numel()
-    assert accounting.parameter_count(config) == everything
-    assert accounting.non_embedding_parameter_count(config) == everything - outside
-    assert accounting.non_embedding_parameter_count(config.with_changes(tie_weights=False)) == everything - outside
-    assert accounting.weight_bytes(config, "float32") == sum(p.nbytes for p in model.parameters())
-    assert accounting.weight_bytes(config, "bfloat16") == sum(p.nbytes for p in model.bfloat16().parameters())
+    assert cost.parameter_count(config) == everything
+    assert cost.non_embedding_parameter_count(config) == everything - outside
+    assert cost.non_embedding_parameter_count(config.with_changes(tie_weights=False)) == everything - outside
+    assert cost.weight_bytes(config, "float32") == sum(p.nbytes for p in model.parameters())
+    assert cost.weight_bytes(config, "bfloat16") == sum(p.nbytes for p in model.bfloat16().parameters())
 
 
 def test_unknown_size_names_the_nearest() -> None:
     with pytest.raises(GptcliError) as caught:
-        accounting.size_named("gpt3-14b")
+        cost.size_named("gpt3-14b")
     assert "gpt3-14b" in caught.value.message
     assert "gpt3-13b" in caught.value.hint
 
 
 @given(st.lists(st.integers(min_value=0, max_value=10**12), min_size=1, max_size=12).filter(any))
 def test_percentages_add_up_as_printed(counts: list[int]) -> None:
-    shares = accounting.percentages(counts)
+    shares = cost.percentages(counts)
     assert sum(round(float(f"{share:.1f}") * 10) for share in shares) == 1_000
     for share, count in zip(shares, counts, strict=True):
         assert abs(share - 100 * count / sum(counts)) < 0.1 + 1e-9
 
 
 def test_percentages_give_the_missing_tenth_to_the_largest_remainder() -> None:
-    assert accounting.percentages([1, 1, 1]) == [33.4, 33.3, 33.3]
-    assert accounting.percentages([3, 3, 1]) == [42.9, 42.8, 14.3]
+    assert cost.percentages([1, 1, 1]) == [33.4, 33.3, 33.3]
+    assert cost.percentages([3, 3, 1]) == [42.9, 42.8, 14.3]
 
 
 # Bytes
@@ -104,7 +105,7 @@ def test_percentages_give_the_missing_tenth_to_the_largest_remainder() -> None:
 @pytest.mark.parametrize(("weight_format", "bits"), [("int8", 8), ("int4", 4)])
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_packed_bytes_are_those_of_really_packed_weights(
-    weight_format: accounting.WeightFormat, bits: quantization.Bits, tie_weights: bool
+    weight_format: cost.WeightFormat, bits: quantization.Bits, tie_weights: bool
 ) -> None:
     config = GPTConfig(
         vocab_size=61, context_length=20, emb_dim=42, n_heads=3, n_layers=2, tie_weights=tie_weights
@@ -117,13 +118,13 @@ def test_packed_bytes_are_those_of_really_packed_weights(
             measured += packed.values.nbytes + packed.scale.nbytes
         else:
             measured += parameter.nbytes
-    assert accounting.weight_bytes(config, weight_format) == measured
+    assert cost.weight_bytes(config, weight_format) == measured
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_bytes_are_those_of_the_real_cache(dtype: torch.dtype) -> None:
     cache = KVCache(TINY, dtype=dtype)
-    per_token = accounting.kv_cache_bytes_per_token(TINY, dtype.itemsize)
+    per_token = cost.kv_cache_bytes_per_token(TINY, dtype.itemsize)
     assert cache.store.nbytes == per_token * TINY.context_length
 
 
@@ -136,11 +137,11 @@ def test_forward_flops_are_what_torch_counts(tie_weights: bool) -> None:
     model, ids = on_meta(config).eval(), torch.zeros(2, config.context_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids)
-    assert accounting.flops_per_token(config).forward * ids.numel() == counter.get_total_flops()
+    assert cost.flops_per_token(config).forward * ids.numel() == counter.get_total_flops()
 
 
 def test_training_is_three_times_forward_and_attention_grows_with_the_context() -> None:
-    short, long = (accounting.flops_per_token(PRESETS["small"], context) for context in (256, 1_024))
+    short, long = (cost.flops_per_token(PRESETS["small"], context) for context in (256, 1_024))
     assert long.training == 3 * long.forward
     assert long.matrices == short.matrices
     assert long.attention == 4 * short.attention
@@ -154,16 +155,16 @@ def test_training_is_three_times_forward_and_attention_grows_with_the_context() 
      ("13b", 2.31e22)],
 )  # fmt: skip
 def test_training_compute_of_the_gpt3_papers_table(size: str, flops: float) -> None:
-    assert accounting.training_compute(GPT3_PRESETS[f"gpt3-{size}"]) == pytest.approx(flops, rel=0.01)
+    assert cost.training_compute(GPT3_PRESETS[f"gpt3-{size}"]) == pytest.approx(flops, rel=0.01)
 
 
 def test_gpt3_has_175_billion_parameters_and_takes_355_v100_years() -> None:
     gpt3 = GPT3_PRESETS["gpt3"]
     by_hand = 50_257 * 12_288 + 2_048 * 12_288 + 96 * (12 * 12_288**2 + 13 * 12_288) + 2 * 12_288
-    assert accounting.parameter_count(gpt3) == by_hand == 174_604_259_328
-    compute = accounting.training_compute(gpt3)
+    assert cost.parameter_count(gpt3) == by_hand == 174_604_259_328
+    compute = cost.training_compute(gpt3)
     assert compute == pytest.approx(3.14e23, rel=0.002)
-    assert int(accounting.v100_years(compute)) == 355
+    assert int(cost.v100_years(compute)) == 355
 
 
 # Training memory
@@ -196,8 +197,8 @@ def recompute_blocks(model: GPTModel) -> None:
 
 
 def test_logits_chunk_is_the_that_of_the_loss() -> None:
-    assert accounting.LOGITS_CHUNK_BYTES == loss.CHUNK_BYTES
-    assert accounting.GPU_LOGITS_CHUNK_BYTES == loss.GPU_CHUNK_BYTES
+    assert cost.LOGITS_CHUNK_BYTES == loss.CHUNK_BYTES
+    assert cost.GPU_LOGITS_CHUNK_BYTES == loss.GPU_CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_activations_are_what_the_backward_pass_has_saved(changes: dict[str, Any
         loss.chunked_cross_entropy(model.hidden(ids), model.head, ids)
     measured = sum(storage.nbytes() for address, storage in saved.items() if address not in parameters)
     measured += 4 * ids.numel() * config.emb_dim  # the gradient that the loss holds itself, unseen by the hooks
-    assert accounting.activation_bytes(config, 6, 48) == pytest.approx(measured, rel=0.05)
+    assert cost.activation_bytes(config, 6, 48) == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -255,12 +256,12 @@ def test_peak_of_a_training_step(
     )
     recipe = TrainConfig(context_length=context, batch_size=batch_size, max_steps=2, eval_batches=1)
     measured = peak_of_tensors(lambda: deque(train(model, corpus, recipe), maxlen=0), tmp_path)
-    forecast = accounting.training_memory(config, batch_size, context, recompute)
+    forecast = cost.training_memory(config, batch_size, context, recompute)
     assert forecast.peak - forecast.weights == pytest.approx(measured, rel=0.05)
 
 
 def test_a_gpu_holds_no_mask_of_the_attention_weights() -> None:
-    less = accounting.activation_bytes(TINY, 2, 64) - accounting.activation_bytes(TINY, 2, 64, on_cpu=False)
+    less = cost.activation_bytes(TINY, 2, 64) - cost.activation_bytes(TINY, 2, 64, on_cpu=False)
     assert less == TINY.n_layers * 2 * TINY.n_heads * 64 * (64 - 4)
 
 
@@ -280,10 +281,10 @@ def test_peak_memory_of_a_fresh_process(size: str, changes: dict[str, Any], batc
     program = f"""
 import torch
 from gptcli.config import GPTConfig, TrainConfig
-from gptcli.corpus import Corpus
-from gptcli.device import peak_memory, resident_memory, reuse_freed_memory
-from gptcli.model import GPTModel
-from gptcli.training import train
+from gptcli.data.dataset import Corpus
+from gptcli.device.placement import peak_memory, resident_memory, reuse_freed_memory
+from gptcli.model.gpt import GPTModel
+from gptcli.training.trainer import train
 config = {config!r}
 text = torch.randint(config.vocab_size, ({2 * batch_size * context + 1},))
 corpus = Corpus(text, torch.empty(0), characters=1, tokens=1)
@@ -302,5 +303,5 @@ print(peak_memory(torch.device("cpu")))
         check=True,
     )
     before, peak = map(int, run.stdout.split())
-    forecast = accounting.training_memory(config, batch_size, context).resident
+    forecast = cost.training_memory(config, batch_size, context).resident
     assert before + forecast == pytest.approx(peak, rel=0.15)

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptcli import autograd
-from gptcli.autograd import dropout, dropout_attention, keep_mask, split_heads
-from gptcli.loss import chunked_cross_entropy
-from gptcli.model import attention_weights
+from gptcli.model import dropout as autograd
+from gptcli.model.dropout import dropout, dropout_attention, keep_mask, split_heads
+from gptcli.model.gpt import attention_weights
+from gptcli.model.loss import chunked_cross_entropy
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
 def test_chunked_cross_entropy_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr("gptcli.loss.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("gptcli.model.loss.CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     hidden, head = torch.randn(3, 7, 11), torch.randn(17, 11)
     targets = torch.randint(0, 17, (3, 7))

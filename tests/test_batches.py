@@ -10,7 +10,7 @@ from ragged import assert_each_as_alone, ragged_requests
 
 pytest.importorskip("numba")
 
-from gptcli.engine import Engine
+from gptcli.inference.cpu_engine import Engine
 
 
 @pytest.mark.parametrize("slots", [1, 3, 20])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from models import tiny_checkpoint, tiny_model
 
-from gptcli import checkpoint, tensorfile, tokenizers
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint, tensorfile
 from gptcli.errors import GptcliError
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -47,7 +48,7 @@ def test_transformers_opens_it_as_it_is(tmp_path: Path, tie: bool, bias: bool) -
         torch.testing.assert_close(loaded.model()(batch), theirs(batch).logits, atol=1e-4, rtol=1e-4)
         greedy = theirs.generate(batch[:, :4], max_new_tokens=10, min_new_tokens=10, do_sample=False, pad_token_id=0)
     from gptcli.config import SamplingConfig
-    from gptcli.generation import generate
+    from gptcli.inference.generation import generate
 
     mine = generate(loaded.model(), ids[:4], max_new_tokens=10, sampling=SamplingConfig(temperature=0), seed=0)
     assert greedy[0, 4:].tolist() == [token.id for token in mine]

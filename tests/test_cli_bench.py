@@ -10,12 +10,14 @@ import pytest
 import torch
 from models import tiny_checkpoint, tiny_model
 
-from gptcli import benchmark, checkpoint, contenders, peaks, peers
-from gptcli.accounting import flops_per_token, training_flops_rule
-from gptcli.benchmark import Limits, Work
+from gptcli.checkpoints import checkpoint
 from gptcli.cli import bench
-from gptcli.contenders import Contender, Setting, Task
-from gptcli.stepping import Stepper
+from gptcli.device import peak_flops
+from gptcli.evaluation.benchmark import baselines, engines, works
+from gptcli.evaluation.benchmark.engines import Contender, Setting, Task
+from gptcli.evaluation.benchmark.works import Limits, Work
+from gptcli.model.cost import flops_per_token, training_flops_rule
+from gptcli.training.step import Stepper
 
 QUICK = ("--repetitions", 2, "--tokens", 8, "--prompt", 16, "--batch", 3, "--threads", 1)
 WORKS = ("load", "prefill", "decode", "batch", "train")
@@ -24,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.LIMIT_SIZES, "cpu", (2**20, 64, 1))
+    monkeypatch.setitem(works.LIMIT_SIZES, "cpu", (2**20, 64, 1))
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_a_training_step_has_the_rows_and_the_length_that_are_asked_for(
 
 def test_every_peak_is_named_and_no_share_is_above_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     flops = {"torch bfloat16 on cuda": {"6N": 494.5e12, "with attention": 800e12}}
-    named = [peaks.Peak(989e12, "of the NVIDIA H100 80GB HBM3"), peaks.Peak(700e12, "measured")]
+    named = [peak_flops.Peak(989e12, "of the NVIDIA H100 80GB HBM3"), peak_flops.Peak(700e12, "measured")]
     bench._print_utilization(flops, named)
     shown = capsys.readouterr().out
     assert re.search(r"of 989 TFLOP/s +of 700 TFLOP/s", shown)
@@ -128,7 +130,7 @@ def test_contenders_take_turns_and_are_compared_within_one(at_once: bool, monkey
     """A clock that goes ten times as slow in the second turn, for all and for the limit: the ratios stay."""
     now, order = 0.0, []
     times = SimpleNamespace(perf_counter=lambda: now, sleep=lambda seconds: None)
-    monkeypatch.setattr(benchmark, "time", times)
+    monkeypatch.setattr(works, "time", times)
 
     def contender(name: str, seconds: float) -> Contender:
         def work() -> None:
@@ -147,7 +149,7 @@ def test_contenders_take_turns_and_are_compared_within_one(at_once: bool, monkey
 
     both = [contender("quick", 0.001), contender("slow", 0.003)]
     limits, work = Steady(CPU, torch.float32), Work("nap", "a nap", tokens=10, per_reading=1)
-    quick, slow = benchmark.measure(work, both, 3, limits, at_once=at_once)
+    quick, slow = works.measure(work, both, 3, limits, at_once=at_once)
     alone = ["quick", "quick", "slow", "slow"]  # made anew, each warms up in every turn
     assert order == (["quick", "slow"] * 4 if at_once else alone * 3)
     assert (quick.rate, quick.high) == pytest.approx((10_000, 10_000))
@@ -171,9 +173,9 @@ def test_models_that_do_not_fit_at_once_are_made_one_after_the_other() -> None:
 
     both = [Contender(n, frozenset({"work"}), lambda _: Task(Model().work, 1), 2**62, peer=n == "b") for n in "ab"]
     work = Work("work", "work", tokens=1, per_reading=1)
-    assert not benchmark.fit_at_once(work, both, CPU)
-    assert benchmark.fit_at_once(work, [replace(each, model_bytes=0) for each in both], CPU)
-    rows = benchmark.measure(work, both, 2, Limits(CPU, torch.float32), at_once=False)
+    assert not works.fit_at_once(work, both, CPU)
+    assert works.fit_at_once(work, [replace(each, model_bytes=0) for each in both], CPU)
+    rows = works.measure(work, both, 2, Limits(CPU, torch.float32), at_once=False)
     assert [row.repetitions for row in rows] == [2, 2]
 
 
@@ -189,7 +191,7 @@ def test_all_contenders_draw_the_same_tokens(changes: dict[str, Any]) -> None:
     for library in ("numba", "transformers", "ctranslate2"):
         pytest.importorskip(library)
     given = setting(**changes)
-    everyone = [*contenders.ours(given), *peers.transformers(given), *peers.ctranslate2(given)]
+    everyone = [*engines.ours(given), *baselines.transformers(given), *baselines.ctranslate2(given)]
     exact = [contender for contender in everyone if "float32" in contender.subject]
     for work, shape, count in (("decode", (1, 12), 5), ("batch", (3, 3), 4)):
         first, *others = [contender.ready(work).run() for contender in exact if work in contender.works]
@@ -202,8 +204,8 @@ def test_all_contenders_draw_the_same_tokens(changes: dict[str, Any]) -> None:
 )
 def test_what_runs_on_a_gpu_runs_here(dtype: torch.dtype, bits: int) -> None:
     given = setting(dtype)
-    for work in benchmark.works(given)[1:4]:
-        task = contenders._torch(given, bits, work.name)
+    for work in works.works(given)[1:4]:
+        task = engines._torch(given, bits, work.name)
         task.run()
         assert 0 < task.weight_bytes < 4 * sum(weight.size for weight in given.weights.values())
 

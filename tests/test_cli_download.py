@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gptcli import download
+from gptcli.data import download
 
 STORY_HINT = "data/story.txt"
 CONTENT = b"Every effort moves you.\n" * 500

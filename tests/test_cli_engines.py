@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import tiny_checkpoint
 
-from gptcli import checkpoint
+from gptcli.checkpoints import checkpoint
 
 PROMPT = "Every effort moves you"
 CPU, TORCH = ("--engine", "cpu"), ("--engine", "torch")
@@ -136,7 +136,7 @@ def test_quantize_names_its_mistakes(gptcli: Any, run: Path) -> None:
 def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: tuple[str, str]) -> None:
     if engine == CPU:
         pytest.importorskip("numba")
-    from gptcli import tensorfile
+    from gptcli.checkpoints import tensorfile
 
     tensors = {name: tensor.clone() for name, tensor in tensorfile.read_tensors(run / "model.safetensors").items()}
 
@@ -180,7 +180,6 @@ def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_aski
     gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
-    from gptcli import decoders
 
     def drafts(*options: object) -> bool:
         result = gptcli("generate", "abab", "-c", run, "--device", "cpu", "--ignore-eot", "-v", *options)
@@ -189,7 +188,7 @@ def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_aski
         return "The draft in int8" in result.err
 
     assert not drafts("-n", 48)  # a tiny model
-    monkeypatch.setattr(decoders, "BEYOND_CACHES", 0)
+    monkeypatch.setattr("gptcli.inference.open.BEYOND_CACHES", 0)
     assert drafts("-n", 48)
     assert drafts("-n", 24, "--num-samples", 2)
     assert not drafts("-n", 47)
@@ -202,7 +201,7 @@ def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_aski
     with monkeypatch.context() as patch:
         patch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 0}))
         assert not drafts("-n", 48)
-    monkeypatch.setattr("gptcli.kernel_cache.are_kept", lambda: False)
+    monkeypatch.setattr("gptcli.kernels.cpu.compile_cache.are_kept", lambda: False)
     assert not drafts("-n", 48)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import tiny_checkpoint
 
-from gptcli import checkpoint
+from gptcli.checkpoints import checkpoint
 
 TEXT = "The sea was calm. Naïve gulls cried;\nthe old ship lay at the quay.\n" * 12
 

@@ -12,8 +12,9 @@ import torch
 from foreign import CONFIG, random_tensors, write_hf
 from models import tiny_checkpoint
 
-from gptcli import checkpoint, tokenizers
-from gptcli.weights import gguf_file, names
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
+from gptcli.checkpoints.formats import gguf_file, names
 
 GPT2 = CONFIG.with_changes(vocab_size=50_257, emb_dim=64, n_heads=1)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from models import tiny_checkpoint
 
-from gptcli import checkpoint
-from gptcli.completion import StopTexts
+from gptcli.checkpoints import checkpoint
+from gptcli.inference.streaming import StopTexts
 
 PROMPT = "Every effort moves you"
 
@@ -72,7 +72,10 @@ def test_samples_read_their_prompt_once(
         pytest.importorskip("numba")
     arguments = ("generate", PROMPT, "-n", 8, "--engine", engine, *options, "--json", "--ignore-eot")
     alone = [gptcli(*arguments, "--seed", seed).json["samples"][0] for seed in range(3)]
-    room, name = {"cpu": ("gptcli.engine", "Engine"), "torch": ("gptcli.torch_engine", "TorchEngine")}[engine]
+    room, name = {
+        "cpu": ("gptcli.inference.cpu_engine", "Engine"),
+        "torch": ("gptcli.inference.torch_engine", "TorchEngine"),
+    }[engine]
     kind = getattr(importlib.import_module(room), name)
     read, starts = kind.read, []
 
@@ -285,7 +288,7 @@ def test_ctrl_c_ends_with_130(gptcli: Any, run: Path, monkeypatch: pytest.Monkey
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gptcli.continuation.draw", interrupt)
+    monkeypatch.setattr("gptcli.inference.sequence.draw", interrupt)
     result = gptcli("generate", PROMPT)
     assert result.code == 130
     assert "Traceback" not in result.err

@@ -110,7 +110,7 @@ def test_one_token_of_text(gptcli: Any, checkpoint: Path) -> None:
 
 
 def test_embeddings_are_rows_of_the_table(gptcli: Any, checkpoint: Path) -> None:
-    from gptcli import checkpoint as checkpoints
+    from gptcli.checkpoints import checkpoint as checkpoints
 
     table = checkpoints.load(checkpoint).tensors["wte.weight"]
     record = gptcli("inspect-embeddings", "a", "bc", "-c", checkpoint, "--json", "-").json

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gptcli import checkpoint, weights
+from gptcli.checkpoints import checkpoint, formats
+from gptcli.checkpoints.formats import names
 from gptcli.errors import GptcliError
-from gptcli.weights import names
 
 TF_TINY = Path(__file__).parent / "data" / "tf-gpt2-tiny"
 
@@ -270,7 +270,7 @@ def test_bad_input(name: str, gptcli: Any, tmp_path: Path) -> None:
     gptcli("load-gpt2", "--from", source).assert_user_error(*words)
     assert sorted(tmp_path.rglob("*")) == before  # no directory left behind, and no payload ran
     with pytest.raises(GptcliError):
-        weights.read(source)
+        formats.read(source)
 
 
 @pytest.mark.parametrize("file", [INDEX, DATA])
@@ -280,7 +280,7 @@ def test_tensorflow_truncated_anywhere(tmp_path: Path, file: str) -> None:
     for length in range(0, len(whole), max(1, len(whole) // 15)):
         (tmp_path / file).write_bytes(whole[:length])
         with pytest.raises(GptcliError):
-            weights.read(tmp_path)
+            formats.read(tmp_path)
 
 
 def test_every_bit_of_a_tensorflow_index_counts(tmp_path: Path) -> None:
@@ -288,11 +288,11 @@ def test_every_bit_of_a_tensorflow_index_counts(tmp_path: Path) -> None:
     write_openai(tmp_path)
     index = tmp_path / INDEX
     whole = index.read_bytes()
-    (good,) = [weights.read(tmp_path).tensors]
+    (good,) = [formats.read(tmp_path).tensors]
     for byte in range(0, len(whole), 23):
         index.write_bytes(whole[:byte] + bytes([whole[byte] ^ 4]) + whole[byte + 1 :])
         try:
-            tensors = weights.read(tmp_path).tensors
+            tensors = formats.read(tmp_path).tensors
         except GptcliError:
             continue
         assert byte >= len(whole) - 48 - 13 - 100
@@ -333,7 +333,7 @@ def test_mutated_files_give_weights_or_our_error(
         content[place : place + (0 if kind == "insert" else len(new))] = b"" if kind == "delete" else new
     (model / file).write_bytes(content)
     try:
-        tensors = weights.read(model).tensors
+        tensors = formats.read(model).tensors
     except GptcliError as error:
         message = error.message + error.hint
         assert "\n" not in message

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from models import tiny_checkpoint
 
-from gptcli.curves import text_chart
+from gptcli.training.loss_plots import text_chart
 
 
 def run(name: str, losses: list[tuple[float, float | None]]) -> Path:

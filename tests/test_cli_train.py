@@ -15,9 +15,9 @@ import pytest
 import torch
 from runs import TEXT, TINY
 
-from gptcli import checkpoint, tensorfile
+from gptcli.checkpoints import checkpoint, tensorfile
 from gptcli.config import TrainConfig
-from gptcli.training import make_plan
+from gptcli.training.trainer import make_plan
 
 
 def digest(path: Path) -> str:
@@ -63,7 +63,7 @@ def test_evaluating_and_sampling_change_nothing(gptcli: Any, story: Path) -> Non
 def test_the_default_is_the_courses_run(the_verdict: Path) -> None:
     """5,145 tokens in 18 and 2 windows, 4 steps an epoch, 40 in all."""
     from gptcli import tokenizers
-    from gptcli.corpus import make_corpus
+    from gptcli.data.dataset import make_corpus
 
     corpus = make_corpus([the_verdict.read_text(encoding="utf-8")], tokenizers.build("gpt2"), 0.9)
     assert (len(corpus.train), len(corpus.validation)) == (4612, 534)
@@ -318,7 +318,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_where(story: Path, tmp_path: Path) 
 
 
 def test_two_epochs_see_the_windows_in_two_orders() -> None:
-    from gptcli.corpus import shuffled
+    from gptcli.data.dataset import shuffled
 
     first, second = shuffled(50, 1, 1), shuffled(50, 1, 2)
     assert sorted(first) == sorted(second) == list(range(50))
@@ -327,7 +327,7 @@ def test_two_epochs_see_the_windows_in_two_orders() -> None:
 
 
 def test_windows_touch_and_targets_are_one_token_on() -> None:
-    from gptcli.corpus import Windows
+    from gptcli.data.dataset import Windows
 
     windows = Windows(torch.arange(13), 4, 4)
     assert len(windows) == 3

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcli import autograd, compiled, team
 from gptcli.config import GPTConfig
-from gptcli.decoders import obstacle
-from gptcli.loss import chunked_cross_entropy
-from gptcli.model import GPTModel
+from gptcli.inference.open import obstacle
+from gptcli.kernels.cpu import openmp, train_kernels
+from gptcli.model import dropout
+from gptcli.model.gpt import GPTModel
+from gptcli.model.loss import chunked_cross_entropy
 
 pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
 
@@ -23,10 +24,10 @@ SEED = 0x123456789ABCDEF
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[compiled.Passes]:
-    monkeypatch.setattr(compiled, "_prepared", None)
-    assert compiled.prepare() is None
-    found = compiled.passes(torch.zeros(1))
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[train_kernels.Passes]:
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    assert train_kernels.prepare() is None
+    found = train_kernels.passes(torch.zeros(1))
     assert found is not None
     threads = torch.get_num_threads()
     yield found
@@ -51,7 +52,7 @@ def kept(seed: int, rows: int, columns: int, rate: float) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 4096, 10_003])
-def test_gelu_and_its_slope(passes: compiled.Passes, count: int) -> None:
+def test_gelu_and_its_slope(passes: train_kernels.Passes, count: int) -> None:
     x = torch.linspace(-40, 40, count) if count > 1 else torch.tensor([0.3])
     y, slope = passes.gelu(x, with_slope=True)
     exact = x.double().requires_grad_()
@@ -66,7 +67,7 @@ def test_gelu_and_its_slope(passes: compiled.Passes, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 17, 5_000])
-def test_dropout_keeps_what_the_hash_says(passes: compiled.Passes, count: int) -> None:
+def test_dropout_keeps_what_the_hash_says(passes: train_kernels.Passes, count: int) -> None:
     x = torch.randn(count)
     expected = x.double() * kept(SEED, count, 1, 0.25)[:, 0]
     torch.testing.assert_close(passes.dropout(x, SEED, 0.25).double(), expected, atol=1e-6, rtol=1e-6)
@@ -90,13 +91,13 @@ def test_the_hash_keeps_its_share_in_every_direction(rate: float) -> None:
 )
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_attention_and_its_gradient(
-    passes: compiled.Passes, batch: int, length: int, heads: int, size: int, rate: float
+    passes: train_kernels.Passes, batch: int, length: int, heads: int, size: int, rate: float
 ) -> None:
     torch.manual_seed(0)
     qkv, upstream = torch.randn(batch, length, 3 * heads * size), torch.randn(batch, length, heads * size)
     scale = 1.7 / math.sqrt(size)
     exact = qkv.double().requires_grad_()
-    q, k, v = autograd.split_heads(exact, heads)
+    q, k, v = dropout.split_heads(exact, heads)
     weights = (q @ k.transpose(-1, -2) * scale).masked_fill(~torch.ones(length, length).bool().tril(), -torch.inf)
     mask = kept(SEED, batch * heads * length, length, rate).view(batch, heads, length, length)
     expected = ((weights.softmax(-1) * mask) @ v).transpose(1, 2).flatten(2)
@@ -111,7 +112,7 @@ def test_attention_and_its_gradient(
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: compiled.Passes) -> None:
+def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: train_kernels.Passes) -> None:
     qkv = 100 * torch.randn(1, 30, 3 * 16, generator=torch.Generator().manual_seed(1))
     out, statistics = passes.attention(qkv, 1, SEED, 0.1, 1.0)
     grad = passes.attention_backward(qkv, out, statistics, torch.ones_like(out), SEED, 0.1, 1.0)
@@ -119,7 +120,7 @@ def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: compiled.P
     assert grad.isfinite().all()
 
 
-def test_tensors_may_lie_in_any_way(passes: compiled.Passes) -> None:
+def test_tensors_may_lie_in_any_way(passes: train_kernels.Passes) -> None:
     torch.manual_seed(0)
     qkv, upstream = torch.randn(3 * 32, 9, 2).permute(2, 1, 0), torch.randn(32, 9, 2).permute(2, 1, 0)
     assert not qkv.is_contiguous()
@@ -132,7 +133,7 @@ def test_tensors_may_lie_in_any_way(passes: compiled.Passes) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 16, 1003])
-def test_softmax_and_the_logarithm_of_its_sum(passes: compiled.Passes, width: int) -> None:
+def test_softmax_and_the_logarithm_of_its_sum(passes: train_kernels.Passes, width: int) -> None:
     logits = 30 * torch.randn(7, width, generator=torch.Generator().manual_seed(2))
     expected = torch.logsumexp(logits.double(), dim=-1)
     shares = logits.double().softmax(-1)
@@ -145,7 +146,7 @@ def test_softmax_and_the_logarithm_of_its_sum(passes: compiled.Passes, width: in
 
 
 @pytest.mark.parametrize("place", [3, 20])
-def test_a_row_that_is_not_finite_does_not_go_unseen(passes: compiled.Passes, place: int) -> None:
+def test_a_row_that_is_not_finite_does_not_go_unseen(passes: train_kernels.Passes, place: int) -> None:
     for bad in (math.nan, math.inf):
         logits = torch.zeros(2, 21)
         logits[1, place] = bad
@@ -153,11 +154,11 @@ def test_a_row_that_is_not_finite_does_not_go_unseen(passes: compiled.Passes, pl
         assert not passes.softmax_(logits)[1].isfinite()
 
 
-def test_without_openmp_threads_of_python_do_it(passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openmp_threads_of_python_do_it(passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv = torch.randn(2, 40, 3 * 32)
     torch.set_num_threads(2)
     expected = passes.attention(qkv, 2, SEED, 0.1, 0.2)
-    monkeypatch.setattr(team, "_openmp", lambda: None)
+    monkeypatch.setattr(openmp, "_openmp", lambda: None)
     for threads in (1, 3):
         torch.set_num_threads(threads)
         for a, b in zip(passes.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
@@ -166,9 +167,9 @@ def test_without_openmp_threads_of_python_do_it(passes: compiled.Passes, monkeyp
 
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
 def test_the_chunked_loss_with_them_is_the_plain_one(
-    passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr("gptcli.loss.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("gptcli.model.loss.CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     hidden, head = torch.randn(3, 7, 11).requires_grad_(), torch.randn(17, 11).requires_grad_()
     targets = torch.randint(0, 17, (3, 7))
@@ -194,15 +195,17 @@ def gradients(model: GPTModel, inputs: Tensor, targets: Tensor) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
-def test_a_model_has_the_same_gradients_with_them(passes: compiled.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_has_the_same_gradients_with_them(
+    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, inputs, targets = small()
     mine = gradients(model, inputs, targets)
-    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setattr(train_kernels, "_prepared", None)
     for a, b in zip(mine, gradients(model, inputs, targets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: compiled.Passes) -> None:
+def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: train_kernels.Passes) -> None:
     model, inputs, targets = small()
     for block in model.h:
         block.drop_rate = block.attn.drop_rate = 0.2
@@ -215,25 +218,25 @@ def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: com
     assert not torch.equal(results[0][0], results[2][0])
 
 
-def test_gradients_of_gradients_are_refused(passes: compiled.Passes) -> None:
+def test_gradients_of_gradients_are_refused(passes: train_kernels.Passes) -> None:
     x = torch.randn(20, requires_grad=True)
-    (grad,) = torch.autograd.grad(autograd.gelu(x).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(dropout.gelu(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
-def test_other_tensors_are_left_to_torch(passes: compiled.Passes) -> None:
-    assert compiled.passes(torch.zeros(1, dtype=torch.bfloat16)) is None
-    assert compiled.passes(torch.zeros(1, device="meta")) is None
+def test_other_tensors_are_left_to_torch(passes: train_kernels.Passes) -> None:
+    assert train_kernels.passes(torch.zeros(1, dtype=torch.bfloat16)) is None
+    assert train_kernels.passes(torch.zeros(1, device="meta")) is None
 
 
 def test_a_machine_without_numba_is_told_and_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_prepared", None)
+    monkeypatch.setattr(train_kernels, "_prepared", None)
     monkeypatch.setitem(__import__("sys").modules, "numba", None)
-    monkeypatch.delitem(__import__("sys").modules, "gptcli.kernel_cache", raising=False)
-    monkeypatch.delattr("gptcli.kernel_cache", raising=False)
-    assert "numba" in str(compiled.prepare())
-    assert compiled.passes(torch.zeros(1)) is None
+    monkeypatch.delitem(__import__("sys").modules, "gptcli.kernels.cpu.compile_cache", raising=False)
+    monkeypatch.delattr("gptcli.kernels.cpu.compile_cache", raising=False)
+    assert "numba" in str(train_kernels.prepare())
+    assert train_kernels.passes(torch.zeros(1)) is None
 
 
 RUN = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sample-every", 0, "--drop-rate", 0.1)
@@ -241,8 +244,8 @@ RUN = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sampl
 
 @pytest.fixture
 def _any_run_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_prepared", None)
-    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    monkeypatch.setattr(train_kernels, "WORTHWHILE", 1)
 
 
 @pytest.mark.usefixtures("_any_run_is_large_enough")
@@ -251,9 +254,9 @@ def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
 ) -> None:
     options = (*RUN, "--max-steps", 2)
     assert gptcli("train", story, *options, "--out", "with").code == 0
-    assert compiled.passes(torch.zeros(1)) is not None
-    monkeypatch.setattr(compiled, "_prepared", None)
-    monkeypatch.setattr(compiled, "prepare", lambda tell: "no such processor")
+    assert train_kernels.passes(torch.zeros(1)) is not None
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    monkeypatch.setattr(train_kernels, "prepare", lambda tell: "no such processor")
     result = gptcli("train", story, *options, "--out", "without")
     assert result.code == 0
     assert "no such processor" in result.err

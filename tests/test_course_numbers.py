@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcli.config import GPTConfig
-from gptcli.model import FeedForward, Linear, MultiHeadAttention, attention_weights, fused_attention
+from gptcli.model.gpt import FeedForward, Linear, MultiHeadAttention, attention_weights, fused_attention
 
 Numbers = dict[str, Any]
 
@@ -82,7 +82,7 @@ def test_layer_norm(course_numbers: Numbers) -> None:
 
 def test_softmax_and_temperature(course_numbers: Numbers) -> None:
     from gptcli.config import SamplingConfig
-    from gptcli.sampling import distribution
+    from gptcli.inference.sampling import distribution
 
     case = course_numbers["softmax"]
     for temperature, published in ((1.0, case["published"]), (1 / 8, case["published_times_8"])):

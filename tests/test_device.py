@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptcli import device, machine
+from gptcli.device import machine, placement
 from gptcli.errors import GptcliError
 
 LISTING = """\
@@ -29,7 +29,7 @@ def test_memory_that_is_expected_lies_on_huge_pages() -> None:
     program = """
 import torch
 from pathlib import Path
-from gptcli.device import reuse_freed_memory, resident_memory
+from gptcli.device.placement import reuse_freed_memory, resident_memory
 before = resident_memory()
 if reuse_freed_memory(expected=2**28):
     assert resident_memory() - before < 2**24  # asked for, not taken
@@ -85,10 +85,10 @@ def test_the_drivers_program_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_an_instance_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, name: str, visible: str) -> None:
     driver(monkeypatch, LISTING, visible)
     with pytest.raises(GptcliError) as error:
-        device.choose(name)
+        placement.choose(name)
     assert visible in error.value.message
     assert f"{H100} (3g.40gb), MIG-" in error.value.hint
-    assert device.choose("cpu").device.type == "cpu"
+    assert placement.choose("cpu").device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_without_a_gpu_auto_takes_the_cpu_and_names_an_instance(
     monkeypatch: pytest.MonkeyPatch, listing: str | None, visible: str | None, hint: bool
 ) -> None:
     driver(monkeypatch, listing, visible)
-    found = device.choose("auto")
+    found = placement.choose("auto")
     assert found.device.type == "cpu"
     assert found.name == "cpu"
     assert found.reason == "no GPU found" + hint * f"; CUDA_VISIBLE_DEVICES={H100} would name an instance of one"
@@ -119,7 +119,7 @@ def test_auto_takes_the_instance_that_torch_finds(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "NVIDIA H100 80GB HBM3 MIG 3g.40gb")
-    found = device.choose("auto")
+    found = placement.choose("auto")
     assert found.name == "cuda:0, NVIDIA H100 80GB HBM3 MIG 3g.40gb"
     assert found.reason == "a GPU is present"
 
@@ -127,4 +127,4 @@ def test_auto_takes_the_instance_that_torch_finds(monkeypatch: pytest.MonkeyPatc
 def test_an_instances_memory_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA says of an instance what is its; the driver's listing and the whole card's size play no part."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 * 10**9, 40 * 10**9))
-    assert device.available_memory(torch.device("cuda")) == 39 * 10**9
+    assert placement.available_memory(torch.device("cuda")) == 39 * 10**9

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from runs import TINY
 
-from gptcli import checkpoint
+from gptcli.checkpoints import checkpoint
 
 OPTIONS = (*TINY, "--drop-rate", 0, "--threads", 1, "--sample-every", 0, "--eval-every", 1, "--save-every", 10)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

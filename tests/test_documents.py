@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.documents import Document, read_documents
+from gptcli.data.documents import Document, read_documents
 from gptcli.errors import GptcliError
 
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 from models import tiny_checkpoint, tiny_model
 
-from gptcli import checkpoint, tokenizers
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
 from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
-from gptcli.decoding import SlotDecoder, decode, decode_together
-from gptcli.engine import Engine
-from gptcli.generation import UncachedDecoder, generate
-from gptcli.model import GPTModel
-from gptcli.sampling import Drawable, keep_drawable
-from gptcli.speculative import ModelDrafter, NgramDrafter, Tally, twin_drafter
-from gptcli.speculative import decode as decode_drafted
-from gptcli.torch_engine import TorchEngine
+from gptcli.inference.cpu_engine import Engine
+from gptcli.inference.decode import SlotDecoder, decode, decode_together
+from gptcli.inference.generation import UncachedDecoder, generate
+from gptcli.inference.sampling import Drawable, keep_drawable
+from gptcli.inference.sequence import Request
+from gptcli.inference.speculative import ModelDrafter, NgramDrafter, Tally, twin_drafter
+from gptcli.inference.speculative import decode as decode_drafted
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.model.gpt import GPTModel
 
 DRAWABLE = Drawable(size=50, holes=(0, 7, 8, 30))
 ALLOWED = set(range(50)) - {0, 7, 8, 30}

@@ -9,19 +9,19 @@ import pytest
 import torch
 from models import tiny_model
 
-from gptcli import quantization
 from gptcli.config import GPTConfig
-from gptcli.model import GPTModel
-from gptcli.quantization import dequantize, is_packed_name, is_transposed, quantize
+from gptcli.model import quantization
+from gptcli.model.gpt import GPTModel
+from gptcli.model.quantization import dequantize, is_packed_name, is_transposed, quantize
 
 pytest.importorskip("numba")
 
-from gptcli import integers
-from gptcli.decoders import obstacle
-from gptcli.engine import Engine
-from gptcli.kernel_cache import DATA_TYPES
+from gptcli.inference.cpu_engine import Engine
+from gptcli.inference.open import obstacle
+from gptcli.kernels.cpu import int16_matmul
+from gptcli.kernels.cpu.compile_cache import DATA_TYPES
 
-needs_integers = pytest.mark.skipif(not integers.AVAILABLE, reason="this machine does not multiply pairs of int16")
+needs_integers = pytest.mark.skipif(not int16_matmul.AVAILABLE, reason="this machine does not multiply pairs of int16")
 # Bits and what data is made of: int8 weights meet floats on some machines and int16 on others.
 PACKED = [
     pytest.param(8, np.int8, id="int8-floats"),

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from trained import trained_model
 
-from gptcli import checkpoint, tokenizers
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
 from gptcli.errors import GptcliError
-from gptcli.evaluation import BLOCK, Measured, Protocol, encode, make_protocol, measure, windows
-from gptcli.evaluation_plots import draw, loss_by_position, reliability_bins
-from gptcli.model import GPTModel
-from gptcli.scoring import Span, score
+from gptcli.evaluation.log_likelihood import Span, score
+from gptcli.evaluation.perplexity import BLOCK, Measured, Protocol, encode, make_protocol, measure, windows
+from gptcli.evaluation.plots import draw, loss_by_position, reliability_bins
+from gptcli.model.gpt import GPTModel
 
 
 def random_run(length: int, vocab_size: int = 61) -> Tensor:
@@ -117,7 +118,7 @@ def test_memory_does_not_grow_with_the_text() -> None:
 def test_logits_are_never_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
     model, run = tiny_model(), random_run(400)
     whole = measure(model, [run], Protocol(20, 20), 8)
-    monkeypatch.setattr("gptcli.scoring.CHUNK_BYTES", 4 * 61 * 7)
+    monkeypatch.setattr("gptcli.evaluation.log_likelihood.CHUNK_BYTES", 4 * 61 * 7)
     sizes: list[int] = []
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda x, *rest: sizes.append(len(x)) or linear(x, *rest))
@@ -171,7 +172,7 @@ def test_encoding_in_parts_is_encoding_whole(kind: str, bundled_story: Path, mon
     text = "  \n\n x\n\n\ty\n 'tis\nAnd —\r\nnaïve 日本\n5\n\n" * 20 + bundled_story.read_text(encoding="utf-8")
     tokenizer = tokenizers.build(kind, text)
     whole = tokenizer.encode(text)
-    monkeypatch.setattr("gptcli.evaluation.PART_CHARACTERS", 50)
+    monkeypatch.setattr("gptcli.evaluation.perplexity.PART_CHARACTERS", 50)
     assert encode(text, tokenizer, bos=False).tolist() == whole
 
 

@@ -10,11 +10,12 @@ import torch
 from models import tiny_config
 from runs import TINY
 
-from gptcli import checkpoint, fitting
-from gptcli.accounting import training_memory
+from gptcli.checkpoints import checkpoint
 from gptcli.config import GPTConfig, TrainConfig
-from gptcli.distributed import ALONE, World
-from gptcli.stepping import Outcome, Stepper
+from gptcli.model.cost import training_memory
+from gptcli.training import batch_size as fitting
+from gptcli.training.distributed import ALONE, World
+from gptcli.training.step import Outcome, Stepper
 
 OPTIONS = (*TINY, "--drop-rate", 0, "--max-steps", 4, "--save-every", 2, "--sample-every", 0, "--threads", 1)
 CPU = torch.device("cpu")

@@ -39,8 +39,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptcli import checkpoint, shards, snapshots, tokenizers
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
+from gptcli.data import token_shards
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
+from gptcli.training import snapshots
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HERE = ("--device", "cpu", "--dtype", "float32", "--threads", 1)
@@ -131,14 +134,14 @@ def test_a_run_that_has_ended_says_so_and_takes_more_steps(gptcli: Any, copies: 
 
 
 def test_token_shards_hold_their_text_and_train_a_run(gptcli: Any, copies: Path) -> None:
-    about = shards.read_manifest(Path("story.tokens"))
+    about = token_shards.read_manifest(Path("story.tokens"))
     assert about["totals"] == {"documents": 1, "characters": 3920, "tokens": 3920, "shards": 3}
     tokenizer = tokenizers.load(Path("story.tokens"), **{n: about["tokenizer"][n] for n in ("kind", "fingerprint")})
     ids: list[int] = []
     for number in range(3):
-        path = shards.shard_path(Path("story.tokens"), number)
-        header = shards.read_header(path)
-        shards.check_sum(path, header)
+        path = token_shards.shard_path(Path("story.tokens"), number)
+        header = token_shards.read_header(path)
+        token_shards.check_sum(path, header)
         ids += np.frombuffer(path.read_bytes()[-header.count * header.width :], f"<u{header.width}").tolist()
     assert tokenizer.decode(ids) == Path("story.txt").read_text(encoding="utf-8")
     options = ("--init-from", "finished", "--max-steps", 1, "--learning-rate", 1e-9, "--drop-rate", 0, "--eval-all")

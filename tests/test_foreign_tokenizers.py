@@ -10,10 +10,12 @@ from foreign import CONFIG, write_hf, write_nanogpt, write_openai
 from tokenizers import Tokenizer
 from vocabularies import TEXTS, directory, edited, trained, unigram
 
-from gptcli import checkpoint, shards, tokenizers, weights
-from gptcli.portions import PORTION
-from gptcli.preparing import Preparation
-from gptcli.preparing import Request as PreparationRequest
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint, formats
+from gptcli.data import token_shards
+from gptcli.data.encoding_chunks import PORTION
+from gptcli.data.prepare import Preparation
+from gptcli.data.prepare import Request as PreparationRequest
 from gptcli.tokenizers.bpe import BPETokenizer
 
 
@@ -118,7 +120,7 @@ def test_holes_are_never_drawn(gptcli: Any, tmp_path: Path) -> None:
 
     base = trained()
     folder = directory(tmp_path / "model", edited(renumber, base), vocab_size=1_200)
-    tensors = weights.read(folder).tensors
+    tensors = formats.read(folder).tensors
     tensors["wte.weight"] = torch.randn_like(tensors["wte.weight"])
     write_hf(folder, tensors, CONFIG.with_changes(vocab_size=1_200, emb_dim=8))
     assert gptcli("load-gpt2", "--from", "model").code == 0
@@ -137,15 +139,15 @@ def test_holes_are_never_drawn(gptcli: Any, tmp_path: Path) -> None:
 def test_tokens_on_disk_are_those_of_the_whole_text(tmp_path: Path) -> None:
     """Large texts are encoded in parts; the folder of tokens keeps the tokenizer."""
     base = trained()
-    tokenizer = weights.read(directory(tmp_path / "model", base)).tokenizer
+    tokenizer = formats.read(directory(tmp_path / "model", base)).tokenizer
     text = "".join(TEXTS) * 1_300
     assert len(text) > 2 * PORTION
     (tmp_path / "text.txt").write_text(text, encoding="utf-8", newline="\n")
     folder = tmp_path / "tokens"
     Preparation(folder, PreparationRequest((str(tmp_path / "text.txt"),), "bpe"), tokenizer).run(2)
-    about = shards.read_manifest(folder)["tokenizer"]
+    about = token_shards.read_manifest(folder)["tokenizer"]
     opened = tokenizers.load(folder, about["kind"], about["fingerprint"])
-    found = shards.open_shards(folder)
+    found = token_shards.open_shards(folder)
     assert list(found.part(0, len(found)).rows([0], len(found))[0]) == base.encode(text).ids == opened.encode(text)
 
 

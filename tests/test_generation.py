@@ -7,11 +7,11 @@ import torch
 from models import tiny_model
 
 from gptcli.config import Overflow, SamplingConfig
-from gptcli.continuation import Request, Window
-from gptcli.decoding import SlotDecoder, decode
 from gptcli.errors import GptcliError
-from gptcli.generation import generate
-from gptcli.torch_engine import TorchEngine
+from gptcli.inference.decode import SlotDecoder, decode
+from gptcli.inference.generation import generate
+from gptcli.inference.sequence import Request, Window
+from gptcli.inference.torch_engine import TorchEngine
 
 GREEDY, SAMPLED = SamplingConfig(temperature=0), SamplingConfig(temperature=1.2, top_k=20, repetition_penalty=1.1)
 

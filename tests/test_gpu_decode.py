@@ -8,13 +8,13 @@ import torch
 from draw_check import check_draws
 from models import tiny_model
 
-from gptcli import decoding, speculative
 from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
-from gptcli.decoding import SlotDecoder
-from gptcli.model import GPTModel
-from gptcli.packed_model import PackedModel
-from gptcli.torch_engine import TorchEngine
+from gptcli.inference import decode, speculative
+from gptcli.inference.decode import SlotDecoder
+from gptcli.inference.sequence import Request
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.model.gpt import GPTModel
+from gptcli.model.quantized import PackedModel
 
 pytestmark = pytest.mark.gpu
 SHAPES: dict[str, dict[str, Any]] = {
@@ -128,7 +128,7 @@ def test_draws_are_those_of_sampling() -> None:
 
 
 def tokens_of(engine: TorchEngine, request: Request) -> list[int]:
-    return [token.id for token in decoding.decode(SlotDecoder(engine), request)]
+    return [token.id for token in decode.decode(SlotDecoder(engine), request)]
 
 
 SAMPLINGS = [
@@ -175,7 +175,7 @@ def test_each_text_is_what_it_would_be_alone(slots: int, alike: bool) -> None:
     slow, engine = plain(model), engine_of(model, slots)
     expected = [tokens_of(slow, request) for request in requests]
     rows: list[list[int]] = [[] for _ in requests]
-    for number, token in decoding.decode_together(engine, requests):
+    for number, token in decode.decode_together(engine, requests):
         if token is not None:
             rows[number].append(token.id)
     assert rows == expected
@@ -187,10 +187,10 @@ def test_a_text_that_is_dropped_leaves_the_engine_ready() -> None:
     decoder = SlotDecoder(engine)
     request = Request(ids_of(12), 30, SamplingConfig(0.9), seed=1)
     expected = tokens_of(plain(model), request)
-    begun = decoding.decode(decoder, request)
+    begun = decode.decode(decoder, request)
     assert [next(begun).id for _ in range(4)] == expected[:4]
     del begun
-    assert [token.id for token in decoding.decode(decoder, request)] == expected
+    assert [token.id for token in decode.decode(decoder, request)] == expected
 
 
 @pytest.mark.parametrize("draft", ["ngram", 8, 4])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from models import tiny_model
 
-from gptcli import accounting, torch_engine
 from gptcli.config import GPTConfig
-from gptcli.contenders import bytes_read
-from gptcli.model import GPTModel
-from gptcli.torch_engine import TorchEngine
+from gptcli.evaluation.benchmark.engines import bytes_read
+from gptcli.inference import torch_engine
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.model import cost
+from gptcli.model.gpt import GPTModel
 
 TESTS = Path(__file__).parent
 
@@ -32,7 +33,7 @@ def test_kernels_in_the_interpreter(case: str) -> None:
 def step_of(size: str, rows: int = 1) -> Any:
     """The step of a model that takes no memory."""
     pytest.importorskip("triton")
-    from gptcli.step_launches import DecodeStep
+    from gptcli.inference.step_launches import DecodeStep
 
     config = GPTConfig.preset(size)
     with torch.device("meta"):
@@ -49,7 +50,7 @@ def test_a_step_reads_each_weight_once_in_five_launches_a_layer(size: str, rows:
     launches = step_of(size, rows).launches(1)
     assert len(launches) == 5 * config.n_layers + 2
     assert sum(launch.weight_bytes for launch in launches) == bytes_read(config, "bfloat16")
-    assert sum(launch.flops for launch in launches) == rows * accounting.flops_per_token(config).matrices
+    assert sum(launch.flops for launch in launches) == rows * cost.flops_per_token(config).matrices
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large", "xl"])
@@ -64,8 +65,8 @@ def test_a_product_of_one_row_fills_the_chip(size: str) -> None:
 
 def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from gptcli.prompt_launches import PromptStep
-    from gptcli.step_launches import DecodeStep
+    from gptcli.inference.prompt_launches import PromptStep
+    from gptcli.inference.step_launches import DecodeStep
 
     def fail(*_: object) -> None:
         raise RuntimeError("ptxas: no such thing\nand more")

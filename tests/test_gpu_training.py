@@ -9,11 +9,11 @@ import torch
 from models import tiny_model
 from torch.nn import functional as F
 
-from gptcli import stepping
 from gptcli.config import GPTConfig, TrainConfig
-from gptcli.loss import chunked_cross_entropy
-from gptcli.model import GPTModel
-from gptcli.stepping import Stepper
+from gptcli.model.gpt import GPTModel
+from gptcli.model.loss import chunked_cross_entropy
+from gptcli.training import step as stepping
+from gptcli.training.step import Stepper
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -23,7 +23,7 @@ SHAPE = GPTConfig(vocab_size=61, context_length=64, emb_dim=64, n_heads=2, n_lay
 @pytest.mark.parametrize("vocab", [61, 5000, 50257])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_the_loss_and_its_gradients(vocab: int, dtype: torch.dtype, near: float, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gptcli.loss.GPU_CHUNK_BYTES", 2**22)  # several chunks
+    monkeypatch.setattr("gptcli.model.loss.GPU_CHUNK_BYTES", 2**22)  # several chunks
     torch.manual_seed(0)
     hidden = torch.randn(300, 96, device=GPU, dtype=dtype, requires_grad=True)
     head = (torch.randn(vocab, 96, device=GPU) * 0.3).requires_grad_()

@@ -8,7 +8,7 @@ from models import tiny_checkpoint, tiny_model
 from torch import Tensor
 
 from gptcli.inspection.capture import Capture, capture
-from gptcli.model import GPTModel, KVCache
+from gptcli.model.gpt import GPTModel, KVCache
 
 VARIANTS = [
     {},
@@ -88,7 +88,7 @@ def test_capturing_leaves_no_hook_behind_and_can_leave_the_weights_out() -> None
 def test_equals_hugging_face(tmp_path: Path, changes: dict[str, object]) -> None:
     """Eager attention weights and hidden states of transformers, which opens our directory as it is."""
     transformers = pytest.importorskip("transformers")
-    from gptcli import checkpoint
+    from gptcli.checkpoints import checkpoint
 
     path = tiny_checkpoint(tmp_path / "tiny", spread=0.05, **changes)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(path, attn_implementation="eager").eval()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.inspection import gradients
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 IDS = torch.randint(61, (11,), generator=torch.Generator().manual_seed(5))
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptcli import checkpoint, tokenizers
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
 from gptcli.config import GPTConfig
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-"
 LENGTH, BATCH, STEPS = 48, 32, 500

@@ -9,39 +9,41 @@ pytest.importorskip("numba")
 
 import numba
 
-from gptcli import integers, packing, tiles
+from gptcli.kernels.cpu import block_packing, int16_matmul, row_vectors
 
-pytestmark = pytest.mark.skipif(not integers.AVAILABLE, reason="this machine does not multiply pairs of int16")
+pytestmark = pytest.mark.skipif(not int16_matmul.AVAILABLE, reason="this machine does not multiply pairs of int16")
 BLOCKS = 4
 
 
 @numba.njit
 def products(data: Any, work: Any, rows: int, inputs: int, quantised: int, sums: int) -> None:
     """Rows at the beginning of work times four blocks, in the three ways there are."""
-    size = integers.row_size(inputs)
+    size = int16_matmul.row_size(inputs)
     tile = quantised + rows * size
     for row in range(rows):
-        for chunk in range(integers.chunks(inputs)):
-            integers.quantise(work, row * inputs, inputs, chunk, quantised + row * size, 1)
-            integers.quantise(work, row * inputs, inputs, chunk, tile + row, rows)
+        for chunk in range(int16_matmul.chunks(inputs)):
+            int16_matmul.quantise(work, row * inputs, inputs, chunk, quantised + row * size, 1)
+            int16_matmul.quantise(work, row * inputs, inputs, chunk, tile + row, rows)
     block = inputs // 2 * 16
     for row in range(rows):
         x = quantised + row * size
-        tiles.store_rows(work, sums + row * 64, 16, integers.row_times_four_blocks(data, 0, inputs, work, x))
+        row_vectors.store_rows(work, sums + row * 64, 16, int16_matmul.row_times_four_blocks(data, 0, inputs, work, x))
     for half in range(2):
-        a, b = integers.rows_times_two_blocks(tiles.zeros(3), data, 2 * half * block, inputs, work, tile, rows)
-        tiles.store_rows(work, sums + rows * 64 + 32 * half, 64, a)
-        tiles.store_rows(work, sums + rows * 64 + 32 * half + 16, 64, b)
+        a, b = int16_matmul.rows_times_two_blocks(
+            row_vectors.zeros(3), data, 2 * half * block, inputs, work, tile, rows
+        )
+        row_vectors.store_rows(work, sums + rows * 64 + 32 * half, 64, a)
+        row_vectors.store_rows(work, sums + rows * 64 + 32 * half + 16, 64, b)
     for i in range(4):
-        a = integers.rows_times_block(tiles.zeros(3), data, i * block, inputs, work, tile, rows)
-        tiles.store_rows(work, sums + 2 * rows * 64 + 16 * i, 64, a)
+        a = int16_matmul.rows_times_block(row_vectors.zeros(3), data, i * block, inputs, work, tile, rows)
+        row_vectors.store_rows(work, sums + 2 * rows * 64 + 16 * i, 64, a)
 
 
 def multiplied(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Three rows (3, in) times int8 weights (in, 64); all three ways give the same to the bit."""
     rows, inputs = x.shape
     data = np.zeros(weights.size // 2, np.int16)
-    numba.njit(packing.pack_pairs)(weights, data, 0, inputs)
+    numba.njit(block_packing.pack_pairs)(weights, data, 0, inputs)
     quantised = rows * inputs
     sums = quantised + 2 * rows * inputs
     work = np.zeros(sums + 3 * rows * 64, np.float32)
@@ -67,8 +69,8 @@ def test_rows_with_outliers_are_off_by_no_more_than_rounding_to_16_bits(inputs: 
     weights = some_weights(inputs)
     exact = x.astype(np.float64) @ weights
     allowed = np.zeros_like(exact)
-    for first in range(0, inputs, integers.CHUNK):
-        part = np.s_[first : first + integers.CHUNK]
+    for first in range(0, inputs, int16_matmul.CHUNK):
+        part = np.s_[first : first + int16_matmul.CHUNK]
         step = np.abs(x[:, part]).max(axis=1, keepdims=True) / 32767
         allowed += 0.501 * step * np.abs(weights[part].astype(np.float64)).sum(axis=0)
     allowed += 1e-6 * (np.abs(x).astype(np.float64) @ np.abs(weights.astype(np.float64)))

@@ -9,7 +9,7 @@ from models import tiny_config, tiny_model
 from torch.nn import functional as F
 
 from gptcli.config import PRESETS, GPTConfig
-from gptcli.model import GPTModel, KVCache, attention_weights, fused_attention
+from gptcli.model.gpt import GPTModel, KVCache, attention_weights, fused_attention
 
 VARIANTS = [
     {"tie_weights": tie, "qkv_bias": bias, "n_heads": heads}

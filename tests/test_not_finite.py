@@ -10,11 +10,12 @@ import torch
 from models import tiny_checkpoint
 from runs import TINY
 
-from gptcli import checkpoint, decoding, speculative
+from gptcli.checkpoints import checkpoint
 from gptcli.config import GPTConfig, SamplingConfig
-from gptcli.continuation import Continuation, Request, draw_rows
 from gptcli.errors import GptcliError
-from gptcli.sampling import distribution, draw, greedy, likeliest
+from gptcli.inference import decode, speculative
+from gptcli.inference.sampling import distribution, draw, greedy, likeliest
+from gptcli.inference.sequence import Continuation, Request, draw_rows
 
 SAMPLINGS = [
     SamplingConfig(temperature=0),
@@ -89,7 +90,7 @@ def test_a_later_token_is_refused_too_and_those_before_are_given(at: int, sampli
         model, tokens = Table(broken), []
         request = Request([1], 20, sampling, seed=3)
         if drafter is None:
-            drawn = decoding.decode(model, request)
+            drawn = decode.decode(model, request)
         else:
             drawn = speculative.decode(model, drafter, request, speculative.Tally())
         with pytest.raises(GptcliError, match="NaN or infinite logits"):
@@ -101,7 +102,7 @@ def test_a_later_token_is_refused_too_and_those_before_are_given(at: int, sampli
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_draft_that_is_not_finite_changes_no_text(at: int, sampling: SamplingConfig) -> None:
     request = Request([1], 20, sampling, seed=3)
-    expected = [token.id for token in decoding.decode(Table(FINE * 40), request)]
+    expected = [token.id for token in decode.decode(Table(FINE * 40), request)]
     draft = speculative.ModelDrafter(Table(FINE * at + BROKEN[:1] * 40))
     drawn = speculative.decode(Table(FINE * 40), draft, request, speculative.Tally())
     assert [token.id for token in drawn] == expected

@@ -13,7 +13,8 @@ import pytest
 from foreign import write_hf
 from runs import TEXT, TINY
 
-from gptcli import overwrite, run_lock, shards
+from gptcli.checkpoints import overwrite, run_lock
+from gptcli.data import token_shards
 from gptcli.errors import GptcliError
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
@@ -221,13 +222,13 @@ def test_all_that_we_write_is_known_as_ours(gptcli: Any, story: Path, tmp_path: 
         assert overwrite.foreign(Path(name), overwrite.CHECKPOINT.ours) == [], name
     for kind in ("gpt2", "char", "word", "byte"):
         assert gptcli("prepare", story, "--tokenizer", kind, "--out", f"{kind}.tokens").code == 0
-        assert overwrite.foreign(Path(f"{kind}.tokens"), shards.FOLDER.ours) == [], kind
+        assert overwrite.foreign(Path(f"{kind}.tokens"), token_shards.FOLDER.ours) == [], kind
 
 
 @pytest.mark.parametrize("name", ["finished", "word", "byte", "stopped-adamw", "killed-muon", "int8", "int4"])
 def test_all_that_earlier_versions_wrote_is_known_as_ours(name: str) -> None:
     assert overwrite.foreign(FIXTURES / name, overwrite.CHECKPOINT.ours) == []
-    assert overwrite.foreign(FIXTURES / "story.tokens", shards.FOLDER.ours) == []
+    assert overwrite.foreign(FIXTURES / "story.tokens", token_shards.FOLDER.ours) == []
 
 
 def test_what_is_foreign_is_listed(tmp_path: Path) -> None:

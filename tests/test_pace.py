@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.config import TrainConfig
-from gptcli.pace import RECENT, RECENT_STEPS, WARM_UP, Ahead, Forecast, Pace
+from gptcli.training.pace import RECENT, RECENT_STEPS, WARM_UP, Ahead, Forecast, Pace
 
 
 def test_the_first_steps_are_not_in_the_rate_once_there_are_others() -> None:

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli import preparing, shards, tokenizers
-from gptcli.corpus import encode_texts
+from gptcli import tokenizers
+from gptcli.data import prepare, token_shards
+from gptcli.data.dataset import encode_texts
+from gptcli.data.encoding_chunks import portions
+from gptcli.data.prepare import Preparation, Request
+from gptcli.data.text_decoding import decoded
 from gptcli.errors import GptcliError
-from gptcli.portions import portions
-from gptcli.preparing import Preparation, Request
-from gptcli.textstream import decoded
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
 zstandard = pytest.importorskip("zstandard")
@@ -77,7 +78,7 @@ def split(text: str, places: list[int]) -> list[str]:
 
 
 def tokens_of(folder: Path) -> list[int]:
-    found = shards.open_shards(folder)
+    found = token_shards.open_shards(folder)
     return [int(token) for token in found.rows([0], len(found))[0]]
 
 
@@ -99,7 +100,7 @@ def test_portions_encoded_apart_are_the_text_encoded_at_once(
     assert found == list(portions([(True, text)] if text else [], size)), "how the text was read must not matter"
     for kind in ("gpt2", "byte", "word"):
         tokenizer = tokenizers.build(kind, "The a 7 '")
-        encode = preparing._encoder(tokenizer, allow_special)
+        encode = prepare._encoder(tokenizer, allow_special)
         apart = [int(token) for portion in found for token in encode(portion)]
         assert apart == tokenizer.encode(text, allow_special=allow_special)
 
@@ -157,7 +158,7 @@ def test_the_tokens_are_those_that_training_makes(gptcli: Any, kind: str) -> Non
     assert result.code == 0, result.err
     assert result.out == "out\n"
     texts[2] = "third\n"
-    manifest = shards.read_manifest(Path("out"))
+    manifest = token_shards.read_manifest(Path("out"))
     tokenizer = tokenizers.load(Path("out"), kind, manifest["tokenizer"]["fingerprint"])
     assert tokenizer.fingerprint == tokenizers.build(kind, "\n".join(texts)).fingerprint
     expected = encode_texts(texts, tokenizer).tolist()
@@ -170,8 +171,8 @@ def test_the_tokens_are_those_that_training_makes(gptcli: Any, kind: str) -> Non
 
 
 def test_a_large_vocabulary_takes_four_bytes() -> None:
-    assert shards.token_dtype(2**16) == np.dtype("<u2")
-    assert shards.token_dtype(2**16 + 1) == np.dtype("<u4")
+    assert token_shards.token_dtype(2**16) == np.dtype("<u2")
+    assert token_shards.token_dtype(2**16 + 1) == np.dtype("<u4")
 
 
 def test_the_header_is_what_the_module_says(gptcli: Any) -> None:
@@ -190,7 +191,7 @@ def test_the_header_is_what_the_module_says(gptcli: Any) -> None:
 def test_rows_run_over_the_ends_of_shards(shard_tokens: int, starts: list[int], length: int) -> None:
     tokens = np.arange(57, dtype="<u2")
     parts = [tokens[i : i + shard_tokens] for i in range(0, len(tokens), shard_tokens)]
-    whole = shards.Shards([], parts, "")
+    whole = token_shards.Shards([], parts, "")
     assert len(whole) == 57
     expected = [list(range(start, start + length)) for start in starts]
     assert whole.rows(starts, length).tolist() == expected
@@ -225,7 +226,7 @@ def test_packed_files_and_records_are_read_like_plain_ones(gptcli: Any) -> None:
     Path("d.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     assert gptcli("prepare", "d.jsonl.gz", "--field", "text", "--out", "d").code == 0
     assert tokens_of(Path("d")) == encode_texts([TEXT, "Zwei.\nDrei", "🙂 end"], tokenizer).tolist()
-    assert shards.read_manifest(Path("d"))["totals"]["documents"] == 3
+    assert token_shards.read_manifest(Path("d"))["totals"]["documents"] == 3
 
 
 def test_a_folder_gives_its_texts_or_its_records(gptcli: Any) -> None:
@@ -270,9 +271,9 @@ def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, mo
     monkeypatch.setattr(portions, "__defaults__", (300,))
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     Path("b.txt").write_text(TEXT[::-1], encoding="utf-8")
-    end_shard, left = shards.Writer.end_shard, 0
+    end_shard, left = token_shards.Writer.end_shard, 0
 
-    def stop(self: shards.Writer, end: shards.Place) -> None:
+    def stop(self: token_shards.Writer, end: token_shards.Place) -> None:
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
@@ -285,7 +286,7 @@ def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, mo
         count = len(list(Path("whole").glob("shard-*")))
         assert count > 5
         with monkeypatch.context() as patch:
-            patch.setattr(shards.Writer, "end_shard", stop)
+            patch.setattr(token_shards.Writer, "end_shard", stop)
             for sitting in range(count):
                 left = int(sitting > 0)
                 before = Preparation(Path("out"), request)
@@ -325,7 +326,7 @@ sys.exit(main())
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), err
     if number == signal.SIGINT:
         assert b"The same command goes on" in err
-    assert shards.read_manifest(Path("out"))["totals"] is None
+    assert token_shards.read_manifest(Path("out"))["totals"] is None
     gptcli("train", "out").assert_user_error("out is not finished", "goes on")
     result = gptcli(*arguments, "--out", "out")
     assert result.code == 0, result.err
@@ -452,8 +453,8 @@ def cut_short(path: Path) -> None:
 
 
 def of_another_tokenizer(path: Path) -> None:
-    header = shards.read_header(path)
-    other = shards.Header(header.width, header.count, header.crc, "ab" * 32, header.end)
+    header = token_shards.read_header(path)
+    other = token_shards.Header(header.width, header.count, header.crc, "ab" * 32, header.end)
     damage(path, 0, other.pack())
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.quantization import GROUP, Bits, dequantize, from_bfloat16, quantize, to_bfloat16
+from gptcli.model.quantization import GROUP, Bits, dequantize, from_bfloat16, quantize, to_bfloat16
 
 
 def weights(inputs: int, outputs: int, seed: int = 0) -> np.ndarray:

@@ -42,7 +42,7 @@ def test_every_command_runs(
 ) -> None:
     words = shlex.split(command)[1:]
     if words[0] == "download":
-        from gptcli import download
+        from gptcli.data import download
 
         request.getfixturevalue("the_verdict")
         for text in download.TEXTS.values():

@@ -17,7 +17,8 @@ import pytest
 import torch
 from runs import TEXT, TINY
 
-from gptcli import checkpoint, snapshots
+from gptcli.checkpoints import checkpoint
+from gptcli.training import snapshots
 
 OFTEN = (*TINY, "--save-every", 1, "--eval-every", 3, "--sample-every", 0, "--threads", 1)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -48,7 +49,9 @@ def sitting(folder: Path, arguments: tuple[Any, ...]) -> None:
 def start(folder: Path, *arguments: Any) -> Any:
     """A sitting in a child of a server that has imported torch but never computed: it starts at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptcli.cli", "gptcli.training", "gptcli.documents", "matplotlib.figure"])
+    context.set_forkserver_preload(
+        ["gptcli.cli", "gptcli.training.trainer", "gptcli.data.documents", "matplotlib.figure"]
+    )
     process = context.Process(target=sitting, args=(folder, arguments))
     process.start()
     return process
@@ -284,11 +287,12 @@ def test_a_disk_that_fills_up_at_any_write_leaves_a_loadable_checkpoint(
 
 
 def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path, tmp_path: Path) -> None:
-    from gptcli import events, tokenizers, training
+    from gptcli import tokenizers
     from gptcli.config import GPTConfig, TrainConfig
-    from gptcli.corpus import make_corpus
+    from gptcli.data.dataset import make_corpus
     from gptcli.errors import GptcliError
-    from gptcli.model import GPTModel
+    from gptcli.model.gpt import GPTModel
+    from gptcli.training import events, trainer
 
     tokenizer = tokenizers.build("char", TEXT)
     config = GPTConfig(tokenizer.vocab_size, 16, 16, 2, 1, 0.0)
@@ -296,11 +300,11 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
     torch.manual_seed(0)
     model = GPTModel(config)
     store = snapshots.Store(tmp_path / "run", config, tokenizer, {"recipe": {}}, 2, 2)
-    store.begin(checkpoint.to_file(model), training.asdict(training.Progress()), force=False)
+    store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
     bad = {2, 5, 6, 7}
     poison = model.ln_f.bias.register_hook(lambda grad: grad * float("nan") if step in bad else grad)
     step, told, rates = 0, [], {}
-    for event in training.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
+    for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
         told.append(type(event).__name__)
         if isinstance(event, events.Evaluated):
             rates[event.step] = event.learning_rate
@@ -311,36 +315,37 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
             step = event.step + 1
     assert told.count("Skipped") == 1 + 3 + 1
     assert told.count("WentBack") == 1
-    assert rates[11] == recipe.learning_rate * training.LOWER_RATE
+    assert rates[11] == recipe.learning_rate * trainer.LOWER_RATE
     assert snapshots.newest(tmp_path / "run")[0].progress["skipped"] == 2  # those before going back are forgotten
     poison.remove()
 
     model.ln_f.bias.register_hook(lambda grad: grad * float("nan"))
     store = snapshots.Store(tmp_path / "hopeless", config, tokenizer, {"recipe": {}}, 2, 2)
-    store.begin(checkpoint.to_file(model), training.asdict(training.Progress()), force=False)
+    store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
     with pytest.raises(GptcliError, match="diverged"):
-        list(training.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store))
+        list(trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store))
     assert all(checkpoint.all_finite(t) for t in checkpoint.load(tmp_path / "hopeless").tensors.values())
 
 
 def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
     """NaN in a position that no window reaches: the loss stays finite, and still nothing of it is written."""
-    from gptcli import events, tokenizers, training
+    from gptcli import tokenizers
     from gptcli.config import GPTConfig, TrainConfig
-    from gptcli.corpus import make_corpus
+    from gptcli.data.dataset import make_corpus
     from gptcli.errors import GptcliError
-    from gptcli.model import GPTModel
+    from gptcli.model.gpt import GPTModel
+    from gptcli.training import events, trainer
 
     tokenizer = tokenizers.build("char", TEXT)
     config = GPTConfig(tokenizer.vocab_size, 20, 16, 2, 1, 0.0)
     recipe = TrainConfig(context_length=16, max_steps=9, save_every=2, eval_every=100)
     model = GPTModel(config)
     store = snapshots.Store(tmp_path / "run", config, tokenizer, {"recipe": {}}, 2, 2)
-    store.begin(checkpoint.to_file(model), training.asdict(training.Progress()), force=False)
+    store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
     went_back = []
 
     def poison_twice() -> None:
-        for event in training.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
+        for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
             if isinstance(event, events.WentBack):
                 went_back.append(event.step)
             elif isinstance(event, events.Stepped) and event.step == 2:

@@ -15,7 +15,7 @@ import filelock
 import pytest
 from runs import TINY
 
-from gptcli import checkpoint, run_lock
+from gptcli.checkpoints import checkpoint, run_lock
 from gptcli.errors import GptcliError
 
 HERE = ("--dtype", "float32", "--device", "cpu", "--threads", 1, "--sample-every", 0)
@@ -41,7 +41,7 @@ def context() -> Any:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["gptcli.cli", "gptcli.training", "gptcli.documents", "matplotlib.figure"])
+    made.set_forkserver_preload(["gptcli.cli", "gptcli.training.trainer", "gptcli.data.documents", "matplotlib.figure"])
     return made
 
 

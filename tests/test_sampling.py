@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli import sampling
 from gptcli.config import SamplingConfig
-from gptcli.sampling import contrast_layers, distribution, draw, draw_key, greedy
+from gptcli.inference import sampling
+from gptcli.inference.sampling import contrast_layers, distribution, draw, draw_key, greedy
 
 
 def plain(logits: np.ndarray, config: SamplingConfig, seen: list[int]) -> np.ndarray:

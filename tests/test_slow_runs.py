@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli import checkpoint
+from gptcli.checkpoints import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from models import tiny_model
 
-from gptcli import decoding, speculative
 from gptcli.config import GPTConfig, SamplingConfig
-from gptcli.continuation import Request
-from gptcli.sampling import distribution
-from gptcli.speculative import ModelDrafter, NgramDrafter, Tally
-from gptcli.torch_engine import TorchEngine
+from gptcli.inference import decode, speculative
+from gptcli.inference.sampling import distribution
+from gptcli.inference.sequence import Request
+from gptcli.inference.speculative import ModelDrafter, NgramDrafter, Tally
+from gptcli.inference.torch_engine import TorchEngine
 
 SIZES = {"vocab_size": 23, "context_length": 24, "emb_dim": 24, "n_heads": 2}
 
@@ -27,12 +27,12 @@ def decoders(kind: str) -> tuple[Any, Any]:
         {**draft.state_dict(), **{n: t for n, t in model.state_dict().items() if "h.0." not in n and "h." not in n}}
     )
     if kind == "torch":
-        return decoding.SlotDecoder(TorchEngine(model)), decoding.SlotDecoder(TorchEngine(draft))
+        return decode.SlotDecoder(TorchEngine(model)), decode.SlotDecoder(TorchEngine(draft))
     pytest.importorskip("numba")
-    from gptcli.engine import Engine
+    from gptcli.inference.cpu_engine import Engine
 
     return tuple(
-        decoding.SlotDecoder(Engine(m.config, {n: t.detach().numpy() for n, t in m.state_dict().items()}))
+        decode.SlotDecoder(Engine(m.config, {n: t.detach().numpy() for n, t in m.state_dict().items()}))
         for m in (model, draft)
     )  # type: ignore[return-value]
 
@@ -47,7 +47,7 @@ def test_greedy_text_is_identical_past_the_context_too(kind: str, prompts: int, 
         prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
         penalty = 1.0 if number % 2 else 1.3
         request = Request(prompt, 40, SamplingConfig(temperature=0, repetition_penalty=penalty), seed=1)
-        plain = [token.id for token in decoding.decode(model, request)]
+        plain = [token.id for token in decode.decode(model, request)]
         guess = ModelDrafter(draft) if drafter == "model" else NgramDrafter()
         assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
     assert 0 < tally.taken < tally.proposed  # both branches were taken
@@ -68,7 +68,7 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
         prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
         sampling = SamplingConfig(temperature=0, repetition_penalty=1.0 if number % 2 else 1.3)
         request = Request(prompt, 40, sampling, seed=1, overflow="slide" if number % 3 else "crop")
-        plain = [token.id for token in decoding.decode(model, request)]
+        plain = [token.id for token in decode.decode(model, request)]
         assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
     assert tally.proposed / 2 < tally.taken < tally.proposed
     assert tally.readings < 0.7 * tally.tokens
@@ -77,9 +77,9 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
 def test_a_twin_drafts_under_the_layer_contrast_too() -> None:
     pytest.importorskip("numba")
     model, _ = decoders("cpu")
-    contrasted = decoding.SlotDecoder(model.engine, contrast=1)
+    contrasted = decode.SlotDecoder(model.engine, contrast=1)
     request = Request([1, 2, 3], 20, SamplingConfig(temperature=0), seed=1)
-    plain = [token.id for token in decoding.decode(contrasted, request)]
+    plain = [token.id for token in decode.decode(contrasted, request)]
     tally = Tally()
     drafted = speculative.decode(contrasted, speculative.twin_drafter(contrasted, 8), request, tally)
     assert [token.id for token in drafted] == plain
@@ -135,7 +135,7 @@ def test_sampled_text_is_identical_too(kind: str, drafter: str) -> None:
             SamplingConfig(min_p=0.1),
         ][number % 4]
         request = Request(prompt, 40, sampling, seed=number, eot_id=3, min_new_tokens=number, n_candidates=2)
-        plain = list(decoding.decode(model, request))
+        plain = list(decode.decode(model, request))
         guess = {"model": ModelDrafter(draft), "ngram": NgramDrafter(), "twin": twin}[drafter]
         drafted = list(speculative.decode(model, guess, request, tally))
         assert [token.id for token in drafted] == [token.id for token in plain]
@@ -159,7 +159,7 @@ def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: Sam
         guess = ModelDrafter(Table(DRAFT), cost=0.0) if drafter == "model" else NgramDrafter(shortest=1)
         request = Request(prompt, length, sampling, seed=seed)
         if drafter == "none":
-            text = decoding.decode(model, request)
+            text = decode.decode(model, request)
         else:
             text = speculative.decode(model, guess, request, tally, ahead=3)
         counts[tuple(token.id for token in text)] += 1
@@ -185,10 +185,10 @@ def assert_proportions(counts: Counter[tuple[int, ...]], shares: dict[tuple[int,
 
 def test_texts_sampled_with_a_twin_come_in_the_exact_proportions() -> None:
     pytest.importorskip("numba")
-    from gptcli.engine import Engine
+    from gptcli.inference.cpu_engine import Engine
 
     module = tiny_model(vocab_size=3, context_length=8, emb_dim=8, n_heads=1, n_layers=1, spread=0.5)
-    model = decoding.SlotDecoder(Engine(module.config, {n: t.detach().numpy() for n, t in module.state_dict().items()}))
+    model = decode.SlotDecoder(Engine(module.config, {n: t.detach().numpy() for n, t in module.state_dict().items()}))
     sampling, prompt, length, runs = SamplingConfig(temperature=1.2), [0, 1], 3, 4_000
     shares = {}
     for text in product(range(3), repeat=length):
@@ -260,6 +260,6 @@ def test_end_of_text_among_the_proposals_ends_it() -> None:
     request = Request([0, 1, 2, 0, 1], 10, SamplingConfig(temperature=0), seed=0, eot_id=0)
     assert [token.id for token in speculative.decode(circle, NgramDrafter(), request, Tally())] == [2]
     held = Request([0, 1, 2, 0, 1], 6, SamplingConfig(temperature=0), seed=0, eot_id=0, min_new_tokens=4)
-    plain = [token.id for token in decoding.decode(circle, held)]
+    plain = [token.id for token in decode.decode(circle, held)]
     assert [token.id for token in speculative.decode(circle, NgramDrafter(), held, Tally())] == plain
     assert len(plain) >= 4

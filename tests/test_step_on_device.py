@@ -11,9 +11,10 @@ import pytest
 import torch
 from models import tiny_model
 
-from gptcli import block_compiler, corpus, events, stepping, training
 from gptcli.config import TrainConfig
-from gptcli.stepping import Stepper
+from gptcli.data import dataset
+from gptcli.training import block_compiler, events, step, trainer
+from gptcli.training.step import Stepper
 
 CPU = torch.device("cpu")
 
@@ -137,7 +138,7 @@ def test_when_blocks_are_compiled_unasked(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_late_outcomes_are_the_same_events_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.arange(400) % 61
-    text = corpus.Corpus(tokens[:360].int(), tokens[360:].int(), 400, 400)
+    text = dataset.Corpus(tokens[:360].int(), tokens[360:].int(), 400, 400)
     config = TrainConfig(
         context_length=20, batch_size=4, epochs=3, eval_every=3, learning_rate=1e-2, dtype="float32"
     )  # fmt: skip
@@ -148,9 +149,9 @@ def test_late_outcomes_are_the_same_events_in_the_same_order(monkeypatch: pytest
             init(self, *arguments)
             self.is_late = late
 
-        monkeypatch.setattr(stepping.Stepper, "__init__", make)
+        monkeypatch.setattr(step.Stepper, "__init__", make)
         found = []
-        for event in training.train(tiny_model(drop_rate=0.0).train(), text, config):
+        for event in trainer.train(tiny_model(drop_rate=0.0).train(), text, config):
             if isinstance(event, events.Stepped):
                 found.append(("step", event.step, event.epoch, round(event.loss, 4), event.learning_rate))
             elif isinstance(event, events.Evaluated):
@@ -175,7 +176,7 @@ def test_the_kernel_of_the_loss_in_tritons_interpreter() -> None:
     """Against float64: padded columns, a target in each part of the row, logits far apart, NaN, bfloat16."""
     code = """
 import torch
-from gptcli.gpu import cross_entropy
+from gptcli.kernels.gpu import cross_entropy
 cross_entropy.BLOCK = 1024
 torch.manual_seed(0)
 for vocab, width, dtype in ((50, 128, torch.float32), (3000, 3072, torch.float32), (3000, 3072, torch.bfloat16)):
@@ -213,7 +214,7 @@ def test_the_kernel_of_the_loss_compiles_for_gpus_that_are_not_here(capability: 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from gptcli.gpu.cross_entropy import BLOCK, WARPS, _cross_entropy_kernel
+from gptcli.kernels.gpu.cross_entropy import BLOCK, WARPS, _cross_entropy_kernel
 for dtype in ("bf16", "fp16", "fp32"):
     signature = {{"logits": "*" + dtype, "targets": "*i64", "losses": "*fp32"}}
     constants = {{"VOCAB": 50257, "WIDTH": 50304, "BLOCK": BLOCK, "GRADIENT": True}}

@@ -10,10 +10,11 @@ import torch
 from models import tiny_checkpoint
 from trained import trained_model
 
-from gptcli import checkpoint, tokenizers
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
 from gptcli.errors import GptcliError
-from gptcli.task_files import Candidate, Item, read_items
-from gptcli.tasks import differences, mean_and_error, run, summarise
+from gptcli.evaluation.task_files import Candidate, Item, read_items
+from gptcli.evaluation.tasks import differences, mean_and_error, run, summarise
 
 WORDS = ("the", "“old”", "king", "saw", "a", "ship")
 

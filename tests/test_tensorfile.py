@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gptcli.checkpoints.safetensors_file import DTYPES, read_header
+from gptcli.checkpoints.tensorfile import read_tensors, write_tensors
 from gptcli.errors import GptcliError
-from gptcli.tensorfile import read_tensors, write_tensors
-from gptcli.tensorheader import DTYPES, read_header
 
 
 def every_dtype() -> dict[str, torch.Tensor]:

@@ -13,13 +13,13 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer, Regex, Tokenizer, mode
 from vocabularies import TEXTS, directory, edited, trained, unigram
 
 from gptcli import tokenizers as ours
-from gptcli import weights
+from gptcli.checkpoints import formats
 from gptcli.errors import GptcliError
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
 
 def read(path: Path, content: str | Tokenizer, **config: Any) -> ours.Tokenizer:
-    return weights.read(directory(path, content, **config)).tokenizer
+    return formats.read(directory(path, content, **config)).tokenizer
 
 
 def assert_equal_ids(tokenizer: ours.Tokenizer, theirs: Tokenizer, text: str) -> None:
@@ -149,12 +149,12 @@ def test_gpt2s_own_is_recognised(tmp_path: Path) -> None:
     own = ByteLevelBPETokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     own.add_special_tokens([AddedToken("<|endoftext|>", normalized=False)])
     path = directory(tmp_path / "own", own.to_str())
-    assert weights.read(path).tokenizer.kind == "gpt2"
-    padded = weights.read(directory(tmp_path / "padded", own.to_str(), vocab_size=50_304))
+    assert formats.read(path).tokenizer.kind == "gpt2"
+    padded = formats.read(directory(tmp_path / "padded", own.to_str(), vocab_size=50_304))
     assert padded.tokenizer.kind == "gpt2"
     assert padded.notes == ["47 tokens beyond GPT-2's have no text."]
     own.add_special_tokens(["<|user|>"])
-    more = weights.read(directory(tmp_path / "more", own.to_str())).tokenizer
+    more = formats.read(directory(tmp_path / "more", own.to_str())).tokenizer
     assert more.kind == "bpe"
     assert more.piece(50_257) == "<|user|>"
     assert more.encode(TEXTS[0]) == GPT2Tokenizer().encode(TEXTS[0])

@@ -9,11 +9,11 @@ import torch
 from models import tiny_checkpoint, tiny_model
 from ragged import assert_each_as_alone, ragged_requests
 
-from gptcli import checkpoint
-from gptcli.decoding import SlotDecoder
-from gptcli.packed_model import PackedModel
-from gptcli.quantization import is_packed_name, packed, unpacked
-from gptcli.torch_engine import TorchEngine
+from gptcli.checkpoints import checkpoint
+from gptcli.inference.decode import SlotDecoder
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.model.quantization import is_packed_name, packed, unpacked
+from gptcli.model.quantized import PackedModel
 
 
 @pytest.mark.parametrize("slots", [1, 3, 20])

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import MODEL, TEXT
 
-from gptcli import checkpoint, shards
+from gptcli.checkpoints import checkpoint
 from gptcli.cli import corpora
-from gptcli.corpus import Permutation, Windows, open_prepared
+from gptcli.data import token_shards
+from gptcli.data.dataset import Permutation, Windows, open_prepared
 from gptcli.tokenizers.byte import ByteTokenizer
 
 FEW = (*MODEL, "--sample-every", 0, "--threads", 1, "--eval-every", 10)
@@ -78,7 +79,7 @@ def test_a_huge_order_takes_no_memory() -> None:
 
 
 def test_windows_from_shards_are_those_from_memory(prepared: Path) -> None:
-    tokens = shards.open_shards(prepared)
+    tokens = token_shards.open_shards(prepared)
     memory = torch.tensor(tokens.rows([0], len(tokens))[0], dtype=torch.int32)
     corpus = open_prepared(prepared, 0.9)
     assert (len(corpus.train), len(corpus.validation), corpus.tokens, corpus.characters) == (561, 63, 624, 624)
@@ -178,7 +179,7 @@ def test_a_large_text_is_prepared_first(gptcli: Any, monkeypatch: pytest.MonkeyP
     result = gptcli(*options)
     assert result.code == 0, result.err
     assert f"The text is large: its tokens go to {cache} first" in result.err
-    tokens = shards.open_shards(cache)
+    tokens = token_shards.open_shards(cache)
     assert tokens.rows([0], len(tokens))[0].tolist() == ByteTokenizer().encode(TEXT)
     first = digest(Path("checkpoints/story"))
     result = gptcli(*options, "--force")
@@ -195,7 +196,7 @@ def test_a_large_text_is_prepared_first(gptcli: Any, monkeypatch: pytest.MonkeyP
     changed.assert_user_error("story.txt has changed", "the text that the run began with")
     assert "--force" not in changed.err
     assert gptcli(*options, "--force").code == 0
-    assert len(shards.open_shards(cache)) == 2 * len(TEXT)
+    assert len(token_shards.open_shards(cache)) == 2 * len(TEXT)
 
 
 def test_several_processes_do_not_prepare_together(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +209,7 @@ def test_several_processes_do_not_prepare_together(gptcli: Any, monkeypatch: pyt
 
 
 def test_every_rank_reads_its_own_rows(prepared: Path) -> None:
-    from gptcli.distributed import World
+    from gptcli.training.distributed import World
 
     windows = Windows(open_prepared(prepared, 0.9).train, 16, 16)
     order = windows.order(3, 1)

@@ -14,11 +14,13 @@ from models import tiny_model
 from runs import TINY
 from torch.nn import functional as F
 
-from gptcli import checkpoint, stepping, training
+from gptcli.checkpoints import checkpoint
 from gptcli.config import TrainConfig
-from gptcli.model import GPTModel
-from gptcli.optim import Muon, learning_rate, make_optimizers, orthogonalised, plain, total_norm
-from gptcli.stepping import Stepper
+from gptcli.model.gpt import GPTModel
+from gptcli.training import step as stepping
+from gptcli.training import trainer
+from gptcli.training.optimizers import Muon, learning_rate, make_optimizers, orthogonalised, plain, total_norm
+from gptcli.training.step import Stepper
 
 
 def batches(count: int, rows: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -234,7 +236,7 @@ def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path, monkeypatch
     assert min(losses[-2:]) >= min(losses[:-2])
     gptcli("train", "--resume", "a").assert_user_error("no better for 2 evaluations", "--early-stop 4")
     seconds = itertools.count()
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     result = gptcli(*options, "--max-time", "2s", "--out", "b")
     assert result.code == 0, result.err
     assert checkpoint.load(Path("b")).training["step"] == 1

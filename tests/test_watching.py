@@ -12,11 +12,14 @@ import pytest
 import torch
 from runs import TINY
 
-from gptcli import checkpoint, device, events, machine, peaks, stepping, tensorboard, training
-from gptcli.accounting import training_flops_rule
+from gptcli.checkpoints import checkpoint
 from gptcli.cli import training_view
+from gptcli.device import machine, peak_flops, placement
 from gptcli.errors import GptcliError
-from gptcli.pace import Forecast
+from gptcli.model.cost import training_flops_rule
+from gptcli.training import events, tensorboard, trainer
+from gptcli.training import step as stepping
+from gptcli.training.pace import Forecast
 
 OPTIONS = (*TINY, "--max-steps", 6, "--save-every", 2, "--eval-every", 2, "--sample-every", 0, "--threads", 1)
 CPU = torch.device("cpu")
@@ -93,7 +96,7 @@ def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
 ) -> None:
     """The first step takes 40 s, every other one 1 s; an evaluation 2 s, half of them on each part."""
     now, steps = 0.0, 0
-    take_step, evaluate = stepping.Stepper.launch, training.mean_loss
+    take_step, evaluate = stepping.Stepper.launch, trainer.mean_loss
 
     def step(*arguments: Any) -> Any:
         nonlocal now, steps
@@ -105,10 +108,10 @@ def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
         now += 1
         return evaluate(*arguments)
 
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(training_view, "Forecast", lambda: Forecast(lambda: now))
     monkeypatch.setattr(stepping.Stepper, "launch", step)
-    monkeypatch.setattr(training, "mean_loss", mean_loss)
+    monkeypatch.setattr(trainer, "mean_loss", mean_loss)
     options = ("--max-steps", 40, "--sample-every", 0, "--eval-every", 5, "--save-every", 100, "--threads", 1)
     result = gptcli("train", story, *TINY, *options, "--out", "run")
     assert result.code == 0, result.err
@@ -124,7 +127,7 @@ def test_the_forecast_leaves_out_the_first_step_and_counts_evaluations(
 def test_the_share_of_the_peak_is_the_speed_times_six_flops_a_parameter(
     gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 5e13)
+    monkeypatch.setattr(peak_flops, "measured_rate", lambda *_: 5e13)
     result = gptcli("train", story, *OPTIONS, "--out", "run")
     assert result.code == 0, result.err
     flops = training_flops_rule(checkpoint.load(Path("run")).config.with_changes(tie_weights=True))
@@ -136,7 +139,7 @@ def test_the_share_of_the_peak_is_the_speed_times_six_flops_a_parameter(
 
 
 def test_more_than_the_peak_is_no_share(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 1.0)
+    monkeypatch.setattr(peak_flops, "measured_rate", lambda *_: 1.0)
     result = gptcli("train", story, *OPTIONS, "--out", "run")
     assert re.search(r"tokens/s, \S+ GFLOP/s beside the peak \(0\.0 GFLOP/s in float32, measured\)", result.err)
     assert "% of the peak" not in result.err
@@ -161,8 +164,8 @@ def test_more_than_the_peak_is_no_share(gptcli: Any, story: Path, monkeypatch: p
 )
 def test_known_gpus(name: str, half: float, single: float) -> None:
     for dtype in (torch.bfloat16, torch.float16):
-        assert peaks.known_peak(name, dtype) == peaks.Peak(half * 1e12, f"of the {name}")
-    assert peaks.known_peak(name, torch.float32) == peaks.Peak(single * 1e12, f"of the {name}")
+        assert peak_flops.known_peak(name, dtype) == peak_flops.Peak(half * 1e12, f"of the {name}")
+    assert peak_flops.known_peak(name, torch.float32) == peak_flops.Peak(single * 1e12, f"of the {name}")
 
 
 @pytest.mark.parametrize(
@@ -178,8 +181,8 @@ def test_an_instance_of_a_split_gpu_has_its_share_of_the_peak(
     monkeypatch: pytest.MonkeyPatch, name: str, multiprocessors: int, half: float, share: str
 ) -> None:
     pretend_gpu(monkeypatch, name, multiprocessors)
-    found = peaks.peak(torch.device("cuda"), torch.bfloat16)
-    assert found == peaks.Peak(pytest.approx(half * 1e12), f"of the {name}, {share} multiprocessors")
+    found = peak_flops.peak(torch.device("cuda"), torch.bfloat16)
+    assert found == peak_flops.Peak(pytest.approx(half * 1e12), f"of the {name}, {share} multiprocessors")
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, multiprocessors: int) -> None:
@@ -195,17 +198,17 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, multiprocessors: int
     ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L4 MIG 1g.5gb", "NVIDIA GeForce GTX 1080", "A1000"],
 )
 def test_unknown_gpus_are_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peaks.known_peak(name, torch.float32) is None
+    assert peak_flops.known_peak(name, torch.float32) is None
     pretend_gpu(monkeypatch, name, 20)
-    monkeypatch.setattr(peaks, "measured_rate", lambda *_: 3e12)
-    assert peaks.peak(torch.device("cuda"), torch.float32) == peaks.Peak(3e12, "measured")
+    monkeypatch.setattr(peak_flops, "measured_rate", lambda *_: 3e12)
+    assert peak_flops.peak(torch.device("cuda"), torch.float32) == peak_flops.Peak(3e12, "measured")
 
 
 def test_a_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([9.0, 0.25, 0.125, 0.5, 7.0])  # seconds; the first product warms up, and three are measured
     sizes: list[int] = []
-    monkeypatch.setattr(peaks, "_seconds", lambda square, at_once: sizes.append(len(square)) or next(times))
-    rate = peaks.measured_rate.__wrapped__(CPU, torch.float32, 1)
+    monkeypatch.setattr(peak_flops, "_seconds", lambda square, at_once: sizes.append(len(square)) or next(times))
+    rate = peak_flops.measured_rate.__wrapped__(CPU, torch.float32, 1)
     assert set(sizes) == {1024}
     assert rate == 2 * 1024**3 / 0.125
     assert next(times) == 7.0
@@ -217,17 +220,17 @@ def test_a_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx512_bf16", "amx_bf16"})])
 def test_auto_is_float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
-    assert device.training_precision("auto", CPU) == device.Precision("float32", "auto on a CPU")
-    assert device.training_precision("auto", torch.device("mps")).name == "float32"
-    assert device.training_precision("bfloat16", CPU) == device.Precision("bfloat16", "asked for")
+    assert placement.training_precision("auto", CPU) == placement.Precision("float32", "auto on a CPU")
+    assert placement.training_precision("auto", torch.device("mps")).name == "float32"
+    assert placement.training_precision("bfloat16", CPU) == placement.Precision("bfloat16", "asked for")
     with pytest.raises(GptcliError, match="float8"):
-        device.training_precision("float8", CPU)
+        placement.training_precision("float8", CPU)
 
 
 @pytest.mark.parametrize(("has_it", "name"), [(True, "bfloat16"), (False, "float16")])
 def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, has_it: bool, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
-    assert device.training_precision("auto", torch.device("cuda")).name == name
+    assert placement.training_precision("auto", torch.device("cuda")).name == name
 
 
 def test_a_run_says_its_precision_and_keeps_it(gptcli: Any, story: Path) -> None:

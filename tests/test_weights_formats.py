@@ -11,11 +11,12 @@ import torch
 from foreign import CONFIG, random_tensors, write_hf, write_nanogpt, write_openai
 from safetensors.torch import load_file
 
-from gptcli import tokenizers, weights
+from gptcli import tokenizers
+from gptcli.checkpoints import formats
+from gptcli.checkpoints.formats import names
+from gptcli.checkpoints.formats.crc32c import crc32c
 from gptcli.errors import GptcliError
-from gptcli.model import GPTModel
-from gptcli.weights import names
-from gptcli.weights.crc32c import crc32c
+from gptcli.model.gpt import GPTModel
 
 TF_TINY = Path(__file__).parent / "data" / "tf-gpt2-tiny"
 
@@ -43,7 +44,7 @@ def test_the_table_and_its_inverse() -> None:
 @pytest.mark.parametrize("form", ["safetensors", "safetensors-sharded", "bin", "bin-sharded"])
 def test_hugging_face_directories(tmp_path: Path, form: str, prefix: str) -> None:
     tensors = random_tensors()
-    source = weights.read(write_hf(tmp_path / "model", tensors, form=form, prefix=prefix))
+    source = formats.read(write_hf(tmp_path / "model", tensors, form=form, prefix=prefix))
     assert same(source.tensors, tensors)
     assert source.config == CONFIG
 
@@ -52,16 +53,16 @@ def test_old_masks_are_left_out_and_a_tied_head_may_be_there_twice(tmp_path: Pat
     tensors = random_tensors()
     more = {"h.0.attn.bias": torch.ones(1, 1, 20, 20), "h.1.attn.masked_bias": torch.tensor(-1e4)}
     more["lm_head.weight"] = tensors["wte.weight"].clone()
-    assert same(weights.read(write_hf(tmp_path / "a", tensors | more)).tensors, tensors)
+    assert same(formats.read(write_hf(tmp_path / "a", tensors | more)).tensors, tensors)
     only_head = {name: tensor for name, tensor in tensors.items() if name != "wte.weight"}
     only_head["lm_head.weight"] = tensors["wte.weight"]
-    assert same(weights.read(write_hf(tmp_path / "b", only_head)).tensors, tensors)
+    assert same(formats.read(write_hf(tmp_path / "b", only_head)).tensors, tensors)
 
 
 def test_a_head_of_its_own(tmp_path: Path) -> None:
     config = CONFIG.with_changes(tie_weights=False)
     tensors = random_tensors(config)
-    source = weights.read(write_hf(tmp_path, tensors, config, prefix="transformer."))
+    source = formats.read(write_hf(tmp_path, tensors, config, prefix="transformer."))
     assert same(source.tensors, tensors)
     assert not source.config.tie_weights
 
@@ -69,14 +70,14 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {name: tensor.to(dtype) for name, tensor in random_tensors().items()}
-    assert same(weights.read(write_hf(tmp_path, tensors)).tensors, tensors)
+    assert same(formats.read(write_hf(tmp_path, tensors)).tensors, tensors)
 
 
 def test_a_lone_file_infers_its_shape(tmp_path: Path) -> None:
     tensors = random_tensors(CONFIG.with_changes(ffn_dim=96))
     write_hf(tmp_path / "model", tensors)
     shutil.move(tmp_path / "model" / "model.safetensors", tmp_path / "lone.safetensors")
-    source = weights.read(tmp_path / "lone.safetensors")
+    source = formats.read(tmp_path / "lone.safetensors")
     assert source.config == CONFIG.with_changes(ffn_dim=96)
     assert "2 heads of 64" in source.notes[0]
     assert same(source.tensors, tensors)
@@ -87,8 +88,8 @@ def test_tensorflow(tmp_path: Path, block_bytes: int, shards: int) -> None:
     """One block, a block for each tensor, several shards."""
     tensors = random_tensors()
     directory = write_openai(tmp_path / "355M", tensors, block_bytes=block_bytes, shards=shards)
-    assert same(weights.read(directory).tensors, tensors)
-    assert same(weights.read(directory / "model.ckpt.index").tensors, tensors)
+    assert same(formats.read(directory).tensors, tensors)
+    assert same(formats.read(directory / "model.ckpt.index").tensors, tensors)
 
 
 def test_recognised_by_content(tmp_path: Path) -> None:
@@ -97,17 +98,17 @@ def test_recognised_by_content(tmp_path: Path) -> None:
     openai = write_openai(tmp_path / "tf", tensors)
     for path in list(openai.glob("model.ckpt*")):
         path.rename(openai / path.name.replace("model.ckpt", "gpt2-weights"))
-    assert same(weights.read(openai).tensors, tensors)
+    assert same(formats.read(openai).tensors, tensors)
     nanogpt = write_nanogpt(tmp_path / "run" / "best.bin", tensors)
-    assert weights.read(nanogpt).format == "nanoGPT"
+    assert formats.read(nanogpt).format == "nanoGPT"
     hugging_face = write_hf(tmp_path / "hf", tensors)
     (hugging_face / "model.safetensors").rename(hugging_face / "weights.bin")
-    assert same(weights.read(hugging_face).tensors, tensors)
+    assert same(formats.read(hugging_face).tensors, tensors)
 
 
 def test_nanogpt(tmp_path: Path) -> None:
     tensors = random_tensors()
-    source = weights.read(write_nanogpt(tmp_path / "ckpt.pt", tensors))
+    source = formats.read(write_nanogpt(tmp_path / "ckpt.pt", tensors))
     assert same(source.tensors, tensors)
     assert source.config == CONFIG.with_changes(activation="gelu")
 
@@ -115,7 +116,7 @@ def test_nanogpt(tmp_path: Path) -> None:
 def test_nanogpt_without_biases_and_with_a_padded_vocabulary(tmp_path: Path) -> None:
     config = CONFIG.with_changes(vocab_size=50_304, emb_dim=8)
     tensors = random_tensors(config)
-    source = weights.read(write_nanogpt(tmp_path / "ckpt.pt", tensors, config, prefix="", bias=False).parent)
+    source = formats.read(write_nanogpt(tmp_path / "ckpt.pt", tensors, config, prefix="", bias=False).parent)
     assert source.config.vocab_size == 50_257
     assert torch.equal(source.tensors["wte.weight"], tensors["wte.weight"][:50_257])
     assert not any(tensor.any() for name, tensor in source.tensors.items() if name.endswith(".bias"))
@@ -150,7 +151,7 @@ def test_there_and_back_is_bit_identical(gptcli, tmp_path: Path, dtype: str) -> 
 
 
 def test_the_tensorflow_model_that_the_project_was_given() -> None:
-    source = weights.read(TF_TINY)
+    source = formats.read(TF_TINY)
     model = GPTModel(source.config, init=None).eval()
     model.load_state_dict(source.tensors, assign=True)
     expected = np.load(TF_TINY / "expected.npz")
@@ -167,16 +168,16 @@ def test_the_tensorflow_model_that_the_project_was_given() -> None:
 
 def test_the_tokenizer_is_gpt2s_only_where_the_files_or_the_size_say_so(tmp_path: Path) -> None:
     big = CONFIG.with_changes(vocab_size=50_257, emb_dim=8)
-    assert weights.read(write_hf(tmp_path / "a", config=big)).tokenizer.kind == "gpt2"
+    assert formats.read(write_hf(tmp_path / "a", config=big)).tokenizer.kind == "gpt2"
     more = big.with_changes(vocab_size=50_260)
-    assert weights.read(write_hf(tmp_path / "b", config=more)).tokenizer.kind == "none"
+    assert formats.read(write_hf(tmp_path / "b", config=more)).tokenizer.kind == "none"
     tokenizers.build("gpt2").save(tmp_path / "b")
-    source = weights.read(tmp_path / "b")
+    source = formats.read(tmp_path / "b")
     assert source.tokenizer.kind == "gpt2"
     assert "3 tokens beyond" in source.notes[0]
     (tmp_path / "a" / "vocab.json").write_text('{"a": 0}', encoding="utf-8")
     (tmp_path / "a" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    assert weights.read(tmp_path / "a").tokenizer.kind == "none"
+    assert formats.read(tmp_path / "a").tokenizer.kind == "none"
 
 
 def test_crc32c_of_the_published_examples() -> None:
@@ -207,4 +208,4 @@ def test_an_index_that_is_compressed_is_refused_by_name(tmp_path: Path) -> None:
     table[end + 1 : end + 5] = struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
     index.write_bytes(table)
     with pytest.raises(GptcliError, match="compressed"):
-        weights.read(tmp_path)
+        formats.read(tmp_path)

@@ -18,8 +18,9 @@ import torch
 from foreign import CONFIG, random_tensors, write_hf
 from hub_server import COMMIT, Hub, serve
 
-from gptcli import checkpoint, tokenizers
-from gptcli.weights import hub as hub_module
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint
+from gptcli.checkpoints.formats import hub as hub_module
 
 REPO = "someone/tiny-gpt2"
 CHUNK = 2**16
@@ -237,7 +238,7 @@ def test_a_disk_that_fills_up(gptcli: Any, hub: Hub, cache: Path) -> None:
 RUN = """
 import json, sys
 from gptcli.cli import main
-from gptcli.weights import hub
+from gptcli.checkpoints.formats import hub
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 2**16
 hub.SHA256.update({tuple(key): value for key, value in json.loads(sys.argv[1])})

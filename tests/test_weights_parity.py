@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli import checkpoint, generation, tokenizers, weights
+from gptcli import tokenizers
+from gptcli.checkpoints import checkpoint, formats
 from gptcli.config import SamplingConfig
-from gptcli.model import GPTModel, KVCache
+from gptcli.inference import generation
+from gptcli.model.gpt import GPTModel, KVCache
 
 transformers = pytest.importorskip("transformers")
 
@@ -51,7 +53,7 @@ def their_model(directory: Path, spread: float = 0.15, **fields: Any) -> Any:
 
 
 def our_model(directory: Path) -> GPTModel:
-    source = weights.read(directory)
+    source = formats.read(directory)
     model = GPTModel(source.config, init=None)
     model.load_state_dict(source.tensors, assign=True)
     return model.eval()
@@ -132,7 +134,7 @@ def test_half_precision_files(tmp_path: Path, dtype: torch.dtype) -> None:
     theirs.save_pretrained(tmp_path)
     ids = prompts(101, 20)[1][None]
     expected = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()(ids).logits
-    source = weights.read(tmp_path)
+    source = formats.read(tmp_path)
     assert source.tensors["wte.weight"].dtype == dtype
     model = GPTModel(source.config, init=None).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in source.tensors.items()}, assign=True)

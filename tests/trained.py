@@ -4,7 +4,7 @@ import torch
 from models import tiny_model
 from torch.nn import functional as F
 
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 
 def trained_model(text: str, context_length: int, steps: int = 60) -> GPTModel:

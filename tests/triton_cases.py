@@ -11,14 +11,14 @@ from draw_check import check_draws
 from models import tiny_model
 from torch import Tensor
 
-from gptcli import decoding, speculative, step_launches, torch_engine
 from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
-from gptcli.decoding import SlotDecoder
-from gptcli.gpu.launches import run_all
-from gptcli.model import GPTModel
-from gptcli.packed_model import PackedModel
-from gptcli.torch_engine import TorchEngine
+from gptcli.inference import decode, speculative, step_launches, torch_engine
+from gptcli.inference.decode import SlotDecoder
+from gptcli.inference.sequence import Request
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.kernels.gpu.launches import run_all
+from gptcli.model.gpt import GPTModel
+from gptcli.model.quantized import PackedModel
 
 step_launches.PROGRAMS, step_launches.OUTPUTS = 1, 128  # the interpreter takes its time for each program
 SHAPES: dict[str, dict[str, Any]] = {
@@ -115,7 +115,7 @@ def draws() -> None:
 
 
 def tokens_of(engine: TorchEngine, request: Request) -> list[int]:
-    return [token.id for token in decoding.decode(SlotDecoder(engine), request)]
+    return [token.id for token in decode.decode(SlotDecoder(engine), request)]
 
 
 def texts() -> None:
@@ -146,7 +146,7 @@ def together() -> None:
     plain = TorchEngine(model, kernels=False)
     expected = [tokens_of(plain, request) for request in requests]
     rows: list[list[int]] = [[] for _ in requests]
-    for number, token in decoding.decode_together(engine_of(model, 2), requests):
+    for number, token in decode.decode_together(engine_of(model, 2), requests):
         if token is not None:
             rows[number].append(token.id)
     assert rows == expected

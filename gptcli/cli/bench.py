@@ -11,8 +11,8 @@ from gptcli.config import PRESETS, GPTConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from gptcli.benchmark import Row
-    from gptcli.peaks import Peak
+    from gptcli.device.peak_flops import Peak
+    from gptcli.evaluation.benchmark.works import Row
 
 WORKS = ("load", "prefill", "decode", "batch", "train")
 PEERS = ("transformers", "ctranslate2")
@@ -66,56 +66,57 @@ def bench(
             f"Give at most {config.context_length}.",
         )
 
-    from gptcli import benchmark, contenders, decoders, peaks, peers
-    from gptcli import checkpoint_config as checkpoints
-    from gptcli import device as devices
-    from gptcli.weightfile import WeightFile
+    from gptcli.checkpoints import layout
+    from gptcli.checkpoints.numpy_weights import WeightFile
+    from gptcli.device import peak_flops
+    from gptcli.device import placement as devices
+    from gptcli.evaluation.benchmark import baselines, engines, works
+    from gptcli.inference.open import count_threads, obstacle
 
     placement = devices.choose(device, dtype)
     precision = devices.training_precision(dtype, placement.device)
     on_cpu = placement.device.type == "cpu"
     if against == "ctranslate2" and not on_cpu:
         raise GptcliError(f"--against ctranslate2 is timed on the CPU alone, not on {device}.", "Leave --device out.")
-    hindrance = decoders.obstacle(config) if on_cpu else None
+    hindrance = obstacle(config) if on_cpu else None
     if hindrance:
         render.warn(f"The CPU kernels cannot run here: {hindrance}.")
-    count = decoders.count_threads(threads)
+    count = count_threads(threads)
     devices.set_threads(count)
-    weights: contenders.Weights
+    weights: engines.Weights
     if checkpoint is None:
-        weights = contenders.random_weights(config)
+        weights = engines.random_weights(config)
     else:
-        weights = WeightFile(checkpoints.find(checkpoint) / checkpoints.WEIGHTS, config)
+        weights = WeightFile(layout.find(checkpoint) / layout.WEIGHTS, config)
     render.note(f"On {placement.name}, {precision.name} ({precision.reason}), {count} threads.")
     tokens, prompt = min(tokens, config.context_length), min(prompt, config.context_length)
-    setting = contenders.Setting(
+    setting = engines.Setting(
         config, weights, tokens, prompt, batch, count, placement.device, precision.dtype, rows, length
     )
-    everyone = contenders.ours(setting)
+    everyone = engines.ours(setting)
     if against is not None:
-        everyone += {"transformers": peers.transformers, "ctranslate2": peers.ctranslate2}[against](setting)
+        everyone += {"transformers": baselines.transformers, "ctranslate2": baselines.ctranslate2}[against](setting)
     doing = {
         each: [contender for contender in everyone if each.name in contender.works]
-        for each in benchmark.works(setting)
+        for each in works.works(setting)
         if each.name in wanted and (each.name != "batch" or batch > 1)
     }
 
     found: list[Row] = []
-    limits = benchmark.Limits(placement.device, precision.dtype)
+    limits = works.Limits(placement.device, precision.dtype)
     with render.progress((repetitions + 1) * sum(map(len, doing.values())), "run") as bar:
         for each, group in doing.items():
-            at_once = benchmark.fit_at_once(each, group, placement.device)
+            at_once = works.fit_at_once(each, group, placement.device)
             if not at_once:
                 render.note(f"{each.title}: the models do not fit into memory at once; each is made anew for its turn.")
             bar.set_description(each.title)
-            found += benchmark.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
-    sheet = peaks.data_sheet(placement.device, precision.dtype)
-    product = peaks.Peak(max(limits.product_rate() for _ in range(3)), "measured")
+            found += works.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
+    sheet = peak_flops.data_sheet(placement.device, precision.dtype)
+    product = peak_flops.Peak(max(limits.product_rate() for _ in range(3)), "measured")
     known = {"data_sheet": sheet, "measured": product} if sheet else {"measured": product}
-    trained = {row.subject: row.rate for row in found if row.work == benchmark.works(setting)[-1].title}
+    trained = {row.subject: row.rate for row in found if row.work == works.works(setting)[-1].title}
     flops = {
-        who: {how: each * rate for how, each in benchmark.training_flops(setting).items()}
-        for who, rate in trained.items()
+        who: {how: each * rate for how, each in works.training_flops(setting).items()} for who, rate in trained.items()
     }
     if as_json:
         import platform
@@ -142,13 +143,13 @@ def _check_against(name: str) -> None:
 
 
 def _config(checkpoint: Path | None, size: str | None) -> GPTConfig:
-    from gptcli import checkpoint_config as checkpoints
+    from gptcli.checkpoints import layout
 
     if checkpoint is None:
         return GPTConfig.preset(size or "small")
-    path = checkpoints.find(checkpoint)
-    config, ours = checkpoints.read_config(path)
-    if checkpoints.packed_bits(path, ours) < 32:
+    path = layout.find(checkpoint)
+    config, ours = layout.read_config(path)
+    if layout.packed_bits(path, ours) < 32:
         raise GptcliError(f"{path} is packed already.", "Give the float32 checkpoint: bench packs it itself.")
     return config
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli.accounting import parameter_count
-from gptcli.checkpoint_config import CONFIG, ROOT, WEIGHTS, find, read_config
+from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config
+from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config import PRESETS, GPTConfig, as_dict
 from gptcli.errors import GptcliError
-from gptcli.tensorheader import read_header
+from gptcli.model.cost import parameter_count
 
 
 def checkpoints(

@@ -9,8 +9,8 @@ from gptcli.cli import render
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from gptcli.corpus import Corpus
-    from gptcli.preparing import Preparation
+    from gptcli.data.dataset import Corpus
+    from gptcli.data.prepare import Preparation
     from gptcli.tokenizers import Tokenizer
 
 # From here on, a text goes through token shards. In memory, each of its tokens (about 4 bytes of text) takes 36 bytes
@@ -79,7 +79,7 @@ def cache_beside(run: Path) -> Path:
 
 def prepared_folder(texts: Sequence[str]) -> Path | None:
     """The folder of gptcli prepare that ``texts`` name, if they name one."""
-    from gptcli.shards import MANIFEST
+    from gptcli.data.token_shards import MANIFEST
 
     found = [Path(text) for text in texts if text != "-" and (Path(text) / MANIFEST).is_file()]
     if found and len(texts) > 1:
@@ -92,7 +92,7 @@ def prepared_folder(texts: Sequence[str]) -> Path | None:
 
 def input_paths(texts: Sequence[str]) -> list[Path]:
     """The files and folders that ``texts`` name; for a glob, the files that it finds."""
-    from gptcli import documents
+    from gptcli.data import documents
 
     named = [Path(text) for text in texts if text != "-" and Path(text).exists()]
     globs = [text for text in texts if text != "-" and not Path(text).exists()]
@@ -101,16 +101,17 @@ def input_paths(texts: Sequence[str]) -> list[Path]:
 
 def _size(texts: Sequence[str]) -> int:
     """Bytes of text in all files, about; stdin counts nothing."""
-    from gptcli import documents
-    from gptcli.textstream import PACKED
+    from gptcli.data import documents
+    from gptcli.data.text_decoding import PACKED
 
     files = [path for found in documents.find(texts) for path in found.files if path is not None]
     return sum(path.stat().st_size * (PACKED_IN if path.suffix.lower() in PACKED else 1) for path in files)
 
 
 def _read(reading: Reading, kind: str, tokenizer: "Tokenizer | None") -> "tuple[Corpus, Tokenizer]":
-    from gptcli import documents, tokenizers
-    from gptcli.corpus import make_corpus
+    from gptcli import tokenizers
+    from gptcli.data import documents
+    from gptcli.data.dataset import make_corpus
 
     read = documents.read_documents(reading.texts, encoding=reading.encoding, errors=reading.errors)
     texts = [document.text for document in read]
@@ -121,10 +122,11 @@ def _read(reading: Reading, kind: str, tokenizer: "Tokenizer | None") -> "tuple[
 def _open_prepared(
     folder: Path, train_share: float, kind: str | None, tokenizer: "Tokenizer | None"
 ) -> "tuple[Corpus, Tokenizer]":
-    from gptcli import shards, tokenizers
-    from gptcli.corpus import open_prepared
+    from gptcli import tokenizers
+    from gptcli.data import token_shards
+    from gptcli.data.dataset import open_prepared
 
-    about = shards.read_manifest(folder)["tokenizer"]
+    about = token_shards.read_manifest(folder)["tokenizer"]
     if kind is not None and kind != about["kind"]:
         raise GptcliError(
             f"--tokenizer is {kind}, but {folder} was prepared with {about['kind']}.",
@@ -141,8 +143,8 @@ def _open_prepared(
 
 
 def _make_cache(preparation: "Preparation") -> None:
-    from gptcli import distributed
     from gptcli.cli import prepare
+    from gptcli.training import distributed
 
     processes = distributed.from_environment().size
     if processes > 1 and preparation.state != "finished":
@@ -157,7 +159,7 @@ def _make_cache(preparation: "Preparation") -> None:
 def _preparation(
     reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool, advice: str | None
 ) -> "Preparation":
-    from gptcli.preparing import Preparation, Request
+    from gptcli.data.prepare import Preparation, Request
 
     kind = tokenizer.kind if tokenizer else kind
     how = (reading.encoding, reading.errors, None, reading.allow_special)

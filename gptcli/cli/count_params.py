@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli import accounting, shapes
 from gptcli.cli import options, render
 from gptcli.config import GPT3_PRESETS, GPTConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
+from gptcli.model import cost
+from gptcli.model import parameters as shapes
 
 _SIZES = "tiny, mini, small, medium, large, xl, gpt3, gpt3-13b …"
 
@@ -76,12 +77,12 @@ def _shape(checkpoint: Path | None, checkpoint_option: Path | None, size: str | 
         raise GptcliError(f"Two checkpoints are given: {checkpoint} and {checkpoint_option}.", "Count one at a time.")
     path = checkpoint or checkpoint_option
     if path is None:
-        return size or "small", accounting.size_named(size or "small")
+        return size or "small", cost.size_named(size or "small")
     if size is not None:
         raise GptcliError(
             f"Both a checkpoint ({path}) and --size {size} are given.", "A checkpoint has its size; leave one out."
         )
-    from gptcli.checkpoint_config import find, read_config
+    from gptcli.checkpoints.layout import find, read_config
 
     found = find(path)
     return str(found), read_config(found)[0]
@@ -104,10 +105,10 @@ def _training_context(asked: int | None, batch_size: int, config: GPTConfig) -> 
 def _figures(config: GPTConfig, batch_size: int, context: int) -> dict[str, Any]:
     """Everything the command knows, ready for JSON; bytes and FLOPs are whole numbers."""
     parts = shapes.components(config)
-    shares = accounting.percentages([part.parameters for part in parts])
-    flops = accounting.flops_per_token(config)
+    shares = cost.percentages([part.parameters for part in parts])
+    flops = cost.flops_per_token(config)
     per_token = {"float32": 4, "bfloat16": 2}
-    cache = {name: accounting.kv_cache_bytes_per_token(config, size) for name, size in per_token.items()}
+    cache = {name: cost.kv_cache_bytes_per_token(config, size) for name, size in per_token.items()}
     return {
         "config": as_dict(config),
         "components": [
@@ -122,17 +123,17 @@ def _figures(config: GPTConfig, batch_size: int, context: int) -> dict[str, Any]
             for part, share in zip(parts, shares, strict=True)
         ],
         "parameters": {
-            "total": accounting.parameter_count(config),
-            "tied": accounting.parameter_count(config.with_changes(tie_weights=True)),
-            "untied": accounting.parameter_count(config.with_changes(tie_weights=False)),
-            "non_embedding": accounting.non_embedding_parameter_count(config),
+            "total": cost.parameter_count(config),
+            "tied": cost.parameter_count(config.with_changes(tie_weights=True)),
+            "untied": cost.parameter_count(config.with_changes(tie_weights=False)),
+            "non_embedding": cost.non_embedding_parameter_count(config),
         },
-        "weight_bytes": {f: accounting.weight_bytes(config, f) for f in accounting.WEIGHT_FORMATS},
+        "weight_bytes": {f: cost.weight_bytes(config, f) for f in cost.WEIGHT_FORMATS},
         "training_memory": {
             "batch_size": batch_size,
             "context": context,
-            "plain": asdict(accounting.training_memory(config, batch_size, context)),
-            "recompute": asdict(accounting.training_memory(config, batch_size, context, recompute=True)),
+            "plain": asdict(cost.training_memory(config, batch_size, context)),
+            "recompute": asdict(cost.training_memory(config, batch_size, context, recompute=True)),
         },
         "kv_cache_bytes": {
             "per_token": cache,
@@ -140,8 +141,8 @@ def _figures(config: GPTConfig, batch_size: int, context: int) -> dict[str, Any]
         },
         "flops_per_token": {
             "context": config.context_length,
-            "rule_forward_2n": accounting.forward_flops_rule(config),
-            "rule_training_6n": 3 * accounting.forward_flops_rule(config),
+            "rule_forward_2n": cost.forward_flops_rule(config),
+            "rule_training_6n": 3 * cost.forward_flops_rule(config),
             "matrices": flops.matrices,
             "attention": flops.attention,
             "forward": flops.forward,
@@ -151,12 +152,12 @@ def _figures(config: GPTConfig, batch_size: int, context: int) -> dict[str, Any]
 
 
 def _gpt3_training(config: GPTConfig) -> dict[str, Any]:
-    compute = accounting.training_compute(config)
+    compute = cost.training_compute(config)
     return {
-        "tokens": accounting.GPT3_TRAINING_TOKENS,
+        "tokens": cost.GPT3_TRAINING_TOKENS,
         "flops": compute,
-        "v100_flops_per_second": accounting.V100_FLOPS_PER_SECOND,
-        "v100_years": accounting.v100_years(compute),
+        "v100_flops_per_second": cost.V100_FLOPS_PER_SECOND,
+        "v100_years": cost.v100_years(compute),
     }
 
 
@@ -207,7 +208,7 @@ def _print_weights(sizes: dict[str, int]) -> None:
         "float32": "4 bytes a parameter",
         "bfloat16": "2 bytes a parameter",
         "int8": "1 byte a weight, a float32 scale for each output channel",
-        "int4": f"½ byte a weight, a bfloat16 scale for each group of {accounting.INT4_GROUP}",
+        "int4": f"½ byte a weight, a bfloat16 scale for each group of {cost.INT4_GROUP}",
     }
     render.print_table(
         "",

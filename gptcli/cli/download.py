@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gptcli import download as downloads
 from gptcli.cli import options, render
+from gptcli.data import download as downloads
 
 Names = Annotated[
     list[str] | None,

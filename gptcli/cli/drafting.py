@@ -8,8 +8,8 @@ from gptcli.cli import render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.decoding import SlotDecoder
-    from gptcli.speculative import Drafter, Tally
+    from gptcli.inference.decode import SlotDecoder
+    from gptcli.inference.speculative import Drafter, Tally
     from gptcli.tokenizers import Tokenizer
 
 DRAFTS = ("auto", "int8", "int4", "ngram", "none")
@@ -35,36 +35,39 @@ def drafter(
     """What ``--draft`` names: the n-gram lookup, the model itself in fewer bits, or one that speaks the same tokens."""
     if draft == "none":
         return None
-    from gptcli import checkpoint_config as checkpoints
-    from gptcli import decoders, speculative
+    from gptcli.checkpoints import layout
+    from gptcli.inference import speculative
+    from gptcli.inference.open import QUANTIZATIONS, choose_engine, open_decoder
 
     if draft == "ngram":
         return speculative.NgramDrafter(most=decoder.engine.at_once - 1)
-    if draft in decoders.QUANTIZATIONS:
+    if draft in QUANTIZATIONS:
         return twin(draft, decoder)
     try:
-        path = checkpoints.find(draft)
+        path = layout.find(draft)
     except GptcliError as error:
         raise GptcliError(error.message, f"--draft takes {', '.join(DRAFTS)}, or a checkpoint. {error.hint}") from error
-    config, ours = checkpoints.read_config(path)
-    its = checkpoints.tokenizer_of(path, ours)
-    checkpoints.check_parts(path, config, its)
+    config, ours = layout.read_config(path)
+    its = layout.tokenizer_of(path, ours)
+    layout.check_parts(path, config, its)
     if its.fingerprint != tokenizer.fingerprint:
         raise GptcliError(
             f"--draft {draft} speaks the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
             "Give a draft that was trained with the same tokenizer, or --draft ngram.",
         )
-    choice = decoders.choose_engine(engine, placing["device"], placing["dtype"], config)
-    return speculative.ModelDrafter(decoders.open_decoder(path, choice, its, capacity=capacity, **placing))
+    choice = choose_engine(engine, placing["device"], placing["dtype"], config)
+    return speculative.ModelDrafter(open_decoder(path, choice, its, capacity=capacity, **placing))
 
 
 def twin(kind: str, decoder: "SlotDecoder") -> "Drafter":
     """The model itself as its draft, packed as ``kind`` says."""
-    from gptcli import accounting, decoders, speculative
+    from gptcli.inference import speculative
+    from gptcli.inference.open import QUANTIZATIONS
+    from gptcli.model import cost
 
     started = time.perf_counter()
-    drafter = speculative.twin_drafter(decoder, decoders.QUANTIZATIONS[kind])
-    size = accounting.weight_bytes(decoder.config, cast(accounting.WeightFormat, kind)) / 1e6
+    drafter = speculative.twin_drafter(decoder, QUANTIZATIONS[kind])
+    size = cost.weight_bytes(decoder.config, cast(cost.WeightFormat, kind)) / 1e6
     render.detail(f"The draft in {kind} takes {size:,.0f} MB, packed in {time.perf_counter() - started:.2f} s.")
     return drafter
 

@@ -12,10 +12,10 @@ from gptcli.cli import evaluation_view, options, render, task_view
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from gptcli.checkpoint import Checkpoint
-    from gptcli.device import Placement
-    from gptcli.documents import Document
-    from gptcli.task_files import Item, Task
+    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.data.documents import Document
+    from gptcli.device.placement import Placement
+    from gptcli.evaluation.task_files import Item, Task
 
 TASKS = ("lambada", "choices", "cloze")
 
@@ -97,12 +97,12 @@ def evaluate(
     task_only = {"--limit": limit, "--out": out, "--convention": None if convention == "openai" else convention}
     _refuse_mixed(text_only if task is not None else task_only, task)
 
-    from gptcli import device as devices
+    from gptcli.device import placement as devices
 
     placement = devices.choose(device, dtype)
     devices.set_threads(threads)
     if task is None:
-        from gptcli import documents
+        from gptcli.data import documents
 
         if plot is not None:
             _check_plot(plot)
@@ -150,12 +150,12 @@ def _refuse_mixed(options_given: dict[str, Any], task: str | None) -> None:
 
 def _load_all(names: list[Path] | None) -> "Iterator[Checkpoint]":
     """The checkpoints one after the other, so that only one is in memory."""
-    from gptcli import checkpoint as checkpoints
-    from gptcli import checkpoint_config
+    from gptcli.checkpoints import checkpoint as checkpoints
+    from gptcli.checkpoints import layout
 
     paths = [checkpoints.find(name) for name in names] if names else [checkpoints.find()]
     for path in paths:
-        checkpoint_config.read_config(path)  # a mistyped second name is found before the first is measured
+        layout.read_config(path)  # a mistyped second name is found before the first is measured
     return (checkpoints.load(path) for path in paths)
 
 
@@ -164,19 +164,20 @@ def _measure(
 ) -> evaluation_view.TextResult:
     from time import perf_counter
 
-    from gptcli import checkpoint_config, evaluation, scoring
+    from gptcli.checkpoints import layout
+    from gptcli.evaluation import log_likelihood, perplexity
 
-    bits = checkpoint_config.packed_bits(loaded.path, checkpoint_config.read_config(loaded.path)[1])
+    bits = layout.packed_bits(loaded.path, layout.read_config(loaded.path)[1])
     tokenizer = loaded.tokenizer
-    protocol = evaluation.make_protocol(loaded.config.context_length, wanted.context, wanted.stride, wanted.guide)
+    protocol = perplexity.make_protocol(loaded.config.context_length, wanted.context, wanted.stride, wanted.guide)
     bos = tokenizer.eot_id is not None if wanted.bos is None else wanted.bos
-    runs = [evaluation.encode(document.text, tokenizer, bos) for document in found]
-    size = wanted.batch_size or scoring.default_batch_size(protocol.context)
+    runs = [perplexity.encode(document.text, tokenizer, bos) for document in found]
+    size = wanted.batch_size or log_likelihood.default_batch_size(protocol.context)
     model = loaded.runner(placement.device, placement.dtype)
-    total = sum(1 for run in runs for _ in evaluation.windows(len(run), protocol))
+    total = sum(1 for run in runs for _ in perplexity.windows(len(run), protocol))
     started = perf_counter()
     with render.progress(total, "window", loaded.path.name) as bar:
-        measured = evaluation.measure(model, runs, protocol, size, wanted.plot is not None, bar.update)
+        measured = perplexity.measure(model, runs, protocol, size, wanted.plot is not None, bar.update)
     seconds = perf_counter() - started
     if wanted.bos is None and not bos:
         render.note(
@@ -199,26 +200,26 @@ def _measure(
 
 
 def _check_plot(plot: Path) -> None:
-    from gptcli import journal
+    from gptcli.evaluation import results_log
 
     if plot.suffix.lower() != ".png":
         raise GptcliError(f"--plot {plot} does not end in .png.", f"Give {plot.with_suffix('.png')}.")
-    if not journal.is_writable(plot):
+    if not results_log.is_writable(plot):
         raise GptcliError(f"--plot {plot} cannot be written.", "Give a file in a folder that is there.")
 
 
 def _draw(results: list[evaluation_view.TextResult], plot: Path) -> None:
-    from gptcli import evaluation_plots
+    from gptcli.evaluation import plots
 
     names = evaluation_view.short_names([result.checkpoint for result in results])
     measured = {name: result.measured for name, result in zip(names, results, strict=True)}
     titles = {f"{result.measured.tokens:,} tokens, {result.how()}" for result in results}
-    evaluation_plots.draw(measured, plot, titles.pop() if len(titles) == 1 else "")
+    plots.draw(measured, plot, titles.pop() if len(titles) == 1 else "")
     render.note(f"The plot is in {plot}.")
 
 
 def _read_items(files: list[str], task: str, convention: str, limit: int | None) -> "list[Item]":
-    from gptcli import task_files
+    from gptcli.evaluation import task_files
 
     if task not in TASKS:
         raise GptcliError(f"There is no --task {task!r}.", nearest(task, TASKS))
@@ -246,8 +247,8 @@ def _run_task(
     """The rows of every item, those of an earlier run of the same measurement taken from ``out``."""
     from contextlib import ExitStack
 
-    from gptcli import journal, scoring, tasks
-    from gptcli.checkpoint_config import WEIGHTS
+    from gptcli.checkpoints.layout import WEIGHTS
+    from gptcli.evaluation import log_likelihood, results_log, tasks
 
     rows: dict[int, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -255,18 +256,18 @@ def _run_task(
         if out is not None:
             # All that decides a row; --limit and --batch-size do not.
             identity = setting | {
-                "file": journal.sha256_of(Path(setting["file"])),
-                "weights": journal.sha256_of(loaded.path / WEIGHTS),
+                "file": results_log.sha256_of(Path(setting["file"])),
+                "weights": results_log.sha256_of(loaded.path / WEIGHTS),
                 "tokenizer": loaded.tokenizer.fingerprint,
                 "dtype": str(placement.dtype),
             }
-            run = journal.run_id(identity)
-            rows = {row["line"]: row for row in journal.read(out, run)}
-            log = stack.enter_context(journal.opened(out, run))
+            run = results_log.run_id(identity)
+            rows = {row["line"]: row for row in results_log.read(out, run)}
+            log = stack.enter_context(results_log.opened(out, run))
         left = [item for item in items if item.line not in rows]
         if len(left) < len(items):
             render.note(f"{len(items) - len(left)} of {len(items)} items of {loaded.path} are in {out} already.")
-        size = batch_size or scoring.default_batch_size(min(loaded.config.context_length, 256))
+        size = batch_size or log_likelihood.default_batch_size(min(loaded.config.context_length, 256))
         bar = stack.enter_context(render.progress(len(items), "item", loaded.path.name))
         bar.update(len(items) - len(left))
         model = loaded.runner(placement.device, placement.dtype)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gptcli.cli import figures, render
 
 if TYPE_CHECKING:
-    from gptcli.documents import Document
-    from gptcli.evaluation import Measured, Protocol
+    from gptcli.data.documents import Document
+    from gptcli.evaluation.perplexity import Measured, Protocol
 
 NATS_TO_BITS = 1 / math.log(2)
 RIGHT = "right"

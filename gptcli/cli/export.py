@@ -37,10 +37,10 @@ def export(
 
     import torch
 
-    from gptcli import checkpoint as checkpoints
-    from gptcli import overwrite, tensorfile
-    from gptcli.checkpoint_config import WEIGHTS
-    from gptcli.weights import gguf_file
+    from gptcli.checkpoints import checkpoint as checkpoints
+    from gptcli.checkpoints import overwrite, tensorfile
+    from gptcli.checkpoints.formats import gguf_file
+    from gptcli.checkpoints.layout import WEIGHTS
 
     path = checkpoints.find(checkpoint)
     if format_name == "hf":

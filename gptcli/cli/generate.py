@@ -11,7 +11,7 @@ from gptcli.config import Overflow, SamplingConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from gptcli.completion import Completion
+    from gptcli.inference.streaming import Completion
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
@@ -104,24 +104,25 @@ def generate(
 
     from random import SystemRandom
 
-    from gptcli import checkpoint_config as checkpoints
-    from gptcli import completion, continuation, decoders, decoding, speculative
+    from gptcli.checkpoints import layout
     from gptcli.cli import drafting, generate_many
+    from gptcli.inference import decode, sequence, speculative, streaming
+    from gptcli.inference.open import check_quantization, choose_engine, drafts_itself, open_decoder
 
-    bits = decoders.check_quantization(quantize)
-    path = checkpoints.find(checkpoint)
-    config, ours = checkpoints.read_config(path)
-    choice = decoders.choose_engine(engine, device, dtype, config, compiled)
-    tokenizer = checkpoints.tokenizer_of(path, ours)
-    checkpoints.check_parts(path, config, tokenizer)
+    bits = check_quantization(quantize)
+    path = layout.find(checkpoint)
+    config, ours = layout.read_config(path)
+    choice = choose_engine(engine, device, dtype, config, compiled)
+    tokenizer = layout.tokenizer_of(path, ours)
+    layout.check_parts(path, config, tokenizer)
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "tell": render.note}
     opening = functools.partial(
-        decoders.open_decoder, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
+        open_decoder, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
     )
     eot_id = None if ignore_eot else tokenizer.eot_id
     if prompts is not None:
-        common = continuation.Request(
+        common = sequence.Request(
             (), max_new_tokens, sampling, first_seed, min_new_tokens, eot_id, cast(Overflow, overflow)
         )
         generate_many.generate_many(prompts, common, stops, tokenizer, opening, batch_size, allow_special, as_json)
@@ -130,13 +131,13 @@ def generate(
     if not ids:
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     _check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
-    held_bits = min(bits, checkpoints.packed_bits(path, ours))
+    held_bits = min(bits, layout.packed_bits(path, ours))
     drafting.check_twin(draft, path, held_bits)
     decoder = opening(capacity=len(ids) + max_new_tokens)
     tally = speculative.Tally()
     if draft != "auto":
         drafter = drafting.drafter(draft, decoder, tokenizer, engine, len(ids) + max_new_tokens, placing)
-    elif decoders.drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
+    elif drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
         drafter = speculative.OnTrial(drafting.twin("int8", decoder), tally)
     else:
         drafter = None
@@ -146,15 +147,15 @@ def generate(
 
     records = []
     for number in range(num_samples):
-        request = continuation.Request(
+        request = sequence.Request(
             ids, max_new_tokens, sampling, first_seed + number, min_new_tokens, eot_id, cast(Overflow, overflow),
             n_candidates=CANDIDATES if steps else 0,
         )  # fmt: skip
         if drafter is None:
-            tokens = decoding.decode(decoder, request)
+            tokens = decode.decode(decoder, request)
         else:
             tokens = speculative.decode(decoder, drafter, request, tally)
-        result = completion.Completion(tokens, tokenizer, max_new_tokens, stops)
+        result = streaming.Completion(tokens, tokenizer, max_new_tokens, stops)
         if as_json or steps:
             for _ in result:
                 pass

@@ -11,9 +11,9 @@ from gptcli.config import SamplingConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
-    from gptcli.completion import Completion
-    from gptcli.continuation import Request, Token
-    from gptcli.decoding import SlotDecoder
+    from gptcli.inference.decode import SlotDecoder
+    from gptcli.inference.sequence import Request, Token
+    from gptcli.inference.streaming import Completion
     from gptcli.tokenizers import Tokenizer
 
 _WHOLE = ("max_new_tokens", "min_new_tokens", "seed", "top_k")
@@ -34,8 +34,8 @@ def generate_many(
     """Print every prompt of ``file`` with its continuation; the n-th is seeded with the common seed plus n."""
     if batch_size < 1:
         raise GptcliError(f"--batch-size is {batch_size}, but it must be at least 1.", "Leave it out for the default.")
-    from gptcli import decoding
-    from gptcli.completion import Completion
+    from gptcli.inference import decode
+    from gptcli.inference.streaming import Completion
 
     prompts = _read(file, stops)
     requests = [_request(number, options, common, tokenizer, allow_special, file) for number, options in prompts]
@@ -47,7 +47,7 @@ def generate_many(
     ends = [_StopWatch(tokenizer, texts) for texts in stop_texts]
     finished: set[int] = set()
     printed = 0
-    work = decoding.decode_together(decoder.engine, requests, decoder.contrast, decoder.drawable)
+    work = decode.decode_together(decoder.engine, requests, decoder.contrast, decoder.drawable)
     stopped: bool | None = None
     with render.progress(None, "token") as bar:
         while True:
@@ -73,7 +73,7 @@ class _StopWatch:
     """Says when a stop text has appeared in what tokens add up to."""
 
     def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]) -> None:
-        from gptcli.completion import StopTexts
+        from gptcli.inference.streaming import StopTexts
 
         self._stream = tokenizer.stream()
         self._stops = StopTexts(stops)
@@ -101,7 +101,7 @@ def _print(prompt: str, request: "Request", result: "Completion", as_json: bool,
 
 def _read(file: Path, stops: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
     """(line number, options) of every prompt in the file; empty lines are passed over."""
-    from gptcli import documents
+    from gptcli.data import documents
 
     (document,) = documents.read_documents([str(file)])
     prompts: list[tuple[int, dict[str, Any]]] = []

@@ -12,8 +12,8 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gptcli.checkpoint import Checkpoint
-    from gptcli.model import GPTModel
+    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
 
 NEIGHBOURS = 5

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.accounting import parameter_count
-from gptcli.checkpoint_config import ROOT, WEIGHTS
+from gptcli.checkpoints.layout import ROOT, WEIGHTS
 from gptcli.cli import options, render
 from gptcli.errors import GptcliError
+from gptcli.model.cost import parameter_count
 
 if TYPE_CHECKING:
-    from gptcli.weights.source import Source
+    from gptcli.checkpoints.formats.source import Source
 
 _PLAIN_NAMES = ("model", "pytorch_model", "ckpt", "model.ckpt", "model.safetensors", "pytorch_model.bin")
 
@@ -51,15 +51,14 @@ def load_gpt2(
 
     import torch
 
-    from gptcli import checkpoint as checkpoints
-    from gptcli import overwrite, weights
+    from gptcli.checkpoints import checkpoint, formats, overwrite
 
     path = out or ROOT / _name(size, source, repo)
     overwrite.check_output(path, force=force, inputs=[source] if source is not None else [])
     if source is None:
         source = _download(size, repo, revision)
-    read = weights.read(source)
-    checkpoints.create_from(
+    read = formats.read(source)
+    checkpoint.create_from(
         path, read.config, read.tensors, read.tokenizer, {}, dtype=getattr(torch, dtype), force=force, inputs=[source]
     )
     for note in read.notes:
@@ -81,7 +80,7 @@ def _name(size: str | None, source: Path | None, repo: str | None) -> str:
 
 
 def _download(size: str | None, repo: str | None, revision: str | None) -> Path:
-    from gptcli.weights import hub
+    from gptcli.checkpoints.formats import hub
 
     pinned_repo, pinned_revision = (repo, "main") if repo is not None else hub.pinned(size or "small")
     return hub.fetch(

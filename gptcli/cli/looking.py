@@ -11,8 +11,8 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gptcli.checkpoint import Checkpoint
-    from gptcli.model import GPTModel
+    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
 
 STDOUT = Path("-")
@@ -103,8 +103,8 @@ def open_model(checkpoint: Path | None, device: str, threads: int | None) -> tup
     """The checkpoint that ``--checkpoint`` means, and its model in float32."""
     import torch
 
-    from gptcli import checkpoint as checkpoints
-    from gptcli import device as devices
+    from gptcli.checkpoints import checkpoint as checkpoints
+    from gptcli.device import placement as devices
 
     placement = devices.choose(device, "float32")
     devices.set_threads(threads)

@@ -73,7 +73,7 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
     if text is not None and file is not None:
         raise GptcliError(f"There are two {what}s: an argument and --file.", "Give one of the two.")
     if file is not None or text == "-" or (text is None and not sys.stdin.isatty()):
-        from gptcli import documents
+        from gptcli.data import documents
 
         try:
             return documents.read_text("-" if file is None else str(file))

@@ -33,26 +33,27 @@ def plot(
     """
     if len(runs) > MOST_RUNS:
         raise GptcliError(f"There are {len(runs)} runs, but only {MOST_RUNS} letters.", "Draw fewer at once.")
-    from gptcli import checkpoint_config, curves, overwrite
+    from gptcli.checkpoints import layout, overwrite
+    from gptcli.training import loss_plots
 
     overwrite.check_file(out, PNG, "a PNG picture", force)
 
-    if metric != "loss" and metric not in curves.METRICS:
-        raise GptcliError(f"There is no --metric {metric!r}.", nearest(metric, ["loss", *curves.METRICS]))
+    if metric != "loss" and metric not in loss_plots.METRICS:
+        raise GptcliError(f"There is no --metric {metric!r}.", nearest(metric, ["loss", *loss_plots.METRICS]))
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        path = checkpoint_config.find(run)
+        path = layout.find(run)
         found[str(path) if path.name in found else path.name] = _rows(path, metric)
     try:
-        curves.draw_runs(found, out, metric)
+        loss_plots.draw_runs(found, out, metric)
     except OSError as error:
         raise GptcliError(f"{out} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    for line in curves.text_chart(found, metric=metric):
+    for line in loss_plots.text_chart(found, metric=metric):
         render.print_text(line.rstrip())
     for letter, (name, rows) in zip("abcdefghijklmnopqrstuvwxyz", found.items(), strict=False):
-        ranked = sorted(((curves.value_of(row, metric), row["step"]) for row in rows), key=lambda pair: pair[0])
+        ranked = sorted(((loss_plots.value_of(row, metric), row["step"]) for row in rows), key=lambda pair: pair[0])
         marks = {"best": ranked[0]} if metric == "loss" else {"lowest": ranked[0], "highest": ranked[-1]}
-        marks["last"] = curves.value_of(rows[-1], metric), rows[-1]["step"]
+        marks["last"] = loss_plots.value_of(rows[-1], metric), rows[-1]["step"]
         form = ".3f" if metric == "loss" else ".4g"
         told = (f"{mark} {format(value, form)} at step {step}" for mark, (value, step) in marks.items())
         render.print_text(f"{letter}  {name}: {', '.join(told)}")

@@ -9,7 +9,7 @@ from gptcli.cli import options, render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.preparing import Preparation
+    from gptcli.data.prepare import Preparation
 
 WORTH_A_RATE = 10_000_000  # bytes; less is over before the tables are read
 
@@ -54,7 +54,7 @@ def prepare(
         raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
     if workers is not None and workers < 1:
         raise GptcliError(f"--workers is {workers}; it takes at least 1.", "Leave it out for all cores.")
-    from gptcli.preparing import SHARD_TOKENS, Preparation, Request
+    from gptcli.data.prepare import SHARD_TOKENS, Preparation, Request
 
     tokens = SHARD_TOKENS if shard_tokens is None else shard_tokens
     request = Request(tuple(texts), tokenizer, encoding, errors, field, allow_special, tokens)
@@ -70,8 +70,8 @@ def run(preparation: "Preparation", workers: int | None = None) -> None:
     """Do a preparation under a bar, and say what came of it."""
     import time
 
-    from gptcli import shards
-    from gptcli.preparing import default_workers
+    from gptcli.data import token_shards
+    from gptcli.data.prepare import default_workers
 
     out, started = preparation.out, time.perf_counter()
     if preparation.state == "finished":
@@ -86,7 +86,7 @@ def run(preparation: "Preparation", workers: int | None = None) -> None:
         except KeyboardInterrupt:
             render.warn(f"Stopped. The same command goes on after the last whole shard in {out}.")
             raise typer.Exit(130) from None
-    totals = shards.read_manifest(out)["totals"]
+    totals = token_shards.read_manifest(out)["totals"]
     seconds = time.perf_counter() - started
     speed = f", {render.human_bytes(preparation.bytes / seconds)}/s" if preparation.bytes > WORTH_A_RATE else ""
     render.note(

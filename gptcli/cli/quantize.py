@@ -22,10 +22,10 @@ def quantize(
     debug: options.Debug = False,
 ) -> None:
     """Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other."""
-    from gptcli import checkpoint as checkpoints
-    from gptcli import overwrite
-    from gptcli.checkpoint_config import WEIGHTS
-    from gptcli.quantization import check_bits
+    from gptcli.checkpoints import checkpoint as checkpoints
+    from gptcli.checkpoints import overwrite
+    from gptcli.checkpoints.layout import WEIGHTS
+    from gptcli.model.quantization import check_bits
 
     count = check_bits(bits)
     source = checkpoints.find(checkpoint)

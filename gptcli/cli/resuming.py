@@ -10,7 +10,7 @@ from gptcli.config import GPTConfig, TrainConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.snapshots import Snapshot
+    from gptcli.training.snapshots import Snapshot
 
 # What may differ from one sitting to the next: how long, how often, where, and what does not change the arithmetic.
 MAY_CHANGE = (
@@ -40,7 +40,8 @@ def resume(run: Path, given: dict[str, Any], *, device: str, threads: int | None
                 f"{_flag(name)} cannot be combined with --resume: the run goes on as it began, where it is.",
                 "Leave one of the two out.",
             )
-    from gptcli import checkpoint, distributed, run_lock, snapshots
+    from gptcli.checkpoints import checkpoint, run_lock
+    from gptcli.training import distributed, snapshots
 
     path = checkpoint.find(run)
     snapshots.check_resumable(path)
@@ -52,9 +53,10 @@ def resume(run: Path, given: dict[str, Any], *, device: str, threads: int | None
 
 
 def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | None) -> "training_view.TrainingRun":
-    from gptcli import checkpoint, snapshots
-    from gptcli.plan import make_plan
-    from gptcli.training import Progress
+    from gptcli.checkpoints import checkpoint
+    from gptcli.training import snapshots
+    from gptcli.training.run_plan import make_plan
+    from gptcli.training.trainer import Progress
 
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)

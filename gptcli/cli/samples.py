@@ -7,8 +7,8 @@ from gptcli.config import SamplingConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.corpus import Corpus
-    from gptcli.model import GPTModel
+    from gptcli.data.dataset import Corpus
+    from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
 
 TOKENS = 50
@@ -37,9 +37,9 @@ def known_prompt(prompt: str, tokenizer: "Tokenizer", corpus: "Corpus") -> str:
 
 def sample(model: "GPTModel", ids: list[int], tokenizer: "Tokenizer", seed: int) -> str:
     """The greedy continuation of ``ids``, and they before it, on one line; or why there is none."""
-    from gptcli.generation import generate
-    from gptcli.sampling import Drawable
-    from gptcli.speculative import NgramDrafter
+    from gptcli.inference.generation import generate
+    from gptcli.inference.sampling import Drawable
+    from gptcli.inference.speculative import NgramDrafter
 
     tokens = generate(
         model, ids, max_new_tokens=TOKENS, sampling=SamplingConfig(temperature=0.0), seed=seed,

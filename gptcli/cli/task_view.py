@@ -11,7 +11,7 @@ RIGHT = "right"
 
 def show_task(runs: Sequence[tuple[str, list[dict[str, Any]]]], setting: dict[str, Any], as_json: bool) -> None:
     """Print the figures of one or several checkpoints on the same items."""
-    from gptcli import tasks
+    from gptcli.evaluation import tasks
 
     items = len(runs[0][1])
     found = [tasks.summarise(rows) for _, rows in runs]

@@ -66,9 +66,9 @@ def _check_schemes(schemes: list[str]) -> None:
 
 
 def _of_checkpoint(name: Path) -> "Tokenizer":
-    from gptcli import checkpoint_config
+    from gptcli.checkpoints import layout
 
-    return checkpoint_config.load_tokenizer(checkpoint_config.find(name))
+    return layout.load_tokenizer(layout.find(name))
 
 
 def _of_text(schemes: list[str], text: str) -> list["Tokenizer"]:

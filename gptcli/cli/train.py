@@ -12,7 +12,7 @@ from gptcli.config import PRESETS, GPTConfig, TrainConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.checkpoint import Checkpoint
+    from gptcli.checkpoints.checkpoint import Checkpoint
 
 DEFAULTS = TrainConfig()
 COURSE_MODEL: dict[str, Any] = {"drop_rate": 0.1, "qkv_bias": False, "tie_weights": False}
@@ -237,7 +237,7 @@ def train(
             "Leave one of the two out.",
         )
 
-    from gptcli import checkpoint, overwrite
+    from gptcli.checkpoints import checkpoint, overwrite
 
     run_dir = out or checkpoint.ROOT / _run_name(texts)
     origin_path = checkpoint.find(init_from) if init_from is not None else None

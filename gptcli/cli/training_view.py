@@ -12,17 +12,17 @@ from gptcli.cli import render, samples
 from gptcli.cli.stopping import stop_on_signals
 from gptcli.config import PRESETS, GPTConfig, TrainConfig, as_dict
 from gptcli.errors import GptcliError
-from gptcli.pace import Forecast
+from gptcli.training.pace import Forecast
 
 if TYPE_CHECKING:
-    from gptcli.accounting import TrainingMemory
-    from gptcli.checkpoint import Checkpoint
-    from gptcli.corpus import Corpus
-    from gptcli.device import Precision
-    from gptcli.events import Evaluated, Event
-    from gptcli.model import GPTModel
-    from gptcli.snapshots import Snapshot
+    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.data.dataset import Corpus
+    from gptcli.device.placement import Precision
+    from gptcli.model.cost import TrainingMemory
+    from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
+    from gptcli.training.events import Evaluated, Event
+    from gptcli.training.snapshots import Snapshot
 
 SLOW_RUN_SECONDS = 3600
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own rate and time left
@@ -48,9 +48,9 @@ class TrainingRun:
         force: bool,
         choose_parts: bool = False,
     ) -> None:
-        from gptcli import device as devices
-        from gptcli import distributed, tensorboard
-        from gptcli.plan import make_plan
+        from gptcli.device import placement
+        from gptcli.training import distributed, tensorboard
+        from gptcli.training.run_plan import make_plan
 
         if recipe.log == "tensorboard":
             tensorboard.require()
@@ -58,10 +58,10 @@ class TrainingRun:
         self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
         self.world = distributed.from_environment()
         render.verbosity.rank = self.world.rank
-        self.placement = distributed.place(self.world, devices.choose(device, dtype))
+        self.placement = distributed.place(self.world, placement.choose(device, dtype))
         self.dtype = dtype
-        self.threads = devices.set_threads(threads)
-        devices.reuse_freed_memory()  # already for --batch-size auto
+        self.threads = placement.set_threads(threads)
+        placement.reuse_freed_memory()  # already for --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.source, self.choose_parts = source, choose_parts
@@ -75,8 +75,8 @@ class TrainingRun:
     def go(self) -> None:
         import torch
 
-        from gptcli import device as devices
-        from gptcli import distributed, peaks
+        from gptcli.device import peak_flops, placement
+        from gptcli.training import distributed
 
         for line in self.plan.notes:
             render.warn(line)
@@ -90,9 +90,9 @@ class TrainingRun:
             self.compiles = self._compiles()
             self.memory = self._expected_memory()
             if self.placement.device.type == "cpu":
-                devices.reuse_freed_memory(expected=self.memory.resident)
+                placement.reuse_freed_memory(expected=self.memory.resident)
             self._print_header()
-            self.peak = peaks.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
+            self.peak = peak_flops.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
             self._train()
         except torch.OutOfMemoryError as error:
             raise GptcliError(
@@ -108,11 +108,12 @@ class TrainingRun:
             distributed.leave()
 
     def _train(self) -> None:
-        from gptcli import curves, events, run_lock, tensorboard, training
-        from gptcli.checkpoint import read_metrics, to_file
-        from gptcli.checkpoint_config import LOSS_PICTURE, METRICS
-        from gptcli.device import peak_memory
-        from gptcli.snapshots import Store
+        from gptcli.checkpoints import run_lock
+        from gptcli.checkpoints.checkpoint import read_metrics, to_file
+        from gptcli.checkpoints.layout import LOSS_PICTURE, METRICS
+        from gptcli.device.placement import peak_memory
+        from gptcli.training import events, loss_plots, tensorboard, trainer
+        from gptcli.training.snapshots import Store
 
         model = self._make_model()
         facts = {
@@ -122,7 +123,7 @@ class TrainingRun:
         recipe = replace(self.recipe, compile=self.compiles)
         store = Store(self.path, self.model_config, self.tokenizer, facts, recipe.keep, recipe.save_every)
         if self.snapshot is None and self.world.is_first:
-            store.begin(to_file(model), asdict(training.Progress()), self.force)
+            store.begin(to_file(model), asdict(trainer.Progress()), self.force)
             no_locks = self.lock.enter_context(run_lock.held(self.path))  # a run that goes on holds it already
             if no_locks is not None:
                 render.warn(no_locks)
@@ -134,7 +135,7 @@ class TrainingRun:
         ):
             bar.update(self.step)
             peak = self.peak.flops * self.world.size if self.peak else None
-            run = training.train(model, self.corpus, recipe, stop.asked, store, self.snapshot, self.world, peak)
+            run = trainer.train(model, self.corpus, recipe, stop.asked, store, self.snapshot, self.world, peak)
             for event in run:
                 self._tell(event, model, bar)
                 if log is not None:
@@ -143,7 +144,7 @@ class TrainingRun:
                     break  # whoever sends it does not wait for an evaluation
         if self.world.is_first and (self.path / METRICS).exists():
             rows, per_epoch = read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
-            curves.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)
+            loss_plots.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)
         if stop.number is not None:
             what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
             render.warn(f"Stopped by {what} after step {self.step} of {self.plan.total_steps}. Go on with:")
@@ -164,7 +165,7 @@ class TrainingRun:
             raise typer.Exit(128 + stop.number)
 
     def _tell(self, event: "Event", model: "GPTModel", bar: Any) -> None:
-        from gptcli import events
+        from gptcli.training import events
 
         if isinstance(event, events.Stepped):
             self.step = event.step + 1
@@ -199,7 +200,7 @@ class TrainingRun:
     def _make_model(self) -> "GPTModel":
         import torch
 
-        from gptcli.model import GPTModel
+        from gptcli.model.gpt import GPTModel
 
         torch.manual_seed(self.recipe.seed)
         if self.snapshot is None and self.origin is None:
@@ -210,9 +211,9 @@ class TrainingRun:
         return model.to(self.placement.device)
 
     def _print_header(self) -> None:
-        from gptcli import accounting
-        from gptcli.device import available_memory, resident_memory
-        from gptcli.machine import multiplies_bfloat16
+        from gptcli.device.machine import multiplies_bfloat16
+        from gptcli.device.placement import available_memory, resident_memory
+        from gptcli.model import cost
 
         plan, config = self.plan, self.model_config
         together = f", {self.world.size} processes" if self.world.size > 1 else ""
@@ -226,7 +227,7 @@ class TrainingRun:
             f"{plan.steps_per_epoch:,} steps an epoch, {plan.total_steps:,} in all."
         )
         render.note(
-            f"{accounting.parameter_count(config):,} parameters ({config.n_layers} layers, {config.n_heads} heads, "
+            f"{cost.parameter_count(config):,} parameters ({config.n_layers} layers, {config.n_heads} heads, "
             f"{config.emb_dim} wide) on {self.placement.name} ({self.placement.reason}), {self.threads} threads, "
             f"{self.precision.name} ({self.precision.reason}){together}."
         )
@@ -245,17 +246,17 @@ class TrainingRun:
             )
 
     def _expected_memory(self) -> "TrainingMemory":
-        from gptcli import accounting
+        from gptcli.model import cost
 
         rows = -(-self.plan.batch_size // (self.world.size * self.recipe.accumulate))
         on_cpu = self.placement.device.type == "cpu"
         itemsize = 4 if on_cpu else self.precision.dtype.itemsize
         length, again = self.plan.context_length, self.recipe.recompute
-        return accounting.training_memory(self.model_config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize)
+        return cost.training_memory(self.model_config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize)
 
     def _choose_precision(self) -> "Precision":
         """As --dtype says; a run that goes on keeps what it began with."""
-        from gptcli.device import Precision, training_precision
+        from gptcli.device.placement import Precision, training_precision
 
         if self.snapshot is not None:
             return Precision(self.recipe.dtype, "as before")
@@ -263,22 +264,23 @@ class TrainingRun:
 
     def _prepare_passes(self) -> None:
         """Have numba's part of a training step ready, where a step is large enough for that to pay."""
-        from gptcli import compiled
+        from gptcli.kernels.cpu import train_kernels
 
-        large = compiled.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
+        large = train_kernels.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
         on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
         if not (on_cpu and large) or self.recipe.compile:
             return
-        obstacle = compiled.prepare(render.note)
+        obstacle = train_kernels.prepare(render.note)
         if obstacle is not None:
             render.note(f"Steps take a tenth longer: numba cannot compile here ({obstacle}).")
 
     def _compiles(self) -> bool:
         """Whether blocks are compiled: as --compile says, else by the run's size."""
-        from gptcli import accounting, block_compiler
+        from gptcli.model import cost
+        from gptcli.training import block_compiler
 
         tokens = self.plan.total_steps * self.plan.tokens_per_step
-        flops = accounting.training_flops_rule(self.model_config) * tokens
+        flops = cost.training_flops_rule(self.model_config) * tokens
         chosen, line = block_compiler.choose(self.recipe.compile, self.placement.device, flops, self.world.size)
         if line:
             render.note(line)
@@ -286,11 +288,11 @@ class TrainingRun:
 
     def _fitting_parts(self) -> int:
         """The fewest parts of a step that fit into memory."""
-        from gptcli import fitting
+        from gptcli.training import batch_size
 
         windows = self.plan.batch_size // self.world.size
         device, T = self.placement.device, self.plan.context_length
-        parts = fitting.fewest_parts(self.model_config, self.recipe, windows, T, device, self.world)
+        parts = batch_size.fewest_parts(self.model_config, self.recipe, windows, T, device, self.world)
         if parts is None:
             raise GptcliError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
@@ -315,7 +317,7 @@ class TrainingRun:
             render.warn(f"That is long for a first look. {self._advice()}")
 
     def _report(self, row: "Evaluated", bar: Any) -> None:
-        from gptcli import checkpoint
+        from gptcli.checkpoints import checkpoint
 
         self.last = row
         if self.world.is_first:

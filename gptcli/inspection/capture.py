@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.model import GPTModel, KVCache, attention_weights
+from gptcli.model.gpt import GPTModel, KVCache, attention_weights
 
 
 @dataclass(frozen=True)

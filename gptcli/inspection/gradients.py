@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 COMPONENTS = ("attention", "feed-forward", "norms")
 _COMPONENT_OF = {"attn": "attention", "mlp": "feed-forward", "ln_1": "norms", "ln_2": "norms"}

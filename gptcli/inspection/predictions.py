@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.inspection.capture import Capture
-from gptcli.model import GPTModel
+from gptcli.model.gpt import GPTModel
 
 ROWS_AT_ONCE = 128
 

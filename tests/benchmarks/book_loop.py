@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcli import device, tokenizers
+from gptcli import tokenizers
+from gptcli.device import placement
 
 CONTEXT, EMB_DIM, HEADS, LAYERS, DROP_RATE, BATCH = 256, 768, 12, 12, 0.1, 4
 
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     started = time.perf_counter()
-    device.set_threads(options.threads)
+    placement.set_threads(options.threads)
     torch.manual_seed(123)
     text, tokenizer = options.text.read_text(encoding="utf-8"), tokenizers.build("gpt2")
     cut = int(0.9 * len(text))
@@ -124,7 +125,7 @@ def main() -> None:
                 )
             step += 1
         sample(model, tokenizer.encode("Every effort moves you"))
-    print(f"{time.perf_counter() - started:.0f} s, peak {device.peak_memory(torch.device('cpu')) / 1e9:.2f} GB")
+    print(f"{time.perf_counter() - started:.0f} s, peak {placement.peak_memory(torch.device('cpu')) / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

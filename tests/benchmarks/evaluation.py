@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli import tokenizers
 from gptcli.config import PRESETS
-from gptcli.device import peak_memory
-from gptcli.evaluation import Protocol, encode, measure, windows
-from gptcli.model import GPTModel
-from gptcli.scoring import Span, score
+from gptcli.device.placement import peak_memory
+from gptcli.evaluation.log_likelihood import Span, score
+from gptcli.evaluation.perplexity import Protocol, encode, measure, windows
+from gptcli.model.gpt import GPTModel
 
 
 @torch.no_grad()

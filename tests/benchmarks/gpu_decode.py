@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from gptcli import accounting, decoding
 from gptcli.config import GPTConfig, SamplingConfig
-from gptcli.contenders import bytes_read
-from gptcli.continuation import Request
-from gptcli.decoding import SlotDecoder
-from gptcli.model import GPTModel
-from gptcli.packed_model import PackedModel
-from gptcli.torch_engine import TorchEngine
+from gptcli.evaluation.benchmark.engines import bytes_read
+from gptcli.inference import decode as decoding
+from gptcli.inference.decode import SlotDecoder
+from gptcli.inference.sequence import Request
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.model import cost
+from gptcli.model.gpt import GPTModel
+from gptcli.model.quantized import PackedModel
 
 PARTS = ("limits", "decode", "batch", "packed", "prefill", "draw")
 LIMITS = {"bytes": 3.0e12, "flops": 0.8e15}
@@ -92,7 +93,7 @@ class Fast:
         self.tensor, self.bits = tensor, bits
 
     def get(self, name: str) -> Any:
-        from gptcli.quantization import Packed, is_packed_name, is_transposed
+        from gptcli.model.quantization import Packed, is_packed_name, is_transposed
 
         if not is_packed_name(name):
             return self.tensor.float().cpu().numpy()
@@ -151,7 +152,7 @@ def step_seconds(engine: TorchEngine, slots: int) -> float | None:
     draws = engine.draws(requests)
     if draws is None:
         return None
-    from gptcli.continuation import Continuation
+    from gptcli.inference.sequence import Continuation
 
     for slot, request in enumerate(requests):
         engine.read(slot, list(range(100)), 0)
@@ -221,7 +222,7 @@ def prefill() -> None:
         model = model_of(size) if held == 16 else packed_of(size, held)
         config = model.config
         head = 2 * config.emb_dim * config.vocab_size
-        flops = 512 * (accounting.flops_per_token(config).matrices - head) + head
+        flops = 512 * (cost.flops_per_token(config).matrices - head) + head
         ids = torch.randint(0, 50_000, (512,), generator=torch.Generator().manual_seed(1)).tolist()
         found = []
         for name in ("plain", "kernels"):

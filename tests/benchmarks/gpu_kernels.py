@@ -13,8 +13,8 @@ import torch
 from gpu_decode import model_of, packed_of, run, say, seconds, step_seconds
 
 from gptcli.config import SamplingConfig
-from gptcli.continuation import Request
-from gptcli.torch_engine import TorchEngine
+from gptcli.inference.sequence import Request
+from gptcli.inference.torch_engine import TorchEngine
 
 
 def profile(size: str) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptcli.preparing import Preparation, Request, default_workers
+from gptcli.data.prepare import Preparation, Request, default_workers
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer, _encoding
 
 ROOT = Path(__file__).parents[2]

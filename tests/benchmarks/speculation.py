@@ -25,9 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from gptcli import checkpoint_config, decoders, decoding, speculative
+from gptcli.checkpoints import layout
 from gptcli.config import SamplingConfig
-from gptcli.continuation import Request, Token
+from gptcli.inference import decode, speculative
+from gptcli.inference.open import choose_engine, open_decoder
+from gptcli.inference.sequence import Request, Token
 
 
 def main() -> None:
@@ -40,14 +42,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--bits", type=int, default=32)
     options = parser.parse_args()
-    config, ours = checkpoint_config.read_config(options.checkpoint)
-    tokenizer = checkpoint_config.tokenizer_of(options.checkpoint, ours)
+    config, ours = layout.read_config(options.checkpoint)
+    tokenizer = layout.tokenizer_of(options.checkpoint, ours)
     text = options.text.read_text(encoding="utf-8")
     ids = tokenizer.encode(f"{text}\n\n")
     prompt = [*ids, *ids[: options.opening]]
     request = Request(prompt, options.tokens, SamplingConfig(temperature=0), seed=0)
-    choice = decoders.choose_engine("cpu", "cpu", "auto", config)
-    decoder = decoders.open_decoder(options.checkpoint, choice, tokenizer, threads=options.threads, bits=options.bits)
+    choice = choose_engine("cpu", "cpu", "auto", config)
+    decoder = open_decoder(options.checkpoint, choice, tokenizer, threads=options.threads, bits=options.bits)
 
     def timed(tokens: Iterator[Token]) -> tuple[float, list[int]]:
         started = time.perf_counter()
@@ -57,7 +59,7 @@ def main() -> None:
     plain, drafted = [], []
     for _ in range(options.rounds):
         tally = speculative.Tally()
-        seconds, expected = timed(decoding.decode(decoder, request))
+        seconds, expected = timed(decode.decode(decoder, request))
         plain.append(seconds)
         seconds, ids = timed(
             speculative.decode(decoder, speculative.NgramDrafter(most=decoder.engine.at_once - 1), request, tally)

@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import torch
 
-from gptcli import accounting, compiled, device
 from gptcli.config import GPTConfig, TrainConfig
-from gptcli.model import GPTModel
-from gptcli.stepping import Stepper
+from gptcli.device import placement
+from gptcli.kernels.cpu import train_kernels
+from gptcli.model import cost
+from gptcli.model.gpt import GPTModel
+from gptcli.training.step import Stepper
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -31,10 +33,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    threads = device.set_threads(options.threads)
-    compiled.prepare()
+    threads = placement.set_threads(options.threads)
+    train_kernels.prepare()
     config = GPTConfig.preset(options.size)
-    device.reuse_freed_memory(accounting.training_memory(config, options.batch, options.context).resident)
+    placement.reuse_freed_memory(cost.training_memory(config, options.batch, options.context).resident)
     recipe = TrainConfig(context_length=options.context, batch_size=options.batch)
     stepper = Stepper(GPTModel(config).train(), recipe)
     ids = torch.randint(0, config.vocab_size, (options.batch, options.context + 1))
@@ -49,11 +51,11 @@ def main() -> None:
             products.append(2 * 2048**3 / product)
             steps.append(options.batch * options.context / step)
     limit, rate = statistics.median(products), statistics.median(steps)
-    share = rate * 6 * accounting.parameter_count(config) / limit
+    share = rate * 6 * cost.parameter_count(config) / limit
     print(f"{options.size}, batch {options.batch} x {options.context}, float32, {threads} threads, dropout 0.1")
     print(f"matrix product 2048: {limit / 1e9:.0f} GFLOP/s ({min(products) / 1e9:.0f} to {max(products) / 1e9:.0f})")
     print(f"training:            {rate:.0f} tokens/s ({min(steps):.0f} to {max(steps):.0f}), {share:.2f} of that limit")
-    print(f"peak memory:         {device.peak_memory(torch.device('cpu')) / 1e9:.2f} GB")
+    print(f"peak memory:         {placement.peak_memory(torch.device('cpu')) / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

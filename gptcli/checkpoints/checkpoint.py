@@ -1,0 +1,286 @@
+"""What a checkpoint directory is: whole or not there, and readable by the whole GPT-2 ecosystem as it is.
+
+``config.json`` has Hugging Face's fields, and ours under "gptcli"; ``model.safetensors`` has Hugging Face's names and
+layouts; the tokenizer's files lie beside them. The directory appears under its name only when all of it is written.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli import __version__
+from gptcli.checkpoints import overwrite, tensorfile
+from gptcli.checkpoints.layout import CONFIG, METRICS, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
+from gptcli.checkpoints.layout import ROOT as ROOT
+from gptcli.checkpoints.layout import find as find
+from gptcli.checkpoints.numpy_weights import WeightFile
+from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
+from gptcli.device.placement import whole
+from gptcli.errors import GptcliError
+from gptcli.model.gpt import GPTModel
+from gptcli.model.quantization import Bits, Packed, is_packed_name, packed, scale_name, unpacked
+from gptcli.model.quantized import PackedModel
+from gptcli.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read and checked.
+
+    Attributes:
+        path: its directory.
+        config: the model's shape.
+        tokenizer: the one it was trained with.
+        tensors: weights by the model's parameter names, memory-mapped; packed ones are unpacked when asked for.
+        training: what the run that wrote it says of itself (step, losses, …); empty if there was none.
+        packed: the weights as they lie in the file, if it is packed.
+    """
+
+    path: Path
+    config: GPTConfig
+    tokenizer: Tokenizer
+    tensors: Mapping[str, Tensor]
+    training: dict[str, Any]
+    packed: WeightFile | None = None
+
+    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPTModel:
+        """The model with these weights, in eval mode; on the CPU in float32 they are not copied."""
+        with torch.device("meta"):
+            model = GPTModel(self.config, init=None)
+        model.load_state_dict({name: t.to(device, dtype) for name, t in self.tensors.items()}, assign=True)
+        return model.eval()
+
+    def runner(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, bits: int = 32
+    ) -> GPTModel:
+        """The model to run and not to train: packed matrices stay packed, and ``bits`` 8 or 4 packs others."""
+        if self.packed is None and bits == 32:
+            return self.model(device, dtype)
+        weights = self.packed or WeightFile(self.path / WEIGHTS, self.config)
+        return PackedModel(self.config, weights, self.packed.bits if self.packed else bits, device, dtype)
+
+
+class _Unpacked(Mapping[str, Tensor]):
+    """Packed weights as the float32 model has them, each made when it is asked for."""
+
+    def __init__(self, weights: WeightFile) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(unpacked(name, self._weights[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint: every tensor is there, has its shape, and is finite.
+
+    Raises:
+        GptcliError: what is missing, damaged or contradictory, by name and with both values.
+    """
+    config, ours = read_config(path)
+    tokenizer = tokenizer_of(path, ours)
+    check_parts(path, config, tokenizer)
+    bits = packed_bits(path, ours)
+    if bits < 32:
+        weights = WeightFile(path / WEIGHTS, config, bits)
+        return Checkpoint(path, config, tokenizer, _Unpacked(weights), ours.get("training", {}), weights)
+    tensors = from_file(tensorfile.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
+    return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
+
+
+def from_file(tensors: Mapping[str, Tensor], config: GPTConfig, file: Path) -> dict[str, Tensor]:
+    """The model's own parameters out of a file's tensors, verified against ``config``."""
+    with torch.device("meta"):
+        expected = {name: tuple(p.shape) for name, p in GPTModel(config, init=None).state_dict().items()}
+    own = dict(tensors)
+    if not config.qkv_bias:
+        for name in [name for name in own if name.endswith("attn.c_attn.bias")]:
+            if own.pop(name).count_nonzero():
+                raise GptcliError(f"{file}: {name} is not zero, but config.json says qkv_bias false.", _MIXED)
+    for name in sorted(expected.keys() | own.keys()):
+        if name not in own:
+            raise GptcliError(f"{file} lacks the tensor {name}, {expected[name]} by config.json.", _MIXED)
+        if name not in expected:
+            raise GptcliError(f"{file} has a tensor {name} that config.json has no place for.", _MIXED)
+        if tuple(own[name].shape) != expected[name]:
+            raise GptcliError(
+                f"{file}: {name} has shape {tuple(own[name].shape)}, but config.json makes it {expected[name]}.", _MIXED
+            )
+        if not all_finite(own[name]):
+            raise GptcliError(
+                f"{file}: {name} holds NaN or infinite weights.",
+                "The run that wrote it had diverged; train again with a lower --learning-rate.",
+            )
+    return own
+
+
+_MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
+
+
+def to_file(model: GPTModel) -> dict[str, Tensor]:
+    """The model's parameters as the file holds them: float32, on the CPU, zeros where a model has no qkv bias."""
+    tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
+    return with_zero_biases(model.config, tensors)
+
+
+def with_zero_biases(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors as the file holds them: zeros where it has no qkv bias."""
+    found = dict(tensors)
+    if not config.qkv_bias:
+        for layer in range(config.n_layers):
+            found[f"h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.emb_dim)
+    return found
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """No NaN, no infinity. A finite sum proves it in one pass over memory; only a doubtful one is looked at again."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def create(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any], force: bool = False) -> None:
+    """``create_from`` the weights of ``model``."""
+    create_from(path, model.config, to_file(model), tokenizer, training, force=force)
+
+
+def create_from(
+    path: Path,
+    config: GPTConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    dtype: torch.dtype | None = torch.float32,
+    force: bool = False,
+    bits: int = 32,
+    populate: Callable[[Path], None] = lambda partial: None,
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Write a whole new checkpoint; ``path`` appears at once or not at all.
+
+    Args:
+        path: the directory; its parents are made.
+        config: the model's shape.
+        tensors: its weights as the file holds them; cast to ``dtype`` one by one while they are written.
+        tokenizer: travels inside.
+        training: JSON values about the run.
+        dtype: of the weights in the file; None leaves each tensor its own.
+        force: replace a checkpoint that is there, once the new one is whole.
+        bits: 8 or 4 where the matrices among the tensors are packed.
+        populate: writes what else belongs in the directory, before it gets its name.
+        inputs: what is read for it, and must not be replaced.
+
+    Raises:
+        GptcliError: something is there and ``force`` is not given or must not help (see `overwrite`), or it cannot be
+            written.
+    """
+    overwrite.check_output(path, force=force, inputs=inputs)
+    partial = tensorfile.partial_path(path)
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        tensorfile.clear_partials(path)
+        partial.mkdir()
+        tokenizer.save(partial)
+        write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
+        tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
+        populate(partial)
+        overwrite.put_in_place(partial, path, force=force)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> None:
+    """Write the float32 checkpoint ``source`` with its matrices packed (see quantization.py) as a new one.
+
+    Raises:
+        GptcliError: ``source`` is packed already, something is at ``path``, or it cannot be written.
+    """
+    config, ours = read_config(source)
+    stored = packed_bits(source, ours)
+    if stored < 32:
+        raise GptcliError(f"{source} is packed in {stored} bits already.", "Give the float32 checkpoint it came from.")
+    tokenizer = tokenizer_of(source, ours)
+    check_parts(source, config, tokenizer)
+    weights = WeightFile(source / WEIGHTS, config)
+    tensors: dict[str, Tensor] = {}
+    for name in weights:
+        weight = weights[name]
+        if is_packed_name(name) and not isinstance(weight, Packed):
+            values, scale, _ = packed(name, weight, bits, torch.get_num_threads())
+            tensors[name], scales = torch.from_numpy(values), torch.from_numpy(scale)
+            tensors[scale_name(name)] = scales if bits == 8 else scales.view(torch.bfloat16)
+        else:
+            tensors[name] = torch.from_numpy(unpacked(name, weight))
+    training = ours.get("training", {})
+    create_from(path, config, tensors, tokenizer, training, dtype=None, force=force, bits=bits, inputs=[source])
+
+
+def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to the run's metrics.jsonl."""
+    try:
+        with (path / METRICS).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise cannot_write(path / METRICS, error) from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every row of the run's metrics.jsonl; a last line that was cut while it was written does not count."""
+    with (path / METRICS).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def write_config(
+    path: Path,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    dtype: str = "float32",
+    bits: int = 32,
+) -> None:
+    """Write config.json into the directory ``path``, whole or not at all. Raises OSError as the disk does."""
+    everything = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{theirs: getattr(config, ours) for ours, theirs in HUGGING_FACE_FIELDS.items()},
+        "n_ctx": config.context_length,
+        "initializer_range": 0.02,
+        "embd_pdrop": config.drop_rate,
+        "attn_pdrop": config.drop_rate,
+        "bos_token_id": tokenizer.eot_id,
+        "eos_token_id": tokenizer.eot_id,
+        "torch_dtype": dtype,
+        "gptcli": {
+            "version": __version__,
+            "config": as_dict(config),
+            "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
+            "training": dict(training),
+            **({"bits": bits} if bits < 32 else {}),
+        },
+    }
+    temporary = tensorfile.partial_path(path / CONFIG)
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        json.dump(everything, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path / CONFIG)
+
+
+def cannot_write(path: Path, error: OSError) -> GptcliError:
+    """The system's refusal in two lines."""
+    return GptcliError(
+        f"Cannot write the checkpoint {path}: {error.strerror or error}.",
+        "Choose a folder that can be written to and has room, with --out.",
+    )

@@ -1,0 +1,51 @@
+"""GPT-2 weights from wherever a user has them: every reader gives a `Source` of checked tensors by our names."""
+
+from pathlib import Path
+
+from gptcli.checkpoints.formats import hf, nanogpt, openai_tf
+from gptcli.checkpoints.formats.source import Source, read_pickle
+from gptcli.errors import GptcliError
+
+
+def read(path: Path) -> Source:
+    """Whatever lies at ``path``, recognised by its content and not by its name.
+
+    A Hugging Face directory, a file of one, OpenAI's TensorFlow files (their directory or any file of theirs), or a
+    nanoGPT checkpoint (its file, or a directory that holds it).
+
+    Raises:
+        GptcliError: there is nothing, nothing known, or what is there is damaged, hostile or no GPT-2.
+    """
+    if path.is_dir():
+        return _read_directory(path)
+    if not path.is_file():
+        raise GptcliError(f"There is no {path}.", "Give a directory with a GPT-2 in it, or a file of weights.")
+    if path.suffix != ".safetensors":
+        if openai_tf.is_index(path) or path.name.startswith("model.ckpt"):
+            return openai_tf.read_directory(path.parent)
+        if hf.is_pickle(path):
+            values = read_pickle(path)
+            if nanogpt.is_checkpoint(values):
+                return nanogpt.read(path, values)
+    if path.name.endswith(".index.json") or (path.parent / hf.CONFIG).is_file():
+        return hf.read_directory(path.parent, path)
+    return hf.read_lone_file(path)
+
+
+def _read_directory(directory: Path) -> Source:
+    if (directory / hf.CONFIG).exists():
+        return hf.read_directory(directory)
+    files = [path for path in sorted(directory.iterdir()) if path.is_file()]
+    if (directory / openai_tf.HPARAMS).exists() or any(openai_tf.is_index(path) for path in files):
+        return openai_tf.read_directory(directory)
+    for path in files:
+        if path.suffix == ".pt" and hf.is_pickle(path):
+            return read(path)
+    if any(path.suffix in (".safetensors", ".bin") for path in files):
+        raise GptcliError(
+            f"{directory} has weights but no {hf.CONFIG}.",
+            "Put the model's config.json beside them, or name the one .safetensors file: --from FILE.",
+        )
+    below = sorted(path for path in directory.iterdir() if path.is_dir() and (path / openai_tf.HPARAMS).exists())
+    hint = f"Is it this? --from {below[0]}" if below else "Give the directory that holds config.json or hparams.json."
+    raise GptcliError(f"{directory} holds no GPT-2: neither {hf.CONFIG} nor {openai_tf.HPARAMS}.", hint)

@@ -1,0 +1,162 @@
+"""GGUF, the one file that llama.cpp, Ollama and LM Studio open; written through the gguf package, an optional extra."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoints.formats.names import HEAD, transpose_projections
+from gptcli.checkpoints.tensorfile import clear_partials, partial_path
+from gptcli.config import GPTConfig
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import Tokenizer
+
+# What general.file_type calls "mostly" this dtype, and the type of a tensor, both numbers of ggml's.
+_FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
+MAGIC = b"GGUF"
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # types of a token
+
+
+def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None:
+    """Hold that llama.cpp computes this model: its GPT-2 has fixed arithmetic and a byte-pair tokenizer.
+
+    Raises:
+        GptcliError: it does not, or the gguf package is not installed.
+    """
+    _gguf()
+    fixed = {"activation": "gelu_new", "scale_attn": True, "scale_attn_by_layer": False}
+    for name, value in fixed.items():
+        if getattr(config, name) != value:
+            raise GptcliError(
+                f"{where}: llama.cpp's GPT-2 has {name} {value}, but this model has {getattr(config, name)}.",
+                "Export it with --format hf instead.",
+            )
+    if tokenizer.kind != "gpt2":
+        raise GptcliError(
+            f"{where} has a tokenizer of kind {tokenizer.kind}; llama.cpp needs GPT-2's.", "Export it with --format hf."
+        )
+
+
+def write(
+    path: Path, config: GPTConfig, tensors: Mapping[str, Tensor], tokenizer: Tokenizer, dtype: torch.dtype, name: str
+) -> None:
+    """Write the model as one file, read it back and compare every tensor; the file appears only then.
+
+    Matrices are written as ``dtype``; biases, norms and position embeddings as float32, as llama.cpp wants them.
+
+    Args:
+        path: the file.
+        config: the model's shape.
+        tensors: its weights as our checkpoint file holds them.
+        tokenizer: GPT-2's.
+        dtype: float32, float16 or bfloat16.
+        name: of the model, for people.
+
+    Raises:
+        GptcliError: the disk is full or refuses, or what was written is not what was meant.
+    """
+    gguf = _gguf()
+    placed = _placed(gguf, tensors, config, dtype)
+    partial = partial_path(path)
+    try:
+        clear_partials(path)
+        writer = gguf.GGUFWriter(partial, "gpt2")
+        _add_metadata(writer, config, tokenizer, dtype, name)
+        for tensor_name, tensor in placed.items():
+            kind = gguf.GGMLQuantizationType[_ggml_name(tensor, dtype)]
+            array = _bits(tensor[:0], kind.name)
+            nbytes = tensor.numel() * array.dtype.itemsize
+            writer.add_tensor_info(tensor_name, list(tensor.shape), array.dtype, nbytes, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in placed.values():
+            writer.write_tensor_data(_bits(tensor, _ggml_name(tensor, dtype)))
+        writer.flush()
+        writer.close()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        _compare(gguf, partial, placed, dtype)
+        partial.replace(path)
+    except OSError as error:
+        raise GptcliError(
+            f"{path} cannot be written: {error.strerror or error}.", "Choose a folder with room that you may write to."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _placed(gguf: Any, tensors: Mapping[str, Tensor], config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Views by ggml's names, projections as (out, in)."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layers)
+    placed = {}
+    for name, tensor in transpose_projections(tensors).items():
+        theirs = names.get_name(name if name == HEAD else f"transformer.{name}", try_suffixes=(".weight", ".bias"))
+        placed[theirs] = tensor
+    return placed
+
+
+def _ggml_name(tensor: Tensor, dtype: torch.dtype) -> str:
+    """GGML's name of the type that ``tensor`` is written as."""
+    if tensor.dim() < 2:
+        return "F32"
+    return {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+
+
+def _bits(tensor: Tensor, ggml_name: str) -> Any:
+    """``tensor`` as a numpy array; numpy has no bfloat16, so its bits go as 16-bit integers."""
+    target = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[ggml_name]
+    cast = tensor.to(target).contiguous()
+    return (cast.view(torch.int16) if ggml_name == "BF16" else cast).numpy()
+
+
+def _add_metadata(writer: Any, config: GPTConfig, tokenizer: Tokenizer, dtype: torch.dtype, name: str) -> None:
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[dtype])
+    writer.add_block_count(config.n_layers)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.emb_dim)
+    writer.add_feed_forward_length(config.hidden_dim)
+    writer.add_head_count(config.n_heads)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        vocab = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))
+        merges = (Path(folder) / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    # Every row of the embedding needs a token; rows beyond the vocabulary are named, and never used.
+    spare = range(len(vocab), config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*sorted(vocab, key=vocab.__getitem__), *(f"[PAD{number}]" for number in spare)])
+    types = [_CONTROL if number == tokenizer.eot_id else _NORMAL for number in range(len(vocab))]
+    writer.add_token_types(types + [_UNUSED] * len(spare))
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokenizer.eot_id)
+    writer.add_eos_token_id(tokenizer.eot_id)
+    writer.add_add_bos_token(False)
+
+
+def _compare(gguf: Any, file: Path, placed: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for name, tensor in placed.items():
+        expected = _bits(tensor, _ggml_name(tensor, dtype))
+        written = found.pop(name, None)
+        if written is None or written.data.tobytes() != expected.tobytes():
+            raise GptcliError(f"{file}: {name} is not what was written.", "The disk may be failing; try another one.")
+    if found:
+        raise GptcliError(f"{file} has tensors that nobody wrote: {', '.join(found)}.", "Try another disk.")
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise GptcliError(
+            "GGUF files need the gguf package, which is not installed.", "Install it: pip install 'gptcli[gguf]'"
+        ) from error
+    return gguf

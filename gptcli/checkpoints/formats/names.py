@@ -1,0 +1,211 @@
+"""One table of parameter names: ours, which are Hugging Face's, and OpenAI's; whatever else is needed derives from it.
+
+A source's tensors become ours here, and are held against the config: nothing missing, nothing left over, no other
+shape, no NaN.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from gptcli.config import GPTConfig
+from gptcli.errors import GptcliError
+from gptcli.model.parameters import parameter_shapes
+
+# Ours -> OpenAI's; {} stands for the number of the layer.
+TABLE = {
+    "wte.weight": "model/wte",
+    "wpe.weight": "model/wpe",
+    "h.{}.ln_1.weight": "model/h{}/ln_1/g",
+    "h.{}.ln_1.bias": "model/h{}/ln_1/b",
+    "h.{}.attn.c_attn.weight": "model/h{}/attn/c_attn/w",
+    "h.{}.attn.c_attn.bias": "model/h{}/attn/c_attn/b",
+    "h.{}.attn.c_proj.weight": "model/h{}/attn/c_proj/w",
+    "h.{}.attn.c_proj.bias": "model/h{}/attn/c_proj/b",
+    "h.{}.ln_2.weight": "model/h{}/ln_2/g",
+    "h.{}.ln_2.bias": "model/h{}/ln_2/b",
+    "h.{}.mlp.c_fc.weight": "model/h{}/mlp/c_fc/w",
+    "h.{}.mlp.c_fc.bias": "model/h{}/mlp/c_fc/b",
+    "h.{}.mlp.c_proj.weight": "model/h{}/mlp/c_proj/w",
+    "h.{}.mlp.c_proj.bias": "model/h{}/mlp/c_proj/b",
+    "ln_f.weight": "model/ln_f/g",
+    "ln_f.bias": "model/ln_f/b",
+}
+INVERSE = {openai: ours for ours, openai in TABLE.items()}
+HEAD = "lm_head.weight"
+
+# The layers that multiply: OpenAI stores them as 1×1 convolutions (1, in, out), torch.nn.Linear as (out, in).
+_PROJECTION = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+_WRAPPERS = ("_orig_mod.", "module.", "transformer.")  # torch.compile's, DataParallel's, Hugging Face's
+_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias$")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_MOST_LISTED = 100
+
+
+def _translate(name: str, table: Mapping[str, str]) -> str | None:
+    number = re.search(r"(?<=\bh)\.?(\d+)(?=[./])", name)
+    if number is None:
+        return table.get(name)
+    template = table.get(name[: number.start(1)] + "{}" + name[number.end(1) :])
+    # str(int()) refuses another spelling of the same layer, as h.01 is.
+    if template is None or str(int(number[1])) != number[1]:
+        return None
+    return template.format(number[1])
+
+
+def from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's tensors by our names, as views; names that are not in the table stay as they are."""
+    found = {}
+    for name, tensor in tensors.items():
+        ours = _translate(name, INVERSE) or name
+        is_convolution = _PROJECTION.search(ours) and tensor.dim() == 3 and tensor.size(0) == 1
+        found[ours] = tensor[0] if is_convolution else tensor
+    return found
+
+
+def to_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_openai`."""
+    return {
+        _translate(name, TABLE) or name: tensor[None] if _PROJECTION.search(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def transpose_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Between our (in, out) and torch.nn.Linear's (out, in), as views; its own inverse."""
+    return {
+        name: tensor.t() if _PROJECTION.search(name) and tensor.dim() == 2 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Tensors without the prefixes that wrappers add and without the causal masks that old files carry.
+
+    Raises:
+        GptcliError: two names mean one tensor.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        ours = name
+        for wrapper in _WRAPPERS:
+            ours = ours.removeprefix(wrapper)
+        if _MASK_BUFFER.fullmatch(ours):
+            continue
+        if ours in found:
+            raise GptcliError(f"{where} has the tensor {ours} twice, once as {name!r}.", "Remove one of the two.")
+        found[ours] = tensor
+    return found
+
+
+def settle_head(tensors: dict[str, Tensor], tied: bool, where: str) -> dict[str, Tensor]:
+    """With a tied head, the one matrix as wte.weight, whichever of its two names the file has.
+
+    Raises:
+        GptcliError: the config says tied, and the file has two different matrices.
+    """
+    if not tied or HEAD not in tensors:
+        return tensors
+    found = dict(tensors)
+    head = found.pop(HEAD)
+    embedding = found.setdefault("wte.weight", head)
+    if embedding.shape != head.shape or not embedding.equal(head):
+        raise GptcliError(
+            f"{where}: lm_head.weight differs from wte.weight, but config.json says that the head is tied to it.",
+            'If the model has its own head, write "tie_word_embeddings": false into config.json.',
+        )
+    return found
+
+
+def infer_config(tensors: Mapping[str, Tensor], where: str) -> GPTConfig:
+    """The shape of a model that comes without a config, from its tensors; GPT-2's 64 wide heads are assumed.
+
+    Raises:
+        GptcliError: no GPT-2 can be made out in them.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers = {int(number[1]) for name in shapes if (number := re.match(r"h\.(\d{1,6})\.", name))}
+    embedding = shapes.get("wte.weight", shapes.get(HEAD, ()))
+    positions, up = shapes.get("wpe.weight", ()), shapes.get("h.0.mlp.c_fc.weight", ())
+    if not layers or any(len(shape) != 2 or 0 in shape for shape in (embedding, positions, up)):
+        raise GptcliError(
+            f"{where} has no config.json, and its tensors ({_listed(sorted(shapes)[:5])} …) are not GPT-2's.",
+            "Only GPT-2's architecture is supported; a config.json beside the file would say what it is.",
+        )
+    (vocab_size, emb_dim), context_length, ffn_dim = embedding, positions[0], up[1]
+    if emb_dim % 64:
+        raise GptcliError(
+            f"{where} has no config.json, and emb_dim {emb_dim} does not tell the number of heads, which are 64 wide.",
+            "Put the model's config.json beside the file.",
+        )
+    own_head = HEAD in tensors and "wte.weight" in tensors and not tensors[HEAD].equal(tensors["wte.weight"])
+    return GPTConfig(
+        vocab_size=vocab_size,
+        context_length=context_length,
+        emb_dim=emb_dim,
+        n_heads=emb_dim // 64,
+        n_layers=len(layers),
+        tie_weights=not own_head,
+        ffn_dim=None if ffn_dim == 4 * emb_dim else ffn_dim,
+    )
+
+
+def check(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
+    """Hold that these are exactly the model's parameters, floating and finite.
+
+    Raises:
+        GptcliError: names every tensor that is missing, left over, of another shape, or not finite.
+    """
+    # Before the names of a billion layers are spelled out.
+    if config.n_layers > len(tensors):
+        raise GptcliError(f"{where} has {len(tensors)} tensors, too few for n_layers {config.n_layers}.", _DISAGREE)
+    expected = parameter_shapes(config)
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in tensors]
+    extra = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]
+    other = [
+        f"{name} is {tuple(tensors[name].shape)} and should be {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    complaints = [
+        f"{what}: {_listed(names)}"
+        for what, names in (("missing", missing), ("not GPT-2's", extra), ("of another shape", other))
+        if names
+    ]
+    if complaints:
+        raise GptcliError(f"{where} and its config disagree; {'; '.join(complaints)}.", _DISAGREE)
+    strange = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if not _is_plain(tensor)]
+    if strange:
+        raise GptcliError(
+            f"{where}: not plain float16, bfloat16 or float32 weights: {_listed(strange)}.",
+            "Quantised weights cannot be read; take the original model.",
+        )
+    broken = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
+    if broken:
+        raise GptcliError(
+            f"{where}: NaN or infinite weights in {_listed(broken)}.", "The file is damaged, or its training diverged."
+        )
+
+
+_DISAGREE = "The files come from different models, or something is cut off; get all of them again from one place."
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = [name.encode("ascii", "backslashreplace").decode() for name in names]
+    listed = ["".join(c if c.isprintable() else "?" for c in name)[:200] for name in listed]
+    more = len(listed) - _MOST_LISTED
+    return ", ".join(listed[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Of a known dtype, and with real memory behind every element."""
+    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    # A finite sum proves it in one pass without a copy; only a doubtful one is looked at again.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

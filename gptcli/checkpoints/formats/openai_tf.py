@@ -1,0 +1,71 @@
+"""GPT-2 as OpenAI published it: hparams.json beside a TensorFlow checkpoint, and the vocabulary if it is there."""
+
+from pathlib import Path
+
+from gptcli.checkpoints.formats import names, tf_bundle
+from gptcli.checkpoints.formats.source import Source, find_tokenizer, read_json
+from gptcli.config import GPTConfig
+from gptcli.errors import GptcliError
+
+HPARAMS = "hparams.json"
+_FIELDS = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "context_length",
+    "n_embd": "emb_dim",
+    "n_head": "n_heads",
+    "n_layer": "n_layers",
+}
+
+
+def is_index(path: Path) -> bool:
+    """Whether the file ends as the index of a TensorFlow checkpoint does."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(tf_bundle.MAGIC)))
+            return file.read() == tf_bundle.MAGIC
+    except OSError:
+        return False
+
+
+def read_directory(directory: Path) -> Source:
+    """The model in a directory as gsutil or the course's download leaves it.
+
+    Raises:
+        GptcliError: hparams.json, the index or a data shard is missing or damaged, or names or shapes are not GPT-2's.
+    """
+    file = directory / HPARAMS
+    hparams = read_json(file)
+    for theirs in _FIELDS:
+        if type(hparams.get(theirs)) is not int:
+            raise GptcliError(
+                f"{file}: {theirs} is {hparams.get(theirs)!r:.60}, not a whole number.", "Download it again."
+            )
+    try:
+        config = GPTConfig(**{ours: hparams[theirs] for theirs, ours in _FIELDS.items()})
+    except GptcliError as error:
+        raise GptcliError(f"{file}: {error.message}", error.hint) from error
+    index = _find_index(directory)
+    tensors = names.from_openai(tf_bundle.read_bundle(index))
+    names.check(tensors, config, str(index))
+    notes: list[str] = []
+    return Source(
+        "OpenAI's TensorFlow files", config, tensors, find_tokenizer(directory, config.vocab_size, notes), notes
+    )
+
+
+def _find_index(directory: Path) -> Path:
+    usual = directory / "model.ckpt.index"
+    others = [path for path in sorted(directory.glob("*.index")) if is_index(path)]
+    if usual.exists() or not others:
+        if not usual.exists():
+            raise GptcliError(
+                f"{directory} has a {HPARAMS} but no {usual.name}.",
+                "The files model.ckpt.index and model.ckpt.data-… belong together; download both.",
+            )
+        return usual
+    if len(others) > 1:
+        raise GptcliError(
+            f"{directory} holds {len(others)} checkpoints: {', '.join(path.name for path in others[:10])}.",
+            "Move the one you want into a directory of its own, with its data files and hparams.json.",
+        )
+    return others[0]

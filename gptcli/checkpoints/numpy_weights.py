@@ -1,0 +1,110 @@
+"""A checkpoint's weights for numpy, one tensor at a time: no torch, and never two copies of a model in memory."""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.config import GPTConfig
+from gptcli.errors import GptcliError
+from gptcli.model.parameters import parameter_shapes
+from gptcli.model.quantization import GROUP, Packed, from_bfloat16, is_packed_name, is_transposed, scale_name
+
+_MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}
+
+
+def packed_shapes(shape: tuple[int, ...], name: str, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the values and scales that the matrix ``name`` packs to."""
+    inputs, outputs = shape[::-1] if is_transposed(name) else shape
+    groups = -(-inputs // GROUP)
+    return ((inputs, outputs), (outputs,)) if bits == 8 else ((groups * GROUP // 2, outputs), (groups, outputs))
+
+
+class WeightFile(Mapping[str, NDArray[Any] | Packed]):
+    """The parameters in a safetensors file, each read when asked for and gone when let go.
+
+    Args:
+        path: the file.
+        config: what config.json says the model is.
+        bits: 32, or the 8 or 4 that config.json says the matrices are packed in.
+
+    Raises:
+        GptcliError: a tensor is missing, too many or of another shape; or, when it is read, not finite.
+    """
+
+    def __init__(self, path: Path, config: GPTConfig, bits: int = 32) -> None:
+        self.path = path
+        self.bits = bits
+        self._shapes = parameter_shapes(config)
+        self._found = read_header(path).tensors
+        expected = dict(self._shapes)
+        if bits < 32:
+            for name in filter(is_packed_name, self._shapes):
+                expected[name], expected[scale_name(name)] = packed_shapes(self._shapes[name], name, bits)
+        spare = set()
+        if not config.qkv_bias:
+            spare = {name for name in self._found if name.endswith("attn.c_attn.bias")}
+        for name in sorted(expected.keys() | self._found.keys() - spare):
+            if name not in self._found:
+                raise GptcliError(f"{path} lacks the tensor {name}, {expected[name]} by config.json.", _MIXED)
+            if name not in expected:
+                raise GptcliError(f"{path} has a tensor {name} that config.json has no place for.", _MIXED)
+            if self._found[name].shape != expected[name]:
+                raise GptcliError(
+                    f"{path}: {name} has shape {self._found[name].shape}, but config.json makes it {expected[name]}.",
+                    _MIXED,
+                )
+        for name in spare:
+            if self._read(name).any():
+                raise GptcliError(f"{path}: {name} is not zero, but config.json says qkv_bias false.", _MIXED)
+
+    def __getitem__(self, name: str) -> NDArray[Any] | Packed:
+        if name not in self._shapes:
+            raise KeyError(name)
+        if self.bits < 32 and is_packed_name(name):
+            shape = self._shapes[name]
+            inputs = shape[1] if is_transposed(name) else shape[0]
+            return Packed(self._read(name), self._read(scale_name(name)), inputs)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def _read(self, name: str) -> NDArray[Any]:
+        """One tensor, mapped on its own so that letting it go lets its memory go."""
+        info = self._found[name]
+        if info.dtype not in _DTYPES:
+            raise GptcliError(f"{self.path}: {name} has dtype {info.dtype}, which holds no weights.", _MIXED)
+        start = info.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), info.end - start, access=mmap.ACCESS_READ, offset=start)
+        raw = np.frombuffer(mapped, dtype=np.uint8, offset=info.begin - start)
+        array: NDArray[Any] = raw.view(_DTYPES[info.dtype]).reshape(info.shape)
+        if info.dtype == "F16":
+            array = array.astype(np.float32)
+        if info.dtype == "BF16" and not name.endswith("scale"):
+            array = from_bfloat16(array)
+        self._check(name, from_bfloat16(array) if array.dtype == np.uint16 else array)
+        return array
+
+    def _check(self, name: str, array: NDArray[Any]) -> None:
+        """A finite sum proves that all is finite; only a doubtful one is looked at again."""
+        if array.dtype == np.float32 and not _all_finite(array):
+            raise GptcliError(
+                f"{self.path}: {name} holds NaN or infinite weights.",
+                "The run that wrote it had diverged; train again with a lower --learning-rate.",
+            )
+
+
+def _all_finite(array: NDArray[np.float32]) -> bool:
+    """No NaN, no infinity. A finite sum proves it in one pass over memory; only a doubtful one is looked at again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())

@@ -1,0 +1,234 @@
+"""What a command may write over: a checkpoint or a folder of tokens of gptcli's, whole, and with nothing else in it.
+
+`check_output` decides before the work, and `put_in_place` again just before the old directory goes; every command that
+makes a directory goes through both.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from gptcli.checkpoints import run_lock
+from gptcli.checkpoints.layout import (
+    CONFIG,
+    EVENT_FILES,
+    LOSS_PICTURE,
+    METRICS,
+    OPTIMIZER,
+    SNAPSHOTS,
+    STATE,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    read_config,
+)
+from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.errors import GptcliError
+
+_NAMED = 5  # files that a message lists
+_JUNCTION = 0xA0000003  # Windows' other link to a directory
+_STEP = r"\.?step-\d{8}(?:\.\d+)?(?:\.partial|\.old)?"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of directory that gptcli writes.
+
+    Attributes:
+        called: what messages call it.
+        ours: the paths within it that we write, with / and a / at the end of a folder.
+        mark: the file that every one of them has.
+        check: raises GptcliError where one is damaged.
+    """
+
+    called: str
+    ours: re.Pattern[str]
+    mark: str
+    check: Callable[[Path], object]
+
+
+def written(*names: str) -> str:
+    """A pattern of these files and of what a write that was cut off leaves of them."""
+    either = "|".join(map(re.escape, names))
+    return rf"(?:{either})|\.(?:{either})(?:\.\d+)?\.(?:partial|link)"
+
+
+def _check_checkpoint(path: Path) -> None:
+    read_config(path)
+    read_header(path / WEIGHTS)
+
+
+LOCKS = rf"{re.escape(run_lock.LOCK)}|{re.escape(run_lock.OWNER)}"
+OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, STATE, *TOKENIZER_FILES))
+CHECKPOINT = Kind(
+    "a checkpoint of gptcli's",
+    re.compile(
+        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, *TOKENIZER_FILES)}|{LOCKS}"
+        rf"|{SNAPSHOTS}/(?:{_STEP}/(?:{OF_A_SNAPSHOT.pattern})?)?"
+        rf"|{EVENT_FILES}/(?:events\.out\.tfevents\.[^/]+)?"
+    ),
+    CONFIG,
+    _check_checkpoint,
+)
+
+
+def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a place for a new directory of ``kind`` before anything is done for it.
+
+    Args:
+        path: where it is to be.
+        kind: what is made, which is also all that it may replace.
+        force: whether it may replace one.
+        inputs: what the command reads.
+
+    Raises:
+        GptcliError: something else is there, or one that may not be replaced (see `check_replaceable`), or there is one
+            and ``force`` is not given; or the folder cannot be written to.
+    """
+    check_replaceable(path, kind, inputs)
+    if not force and _holds_something(path):
+        raise GptcliError(f"{path} exists already.", "Choose another folder, or replace it with --force.")
+    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        what = "cannot be written to" if ancestor.is_dir() else "is a file, not a folder"
+        raise GptcliError(f"Cannot make {path}: {ancestor} {what}.", "Choose another folder.")
+
+
+def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a place for a new directory where --force must not help.
+
+    Raises:
+        GptcliError: ``path`` is the working directory or above it, a link, a file, or holds an input; it is a directory
+            that is not empty and not recognisably ``kind``, is damaged, or holds what gptcli did not write; or another
+            process trains it.
+    """
+    if _is_or_holds(path, Path.cwd()):
+        raise GptcliError(f"{path} is the working directory, or a folder above it.", "Choose another folder.")
+    if path.name in ("", ".."):
+        raise GptcliError(f"{path} does not end in the name of a folder.", "Choose a folder by its name.")
+    if _is_link(path):
+        raise GptcliError(f"{path} is a link to {path.resolve()}.", "Choose another folder, or name that one itself.")
+    if path.exists() and not path.is_dir():
+        raise GptcliError(f"{path} exists already, and is a file.", "Choose another folder.")
+    for source in inputs:
+        if _is_or_holds(path, source):
+            what = "is" if path.samefile(source) else f"holds {source},"
+            raise GptcliError(f"{path} {what} what this command reads.", "Choose another folder.")
+    if not _holds_something(path):
+        return
+    _recognise(path, kind)
+    others = foreign(path, kind.ours)
+    if others:
+        raise GptcliError(
+            f"{path} exists already, and holds what gptcli did not write: {_listed(others)}.",
+            "Choose another folder, or move these elsewhere first.",
+        )
+    run_lock.refuse_held(path)
+
+
+def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: bool = False) -> None:
+    """Give the directory ``partial``, which is whole, its name; what it replaces is removed only then.
+
+    Raises:
+        GptcliError: as `check_output`, which is asked again: another process may have been here in the meantime.
+        OSError: as the disk does; what was there is there.
+    """
+    check_output(path, kind, force=force)
+    if not _holds_something(path):
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+        return
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    with run_lock.held_to_rename(path):
+        path.rename(replaced)
+        try:
+            partial.rename(path)
+        except OSError:
+            replaced.rename(path)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def foreign(folder: Path, ours: re.Pattern[str]) -> list[str]:
+    """What a directory holds beside the paths ``ours``, by path within it; of a folder the name alone."""
+    return sorted(_foreign(folder, "", ours))
+
+
+def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
+    """Refuse a place for a new file.
+
+    Args:
+        path: where it is to be.
+        beginning: the first bytes of what it may replace.
+        called: what that is, for people.
+        force: whether it may replace one.
+
+    Raises:
+        GptcliError: something else is there, or such a file and ``force`` is not given.
+    """
+    if not path.exists() and not _is_link(path):
+        return
+    if _is_link(path) or not path.is_file() or not _begins_with(path, beginning):
+        raise GptcliError(f"{path} exists already, and is not {called}.", "Choose another place.")
+    if not force:
+        raise GptcliError(f"{path} exists already.", "Choose another place, or replace it with --force.")
+
+
+def _recognise(path: Path, kind: Kind) -> None:
+    if not (path / kind.mark).is_file():
+        held = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
+        raise GptcliError(
+            f"{path} exists already, and is not {kind.called}: it holds {_listed(held)}.", "Choose another folder."
+        )
+    try:
+        kind.check(path)
+    except GptcliError as error:
+        raise GptcliError(
+            f"{path} exists already, and is not {kind.called}, or not whole: {error.message}",
+            "Choose another folder, or remove this one yourself.",
+        ) from error
+
+
+def _foreign(folder: Path, within: str, ours: re.Pattern[str]) -> Iterator[str]:
+    for entry in folder.iterdir():
+        is_folder = entry.is_dir() and not _is_link(entry)
+        name = f"{within}{entry.name}{'/' if is_folder else ''}"
+        if _is_link(entry) or not ours.fullmatch(name):
+            yield name
+        elif is_folder:
+            yield from _foreign(entry, name, ours)
+
+
+def _is_or_holds(path: Path, other: Path) -> bool:
+    """By what the disk says of both, and not by their names: some disks know no capital letters."""
+    inner = other.resolve()
+    return path.exists() and any(path.samefile(place) for place in (inner, *inner.parents) if place.exists())
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink() or getattr(path.lstat(), "st_reparse_tag", 0) == _JUNCTION
+    except OSError:
+        return False
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _begins_with(path: Path, beginning: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(beginning)) == beginning
+    except OSError:
+        return False
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(islice(names, _NAMED)) + more

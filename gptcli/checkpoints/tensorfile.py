@@ -1,0 +1,168 @@
+"""safetensors files: read without a copy, and written so that there is either the old file or the new one."""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from gptcli.checkpoints.checksum import Sum
+from gptcli.checkpoints.safetensors_file import AGAIN, DTYPES, METADATA, header_of, open_file
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    import torch
+
+_NAME_IN_FILE = {in_torch: in_file for in_file, (in_torch, _) in DTYPES.items()}
+_LAYOUT = {dtype: place for place, dtype in enumerate(DTYPES)}
+
+
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    """Every tensor of the file by name, mapped from disk and not copied.
+
+    The mapping is private: a tensor may be written to, and the file never changes. Tensors that the file does not align
+    to their element size are copied.
+
+    Raises:
+        GptcliError: the file cannot be read or is not exactly a safetensors file.
+    """
+    import torch
+
+    with open_file(path) as file:
+        header = header_of(path, file)
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise GptcliError(f"{path} cannot be mapped into memory: {error.strerror}.", AGAIN) from error
+    if len(mapped) != header.size:
+        raise GptcliError(f"{path} changed from {header.size} to {len(mapped)} bytes while it was read.", AGAIN)
+    tensors = {}
+    for name, info in header.tensors.items():
+        in_torch, item_bytes = DTYPES[info.dtype]
+        dtype: torch.dtype = getattr(torch, in_torch)
+        if info.begin == info.end:
+            tensors[name] = torch.empty(info.shape, dtype=dtype)
+        elif info.begin % item_bytes == 0:
+            tensors[name] = torch.frombuffer(mapped, dtype=dtype, count=info.count, offset=info.begin).view(info.shape)
+        else:
+            raw = bytearray(mapped[info.begin : info.end])
+            tensors[name] = torch.frombuffer(raw, dtype=dtype).view(info.shape)
+    return tensors
+
+
+def write_tensors(
+    path: Path,
+    tensors: "Mapping[str, torch.Tensor]",
+    metadata: Mapping[str, str] | None = None,
+    dtype: "torch.dtype | None" = None,
+) -> list[int]:
+    """Write a safetensors file whole or not at all, one tensor at a time; returns its `Sum`.
+
+    The bytes are those that the safetensors library writes. Views (a transpose, say) are made contiguous, and floating
+    tensors cast to ``dtype`` if it is given, one by one: never more than one tensor is held twice. ``metadata`` goes
+    beside the library's own {"format": "pt"}.
+
+    Raises:
+        GptcliError: the disk is full or refuses, or a tensor's dtype has no name in the format. The old file is then
+            untouched.
+    """
+    plan: dict[str, tuple[str, torch.Tensor, torch.dtype]] = {}
+    for name, tensor in tensors.items():
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        in_file = _NAME_IN_FILE.get(str(target).removeprefix("torch."))
+        if in_file is None or name == METADATA:
+            raise GptcliError(
+                f"{path}: tensor {name!r} of {target} has no place in a safetensors file.",
+                f"The format takes {', '.join(torch_name for torch_name, _ in DTYPES.values())}.",
+            )
+        plan[name] = (in_file, tensor, target)
+    names = sorted(plan, key=lambda name: (_LAYOUT[plan[name][0]], name.encode()))
+
+    header: dict[str, Any] = {METADATA: dict(sorted({"format": "pt", **(metadata or {})}.items()))}
+    end = 0
+    for name in names:
+        in_file, tensor, _ = plan[name]
+        begin, end = end, end + tensor.numel() * DTYPES[in_file][1]
+        header[name] = {"dtype": in_file, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    partial = partial_path(path)
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if free < 8 + len(text) + end:
+            raise _disk_full(path, 8 + len(text) + end, free)
+        written = Sum()
+        with partial.open("wb") as file:
+            for data in (len(text).to_bytes(8, "little"), text):
+                file.write(data)
+                written.add(data)
+            for name in names:
+                _, tensor, target = plan[name]
+                _write_tensor(file, tensor.detach().to("cpu", target), written)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(path, 8 + len(text) + end, shutil.disk_usage(path.parent).free) from error
+        raise GptcliError(
+            f"{path} cannot be written: {error.strerror or error}.", "Choose a folder that you may write to."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return written.result()
+
+
+def _write_tensor(file: BinaryIO, tensor: "torch.Tensor", written: Sum) -> None:
+    import torch
+
+    if tensor.numel():
+        # Bytes, not numbers: numpy has no bfloat16. A copy is made here only of what is not contiguous.
+        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+        file.write(data)
+        written.add(data)
+
+
+def _disk_full(path: Path, needed: int, free: int) -> GptcliError:
+    return GptcliError(
+        f"{path} needs {needed:,} bytes, but the disk has {free:,} left; nothing was changed.",
+        "Free some space, or write to another disk.",
+    )
+
+
+def partial_path(path: Path) -> Path:
+    """Where this process writes what becomes ``path``: beside it and hidden, with the process's id in its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def clear_partials(path: Path) -> None:
+    """Remove what processes that were killed left of ``path``; what a live process writes stays."""
+    import psutil
+
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
+    for file in path.parent.iterdir() if path.parent.is_dir() else ():
+        found = pattern.fullmatch(file.name)
+        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut; Windows cannot open a directory and does not need it."""
+    if os.name == "nt":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

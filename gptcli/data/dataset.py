@@ -1,0 +1,209 @@
+"""Texts -> tokens -> batches, each a function of (seed, epoch, position), so that any place can be found again."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptcli.data import token_shards
+from gptcli.data.token_shards import Shards
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens to learn from and tokens to be judged by.
+
+    Attributes:
+        train: (n) int32, or shards on disk.
+        validation: (m) int32, or shards; empty where the text has no part to spare.
+        characters: of the whole text.
+        tokens: of the whole text; the cut between the parts may have made one token two.
+        notes: what had to be changed to make the text fit, a line each.
+    """
+
+    train: Tensor | Shards
+    validation: Tensor | Shards
+    characters: int
+    tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all tokens (of the sums of shards) and where they are split."""
+        digest = hashlib.sha256(f"{len(self.train)} {len(self.validation)}".encode())
+        for part in (self.train, self.validation):
+            if isinstance(part, Shards):
+                digest.update(part.identity.encode())
+            else:
+                digest.update(part.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def beginning(self, count: int) -> list[int]:
+        """The first tokens, at most ``count``."""
+        count = min(count, len(self.train))
+        found = self.train.rows([0], count)[0] if isinstance(self.train, Shards) else self.train[:count]
+        return [int(token) for token in found]
+
+
+def split_characters(texts: Sequence[str], train_share: float) -> tuple[list[str], list[str]]:
+    """The first ``train_share`` of all characters, and the rest; a text on the border is cut there."""
+    left = int(train_share * sum(len(text) for text in texts))
+    train, validation = [], []
+    for text in texts:
+        head, tail = text[:left], text[left:]
+        left -= len(head)
+        train += [head] if head else []
+        validation += [tail] if tail else []
+    return train, validation
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, allow_special: bool = False) -> Tensor:
+    """One run of tokens (n) int32, texts separated by end of text where the tokenizer has one."""
+    ids: list[int] = []
+    for number, text in enumerate(texts):
+        if number and tokenizer.eot_id is not None:
+            ids.append(tokenizer.eot_id)
+        ids += tokenizer.encode(text, allow_special=allow_special)
+    return torch.tensor(ids, dtype=torch.int32)
+
+
+def make_corpus(texts: Sequence[str], tokenizer: Tokenizer, train_share: float, allow_special: bool = False) -> Corpus:
+    """Encode and split. A part too small to use is given up, with a note.
+
+    Raises:
+        GptcliError: under 2 tokens in all, so that there is nothing to predict.
+    """
+    whole = encode_texts(texts, tokenizer, allow_special)
+    if len(whole) < 2:
+        raise GptcliError(
+            f"The text has {len(whole)} token{'' if len(whole) == 1 else 's'}, but predicting takes at least 2.",
+            "Give a longer text: a few pages is a good start.",
+        )
+    train_texts, validation_texts = split_characters(texts, train_share)
+    train = encode_texts(train_texts, tokenizer, allow_special)
+    validation = encode_texts(validation_texts, tokenizer, allow_special)
+    notes = []
+    if len(train) < 2:
+        train, validation = whole, whole[:0]
+        notes.append("The text is too short to split: all of it trains, nothing validates.")
+    elif len(validation) < 2:
+        validation = validation[:0]
+        notes.append("There is no text left to validate on: the run goes without a validation loss.")
+    return Corpus(train, validation, sum(len(text) for text in texts), len(whole), tuple(notes))
+
+
+def open_prepared(folder: Path, train_share: float) -> Corpus:
+    """A folder of gptcli prepare, by memory map: nothing but the shards' headers is read.
+
+    The first ``train_share`` of the tokens trains, the rest validates.
+
+    Raises:
+        GptcliError: the folder is unfinished or damaged, or has under 2 tokens.
+    """
+    whole = token_shards.open_shards(folder)
+    if len(whole) < 2:
+        raise GptcliError(f"{folder} has {len(whole)} tokens, but predicting takes at least 2.", "Give a longer text.")
+    cut = int(train_share * len(whole))
+    notes = []
+    if cut < 2:
+        cut = len(whole)
+        notes.append("The text is too short to split: all of it trains, nothing validates.")
+    elif len(whole) - cut < 2:
+        cut = len(whole)
+        notes.append("There is no text left to validate on: the run goes without a validation loss.")
+    characters = token_shards.read_manifest(folder)["totals"]["characters"]
+    train, validation = whole.part(0, cut), whole.part(cut, len(whole))
+    return Corpus(train, validation, characters, len(whole), tuple(notes))
+
+
+class Windows:
+    """Overlapping or touching stretches of a token run, each with its targets one token further on.
+
+    Args:
+        tokens: (n) integer tokens, n ≥ 2, in memory or in shards.
+        context_length: T; shortened to n - 1 where the run is shorter.
+        stride: from one window's start to the next's.
+    """
+
+    def __init__(self, tokens: Tensor | Shards, context_length: int, stride: int) -> None:
+        self.tokens = tokens
+        self.context_length = min(context_length, len(tokens) - 1)
+        self.stride = stride
+
+    def __len__(self) -> int:
+        # As the course's loader counts: every start whose targets still lie within the text.
+        return (len(self.tokens) - self.context_length - 1) // self.stride + 1
+
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the windows ``numbers``, each (B, T) int64."""
+        if isinstance(self.tokens, Shards):
+            rows = torch.from_numpy(self.tokens.rows([n * self.stride for n in numbers], self.context_length + 1))
+            return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        starts = torch.tensor(numbers)[:, None] * self.stride  # (B, 1)
+        inputs = starts + torch.arange(self.context_length)  # (B, T)
+        return self.tokens[inputs].long(), self.tokens[inputs + 1].long()
+
+    def order(self, seed: int, epoch: int) -> Sequence[int]:
+        """All windows, in an order that is a function of (seed, epoch) alone."""
+        if isinstance(self.tokens, Shards):
+            return Permutation(len(self), seed, epoch)
+        return shuffled(len(self), seed, epoch)
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of ``count`` windows in an epoch: a function of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(count, generator=generator).tolist()
+
+
+class Permutation(Sequence[int]):
+    """``0 … count - 1`` in an order that is computed place by place and never held: a function of (seed, epoch, place).
+
+    A Feistel network over the next power of four (Luby and Rackoff, 1988) shuffles the places; one that it sends beyond
+    ``count`` is sent on until it comes back (Black and Rogaway, 2002: cycle walking).
+    """
+
+    ROUNDS = 6
+
+    def __init__(self, count: int, seed: int, epoch: int) -> None:
+        self._count = count
+        self._half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+        self._mask = np.uint64((1 << int(self._half)) - 1)
+        key = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+        self._keys = np.frombuffer(key + hashlib.sha256(key).digest(), "<u8")[: self.ROUNDS]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return self._at(np.arange(*place.indices(self._count), dtype=np.uint64))
+        return self._at(np.array([range(self._count)[place]], np.uint64))[0]
+
+    def _at(self, places: NDArray[np.uint64]) -> list[int]:
+        values = self._shuffle(places)
+        while (outside := values >= self._count).any():
+            values[outside] = self._shuffle(values[outside])
+        found: list[int] = values.tolist()
+        return found
+
+    def _shuffle(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values >> self._half, values & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (_mixed(right ^ key) & self._mask)
+        return left << self._half | right
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Every bit of the result depends on every bit of the value: the finalizer of splitmix64 (Steele et al., 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

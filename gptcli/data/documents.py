@@ -1,0 +1,330 @@
+"""The texts a user names on the command line, read and decoded.
+
+A source is a file, a folder (every .txt and .md file below it), a glob such as ``texts/*.txt`` (quoted, or on a shell
+that does not expand it), or ``-`` for stdin. Any file may be packed (.gz, .zst).
+"""
+
+import errno
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from gptcli.data.text_decoding import PACKED, READ_BYTES, chunks, decoded, plain_newlines
+from gptcli.errors import GptcliError, nearest
+
+SUFFIXES = (".txt", ".md")
+RECORD_SUFFIXES = (".jsonl",)
+ERRORS = ("strict", "replace", "ignore")
+
+_COMMON_ENCODINGS = (
+    *("utf-8", "utf-16", "utf-32", "ascii", "latin-1", "iso-8859-15", "cp437", "cp850", "cp1250", "cp1251", "cp1252"),
+    *("mac-roman", "koi8-r", "shift_jis", "euc-jp", "euc-kr", "gb18030", "big5"),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text: ``name`` is the path it came from (``stdin`` for ``-``), ``text`` has ``\\n`` as its only newline."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that one source stands for (None is stdin), and the folder they are in if the source is one."""
+
+    files: tuple[Path | None, ...]
+    folder: Path | None = None
+
+
+def read_documents(
+    sources: Sequence[str], *, encoding: str | None = None, errors: str = "strict", stdin: BinaryIO | None = None
+) -> list[Document]:
+    """Read every source, in the order given; the same file named twice is read twice.
+
+    - A folder stands for the .txt and .md files below it, packed or not, sorted by path; hidden files and folders,
+      symbolic links to folders, and files without any text are passed over.
+    - A glob stands for the files that match it, sorted; ``**`` goes down into folders. A name such as ``[draft].txt``
+      that is there as it stands is no glob.
+    - A file whose name ends in .gz or .zst is unpacked.
+    - A byte-order mark (UTF-8, UTF-16, UTF-32) decides the encoding and is removed; else ``encoding`` does; else UTF-8.
+    - ``\\r\\n`` and ``\\r`` become ``\\n``.
+
+    Args:
+        sources: files, folders, globs and ``-``, which stands for stdin and may come once.
+        encoding: any text encoding that Python knows; None is UTF-8.
+        errors: what becomes of bytes that cannot be decoded: ``strict`` (an error), ``replace`` (U+FFFD) or ``ignore``.
+        stdin: where ``-`` reads from; None is the process's own.
+
+    Raises:
+        GptcliError: a source that is missing, unreadable, empty, binary or not in the encoding; a folder or a glob with
+            no text; an unknown encoding or error rule.
+    """
+    check_decoding(encoding, errors)
+    documents: list[tuple[str, list[str]]] = []
+    for name, begins, text in stream(find(sources), encoding=encoding, errors=errors, stdin=stdin):
+        if begins:
+            documents.append((name, []))
+        documents[-1][1].append(text)
+    return [Document(name, "".join(pieces)) for name, pieces in documents]
+
+
+def read_text(source: str, stdin: BinaryIO | None = None) -> str:
+    """The text of one file, or of stdin, as it is: white space alone is a text too. Else as `read_documents`.
+
+    Args:
+        source: a file or ``-``; the texts of a folder or a glob are put together, a line apart.
+        stdin: where ``-`` reads from; None is the process's own.
+
+    Raises:
+        GptcliError: as `read_documents`.
+    """
+    (found,) = find([source])
+    if found.folder is not None or len(found.files) != 1:
+        return "\n".join(document.text for document in read_documents([source], stdin=stdin))
+    (path,) = found.files
+    name, sizes = "stdin" if path is None else str(path), [0]
+    data = _counted(_read(path, stdin, lambda count: None), sizes)
+    text = "".join(decoded(name, data, None, "strict"))
+    if not text:
+        raise _no_text(name, sizes[0], None)
+    return text
+
+
+def check_decoding(encoding: str | None, errors: str) -> None:
+    """Raise GptcliError for an encoding that Python does not know, or a rule for errors that we do not."""
+    if errors not in ERRORS:
+        raise GptcliError(f"Unknown value for --errors: {errors}", nearest(errors, ERRORS))
+    if encoding is not None:
+        _check_encoding(encoding)
+
+
+def find(sources: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Found]:
+    """The files that ``sources`` stand for, each source's in its order; nothing is read yet.
+
+    Raises:
+        GptcliError: a source that is missing; a folder or a glob without a file; stdin named twice.
+    """
+    if list(sources).count("-") > 1:
+        raise GptcliError("- is given twice, and stdin can be read only once", "Give - once.")
+    return [_find(source, suffixes) for source in sources]
+
+
+def stream(
+    found: Sequence[Found],
+    *,
+    encoding: str | None,
+    errors: str,
+    field: str | None = None,
+    stdin: BinaryIO | None = None,
+    tell: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[str, bool, str]]:
+    """Every text in pieces of about a megabyte: (name of the file, whether a text begins here, piece).
+
+    The rules are `read_documents`'. No piece is empty, and a text that is nothing but white space has none.
+
+    Args:
+        found: what `find` found.
+        encoding: see `read_documents`; checked by `check_decoding`.
+        errors: likewise.
+        field: the files hold a JSON object a line, and this field of each is a text of its own.
+        stdin: where ``-`` reads from.
+        tell: is told how many bytes of all the files have been read so far.
+
+    Raises:
+        GptcliError: a file that is unreadable, damaged, empty, binary, not in the encoding or, with ``field``, not what
+            it says; a folder without any text.
+    """
+    before = 0
+    for source in found:
+        any_text = False
+        for path in source.files:
+            sizes, read = [0], [0]
+
+            def note(count: int, before: int = before, read: list[int] = read) -> None:
+                read[0] = count
+                tell(before + count)
+
+            name = "stdin" if path is None else str(path)
+            data = _counted(_read(path, stdin, note), sizes)
+            pieces = decoded(name, data, encoding, errors)
+            has_text = False
+            for begins, text in _records(name, pieces, field) if field is not None else _one_text(pieces):
+                has_text = True
+                yield name, begins, text
+            before += read[0]
+            any_text |= has_text
+            if not has_text and source.folder is None:
+                raise _no_text(name, sizes[0], field)
+        if not any_text:
+            raise GptcliError(
+                f"No text in {source.folder}: every one of its {len(source.files)} text files is empty", "Give a text."
+            )
+
+
+def _counted(data: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
+    """``data``, while ``sizes[0]`` counts its bytes."""
+    for chunk in data:
+        sizes[0] += len(chunk)
+        yield chunk
+
+
+def _read(path: Path | None, stdin: BinaryIO | None, tell: Callable[[int], None]) -> Iterator[bytes]:
+    if path is None:
+        source = stdin or sys.stdin.buffer
+        try:
+            while chunk := source.read(READ_BYTES):
+                yield chunk
+        except OSError as error:
+            why = "it is closed" if error.errno == errno.EBADF else error.strerror
+            raise GptcliError(f"Cannot read stdin: {why}", "Give the path of a text file, or send a text.") from error
+        return
+    try:
+        yield from chunks(path, tell)
+    except FileNotFoundError:
+        raise GptcliError(f"No such file: {path}", _nearest_file(path)) from None
+    except OSError as error:
+        _cannot_read(error, path)
+
+
+def _one_text(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
+    """A file as one text, with a mark where it begins; nothing if it is only white space."""
+    held, begins = "", True
+    for piece in pieces:
+        held += piece
+        if not begins or not held.isspace():
+            yield begins, held
+            held, begins = "", False
+
+
+def _records(name: str, pieces: Iterable[str], field: str) -> Iterator[tuple[bool, str]]:
+    """A text a line, out of one field of its JSON object; those that are only white space are passed over."""
+    number, rest = 0, ""
+    for piece in chain(pieces, ["\n"]):
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            number += 1
+            if line and not line.isspace():
+                text = plain_newlines(_field(f"{name}, line {number:,}", line, field))
+                if text and not text.isspace():
+                    yield True, text
+
+
+def _field(where: str, line: str, field: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise GptcliError(
+            f"{where} is no JSON: {str(error)[:100]}.",
+            f'With --field, every line is an object: {{"{field}": "A text."}}',
+        ) from error
+    if not isinstance(record, dict) or field not in record:
+        has = f"an object with {', '.join(map(repr, [*record][:10])) or 'no field'}" if isinstance(record, dict) else ""
+        raise GptcliError(
+            f"{where} has no field {field!r}; it is {has or f'no object: {line[:40]}'}.",
+            "Name the field that holds the text: --field NAME",
+        )
+    if not isinstance(record[field], str):
+        raise GptcliError(
+            f"{where}: field {field!r} is {json.dumps(record[field])[:40]}, not a text.",
+            "Name the field that holds the text: --field NAME",
+        )
+    text: str = record[field]
+    return text
+
+
+def _no_text(name: str, size: int, field: str | None) -> GptcliError:
+    if size and field is not None:
+        return GptcliError(
+            f"{name} has no text in field {field!r} of any line", "Give a file that has some text in it."
+        )
+    what = f"nothing but white space ({size:,} bytes)" if size else "empty (0 bytes)"
+    return GptcliError(f"{name} is {what}", "Give a file that has some text in it.")
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        # Unlike codecs.lookup, this also refuses codecs that are not for text, such as hex and rot13.
+        io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    except (LookupError, ValueError):
+        raise GptcliError(f"Unknown encoding: {encoding}", nearest(encoding.lower(), _COMMON_ENCODINGS)) from None
+
+
+def _find(source: str, suffixes: Sequence[str]) -> Found:
+    if source == "-":
+        return Found((None,))
+    path = Path(source)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        _cannot_read(error, path)
+    if is_folder:
+        return _find_in_folder(path, suffixes)
+    if exists:
+        return Found((path,))
+    if not glob.has_magic(source):
+        raise GptcliError(f"No such file: {path}", _nearest_file(path))
+    # Path.glob takes no absolute pattern, and in Python 3.11 and 3.12 its ** finds folders alone.
+    matches = sorted(path for path in map(Path, glob.glob(source, recursive=True)) if path.is_file())  # noqa: PTH207
+    if not matches:
+        raise GptcliError(
+            f"No file matches {source}", f"Check the folder and the ending; this was looked up in {Path.cwd()}."
+        )
+    return Found(tuple(matches))
+
+
+def _find_in_folder(folder: Path, suffixes: Sequence[str]) -> Found:
+    paths = tuple(sorted(_texts_below(folder, suffixes)))
+    if not paths:
+        raise GptcliError(
+            f"No text in {folder}: it holds no {' or '.join(suffixes)} file",
+            f"Name the files themselves to read other endings, such as {folder / '*.text'}.",
+        )
+    return Found(paths, folder)
+
+
+def _texts_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, onerror=_cannot_read):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(parent, name)
+            plain = path.with_suffix("") if path.suffix.lower() in PACKED else path
+            # A named pipe would wait for ever.
+            if plain.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _cannot_read(error: OSError, path: Path | None = None) -> NoReturn:
+    hint = (
+        "Ask its owner for the right to read it, or give another file."
+        if isinstance(error, PermissionError)
+        else "Give the path of a text file, a folder of them, or - for stdin."
+    )
+    # A path can be a whole paragraph, when a user gives the text itself.
+    shown = str(path or error.filename)
+    shown = shown if len(shown) <= 200 else shown[:60] + "…"
+    raise GptcliError(f"Cannot read {shown}: {error.strerror}", hint) from error
+
+
+def _nearest_file(path: Path) -> str:
+    """The second line for a missing file: what its folder has instead."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"There is no folder {folder} here; this was looked up in {Path.cwd()}."
+    try:
+        names = {entry.name.lower(): entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    except OSError:
+        names = {}
+    close = get_close_matches(path.name.lower(), names, n=1)
+    if close:
+        return f"Did you mean {folder / names[close[0]]}?"
+    return f"No name in {folder.resolve()} comes close; give a file, a folder of texts, a glob, or - for stdin."

@@ -1,0 +1,334 @@
+"""Texts of any size to token shards: in parallel, in memory that does not grow, and where it stopped it goes on.
+
+The texts are read in portions (see portions.py). Where one ends depends on the texts alone, so that a shard can say at
+which token of which portion it ends: to go on, the portions before are read again, but not encoded.
+"""
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptcli import tokenizers
+from gptcli.checkpoints import overwrite
+from gptcli.checkpoints.tensorfile import clear_partials, partial_path
+from gptcli.data import documents, token_shards
+from gptcli.data.encoding_chunks import Portion, portions
+from gptcli.data.token_shards import Place, Tokens, Writer
+from gptcli.errors import GptcliError, nearest
+from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.bpe import BPETokenizer
+from gptcli.tokenizers.char import CharTokenizer
+from gptcli.tokenizers.gpt2 import GPT2Tokenizer
+from gptcli.tokenizers.word import WordTokenizer
+
+SHARD_TOKENS = 2**25
+IN_FLIGHT = 3  # portions a worker
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to prepare, and how.
+
+    Attributes:
+        texts: files, folders, globs; - is stdin.
+        kind: of the tokenizer.
+        encoding, errors: how bytes become text, as `documents.read_documents` says.
+        field: every file holds a JSON object a line, and this field of it is a text; None: every file is a text.
+        allow_special: read <|endoftext|> in a text as the token.
+        shard_tokens: tokens a shard.
+
+    Raises:
+        GptcliError: no such tokenizer or encoding, or a shard of no token.
+    """
+
+    texts: tuple[str, ...]
+    kind: str = "gpt2"
+    encoding: str | None = None
+    errors: str = "strict"
+    field: str | None = None
+    allow_special: bool = False
+    shard_tokens: int = SHARD_TOKENS
+
+    def __post_init__(self) -> None:
+        documents.check_decoding(self.encoding, self.errors)
+        if self.kind not in (*tokenizers.KINDS, BPETokenizer.kind):
+            raise GptcliError(f"There is no tokenizer {self.kind!r}.", nearest(self.kind, tokenizers.KINDS))
+        if self.shard_tokens < 1:
+            raise GptcliError(f"--shard-tokens is {self.shard_tokens}; a shard has at least 1.", "Leave it out.")
+
+
+class Preparation:
+    """One corpus in the making.
+
+    Attributes:
+        request: what was asked for.
+        bytes: of all files together, as they are on disk; stdin counts nothing.
+        passes: how often the texts are read: twice for a tokenizer that learns its vocabulary from them.
+        shards_done: whole shards that are there already.
+        state: ``new``, ``unfinished`` (it will go on) or ``finished`` (there is nothing left to do).
+
+    Args:
+        out: the folder to make.
+        request: what goes into it.
+        tokenizer: an existing one to encode with, of the kind asked for; None for a new one.
+        force: replace a corpus of other texts or settings.
+        advice: what to do where ``out`` holds one, if --force is not it.
+
+    Raises:
+        GptcliError: a text that is not there; ``out`` holds something else, or is of other texts or settings; what it
+            holds is damaged (every checksum is looked at).
+    """
+
+    def __init__(
+        self, out: Path, request: Request, tokenizer: Tokenizer | None = None, force: bool = False,
+        advice: str | None = None,
+    ) -> None:  # fmt: skip
+        self.out, self.request, self._given, self._advice = out, request, tokenizer, advice
+        suffixes = documents.SUFFIXES if request.field is None else documents.RECORD_SUFFIXES
+        self._found = documents.find(request.texts, suffixes)
+        files = [path for found in self._found for path in found.files]
+        self._again = all(path is not None and path.is_file() for path in files)
+        self._settings = self._describe(files)
+        self.bytes = sum(path.stat().st_size for path in files if path is not None)
+        self._start, self.shards_done, self._begun, self._replaces = Place(), 0, False, force
+        self.state = self._look(force)
+        learns = request.kind in ("char", "word") and self._given is None and self.state == "new"
+        self.passes = 2 if learns else 1
+        if learns and not self._again:
+            raise GptcliError(
+                f"A {request.kind} tokenizer reads the text twice, and stdin or a pipe can be read only once.",
+                "Save the text as a file first, or choose the gpt2 or byte tokenizer.",
+            )
+
+    def run(self, workers: int, tell: Callable[[int], None] = lambda count: None) -> None:
+        """Do what there is left to do.
+
+        Args:
+            workers: threads that encode.
+            tell: is told now and then how many bytes have been read, of `bytes` times `passes`.
+
+        Raises:
+            GptcliError: a text that cannot be read (a folder that was begun here disappears), or a disk that cannot
+                be written to (whole shards stay, and the same request goes on after them).
+        """
+        if self.state == "finished":
+            return
+        try:
+            tokenizer = self._begin(tell) if self.state == "new" else self._saved_tokenizer()
+            self._encode(tokenizer, workers, lambda count: tell(count + (self.passes - 1) * self.bytes))
+        except GptcliError:
+            if self._begun and not overwrite.foreign(self.out, token_shards.FOLDER.ours):
+                shutil.rmtree(self.out, ignore_errors=True)
+            raise
+        except OSError as error:
+            raise GptcliError(
+                f"Cannot write to {self.out}: {error.strerror or error}.",
+                "Make room, or choose another folder with --out; the same command goes on after the last whole shard.",
+            ) from error
+
+    def _describe(self, files: list[Path | None]) -> dict[str, Any]:
+        """What decides the tokens, as JSON."""
+        sources: list[dict[str, Any]] = []
+        for path in files:
+            if path is None:
+                sources.append({"path": "-"})
+            else:
+                about = path.stat()
+                sources.append({"path": str(path.absolute()), "bytes": about.st_size, "modified": about.st_mtime_ns})
+        request = self.request
+        return {
+            "tokenizer": request.kind, "encoding": request.encoding, "errors": request.errors, "field": request.field,
+            "allow_special": request.allow_special, "shard_tokens": request.shard_tokens, "sources": sources,
+        }  # fmt: skip
+
+    def _look(self, force: bool) -> str:
+        """What is in ``out`` already, and whether it may be gone on with."""
+        is_there = (self.out / token_shards.MANIFEST).is_file()
+        if force or not is_there:
+            self._check_output(force)
+            return "new"
+        manifest = token_shards.read_manifest(self.out)
+        self._compare(manifest)
+        finished = manifest["totals"] is not None
+        if not finished and not self._again:
+            self._check_output(force=True)
+            self._replaces = True
+            return "new"
+        self._count_whole_shards(manifest["tokenizer"]["fingerprint"])
+        return "finished" if finished and self.shards_done == manifest["totals"]["shards"] else "unfinished"
+
+    def _check_output(self, force: bool) -> None:
+        files = [path for found in self._found for path in found.files if path is not None]
+        overwrite.check_output(self.out, token_shards.FOLDER, force=force, inputs=files)
+
+    def _hint(self) -> str:
+        """What to do where ``out`` holds other tokens: --force, unless that would be refused."""
+        if self._advice is not None:
+            return self._advice
+        try:
+            self._check_output(force=True)
+        except GptcliError:
+            return "Choose another folder with --out."
+        return "Choose another folder with --out, or replace it with --force."
+
+    def _compare(self, manifest: dict[str, Any]) -> None:
+        before, now, hint = manifest["settings"], self._settings, self._hint()
+        for name in now:
+            if name != "sources" and now[name] != before.get(name):
+                option = f"--{name.replace('_', '-')}"
+                raise GptcliError(f"{self.out} was prepared with {option} {before.get(name)}, not {now[name]}.", hint)
+        fingerprint = manifest["tokenizer"]["fingerprint"]
+        if self._given is not None and self._given.fingerprint != fingerprint:
+            raise GptcliError(f"{self.out} was prepared with another {self.request.kind} tokenizer.", hint)
+        old = {source["path"]: source for source in before.get("sources", [])}
+        for source in now["sources"]:
+            was = old.get(source["path"])
+            if was != source and was is not None:
+                changed = f"{was.get('bytes', 0):,} bytes then, {source.get('bytes', 0):,} now"
+                if was.get("bytes") == source.get("bytes"):
+                    changed = "it has been written since"
+                raise GptcliError(f"{source['path']} has changed since {self.out} was begun: {changed}.", hint)
+        if now["sources"] != before.get("sources"):
+            raise GptcliError(f"{self.out} was prepared from other texts.", hint)
+        if not self._again and manifest["totals"] is not None:
+            raise GptcliError(f"{self.out} exists already, and stdin cannot be compared with what it holds.", hint)
+
+    def _count_whole_shards(self, fingerprint: str) -> None:
+        while (path := token_shards.shard_path(self.out, self.shards_done)).exists():
+            header = token_shards.read_header(path)
+            token_shards.check_fingerprint(path, header, fingerprint)
+            token_shards.check_sum(path, header)
+            self._start = header.end
+            self.shards_done += 1
+
+    def _saved_tokenizer(self) -> Tokenizer:
+        about = token_shards.read_manifest(self.out)["tokenizer"]
+        return tokenizers.load(self.out, about["kind"], about["fingerprint"])
+
+    def _stream(self, tell: Callable[[int], None]) -> Iterator[tuple[bool, str]]:
+        request = self.request
+        how: dict[str, Any] = {"encoding": request.encoding, "errors": request.errors, "field": request.field}
+        return ((begins, text) for _, begins, text in documents.stream(self._found, **how, tell=tell))
+
+    def _begin(self, tell: Callable[[int], None]) -> Tokenizer:
+        """Make the folder, with the tokenizer and an unfinished corpus.json in it; it appears at once."""
+        tokenizer = self._given or self._new_tokenizer(tell)
+        partial = partial_path(self.out)
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            clear_partials(self.out)
+            partial.mkdir()
+            tokenizer.save(partial)
+            token_shards.write_manifest(partial, self._manifest(tokenizer, None))
+            overwrite.put_in_place(partial, self.out, token_shards.FOLDER, force=self._replaces)
+            self._begun = True
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return tokenizer
+
+    def _new_tokenizer(self, tell: Callable[[int], None]) -> Tokenizer:
+        if self.passes == 1:
+            return tokenizers.build(self.request.kind)
+        several = 0
+
+        def pieces() -> Iterator[str]:
+            nonlocal several
+            for portion in portions(self._stream(tell)):
+                for separated, text in portion:
+                    several |= separated
+                    yield text
+            if several:
+                yield "\n"  # as train sees several texts
+
+        learned = CharTokenizer if self.request.kind == "char" else WordTokenizer
+        return learned.from_pieces(pieces())
+
+    def _encode(self, tokenizer: Tokenizer, workers: int, tell: Callable[[int], None]) -> None:
+        dtype = token_shards.token_dtype(tokenizer.vocab_size)
+        encode = _encoder(tokenizer, self.request.allow_special)
+        totals = {"documents": 1, "characters": 0, "tokens": 0}
+        read = 0
+
+        def note(count: int) -> None:
+            nonlocal read
+            read = count
+
+        def counted() -> Iterator[tuple[Portion, int]]:
+            for portion in portions(self._stream(note)):
+                totals["documents"] += sum(separated for separated, _ in portion)
+                totals["characters"] += sum(len(text) for _, text in portion)
+                yield portion, read
+
+        writer = Writer(self.out, tokenizer.fingerprint, dtype, self.request.shard_tokens, self.shards_done)
+        numbered = counted()
+        for _, count in islice(numbered, self._start.portion):
+            tell(count)
+        number, first = self._start.portion, self._start.tokens
+        try:
+            for tokens, count in _in_order(numbered, encode, workers):
+                writer.add(tokens, number, first)
+                number, first = number + 1, 0
+                tell(count)
+            writer.end_shard(Place(number))
+        finally:
+            writer.close()
+        totals["tokens"] = sum(
+            token_shards.read_header(token_shards.shard_path(self.out, shard)).count for shard in range(writer.number)
+        )
+        token_shards.write_manifest(self.out, self._manifest(tokenizer, {**totals, "shards": writer.number}))
+
+    def _manifest(self, tokenizer: Tokenizer, totals: dict[str, int] | None) -> dict[str, Any]:
+        about = {
+            "kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size
+        }  # fmt: skip
+        return {"settings": self._settings, "tokenizer": about, "totals": totals}
+
+
+def _encoder(tokenizer: Tokenizer, allow_special: bool) -> Callable[[Portion], Tokens]:
+    dtype, eot = token_shards.token_dtype(tokenizer.vocab_size), tokenizer.eot_id
+
+    def encode(portion: Portion) -> Tokens:
+        runs: list[Tokens] = []
+        for separated, text in portion:
+            if separated and eot is not None:
+                runs.append(np.array([eot], dtype))
+            if isinstance(tokenizer, GPT2Tokenizer):
+                runs.append(tokenizer.encode_array(text, allow_special=allow_special).astype(dtype))
+            else:
+                runs.append(np.array(tokenizer.encode(text, allow_special=allow_special), dtype))
+        return np.concatenate(runs)
+
+    return encode
+
+
+def _in_order(
+    portions: Iterable[tuple[Portion, int]], encode: Callable[[Portion], Tokens], workers: int
+) -> Iterator[tuple[Tokens, int]]:
+    """Encode in threads (tiktoken lets go of Python's lock), a few portions ahead of the one asked for."""
+    waiting: deque[tuple[Future[Tokens], int]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for portion, count in portions:
+                waiting.append((pool.submit(encode, portion), count))
+                if len(waiting) >= IN_FLIGHT * workers:
+                    done, read = waiting.popleft()
+                    yield done.result(), read
+            while waiting:
+                done, read = waiting.popleft()
+                yield done.result(), read
+        finally:
+            for late, _ in waiting:
+                late.cancel()
+
+
+def default_workers() -> int:
+    """As many threads as this process has cores to run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

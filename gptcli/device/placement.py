@@ -1,0 +1,263 @@
+"""Device, dtype and threads: probed, and explained in words a user can act on."""
+
+import ctypes
+import mmap
+import os
+import sys
+from dataclasses import dataclass
+from typing import cast
+
+import psutil
+import torch
+
+from gptcli.config import Precision as PrecisionName
+from gptcli.device import machine
+from gptcli.errors import GptcliError, nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUGE_PAGE = 2**21
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision to compute, and why.
+
+    Attributes:
+        device: the torch device.
+        dtype: the floating-point type of weights and activations.
+        reason: one phrase for the header of a run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The device with its number and what it calls itself, as in "cuda:0, NVIDIA H100 80GB HBM3 MIG 3g.40gb"."""
+        if self.device.type != "cuda":
+            return str(self.device)
+        number = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return f"cuda:{number}, {torch.cuda.get_device_name(number)}"
+
+
+def choose(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Resolve ``--device`` and ``--dtype``.
+
+    Raises:
+        GptcliError: an unknown name, a device that this machine does not have, or CUDA_VISIBLE_DEVICES names an
+            instance of a split GPU that the driver does not have.
+    """
+    if dtype != "auto":
+        _known_dtype(dtype)
+    chosen = _best_device() if device == "auto" else _named_device(device)
+    if dtype == "bfloat16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise GptcliError(
+            f"--dtype bfloat16: {torch.cuda.get_device_name(chosen)} has none.",
+            "Take another device or --dtype float16.",
+        )
+    hidden = _unseen_instance() if chosen.type == "cpu" and device == "auto" else ""
+    reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, f"no GPU found{hidden}")
+    if device != "auto":
+        reason = "asked for"
+    return Placement(chosen, DTYPES[dtype] if dtype != "auto" else torch.float32, reason)
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _named_device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise GptcliError(f"There is no device {name!r}.", nearest(name, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
+    if kind == "cuda" and not torch.cuda.is_available():
+        _unseen_instance()
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise GptcliError(f"--device {name}: torch finds {count} CUDA GPUs here.", "Use --device auto or --device cpu.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise GptcliError("--device mps: torch finds no Apple GPU here.", "Use --device auto or --device cpu.")
+    return torch.device(name)
+
+
+def _unseen_instance() -> str:
+    """Where torch finds no GPU: half a sentence on an instance of a split one that it could use, or nothing.
+
+    CUDA finds the instances by itself, but where CUDA_VISIBLE_DEVICES names one that is not there it only finds no GPU.
+
+    Raises:
+        GptcliError: it names an instance that the driver does not list.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "" or (listing := machine.driver_listing()) is None:
+        return ""
+    known = machine.instances(listing)
+    named = (visible or "").split(",")[0].strip()
+    if named.startswith("MIG-") and not any(each.uuid.startswith(named) for each in known):
+        there = ", ".join(f"{each.uuid} ({each.profile})" for each in known) or "no instance at all"
+        raise GptcliError(
+            f"CUDA_VISIBLE_DEVICES is {visible}, and the driver has no such instance of a GPU.",
+            f"nvidia-smi -L lists {there}. Set it to one of those, or use --device cpu.",
+        )
+    return f"; CUDA_VISIBLE_DEVICES={known[0].uuid} would name an instance of one" if known else ""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision of matrix products in training, and one phrase on why."""
+
+    name: PrecisionName
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As torch has it."""
+        return DTYPES[self.name]
+
+
+def training_precision(name: str, device: torch.device) -> Precision:
+    """The precision of matrix products in training: ``name``, or what "auto" stands for on such a device.
+
+    A GPU gets bfloat16 where it has it, else float16 with scaled gradients; everything else float32, so that a run on
+    a CPU gives the same numbers whatever the CPU. Weights and moments are float32 in any case.
+
+    Raises:
+        GptcliError: an unknown name.
+    """
+    if name != "auto":
+        return Precision(_known_dtype(name), "asked for")
+    if device.type != "cuda":
+        return Precision("float32", f"auto on {'a CPU' if device.type == 'cpu' else device.type}")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bfloat16", "this GPU has it")
+    return Precision("float16", "this GPU has no bfloat16")
+
+
+def _known_dtype(name: str) -> PrecisionName:
+    if name not in DTYPES:
+        raise GptcliError(f"There is no dtype {name!r}.", nearest(name, ["auto", *DTYPES]))
+    return cast(PrecisionName, name)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``; to a GPU from memory that stays in its place, so that the host need not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, also where several processes hold a shard of it each (every one of them has to ask)."""
+    full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def placed_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """``tensor``, which every process has whole, on ``parameter``'s device, and in shards where that is."""
+    tensor = tensor.to(parameter.device)
+    if not hasattr(parameter, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor  # takes a second to load
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
+def set_threads(threads: int | None) -> int:
+    """Use ``threads`` CPU threads (None: torch's own choice, the physical cores) and return how many it is.
+
+    Raises:
+        GptcliError: fewer than 1.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a run may take on ``device`` without pushing others out."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on a GPU by torch, else by this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reuse_freed_memory(expected: int = 0) -> bool:
+    """Have the C library keep freed memory for the next tensor of its kind, for the rest of the process.
+
+    By default glibc hands every large buffer back to the system, and the next step pays a page fault for each 4 KiB
+    of it: a third of a small model's training step.
+
+    Args:
+        expected: bytes that will be needed. So much room is asked for on huge pages, where the system gives them to
+            those who ask: a twentieth of a step goes into translating the addresses of small ones. Nothing of it is
+            used before it is needed.
+
+    Returns:
+        True if freed memory will be kept.
+    """
+    libc = _glibc()
+    if libc is None:
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4
+    kept = bool(libc.mallopt(m_mmap_max, 0)) and bool(libc.mallopt(m_trim_threshold, -1))
+    if kept and expected:
+        _ask_for_huge_pages(libc, expected)
+    return kept
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        libc.free.argtypes = [ctypes.c_void_p]
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        return libc if hasattr(libc, "mallopt") else None
+    except (OSError, AttributeError):  # another C library, such as musl
+        return None
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
+    """Let the heap grow by ``size`` bytes, ask for huge pages there, and free it: it stays the heap's."""
+    start = libc.malloc(size)
+    if start and hasattr(mmap, "MADV_HUGEPAGE"):
+        first = -(-start // HUGE_PAGE) * HUGE_PAGE
+        whole = (start + size - first) // HUGE_PAGE * HUGE_PAGE
+        if whole > 0:
+            libc.madvise(first, whole, mmap.MADV_HUGEPAGE)
+    libc.free(start)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until ``device`` has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

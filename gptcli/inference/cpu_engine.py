@@ -1,0 +1,238 @@
+"""The CPU engine: a model packed for kernels.py, with a cache of its own and a team of threads.
+
+It speaks numpy and needs no torch. Rows are the unit of work: a token at a position of a slot, a slot being one
+sequence's place in the cache.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptcli.config import GPTConfig
+from gptcli.inference.cpu_weights import Matrices
+from gptcli.kernels.cpu import memory_layout
+from gptcli.kernels.cpu.compile_cache import Kernels
+from gptcli.kernels.cpu.matmul import LANES, TILE
+from gptcli.kernels.cpu.memory_layout import allocate, padded
+from gptcli.kernels.cpu.step_program import phases
+from gptcli.kernels.cpu.worker_threads import Helpers
+from gptcli.model.quantization import Tensors
+
+AT_ONCE = 12  # rows that meet each weight while it is in a register, or nearly so
+MAX_ROWS = 192  # tokens of a prompt that are read together
+
+
+class Engine:
+    """A packed model, its cache and its threads.
+
+    Args:
+        config: the model's shape; `decoders.obstacle` knows what the kernels do not.
+        tensors: float32 weights by the model's names, or `Packed` ones; each is asked for once and let go.
+        bits: 32, 8 or 4: float32 matrices are quantised on the way in.
+        capacity: tokens that each slot of the cache has room for.
+        slots: sequences that can be under way at once.
+        threads: how many compute, the calling one included.
+        tell: called with a line that says what takes a while.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        tensors: Tensors,
+        *,
+        bits: int = 32,
+        capacity: int | None = None,
+        slots: int = 1,
+        threads: int = 1,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config = config
+        self.slots = slots
+        self.at_once = AT_ONCE
+        self.threads = min(threads, memory_layout.MAX_THREADS)
+        self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
+        self._kernels = Kernels(tell)
+        self._table = np.zeros(memory_layout.PROGRAM + memory_layout.STEP * (10 * config.n_layers + 6), np.int64)
+        self._matrices = Matrices(config, self._table, self._kernels, bits, self.threads)
+        self._matrices.fill(tensors)
+        self._lay_out_work()
+        self._write_program()
+        self._start(bits)
+
+    def twin(self, bits: int) -> "Engine":
+        """This model with its float32 matrices packed in ``bits`` bits (8 or 4), and everything else shared.
+
+        Both have one cache and one place for logits, so each reads on where the other is, and only one at a time.
+        """
+        twin = copy.copy(self)
+        twin._table = self._table.copy()
+        twin._matrices = self._matrices.packed_anew(twin._table, bits)
+        twin._write_program()
+        twin._start(bits)
+        return twin
+
+    def draws(self, requests: Sequence[Any], drawable: Any = None) -> None:
+        """Nothing: whoever asked for logits draws from them."""
+
+    def _start(self, bits: int) -> None:
+        """Make the kernel ready, and helpers for it."""
+        weights = self._matrices
+        self._arguments = (weights.data, weights.scale, weights.floats, self._work, self._table, self._control)
+        self._kernels.prepare(bits)
+        self._helpers = Helpers(self._kernels.run, self._arguments, self.threads - 1)
+        self.close = weakref.finalize(self, self._helpers.end)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one decode step reads of the matrices."""
+        return self._matrices.bytes_read
+
+    def step(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        wanted: Sequence[int] | None = None,
+        tap: int = 0,
+    ) -> NDArray[np.float32]:
+        """Read up to `max_rows` tokens at once.
+
+        Args:
+            ids, positions, slots: a token each, where it stands in its sequence, and which sequence that is; tokens of
+                one sequence follow one another, and everything before them has been read.
+            wanted: the rows whose logits to compute; all by default.
+            tap: compute, below these, the logits that the final norm and the head make of the layer ``tap`` (from 1).
+
+        Returns:
+            (W, V) float32, or (2 W, V) with a tap; valid until the next step.
+        """
+        control, rows = self._control, self.max_rows
+        self._open_panels(positions, slots)
+        wanted = range(len(ids)) if wanted is None else wanted
+        for number, values in enumerate((ids, positions, slots, wanted)):
+            first = self._lists + number * rows
+            control[first : first + len(values)] = values
+        control[memory_layout.ROWS], control[memory_layout.WANTED], control[memory_layout.TAP] = (
+            len(ids),
+            len(wanted),
+            tap,
+        )
+        self._helpers.wake()
+        self._kernels.run(*self._arguments, 0)
+        logits = self._logits[: len(wanted), : self.config.vocab_size]
+        if not tap:
+            return logits
+        return np.concatenate([logits, self._logits[rows : rows + len(wanted), : self.config.vocab_size]])
+
+    def read(
+        self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0
+    ) -> NDArray[np.float32]:
+        """Read tokens of one sequence from position ``start`` on; logits after the last of them, or after each.
+
+        Returns:
+            (1, V) or (T, V) float32, valid until the next step; with a tap (see `step`) twice as many rows.
+
+        A tap cannot be read after each of more than `max_rows` tokens.
+        """
+        parts: list[NDArray[np.float32]] = []
+        for first in range(0, len(ids), self.max_rows):
+            part = ids[first : first + self.max_rows]
+            last = first + len(part) == len(ids)
+            wanted = range(len(part)) if every else [len(part) - 1] if last else []
+            positions = range(start + first, start + first + len(part))
+            logits = self.step(part, positions, [slot] * len(part), wanted, tap if wanted else 0)
+            if every:
+                parts.append(logits if last and not parts else logits.copy())
+        return np.concatenate(parts) if len(parts) > 1 else logits
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Let slot ``target`` know the first ``length`` tokens of ``source``."""
+        for cache in (self._keys, self._values):
+            kept = padded(length, LANES) * cache.shape[-1] // self.capacity
+            cache[target, :, :kept] = cache[source, :, :kept]
+        self._open[target] = self._open[source]
+
+    def _open_panels(self, positions: Sequence[int], slots: Sequence[int]) -> None:
+        """Turn back the panel of keys that a sequence goes on in, where it is a full one (see attention.py)."""
+        ends: dict[int, int] = {}
+        for position, slot in zip(positions, slots, strict=True):
+            if slot not in ends and position % LANES and self._open[slot] != position // LANES:
+                size = LANES * self.config.head_dim
+                panel = self._keys[slot, :, position // LANES * size :][:, :size]
+                turned = panel.reshape(len(panel), -1, LANES).transpose(0, 2, 1)
+                panel[:] = turned.reshape(len(panel), -1)
+            ends[slot] = position
+        for slot, position in ends.items():
+            self._open[slot] = -1 if (position + 1) % LANES == 0 else position // LANES
+
+    def _lay_out_work(self) -> None:
+        """Activations, logits, scratch and cache in one array."""
+        config, table = self.config, self._table
+        width, projected = (
+            int(table[memory_layout.QKV + memory_layout.INPUTS]),
+            int(table[memory_layout.QKV + memory_layout.OUTPUTS]),
+        )
+        self.max_rows = padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
+        rows, head = self.max_rows, int(table[memory_layout.HEAD + memory_layout.OUTPUTS])
+        panels = -(-config.head_dim // LANES)
+        caches = self.slots * config.n_layers * config.n_heads
+        sizes = {
+            memory_layout.X: rows * width,
+            memory_layout.NORMED: 2 * rows * width,
+            memory_layout.CONTEXT: rows * width,
+            memory_layout.PROJECTED: rows * projected,
+            memory_layout.HIDDEN: 2
+            * rows
+            * int(table[memory_layout.CONTRACT + memory_layout.INPUTS]),  # and arranged for the next product
+            memory_layout.LOGITS: 2 * rows * head,
+            memory_layout.SCRATCH: self.threads * self._scratch_size(),
+            memory_layout.KEYS: caches * self.capacity * config.head_dim,
+            memory_layout.VALUES: caches * self.capacity * panels * LANES,
+        }
+        at = 0
+        for cell, size in sizes.items():
+            table[cell] = at
+            at += padded(size, LANES)
+        self._work = allocate(at, np.float32, huge=False)
+
+        def view(cell: int) -> NDArray[np.float32]:
+            return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
+
+        self._logits = view(memory_layout.LOGITS).reshape(-1, head)
+        rows_of_keys = config.n_layers * config.n_heads  # position after position in each
+        self._keys = view(memory_layout.KEYS).reshape(self.slots, rows_of_keys, -1)
+        self._values = view(memory_layout.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
+        self._open = np.full(self.slots, -1)  # the panel of each slot's keys that is being filled
+        table[memory_layout.LAYERS], table[memory_layout.HEADS], table[memory_layout.EMB_DIM] = (
+            config.n_layers,
+            config.n_heads,
+            config.emb_dim,
+        )
+        table[memory_layout.HEAD_SIZE], table[memory_layout.CAPACITY], table[memory_layout.MAX_ROWS] = (
+            config.head_dim,
+            self.capacity,
+            rows,
+        )
+        table[memory_layout.SCRATCH_SIZE] = self._scratch_size()
+
+    def _scratch_size(self) -> int:
+        inputs = max(
+            int(self._table[memory_layout.QKV + memory_layout.INPUTS]),
+            int(self._table[memory_layout.CONTRACT + memory_layout.INPUTS]),
+        )
+        return memory_layout.scratch_size(self.capacity, self.config.head_dim, inputs)
+
+    def _write_program(self) -> None:
+        """The phases of a step, one row each, and the counters that they take."""
+        table, program = self._table, phases(self.config, self._table)
+        table[memory_layout.PROGRAM :] = 0
+        for number, row in enumerate(program):
+            first = memory_layout.PROGRAM + number * memory_layout.STEP
+            table[first : first + len(row)] = row
+        table[memory_layout.STEPS] = len(program)
+        self._lists = memory_layout.COUNTERS + memory_layout.counter_cells(len(program))
+        self._control = np.zeros(self._lists + 4 * self.max_rows, np.int64)

@@ -1,0 +1,120 @@
+"""A prompt read at once into one slot of the cache, on the kernels' weights: eight launches a layer.
+
+Layer norm takes the bias and the residual sum before it along, products write into the residual stream, and the head
+sees the last token only. Lengths that come again are read by a graph of the next of a few padded lengths.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptcli.inference.row_weights import Matrix
+from gptcli.inference.step_launches import DecodeStep, power_of_two
+from gptcli.kernels.gpu.attention_decode import embed_kernel
+from gptcli.kernels.gpu.prompt import norm_kernel, widen_kernel, write_cache_kernel
+
+LENGTHS = (64, 128, 256, 512, 1024)  # of padded prompts
+WORTH_CAPTURING = 2  # times that a length has come before
+
+
+class PromptStep:
+    """Reads prompts for a `DecodeStep`.
+
+    Args:
+        step: its matrices, its cache and its head.
+        capture: makes a graph of what a function queues, and returns what replays it; None where there are none.
+    """
+
+    def __init__(self, step: DecodeStep, capture: Callable[[Callable[[], None]], Callable[[], None]] | None) -> None:
+        self._step, self._capture = step, capture
+        device = step.store.device
+        self._seen: Counter[int] = Counter()
+        self._graphs: dict[int, Callable[[], None]] = {}
+        self._ids = torch.zeros(1, max(LENGTHS), dtype=torch.int64, device=device)
+        self._start = torch.zeros(1, dtype=torch.int64, device=device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self._last = torch.zeros(1, dtype=torch.int64, device=device)
+        sizes = [m.outputs * m.inputs for layer in step.matrices for m in layer if m.kind != "float"]
+        self._wide = torch.empty(max(sizes, default=0), device=device, dtype=step.dtype)
+
+    def run(self, slot: int, ids: Sequence[int]) -> Tensor:
+        """Read ids from position 0 on: logits (1, V) float32 after the last, valid until the next call."""
+        count = len(ids)
+        length = next((n for n in LENGTHS if count <= n <= self._step.store.size(4)), None)
+        self._slot.fill_(slot)
+        self._last.fill_(count - 1)
+        if length is None:
+            self._read(torch.tensor([ids], device=self._ids.device))
+            return self._step.logits[:1]
+        self._ids[0, :count] = torch.tensor(ids)
+        if self._capture is not None and length not in self._graphs and self._seen[length] >= WORTH_CAPTURING:
+            self._graphs[length] = self._capture(lambda: self._read(self._ids[:, :length]))
+        self._seen[length] += 1
+        if length in self._graphs:
+            self._graphs[length]()
+        else:
+            self._read(self._ids[:, :count])
+        return self._step.logits[:1]
+
+    def _read(self, ids: Tensor) -> None:
+        """Read ids (1, T), of which the last that counts is at `_last`, into `_slot`."""
+        step, config = self._step, self._step.config
+        count, C, width = ids.size(1), config.emb_dim, power_of_two(config.emb_dim)
+        x = torch.empty(count, C, device=ids.device, dtype=step.dtype)
+        tokens = step.tokens
+        embed_kernel[(count,)](
+            ids, self._start, tokens.rows, tokens.rows if tokens.scale is None else tokens.scale, step.positions, x,
+            count, ids.stride(0), C, config.context_length, KIND=tokens.kind, WIDTH=width, DEPENDENT=False,
+        )  # fmt: skip
+        bias: Tensor | None = None  # of the last product, which the next norm adds
+        for number, (block, (qkv, proj, fc, out)) in enumerate(zip(step.blocks, step.matrices, strict=True)):
+            made = self._product(self._norm(x, bias, block.ln_1), qkv)
+            cache = step.store[number]
+            write_cache_kernel[(count, 2)](
+                made, cache, self._slot, C, config.n_heads, config.head_dim, cache.size(3), cache.stride(0), WIDTH=width
+            )
+            queries, keys, values = (
+                part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in made.chunk(3, dim=1)
+            )
+            scale = float(block.attn.query_scale) / config.head_dim**0.5
+            found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
+            x.addmm_(found.transpose(1, 2).reshape(count, C), self._weight(proj))
+            hidden = self._product(self._norm(x, proj.bias, block.ln_2), fc, config.activation)
+            x.addmm_(hidden, self._weight(out))
+            bias = out.bias
+        last = x.index_select(0, self._last).float()
+        step.run_head(last if bias is None else last + bias)
+
+    def _norm(self, x: Tensor, bias: Tensor | None, norm: torch.nn.LayerNorm) -> Tensor:
+        """The layer norm of x + bias (T, C), which x becomes."""
+        out = torch.empty_like(x)
+        norm_kernel[(len(x),)](
+            x, x if bias is None else bias, norm.weight, norm.bias, out, x.size(1), norm.eps,
+            BIASED=bias is not None, WIDTH=power_of_two(x.size(1)),
+        )  # fmt: skip
+        return out
+
+    def _product(self, x: Tensor, weights: Matrix, activation: str = "none") -> Tensor:
+        """x W + b (T, N), activated."""
+        weight, bias = self._weight(weights), weights.bias
+        if activation == "gelu_new" and bias is not None and x.is_cuda:  # cuBLAS does the tanh form by the way
+            fused: Tensor = torch._addmm_activation(bias, x, weight, use_gelu=True)
+            return fused
+        y = x @ weight if bias is None else torch.addmm(bias, x, weight)
+        if activation == "gelu_new":
+            return F.gelu(y, approximate="tanh")
+        return F.gelu(y) if activation == "gelu" else F.relu_(y) if activation == "relu" else y
+
+    def _weight(self, weights: Matrix) -> Tensor:
+        """W (K, N), widened if it is packed; valid until the next one."""
+        if weights.kind == "float":
+            return weights.rows.t()
+        size: Any = weights.outputs, weights.inputs
+        wide = self._wide[: weights.outputs * weights.inputs].view(size)
+        grid = -(-weights.outputs // 32), -(-weights.inputs // 128)
+        widen_kernel[grid](weights.rows, weights.scale, wide, *size, KIND=weights.kind, BLOCK_N=32, BLOCK_K=128)
+        return wide.t()

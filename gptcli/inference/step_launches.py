@@ -1,0 +1,219 @@
+"""A step of decoding as launches of Triton's kernels: for each of B slots T tokens, or for one slot up to `AT_ONCE`.
+
+A layer takes five launches: layer norm with the fused projection and the write into the cache; attention; projection
+with the residual sum; layer norm with the first matrix of the feed-forward layer and its activation; the second matrix
+with the residual sum. The residual stream and the sums are float32, whatever the weights are.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.inference.row_weights import Matrix, embeddings, matrix
+from gptcli.kernels.gpu.attention_decode import attend_kernel, embed_kernel
+from gptcli.kernels.gpu.launches import Launch, run_all
+from gptcli.kernels.gpu.matvec import few_rows_kernel, one_row_kernel
+from gptcli.model.gpt import GPTModel, TransformerBlock
+
+MOST_ROWS = 128  # more make matrix products of a step, which cuBLAS does better
+BLOCK = 128  # tokens of the cache that an attention program looks at together
+SPLITS = 8  # parts of a text that one row's attention is shared out over, about
+PROGRAMS = 132  # as many as an H100 has multiprocessors: a product has at least so many if it can
+TILE = 2**14  # weights that a program of 8 warps holds
+OUTPUTS = 16  # of a program, at most; with few rows, of all but the widest products
+
+
+class DecodeStep:
+    """What the steps of one model over one cache take.
+
+    Args:
+        model: in eval mode; its projections become views of what the kernels read (see row_weights.py).
+        store: (L, 2, B, H, S, D), the cache.
+        ids: (B, AT_ONCE) int64: row b's next tokens.
+        places: (B) int64: where the first of them stands.
+        aside: a row at this place takes no part.
+        dependent: let each kernel begin before the last has ended (Hopper's programmatic dependent launch).
+
+    Attributes:
+        logits: (R, V) float32, what `launches` leave.
+    """
+
+    def __init__(
+        self, model: GPTModel, store: Tensor, ids: Tensor, places: Tensor, aside: int, *, dependent: bool = False
+    ) -> None:
+        self.config = config = model.config
+        self.store, self.ids, self.places, self.aside, self.dependent = store, ids, places, aside, dependent
+        self.tokens, self.head = embeddings(model)
+        self.positions, self.norm = model.wpe.weight, model.ln_f
+        blocks: list[Any] = list(model.h)
+        self.blocks: list[TransformerBlock] = blocks
+        self.matrices = [
+            tuple(matrix(m) for m in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)) for b in blocks
+        ]
+        rows = max(store.size(2), ids.size(1))
+        self.dtype = model.dtype
+        self._chunk = max(BLOCK, -(-store.size(4) // (SPLITS * BLOCK)) * BLOCK)
+        self._splits = -(-store.size(4) // self._chunk)
+        self._split = _is_power_of_two(config.head_dim)
+        device, wide = model.device, torch.float32
+        self._x = torch.zeros(rows, config.emb_dim, device=device, dtype=wide)
+        self._q = torch.zeros(rows, config.emb_dim, device=device, dtype=wide)
+        self._context = torch.zeros(rows, config.emb_dim, device=device, dtype=model.dtype)
+        self._parts = torch.zeros(self._splits, config.emb_dim, device=device, dtype=wide)
+        self._lse = torch.zeros(self._splits, config.n_heads, device=device, dtype=wide)
+        self._hidden = torch.zeros(rows, config.hidden_dim, device=device, dtype=model.dtype)
+        self.logits: Tensor = torch.zeros(rows, config.vocab_size, device=device, dtype=wide)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a step of one row reads, but for single rows of embeddings."""
+        return sum(launch.weight_bytes for launch in self.launches(1))
+
+    def run(self, count: int) -> Tensor:
+        """Queue a step of ``count`` tokens of every slot: logits (B T, V) float32, valid until the next."""
+        run_all(self.launches(count))
+        return self.logits[: self.store.size(2) * count]
+
+    def run_head(self, x: Tensor) -> None:
+        """Queue the final norm and the head of one row x (1, C): logits (1, V) are in `logits` afterwards."""
+        self._x[:1] = x
+        self._product("head", 1, 1, self._x, self.head, self.logits, "norm", "act", self.norm).run()
+
+    def launches(self, count: int) -> list[Launch]:
+        """A step of ``count`` tokens of every slot, in order: logits (B T, V) are in `logits` afterwards."""
+        rows = self.store.size(2) * count
+        steps = [self._embedding(rows, count)]
+        for number, (block, (qkv, proj, fc, out)) in enumerate(zip(self.blocks, self.matrices, strict=True)):
+            cache, norms = self.store[number], (block.ln_1, block.ln_2)
+            steps += [
+                self._product("qkv", rows, count, self._x, qkv, self._q, "norm", "qkv", norms[0], cache=cache),
+                self._attention(rows, count, block, cache),
+                self._after_attention(rows, count, proj),
+                self._product(
+                    "fc", rows, count, self._x, fc, self._hidden, "norm", "act", norms[1],
+                    activation=self.config.activation,
+                ),
+                self._product("out", rows, count, self._hidden, out, self._x, "plain", "add"),
+            ]  # fmt: skip
+        steps.append(self._product("head", rows, count, self._x, self.head, self.logits, "norm", "act", self.norm))
+        return steps
+
+    def _embedding(self, rows: int, count: int) -> Launch:
+        config, tokens = self.config, self.tokens
+        arguments = (
+            self.ids, self.places, tokens.rows, tokens.rows if tokens.scale is None else tokens.scale, self.positions,
+            self._x, count, self.ids.stride(0), config.emb_dim, config.context_length,
+        )  # fmt: skip
+        width = power_of_two(config.emb_dim)
+        return Launch("embed", embed_kernel, (rows,), arguments, self._options(KIND=tokens.kind, WIDTH=width))
+
+    def _attention(self, rows: int, count: int, block: TransformerBlock, cache: Tensor) -> Launch:
+        config = self.config
+        split = rows == 1 and self._split
+        scale = float(block.attn.query_scale) / config.head_dim**0.5
+        arguments = (
+            self._q, cache, self.places, self._parts if split else self._context, self._lse, count, config.n_heads,
+            cache.size(3), self.aside, cache.stride(0), scale,
+        )  # fmt: skip
+        options = self._options(
+            D=config.head_dim, WIDTH=power_of_two(config.head_dim), BLOCK=BLOCK if config.head_dim <= 128 else 32,
+            CHUNK=self._chunk, SPLIT=split, num_warps=4 if split else 8,
+        )  # fmt: skip
+        grid = (rows * config.n_heads, self._splits if split else 1)
+        return Launch("attend", attend_kernel, grid, arguments, options)
+
+    def _after_attention(self, rows: int, count: int, proj: Matrix) -> Launch:
+        if rows == 1 and self._split:
+            return self._product("proj", rows, count, self._parts, proj, self._x, "combine", "add")
+        return self._product("proj", rows, count, self._context, proj, self._x, "plain", "add")
+
+    def _product(
+        self,
+        name: str,
+        rows: int,
+        count: int,
+        x: Tensor,
+        weights: Matrix,
+        out: Tensor,
+        prologue: str,
+        epilogue: str,
+        norm: torch.nn.LayerNorm | None = None,
+        cache: Tensor | None = None,
+        activation: str = "none",
+    ) -> Launch:
+        config, rows_of, some = self.config, weights.rows, self._x
+        gain, shift, eps = (some, some, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+        shared: dict[str, Any] = {
+            "KIND": weights.kind,
+            "PROLOGUE": prologue,
+            "EPILOGUE": epilogue,
+            "ACTIVATION": activation,
+            "BIASED": weights.bias is not None,
+        }
+        scale, bias = (some if part is None else part for part in (weights.scale, weights.bias))
+        tensors = (
+            x, rows_of, scale, bias, gain, shift, out, some if cache is None else cache, self.places,
+        )  # fmt: skip
+        stride = 0 if cache is None else cache.stride(0)
+        places = self.store.size(4)
+        of_norm = 0 if norm is None else norm.weight.nbytes + norm.bias.nbytes
+        work = {"weight_bytes": weights.nbytes + of_norm, "flops": 2 * rows * weights.outputs * weights.inputs}
+        if rows == 1:
+            width, block_n, warps = one_row_shape(weights.outputs, weights.inputs)
+            if prologue == "combine":  # which holds the parts beside the weights
+                warps = max(4, warps)
+            arguments: tuple[Any, ...] = (
+                *tensors, self._lse, weights.outputs, weights.inputs, eps, config.n_heads, config.head_dim, places,
+                stride,
+            )  # fmt: skip
+            options = self._options(
+                **shared, WIDTH=width, BLOCK_N=block_n, SPLITS=self._splits, CHUNK=self._chunk, num_warps=warps
+            )
+            grid: tuple[int, ...] = (-(-weights.outputs // block_n),)
+            return Launch(name, one_row_kernel, grid, arguments, options, **work)
+        block_m, block_n, block_k = few_rows_shape(rows, weights.outputs, self.dtype.itemsize)
+        arguments = (
+            *tensors, rows, count, weights.outputs, weights.inputs, eps, config.n_heads, config.head_dim, places, stride
+        )  # fmt: skip
+        options = self._options(
+            **shared, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, DTYPE=_triton_dtype(self.dtype), num_warps=4,
+            num_stages=4,
+        )  # fmt: skip
+        grid = (-(-weights.outputs // block_n), -(-rows // block_m))
+        return Launch(name, few_rows_kernel, grid, arguments, options, **work)
+
+    def _options(self, **options: Any) -> dict[str, Any]:
+        extra = {"launch_pdl": True} if self.dependent else {}
+        return {**options, "DEPENDENT": self.dependent, **extra}
+
+
+def one_row_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
+    """Padded inputs, outputs of a program, and its warps: whole rows, `TILE` weights for every 8 warps."""
+    width = max(32, power_of_two(inputs))
+    block = max(1, TILE // width) if width <= 4096 else 4
+    while block > 1 and -(-outputs // block) < PROGRAMS:
+        block //= 2
+    block = min(block, OUTPUTS)
+    return width, block, max(1, min(16, block * width * 8 // TILE))
+
+
+def few_rows_shape(rows: int, outputs: int, itemsize: int) -> tuple[int, int, int]:
+    """Rows, outputs and inputs of a block."""
+    block_m = min(64, max(16, power_of_two(rows)))
+    return block_m, 64 if outputs >= 64 * 2 * PROGRAMS else OUTPUTS, 128 if itemsize == 2 else 64
+
+
+def power_of_two(number: int) -> int:
+    """The next one that is not less."""
+    return 1 << (number - 1).bit_length()
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _triton_dtype(dtype: torch.dtype) -> Any:
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]

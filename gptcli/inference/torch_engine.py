@@ -1,0 +1,329 @@
+"""The torch engine: several sequences, each in a slot of one cache, on any device.
+
+A step reads its tokens and their places from tensors that stay where they are, and its shapes do not depend on how long
+a text has become, but for the stretch of the cache that is looked at, which grows in spans. So on a CUDA device a step
+is captured once as a graph and then replayed: a small model's step is otherwise bound by launching a few hundred
+kernels one by one. Elsewhere the same step runs as it is written.
+
+Where Triton's kernels can run, they compute the step (step_launches.py), draw from it on the device (device_draws.py)
+and read prompts (prompt_launches.py); what they cannot do, or cannot do here, the plain step does.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptcli.config import SamplingConfig
+from gptcli.inference.sampling import Drawable
+from gptcli.inference.sequence import Request
+from gptcli.kernels.gpu.triton_support import triton_reason
+from gptcli.model.gpt import Cache, GPTModel, KVCache
+from gptcli.model.quantized import PackedModel
+
+if TYPE_CHECKING:
+    from gptcli.inference.device_draws import DeviceDraws
+    from gptcli.inference.prompt_launches import PromptStep
+    from gptcli.inference.step_launches import DecodeStep
+
+SPAN = 128  # the cache is looked at in whole spans
+AT_ONCE = 8  # tokens of a single sequence that still make a step: what speculation verifies
+PART = 1024  # tokens of a prompt that are read together
+_Made = TypeVar("_Made")
+
+
+class RaggedCache:
+    """Keys and values of B sequences, each of a length of its own, for steps whose shapes and addresses never change.
+
+    The places are read from a tensor when the step runs, and every row looks at the same stretch of the cache under a
+    mask. So a step can be captured once and replayed, and rows of any lengths go through it together.
+
+    Args:
+        store: (L, 2, B, H, S, D), finite everywhere.
+        places: (B) int64, where in S each row's first token of the step goes.
+        span: the stretch of S that is looked at; it holds every place that matters.
+        context_length: positions that the model has.
+    """
+
+    def __init__(self, store: Tensor, places: Tensor, span: int, context_length: int) -> None:
+        self.store, self.places, self.span = store, places, span
+        self._last = context_length - 1
+
+    def _rows(self, count: int) -> Tensor:
+        """(B, T): the places of ``count`` tokens a row."""
+        return self.places[:, None] + torch.arange(count, device=self.places.device)
+
+    def positions(self, count: int) -> Tensor:
+        """Where the next tokens stand, (B, T); what is put aside stands anywhere."""
+        return self._rows(count).clamp(max=self._last)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Put keys and values (B, H, T, D) of one layer in their places, then look from queries at what came before."""
+        rows = self._rows(keys.size(2))
+        where = rows[:, None, :, None].expand_as(keys)
+        for part, new in enumerate((keys, values)):
+            self.store[layer, part].scatter_(2, where, new)
+        seen = torch.arange(self.span, device=rows.device) <= rows[:, None, :, None]  # (B, 1, T, S)
+        held = self.store[layer, :, :, :, : self.span]
+        return F.scaled_dot_product_attention(queries, held[0], held[1], attn_mask=seen)
+
+    def advance(self, count: int) -> None:
+        """The places are the caller's to move."""
+
+
+class TorchEngine:
+    """A `GPTModel`, its cache and its steps, as a `decoding.Engine`.
+
+    Args:
+        model: in eval mode.
+        capacity: tokens that each slot has room for; the model's context by default.
+        slots: sequences that can be under way at once.
+        span: see the module.
+        capture: replay steps as CUDA graphs, where the device has them.
+        compiled: let torch.compile make the steps.
+        kernels: let Triton's kernels compute the steps, where they can; with ``compiled`` they do not.
+        tell: called with a line where one of the two cannot work, and the plain step serves.
+    """
+
+    def __init__(
+        self,
+        model: GPTModel,
+        capacity: int | None = None,
+        slots: int = 1,
+        *,
+        span: int = SPAN,
+        capture: bool = True,
+        compiled: bool = False,
+        kernels: bool = True,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config = config = model.config
+        self.model, self.slots, self.at_once = model, slots, AT_ONCE
+        self._span, self._tell = span, tell
+        kept = min(capacity or config.context_length, config.context_length)
+        places = -(-(kept + AT_ONCE) // span) * span
+        self._aside = places - AT_ONCE  # where rows that have no part in a step write
+        shape = (config.n_layers, 2, slots, config.n_heads, places, config.head_dim)
+        # Zeros: what is masked is multiplied by 0, and NaN times 0 would not be 0.
+        self._store = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        self._ids = torch.zeros(slots, AT_ONCE, dtype=torch.int64, device=model.device)
+        self._places = torch.zeros(slots, dtype=torch.int64, device=model.device)
+        self._captures = capture and model.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        self._graphs: dict[tuple[int, int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._draws: DeviceDraws | None = None
+        self._drawn: dict[SamplingConfig | None, Callable[[], None]] = {}
+        self._compiled = torch.compile(self._compute, dynamic=False) if compiled else None
+        self._kernels: DecodeStep | None = None
+        self._prompts: PromptStep | None = None
+        if kernels and not compiled:
+            self._open_kernels()
+
+    def _open_kernels(self) -> None:
+        """Let Triton's kernels compute the steps, or say why they cannot."""
+        device = self.model.device
+        reason = triton_reason(device)
+        if reason is None:
+            try:
+                from gptcli.inference.prompt_launches import PromptStep
+                from gptcli.inference.step_launches import MOST_ROWS, DecodeStep
+
+                if self.slots <= MOST_ROWS:
+                    nvidia = self._captures and torch.version.hip is None
+                    hopper = nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+                    self._kernels = DecodeStep(
+                        self.model, self._store, self._ids, self._places, self._aside, dependent=hopper
+                    )
+                    self._prompts = PromptStep(self._kernels, self._replaying if self._captures else None)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = _first_line(error)
+        if reason is not None and device.type == "cuda":
+            self._tell(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
+
+    def _without_kernels(self, error: Exception) -> None:
+        """Say that a kernel cannot run, and do without from now on."""
+        self._kernels, self._prompts, self._draws = None, None, None
+        self._drawn.clear()
+        self._graphs.clear()
+        self._tell(f"Triton's kernels cannot run here ({_first_line(error)}); decoding goes on without.")
+
+    def twin(self, bits: int) -> "TorchEngine":
+        """This model with its matrices packed in ``bits`` bits (8 or 4), on this engine's cache."""
+        weights = {name: t.detach().to("cpu", torch.float32).numpy() for name, t in self.model.state_dict().items()}
+        twin = copy.copy(self)
+        twin.model = PackedModel(self.config, weights, bits, self.model.device, self.model.dtype)
+        twin._graphs, twin._compiled = {}, None
+        twin._draws, twin._drawn = None, {}
+        if self._kernels is not None:
+            twin._open_kernels()
+        return twin
+
+    @torch.no_grad()
+    def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
+        """As `decoding.Engine.draws`: the device draws where the kernels serve and one graph can draw for all."""
+        if self._kernels is None:
+            return None
+        from gptcli.inference.device_draws import DeviceDraws, filters_of, plainly
+
+        possible, filters = filters_of(requests)
+        if not possible:
+            return None
+        if self._draws is None or self._draws.drawable != drawable:
+            self._draws = DeviceDraws(self._kernels, drawable)
+            self._drawn.clear()
+        draws = self._draws
+        draws.restart()
+        if filters not in self._drawn:
+            try:
+                draws.prepare(filters)
+                run = plainly(draws.launches(filters))
+                self._drawn[filters] = self._replaying(run) if self._captures else run
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._without_kernels(error)
+                return None
+        draws.restart()  # a warm-up has moved nobody on, but drawn
+        draws.use(self._drawn[filters])
+        return draws
+
+    @torch.no_grad()
+    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Tensor:
+        """As `decoding.Engine.read`."""
+        if (
+            self._prompts is not None
+            and start == 0
+            and not (every or tap)
+            and self.slots + len(ids) > 2
+            and len(ids) <= PART
+        ):
+            try:
+                return self._prompts.run(slot, ids)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._without_kernels(error)
+        if self.slots == 1 and len(ids) <= AT_ONCE:
+            logits = self._run([ids], [start], tap)
+            return logits if every else logits[len(ids) - 1 :: len(ids)]
+        parts: list[Tensor] = []
+        for first in range(0, len(ids), PART):
+            part = torch.tensor([ids[first : first + PART]], device=self.model.device)
+            cache = KVCache.over(self._store[:, :, slot : slot + 1], start + first)
+            if every:
+                parts.append(self._logits(part, cache, slice(None), tap))
+            elif first + PART >= len(ids):
+                return self._logits(part, cache, slice(-1, None), tap)
+            else:
+                self.model.hidden(part, cache)
+        if len(parts) == 1 or not tap:
+            return torch.cat(parts)
+        halves = [part.chunk(2) for part in parts]
+        return torch.cat([half[side] for side in (0, 1) for half in halves])
+
+    @torch.no_grad()
+    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, tap: int = 0) -> Tensor:
+        """As `decoding.Engine.step`."""
+        all_ids, places = [[0]] * self.slots, [self._aside] * self.slots
+        for slot, token_id, position in zip(slots, ids, positions, strict=True):
+            all_ids[slot], places[slot] = [token_id], position
+        logits = self._run(all_ids, places, tap)
+        if len(slots) == self.slots and list(slots) == sorted(slots):
+            return logits
+        return logits[[*slots, *(self.slots + slot for slot in slots if tap)]]
+
+    @torch.no_grad()
+    def fork(self, source: int, target: int, length: int) -> None:
+        """As `decoding.Engine.fork`."""
+        self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
+
+    def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], tap: int) -> Tensor:
+        """One step of every row: T ids each, the first at its place. Logits (B T, V), or twice as many with a tap."""
+        count = len(ids[0])
+        self._ids[:, :count] = torch.tensor(ids)
+        self._places[:] = torch.tensor(places)
+        last = max(place for place in places if place < self._aside) + count
+        if self._kernels is not None and not tap:
+            try:
+                return self._replayed((count, 0, 0))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._without_kernels(error)
+        key = count, -(-last // self._span) * self._span, tap
+        if self._captures:
+            try:
+                return self._replayed(key)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._captures = False
+                self._tell(f"No CUDA graph could be captured ({_first_line(error)}); decoding goes on without.")
+        return self._step(*key)
+
+    def _replayed(self, key: tuple[int, int, int]) -> Tensor:
+        """The step of (tokens, span, tap) by its graph, which is captured if it must be; without graphs as it is."""
+        if not self._captures:
+            return self._step(*key)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(lambda: self._step(*key))
+        graph, logits = self._graphs[key]
+        graph.replay()
+        return logits
+
+    def _capture(self, run: Callable[[], _Made]) -> tuple[torch.cuda.CUDAGraph, _Made]:
+        """What ``run`` queues as a graph, and what it returned: tensors that a replay writes to."""
+        with torch.cuda.device(self.model.device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):  # libraries get ready outside of the graph
+                    run()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                made = run()
+        return graph, made
+
+    def _replaying(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What replays a graph of what ``run`` queues."""
+        graph, _ = self._capture(run)
+        return lambda: graph.replay()
+
+    def _step(self, count: int, span: int, tap: int) -> Tensor:
+        """The step that the tensors describe, by the kernels (span 0), or compiled if asked for and possible."""
+        if not span and self._kernels is not None:
+            return self._kernels.run(count)
+        if self._compiled is not None and not tap:
+            try:
+                return self._compiled(count, span, tap)
+            except Exception as error:
+                self._compiled = None
+                self._tell(f"torch.compile cannot work here ({_first_line(error)}); decoding goes on without.")
+        return self._compute(count, span, tap)
+
+    def _compute(self, count: int, span: int, tap: int) -> Tensor:
+        cache = RaggedCache(self._store, self._places, span, self.config.context_length)
+        return self._logits(self._ids[:, :count], cache, slice(None), tap)
+
+    def _logits(self, ids: Tensor, cache: Cache, wanted: slice, tap: int) -> Tensor:
+        """Logits (B W, V) of the ``wanted`` ones of ids (B, T); below them what the head makes of layer ``tap``."""
+        layers: list[Tensor] = []
+        hook = self.model.h[tap - 1].register_forward_hook(lambda _, __, x: layers.append(x)) if tap else None
+        try:
+            hidden = self.model.hidden(ids, cache)[:, wanted].flatten(0, 1)  # (B W, C)
+        finally:
+            if hook is not None:
+                hook.remove()
+        if tap:
+            hidden = torch.cat([hidden, self.model.ln_f(layers[0][:, wanted].flatten(0, 1))])
+        return self.model.logits(hidden)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

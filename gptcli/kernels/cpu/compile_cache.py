@@ -1,0 +1,177 @@
+"""The compiled kernels, kept in the user's cache directory: compiling happens once a machine."""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptcli.kernels.cpu import block_packing, decode_step, int16_matmul, memory_layout
+
+_FOLDER = re.compile(r"(?:kernels|training)-[0-9a-f]{12}")
+UNUSED = 30 * 86_400  # seconds after which the kernels of another version are removed
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: one folder for each version of their sources, under the user's cache."""
+    if "NUMBA_CACHE_DIR" in os.environ:
+        base = Path(os.environ["NUMBA_CACHE_DIR"])
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "gptcli" / f"kernels-{_sources()}"
+
+
+@cache
+def _sources() -> str:
+    """A few digits that change with any file of this folder."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@cache
+def _machine() -> str:
+    """A few digits that change with the processor, Python, numba or LLVM: numba compiles anew for each."""
+    import llvmlite
+    import numba
+    from llvmlite import binding
+
+    about = (
+        numba.config.CPU_NAME or binding.get_host_cpu_name(),
+        numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten(),
+        platform.python_version(),
+        numba.__version__,
+        llvmlite.__version__,
+    )
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:8]
+
+
+def _marker(directory: Path, what: str) -> Path:
+    """The file that says that ``what`` has been compiled for this machine."""
+    return directory / f"{what}-{_machine()}.compiled"
+
+
+def _prune(current: Path) -> None:
+    """Remove the kernels of other versions that nobody has used for a month."""
+    for folder in current.parent.glob("*"):
+        try:
+            used = max((file.stat().st_mtime for file in folder.glob("*.compiled")), default=folder.stat().st_mtime)
+            if folder != current and _FOLDER.fullmatch(folder.name) and time.time() - used > UNUSED:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # another process was quicker
+            continue
+
+
+@contextmanager
+def _kept_in(directory: Path) -> Iterator[bool]:
+    """Let what numba compiles be kept in ``directory``; whether that is possible."""
+    import numba
+
+    cached, before = _can_write(directory), numba.config.CACHE_DIR
+    try:
+        if cached:
+            numba.config.CACHE_DIR = str(directory)
+        yield cached
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _announce(kind: str, marker: Path | None, tell: Callable[[str], None]) -> None:
+    if marker is None:
+        tell(f"Compiling the CPU kernels for {kind} (10 to 30 s, each time: the cache directory cannot be written) …")
+    elif not marker.exists():
+        tell(f"Compiling the CPU kernels for {kind} on this machine, once (10 to 30 s) …")
+
+
+def are_kept() -> bool:
+    """Whether kernels that are compiled for decoding can be kept for the next time."""
+    return _can_write(cache_directory())
+
+
+def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The passes of train_passes.py by name, as C functions of one pointer."""
+    import numba
+    from numba import types
+
+    from gptcli.kernels.cpu import train_passes  # not needed where a model only generates
+
+    directory = cache_directory()
+    with _kept_in(directory) as cached:
+        marker = _marker(directory, "training") if cached else None
+        _announce("training", marker, tell)
+        compile_ = numba.cfunc(types.void(types.int64), cache=cached, error_model="numpy")
+        functions = {name: compile_(getattr(train_passes, name)) for name in train_passes.PASSES}
+    _mark(marker)
+    return functions
+
+
+def _mark(marker: Path | None) -> None:
+    """Say that something is compiled, and used now."""
+    if marker is not None:
+        is_new = not marker.exists()
+        marker.touch()
+        if is_new:
+            _prune(marker.parent)
+
+
+# Bits of a weight -> the dtypes that decode_step.py tells its kinds apart by; int16 is two int8, for integer products.
+DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int16 if int16_matmul.AVAILABLE else np.int8, 4: np.uint8}
+SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
+
+
+class Kernels:
+    """The compiled functions, from the user's cache where it has them.
+
+    Args:
+        tell: called with a line that says what takes a while.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+        import numba
+
+        directory = cache_directory()
+        with _kept_in(directory) as cached:
+            self.run = numba.njit(decode_step.run, nogil=True, cache=cached, error_model="numpy")
+            self.pack = numba.njit(block_packing.pack, nogil=True, cache=cached)
+            self.pack_pairs = numba.njit(block_packing.pack_pairs, nogil=True, cache=cached)
+            self.quantize = numba.njit(block_packing.quantize, nogil=True, cache=cached, error_model="numpy")
+        self.directory = directory if cached else None
+        self._tell = tell
+
+    def prepare(self, bits: int) -> None:
+        """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
+        data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
+        marker = None if self.directory is None else _marker(self.directory, f"{data.dtype}")
+        _announce("float32" if bits == 32 else f"int{bits}", marker, self._tell)
+        floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
+        table, control = (
+            np.zeros(memory_layout.PROGRAM, np.int64),
+            np.zeros(memory_layout.COUNTERS, np.int64),
+        )  # a program of no steps
+        self.run(data, scale, floats, work, table, control, 0)
+        _mark(marker)
+
+
+def _can_write(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True

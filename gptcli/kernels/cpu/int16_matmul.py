@@ -1,0 +1,211 @@
+"""Products in whole numbers: int8 weights meet rows of int16, where one instruction multiplies and adds 32 of them.
+
+That is AVX-512's VNNI; a float instruction does half as many, and int8 weights would have to be widened for it. A row
+is quantised anew for every product, in chunks of 256 inputs with one scale each, to int16 in [-32767, 32767]: 258 times
+finer than int8. A chunk's sums are exact, 256 * 127 * 32767 < 2^31; floats add up the chunks, in order.
+
+    weights  int16 (in / 2, 16) a block: input 2j's int8 in the low byte, 2j + 1's in the high one
+    a row    `row_size` cells of float32, ``pitch`` apart: a scale a chunk, then the bits of in / 2 pairs of int16
+
+Vectors of integers go by the type `lanes` too: 16 int32, or 16 pairs of int16.
+"""
+
+# mypy: ignore-errors
+
+import numpy as np
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from gptcli.kernels.cpu import row_vectors, simd
+
+LANES = simd.WIDTH
+CHUNK = 256  # inputs that share a scale
+AHEAD = 1024  # pairs of weights asked for before their turn: the core alone looks too few lines of memory ahead
+AVAILABLE = simd.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
+_PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), LANES)
+
+
+def _add_products(builder, weights, x, sums):
+    """sums + the products of pairs (all of them lanes): LLVM makes one vpdpwssd of the two."""
+    signature = ir.FunctionType(simd.INTS, [_PAIRS, _PAIRS])
+    multiply = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.pmaddw.d.512")
+    products = builder.call(multiply, [builder.bitcast(weights, _PAIRS), builder.bitcast(x, _PAIRS)])
+    return builder.bitcast(builder.add(builder.bitcast(sums, simd.INTS), products), simd.FLOATS)
+
+
+@intrinsic
+def load_pairs(typingctx, array, offset):
+    """16 pairs of int8 of an int16 array, widened to pairs of int16."""
+
+    def codegen(context, builder, signature, args):
+        small = ir.VectorType(ir.IntType(8), 2 * LANES)
+        pairs = builder.load(simd.pointer_to(context, builder, signature.args[0], *args, small), align=2)
+        return builder.bitcast(builder.sext(pairs, _PAIRS), simd.FLOATS)
+
+    return simd.lanes(array, types.intp), codegen
+
+
+@intrinsic
+def add_products(typingctx, weights, pair, sums):
+    """sums + weights[2i] pair[0] + weights[2i + 1] pair[1]; ``pair`` is the cell of a row, a float32."""
+
+    def codegen(context, builder, signature, args):
+        return _add_products(builder, args[0], simd.splat_of(builder, args[1], simd.FLOATS), args[2])
+
+    return simd.lanes(simd.lanes, types.float32, simd.lanes), codegen
+
+
+# Sums + the products of weights and of the pair in each row.
+add_rows, add_rows_twice = row_vectors.over_rows(
+    lambda builder, pair, weights, sums: _add_products(builder, weights, pair, sums)
+)
+
+
+@intrinsic
+def scale_rows(typingctx, integers, x, offset, stride, accumulators):
+    """accumulators[i] + integers[i] x[offset + i stride], for each i: what a chunk adds to the sums."""
+
+    def codegen(context, builder, signature, args):
+        _, array, position, step, _ = args
+        parts = []
+        for whole, part in zip(*(cgutils.unpack_tuple(builder, args[i]) for i in (0, 4)), strict=True):
+            factor = simd.splat_of(
+                builder, simd.float_at(context, builder, signature.args[1], array, position), simd.FLOATS
+            )
+            floats = builder.sitofp(builder.bitcast(whole, simd.INTS), simd.FLOATS)
+            parts.append(simd.fma_of(builder, floats, factor, part))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(integers, x, types.intp, types.intp, accumulators), codegen
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger of |a| and |b|; NaN is larger than everything."""
+
+    def codegen(context, builder, signature, args):
+        bits = ir.Constant(simd.INTS, [0x7FFFFFFF] * LANES)
+        left, right = (builder.and_(builder.bitcast(x, simd.INTS), bits) for x in args)
+        return builder.bitcast(builder.select(builder.icmp_signed(">", left, right), left, right), simd.FLOATS)
+
+    return simd.lanes(simd.lanes, simd.lanes), codegen
+
+
+@intrinsic
+def largest(typingctx, vector):
+    """The largest of 16 floats that `larger` returned."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [simd.INTS])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.smax.v{LANES}i32")
+        return builder.bitcast(builder.call(reduce, [builder.bitcast(args[0], simd.INTS)]), ir.FloatType())
+
+    return types.float32(simd.lanes), codegen
+
+
+@intrinsic
+def store_pairs(typingctx, array, offset, pitch, vector):
+    """Write 16 floats, rounded to the nearest int16, as 8 pairs to cells of a float32 array, ``pitch`` apart."""
+
+    def codegen(context, builder, signature, args):
+        data, position, step, values = args
+        kind = ir.FunctionType(simd.FLOATS, [simd.FLOATS])
+        nearest = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
+        shorts = builder.trunc(builder.fptosi(builder.call(nearest, [values]), simd.INTS), _SHORTS)
+        pairs = builder.bitcast(shorts, ir.VectorType(ir.FloatType(), LANES // 2))
+        for i in range(LANES // 2):
+            pair = builder.extract_element(pairs, ir.Constant(ir.IntType(32), i))
+            builder.store(pair, simd.pointer_to(context, builder, signature.args[0], data, position, ir.FloatType()))
+            position = builder.add(position, step)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, simd.lanes), codegen
+
+
+@simd.jit
+def chunks(inputs):
+    """How many there are in a row: its cells before the pairs."""
+    return (inputs + CHUNK - 1) // CHUNK
+
+
+@simd.jit
+def row_size(inputs):
+    """Cells of a row."""
+    return chunks(inputs) + inputs // 2
+
+
+@simd.jit
+def quantise(work, source, inputs, chunk, target, pitch):
+    """Write a chunk of the floats work[source : + inputs] to the row that begins at work[target]."""
+    first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, inputs)
+    peaks = simd.splat(np.float32(0.0))
+    for i in range(first, last, LANES):
+        peaks = larger(simd.load(work, source + i), peaks)
+    peak = largest(peaks)
+    work[target + chunk * pitch] = peak / np.float32(32767.0)  # not a number where there is one among them
+    factor = simd.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
+    pairs = target + chunks(inputs) * pitch
+    for i in range(first, last, LANES):
+        store_pairs(work, pairs + i // 2 * pitch, pitch, simd.multiply(simd.load(work, source + i), factor))
+
+
+@simd.jit
+def rows_times_block(sums, data, start, inputs, x, at, pitch):
+    """sums[i] + row i, which begins at x[at + i], times a block."""
+    pairs = at + chunks(inputs) * pitch
+    for first in range(0, inputs, CHUNK):
+        whole = row_vectors.zeros_like(sums)
+        for k in range(first // 2, min(first + CHUNK, inputs) // 2):
+            whole = add_rows(whole, load_pairs(data, start + k * LANES), x, pairs + k * pitch, 1)
+        sums = scale_rows(whole, x, at + first // CHUNK * pitch, 1, sums)
+    return sums
+
+
+@simd.jit
+def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
+    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
+    a, b = sums, sums
+    pairs, step = at + chunks(inputs) * pitch, inputs // 2 * LANES
+    for first in range(0, inputs, CHUNK):
+        whole_a, whole_b = row_vectors.zeros_like(sums), row_vectors.zeros_like(sums)
+        for k in range(first // 2, min(first + CHUNK, inputs) // 2):
+            p = start + k * LANES
+            left, right = load_pairs(data, p), load_pairs(data, p + step)
+            simd.prefetch(data, p + AHEAD)
+            simd.prefetch(data, p + step + AHEAD)
+            whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k * pitch, 1)
+        a = scale_rows(whole_a, x, at + first // CHUNK * pitch, 1, a)
+        b = scale_rows(whole_b, x, at + first // CHUNK * pitch, 1, b)
+    return a, b
+
+
+@simd.jit
+def row_times_four_blocks(data, start, inputs, x, at):
+    """One row, alone in its tile, times four blocks that follow one another: sums that do not wait for each other."""
+    sums = row_vectors.zeros(4)
+    pairs, step = at + chunks(inputs), inputs // 2 * LANES
+    for first in range(0, inputs, CHUNK):
+        a, b, c, d = row_vectors.zeros(4)
+        for k in range(first // 2, min(first + CHUNK, inputs) // 2):
+            pair = x[pairs + k]
+            p = start + k * LANES
+            a = add_products(load_pairs(data, p), pair, a)
+            b = add_products(load_pairs(data, p + step), pair, b)
+            c = add_products(load_pairs(data, p + 2 * step), pair, c)
+            d = add_products(load_pairs(data, p + 3 * step), pair, d)
+            if k % 2 == 0:  # two pairs of inputs share a line of the cache
+                for i in range(4):
+                    simd.prefetch(data, p + i * step + AHEAD)
+        sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
+    return sums
+
+
+@simd.jit
+def weight(data, start, inputs, k, n):
+    """The int8 from input k to output n."""
+    pair = data[start + (n // LANES * (inputs // 2) + k // 2) * LANES + n % LANES]
+    return np.int8(pair >> 8 if k % 2 else pair & 255)

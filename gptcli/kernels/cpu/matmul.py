@@ -1,0 +1,337 @@
+"""Weights meet rows: the inner loops of kernels.py, for each kind of weights and each number of rows.
+
+A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16 or two int4 in a
+byte; each function exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end
+(`output_scale`); an int4 scale multiplies the sum of its group. All sums stay in registers, and a row's are added up in
+the same order in all of these functions.
+
+Rows lie in tiles (in, TILE), so that what meets one vector of weights lies together: taken from whole rows, the
+addresses alone would cost a quarter of the products. A row without company lies alone, (in, 1). A row's inputs are thus
+``pitch`` cells apart, `TILE` or 1 (`write_part`). They are floats, but for pairs of int8: those meet integers, and
+integers.py has what is done with them.
+"""
+
+# mypy: ignore-errors
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from gptcli.kernels.cpu import int16_matmul, row_vectors, simd
+from gptcli.kernels.cpu.simd import OPTIONS, jit
+
+LANES = simd.WIDTH
+GROUP = 32  # inputs that share an int4 scale
+# Floats fetched ahead where several rows meet a weight: their products fill the core's queue, which then looks too few
+# lines of memory ahead by itself. Packed weights are bound by products there.
+AHEAD = 512
+PART = int16_matmul.CHUNK  # inputs of a row that are written at once
+TILE = 12 if simd.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
+
+
+def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    """sums[i] + the row from x[at + i] on @ a block of weights (inputs, 16), but for the scale of int8."""
+
+
+@overload(rows_times_block, jit_options=OPTIONS)
+def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            for group in range(inputs // GROUP):
+                part = row_vectors.zeros_like(sums)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    low, high = simd.load_nibbles(data, start + k // 2 * LANES)
+                    part = row_vectors.fma_rows(part, low, x, at + k * pitch, 1)
+                    part = row_vectors.fma_rows(part, high, x, at + (k + 1) * pitch, 1)
+                sums = row_vectors.fma_all(part, simd.load(scale, scale_start + group * LANES), sums)
+            return sums
+
+        return four_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return int16_matmul.rows_times_block(sums, data, start, inputs, x, at, pitch)
+
+        return pairs
+
+    floats = data.dtype == types.float32
+
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+        for k in range(inputs):
+            if floats:
+                simd.prefetch(data, start + k * LANES + AHEAD)
+            sums = row_vectors.fma_rows(sums, simd.load(data, start + k * LANES), x, at + k * pitch, 1)
+        return sums
+
+    return whole
+
+
+def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    """As `rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
+
+
+@overload(rows_times_two_blocks, jit_options=OPTIONS)
+def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    if data.dtype == types.uint8:
+
+        def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            a, b = sums, sums
+            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                part_a, part_b = row_vectors.zeros_like(sums), row_vectors.zeros_like(sums)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    p = start + k // 2 * LANES
+                    low, high = simd.load_nibbles(data, p)
+                    low_b, high_b = simd.load_nibbles(data, p + step)
+                    part_a, part_b = row_vectors.fma_rows_twice(part_a, part_b, low, low_b, x, at + k * pitch, 1)
+                    part_a, part_b = row_vectors.fma_rows_twice(
+                        part_a, part_b, high, high_b, x, at + (k + 1) * pitch, 1
+                    )
+                s = scale_start + group * LANES
+                a = row_vectors.fma_all(part_a, simd.load(scale, s), a)
+                b = row_vectors.fma_all(part_b, simd.load(scale, s + scale_step), b)
+            return a, b
+
+        return four_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return int16_matmul.rows_times_two_blocks(sums, data, start, inputs, x, at, pitch)
+
+        return pairs
+
+    floats = data.dtype == types.float32
+
+    def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+        a, b = sums, sums
+        for k in range(inputs):
+            p = start + k * LANES
+            if floats:
+                simd.prefetch(data, p + AHEAD)
+                simd.prefetch(data, p + inputs * LANES + AHEAD)
+            left, right = simd.load(data, p), simd.load(data, p + inputs * LANES)
+            a, b = row_vectors.fma_rows_twice(a, b, left, right, x, at + k * pitch, 1)
+        return a, b
+
+    return whole
+
+
+def unpack(data, start, count, work, to):
+    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
+
+    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
+    """
+
+
+@overload(unpack, jit_options=OPTIONS)
+def _unpack_of(data, start, count, work, to):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, count, work, to):
+            for i in range(0, count, LANES):
+                low, high = simd.load_nibbles(data, start + i)
+                simd.store(work, to + 2 * i, low)
+                simd.store(work, to + 2 * i + LANES, high)
+            return True
+
+        return four_bits
+
+    return lambda data, start, count, work, to: False
+
+
+@jit
+def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, pitch):
+    """As `rows_times_two_blocks`, to the bit, for two blocks of int4 that `unpack` wrote to work[start:]."""
+    a, b = sums, sums
+    step, scale_step = inputs * LANES, inputs // GROUP * LANES
+    for group in range(inputs // GROUP):
+        part_a, part_b = row_vectors.zeros_like(sums), row_vectors.zeros_like(sums)
+        for k in range(group * GROUP, (group + 1) * GROUP):
+            p = start + k * LANES
+            left, right = simd.load(work, p), simd.load(work, p + step)
+            part_a, part_b = row_vectors.fma_rows_twice(part_a, part_b, left, right, work, at + k * pitch, 1)
+        s = scale_start + group * LANES
+        a = row_vectors.fma_all(part_a, simd.load(scale, s), a)
+        b = row_vectors.fma_all(part_b, simd.load(scale, s + scale_step), b)
+    return a, b
+
+
+def row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
+    """x[at : + inputs] times four blocks that follow one another: four sums that do not wait for each other."""
+
+
+@overload(row_times_four_blocks, jit_options=OPTIONS)
+def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, scale, scale_start, inputs, x, at):
+            a, b, c, d = row_vectors.zeros(4)
+            step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+            for group in range(inputs // GROUP):
+                part_a, part_b, part_c, part_d = row_vectors.zeros(4)
+                for k in range(group * GROUP, (group + 1) * GROUP, 2):
+                    even, odd = simd.splat(x[at + k]), simd.splat(x[at + k + 1])
+                    p = start + k // 2 * LANES
+                    low, high = simd.load_nibbles(data, p)
+                    part_a = simd.fma(odd, high, simd.fma(even, low, part_a))
+                    low, high = simd.load_nibbles(data, p + step)
+                    part_b = simd.fma(odd, high, simd.fma(even, low, part_b))
+                    low, high = simd.load_nibbles(data, p + 2 * step)
+                    part_c = simd.fma(odd, high, simd.fma(even, low, part_c))
+                    low, high = simd.load_nibbles(data, p + 3 * step)
+                    part_d = simd.fma(odd, high, simd.fma(even, low, part_d))
+                s = scale_start + group * LANES
+                a, b = simd.fma(part_a, simd.load(scale, s), a), simd.fma(part_b, simd.load(scale, s + scale_step), b)
+                c = simd.fma(part_c, simd.load(scale, s + 2 * scale_step), c)
+                d = simd.fma(part_d, simd.load(scale, s + 3 * scale_step), d)
+            return a, b, c, d
+
+        return four_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(data, start, scale, scale_start, inputs, x, at):
+            return int16_matmul.row_times_four_blocks(data, start, inputs, x, at)
+
+        return pairs
+
+    def whole(data, start, scale, scale_start, inputs, x, at):
+        return row_times_four_panels(data, start, inputs * LANES, LANES, inputs, x, at)
+
+    return whole
+
+
+@jit
+def row_times_four_panels(data, start, step, apart, inputs, x, at):
+    """x[at : + inputs] times four panels (inputs, 16): they begin ``step`` apart, an input's vectors lie ``apart``."""
+    a, b, c, d = row_vectors.zeros(4)
+    for k in range(inputs):
+        scalar = simd.splat(x[at + k])
+        p = start + k * apart
+        a = simd.fma(scalar, simd.load(data, p), a)
+        b = simd.fma(scalar, simd.load(data, p + step), b)
+        c = simd.fma(scalar, simd.load(data, p + 2 * step), c)
+        d = simd.fma(scalar, simd.load(data, p + 3 * step), d)
+    return a, b, c, d
+
+
+@jit
+def rows_times_panel(sums, data, start, apart, inputs, x, at, stride):
+    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16), its vectors ``apart``."""
+    for k in range(inputs):
+        sums = row_vectors.fma_rows(sums, simd.load(data, start + k * apart), x, at + k, stride)
+    return sums
+
+
+@jit
+def rows_times_two_panels(sums, data, start, step, apart, inputs, x, at, stride):
+    """As `rows_times_panel` for two panels that begin ``step`` apart."""
+    a, b = sums, sums
+    for k in range(inputs):
+        p = start + k * apart
+        a, b = row_vectors.fma_rows_twice(a, b, simd.load(data, p), simd.load(data, p + step), x, at + k, stride)
+    return a, b
+
+
+def output_scale(data, scale, at):
+    """What the sums of a block are multiplied by at the end."""
+
+
+@overload(output_scale, jit_options=OPTIONS)
+def _output_scale_of(data, scale, at):
+    if data.dtype in (types.int8, types.int16):
+        return lambda data, scale, at: simd.load(scale, at)
+    return lambda data, scale, at: simd.splat(np.float32(1.0))
+
+
+def weight(data, start, scale, scale_start, inputs, k, n):
+    """The weight from input k to output n of a matrix as a float32."""
+
+
+@overload(weight, jit_options=OPTIONS)
+def _weight_of(data, start, scale, scale_start, inputs, k, n):
+    if data.dtype == types.uint8:
+
+        def four_bits(data, start, scale, scale_start, inputs, k, n):
+            block, lane = n // LANES, n % LANES
+            byte = data[start + (block * (inputs // 2) + k // 2) * LANES + lane]
+            value = np.float32(byte >> 4 if k % 2 else byte & 15) - np.float32(8.0)
+            scales = simd.load(scale, scale_start + (block * (inputs // GROUP) + k // GROUP) * LANES)
+            return value * simd.lane(scales, lane)
+
+        return four_bits
+
+    if data.dtype == types.int8:
+
+        def eight_bits(data, start, scale, scale_start, inputs, k, n):
+            return np.float32(data[start + (n // LANES * inputs + k) * LANES + n % LANES]) * scale[scale_start + n]
+
+        return eight_bits
+
+    if data.dtype == types.int16:
+
+        def pairs(data, start, scale, scale_start, inputs, k, n):
+            return np.float32(int16_matmul.weight(data, start, inputs, k, n)) * scale[scale_start + n]
+
+        return pairs
+
+    def whole(data, start, scale, scale_start, inputs, k, n):
+        return data[start + (n // LANES * inputs + k) * LANES + n % LANES]
+
+    return whole
+
+
+def block_size(data, inputs):
+    """Elements of data in a block."""
+
+
+@overload(block_size, jit_options=OPTIONS)
+def _block_size_of(data, inputs):
+    if data.dtype in (types.uint8, types.int16):
+        return lambda data, inputs: inputs // 2 * LANES
+    return lambda data, inputs: inputs * LANES
+
+
+def scale_size(data, inputs):
+    """Elements of scale in a block."""
+
+
+@overload(scale_size, jit_options=OPTIONS)
+def _scale_size_of(data, inputs):
+    if data.dtype == types.uint8:
+        return lambda data, inputs: inputs // GROUP * LANES
+    return lambda data, inputs: LANES
+
+
+def row_size(data, inputs):
+    """Cells of work that a row takes of its tile."""
+
+
+@overload(row_size, jit_options=OPTIONS)
+def _row_size_of(data, inputs):
+    if data.dtype == types.int16:
+        return lambda data, inputs: int16_matmul.row_size(inputs)
+    return lambda data, inputs: inputs
+
+
+def write_part(data, work, source, inputs, part, target, pitch):
+    """Write the part ``part`` (of `PART` inputs) of the floats work[source : + inputs] as a row from ``target`` on."""
+
+
+@overload(write_part, jit_options=OPTIONS)
+def _write_part_of(data, work, source, inputs, part, target, pitch):
+    if data.dtype == types.int16:
+
+        def pairs(data, work, source, inputs, part, target, pitch):
+            int16_matmul.quantise(work, source, inputs, part, target, pitch)
+
+        return pairs
+
+    def whole(data, work, source, inputs, part, target, pitch):
+        for k in range(part * PART, min((part + 1) * PART, inputs)):
+            work[target + k * pitch] = work[source + k]
+
+    return whole

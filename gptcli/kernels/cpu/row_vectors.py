@@ -1,0 +1,160 @@
+"""A vector for each of several rows, kept in registers: what products.py adds its sums up in.
+
+Such a tuple of `lanes` has as many vectors as rows meet a weight together. Every function of this file works inside
+numba-compiled code only.
+"""
+
+# mypy: ignore-errors
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from gptcli.kernels.cpu import simd
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typingctx, count):
+    """A tuple of ``count`` (a literal) zero vectors: accumulators."""
+    accumulators = types.UniTuple(simd.lanes, count.literal_value)
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(
+            builder, accumulators, [ir.Constant(simd.FLOATS, [0.0] * simd.WIDTH)] * accumulators.count
+        )
+
+    return accumulators(count), codegen
+
+
+def over_rows(combine):
+    """Two operations in which cells of rows meet vectors of weights; ``combine(builder, cell, weights, sum)`` adds.
+
+    The first: accumulators[i] combined with weights and x[offset + i stride], for each i. The second does so for two
+    sets of accumulators with a vector each: what is fetched of x is used for both before the next.
+    """
+
+    def cell(context, builder, array_type, array, position):
+        return simd.splat_of(builder, simd.float_at(context, builder, array_type, array, position), simd.FLOATS)
+
+    @intrinsic
+    def rows(typingctx, accumulators, weights, x, offset, stride):
+        def codegen(context, builder, signature, args):
+            sums, vector, array, position, step = args
+            parts = []
+            for part in cgutils.unpack_tuple(builder, sums):
+                parts.append(combine(builder, cell(context, builder, signature.args[2], array, position), vector, part))
+                position = builder.add(position, step)
+            return context.make_tuple(builder, accumulators, parts)
+
+        return accumulators(accumulators, simd.lanes, x, types.intp, types.intp), codegen
+
+    @intrinsic
+    def rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
+        both = types.UniTuple(left, 2)
+
+        def codegen(context, builder, signature, args):
+            sums = [cgutils.unpack_tuple(builder, part) for part in args[:2]]
+            array, position, step = args[4:]
+            parts = [[], []]
+            for i in range(left.count):
+                fetched = cell(context, builder, signature.args[4], array, position)
+                for side in range(2):
+                    parts[side].append(combine(builder, fetched, args[2 + side], sums[side][i]))
+                position = builder.add(position, step)
+            return context.make_tuple(builder, both, [context.make_tuple(builder, left, part) for part in parts])
+
+        return both(left, right, simd.lanes, simd.lanes, x, types.intp, types.intp), codegen
+
+    return rows, rows_twice
+
+
+fma_rows, fma_rows_twice = over_rows(simd.fma_of)  # sums + x * weights
+
+
+@intrinsic
+def zeros_like(typingctx, accumulators):
+    """As many zero vectors as there are accumulators."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(
+            builder, accumulators, [ir.Constant(simd.FLOATS, [0.0] * simd.WIDTH)] * accumulators.count
+        )
+
+    return accumulators(accumulators), codegen
+
+
+@intrinsic
+def fma_all(typingctx, vectors, factor, accumulators):
+    """vectors[i] factor + accumulators[i], for each i."""
+
+    def codegen(context, builder, signature, args):
+        left, right = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
+        parts = [simd.fma_of(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(vectors, simd.lanes, accumulators), codegen
+
+
+@intrinsic
+def load_rows(typingctx, accumulators, array, offset, stride):
+    """As many vectors as there are accumulators: array[offset + i stride : + 16], for each i."""
+
+    def codegen(context, builder, signature, args):
+        _, data, position, step = args
+        parts = []
+        for _ in range(accumulators.count):
+            place = simd.pointer_to(context, builder, signature.args[1], data, position, simd.FLOATS)
+            parts.append(builder.load(place, align=4))
+            position = builder.add(position, step)
+        return context.make_tuple(builder, accumulators, parts)
+
+    return accumulators(accumulators, array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_rows(typingctx, array, offset, stride, vectors):
+    """Write vectors[i] to array[offset + i stride : + 16], for each i."""
+
+    def codegen(context, builder, signature, args):
+        data, position, step, values = args
+        for i, vector in enumerate(cgutils.unpack_tuple(builder, values)):
+            if i:
+                position = builder.add(position, step)
+            builder.store(
+                vector, simd.pointer_to(context, builder, signature.args[0], data, position, simd.FLOATS), align=4
+            )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vectors), codegen
+
+
+@intrinsic
+def transpose(typingctx, array, offset, stride, count, to):
+    """array[to + 16 k + i] = array[offset + i stride + k] for i < ``count`` (at least 1) and k < 16; any for others."""
+
+    def codegen(context, builder, signature, args):
+        data, position, step, number, target = args
+        last = builder.sub(number, ir.Constant(number.type, 1))
+        rows = []
+        for i in range(simd.WIDTH):
+            index = ir.Constant(number.type, i)
+            row = builder.select(builder.icmp_signed("<", index, last), index, last)
+            place = builder.add(position, builder.mul(row, step))
+            rows.append(
+                builder.load(simd.pointer_to(context, builder, signature.args[0], data, place, simd.FLOATS), align=4)
+            )
+        for size in (8, 4, 2, 1):  # squares of this size change places across the diagonal
+            low = [n if not n & size else n - size + simd.WIDTH for n in range(simd.WIDTH)]
+            high = [n + size if not n & size else n + simd.WIDTH for n in range(simd.WIDTH)]
+            for i in range(simd.WIDTH):
+                if not i & size:
+                    pair = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (
+                        builder.shuffle_vector(*pair, ir.Constant(simd.INTS, order)) for order in (low, high)
+                    )
+        for i, row in enumerate(rows):
+            place = builder.add(target, ir.Constant(target.type, i * simd.WIDTH))
+            builder.store(row, simd.pointer_to(context, builder, signature.args[0], data, place, simd.FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, types.intp), codegen

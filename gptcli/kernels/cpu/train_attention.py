@@ -1,0 +1,257 @@
+"""Causal attention with dropout on its weights, forward and backward, compiled: one head of one window at a time.
+
+A head's weights are held key by key for a block of `QUERIES` queries, (keys, 48). So the softmax needs no sum across a
+vector, and each product finds what it multiplies lying together. Nothing of them outlives the call: the backward pass
+makes them again from each query's largest score and sum of exponentials (FlashAttention, Dao et al., 2022), and what
+dropout kept from its place (dropout_bits.py).
+
+Keys, values and channels are copied to a thread's scratch, filled up with zeros to whole tiles and panels.
+"""
+
+# mypy: ignore-errors
+
+import numpy as np
+
+from gptcli.kernels.cpu import row_vectors, simd
+from gptcli.kernels.cpu.dropout_hash import kept, row_keys
+from gptcli.kernels.cpu.matmul import LANES, TILE
+from gptcli.kernels.cpu.memory_layout import padded
+from gptcli.kernels.cpu.simd import jit
+
+PANELS = 3
+QUERIES = PANELS * LANES  # whole tiles, too
+NEVER = np.float32(-3e38)  # the score of a key that a query may not see
+LEAST = np.float32(-80.0)  # what is smaller by more is 0: products of denormal numbers take a hundred times as long
+
+
+def scratch_size(length: int, head_size: int) -> int:
+    """Floats of scratch that a thread needs for windows of ``length`` tokens."""
+    keys, channels = padded(length, TILE), padded(head_size, LANES)
+    tiles_of_keys = keys // TILE * LANES * channels
+    return 3 * keys * channels + 2 * (tiles_of_keys + keys * QUERIES) + (5 * channels + 2 * TILE + 3) * QUERIES
+
+
+_padded = jit(padded)
+
+
+@jit
+def _copy(source, at, count, size, stride, target, to, target_stride, factor):
+    """target[to + i target_stride + k] = factor source[at + i stride + k] for i < ``count`` and k < ``size``."""
+    whole, factors = size // LANES * LANES, simd.splat(factor)
+    for i in range(count):
+        row, place = at + i * stride, to + i * target_stride
+        for k in range(0, whole, LANES):
+            simd.store(target, place + k, simd.multiply(simd.load(source, row + k), factors))
+        for k in range(whole, size):
+            target[place + k] = source[row + k] * factor
+
+
+@jit
+def _rows(source, at, stride, count, whole, size, channels, factor, scratch, to):
+    """Rows (count, size) of source times a factor, as (whole, channels)."""
+    _copy(source, at, count, size, stride, scratch, to, channels, factor)
+    if size < channels:
+        for i in range(count):
+            for k in range(size, channels):
+                scratch[to + i * channels + k] = 0.0
+    for i in range(to + count * channels, to + whole * channels):
+        scratch[i] = 0.0
+
+
+@jit
+def _turned(scratch, rows, channels, whole, width, to):
+    """Rows (whole, channels) as whole / width tiles (channels, 16), of which ``width`` columns count."""
+    for first in range(0, whole, width):
+        tile = to + first // width * channels * LANES
+        for k in range(0, channels, LANES):
+            row_vectors.transpose(scratch, rows + first * channels + k, channels, width, tile + k * LANES)
+
+
+@jit
+def _multiply(scratch, start, step, apart, panels, inputs, at, pitch, stride, to, to_stride, add):
+    """to[i, 16 p :] = the sum over k of scratch[at + k pitch + i stride] times vector k of panel p, or += it.
+
+    For `TILE` rows i and all panels; panel p begins at start + p step, and its vectors lie ``apart``.
+    """
+    panel = np.int64(0)
+    while panel < panels:
+        first, target = start + panel * step, to + panel * LANES
+        a = (
+            row_vectors.load_rows(row_vectors.zeros(TILE), scratch, target, to_stride)
+            if add
+            else row_vectors.zeros(TILE)
+        )
+        if simd.WIDE_REGISTERS and panels - panel >= 2:
+            b = row_vectors.load_rows(a, scratch, target + LANES, to_stride) if add else row_vectors.zeros(TILE)
+            for k in range(inputs):
+                left, right = simd.load(scratch, first + k * apart), simd.load(scratch, first + step + k * apart)
+                a, b = row_vectors.fma_rows_twice(a, b, left, right, scratch, at + k * pitch, stride)
+            row_vectors.store_rows(scratch, target + LANES, to_stride, b)
+            panel += 1
+        else:
+            for k in range(inputs):
+                a = row_vectors.fma_rows(a, simd.load(scratch, first + k * apart), scratch, at + k * pitch, stride)
+        row_vectors.store_rows(scratch, target, to_stride, a)
+        panel += 1
+
+
+@jit
+def _visible(scores, key, query):
+    """Scores of one key, for the queries from ``query`` on; `NEVER` where it is in their future."""
+    if key <= query:
+        return scores
+    position = simd.add(simd.splat(np.float32(query)), simd.iota())
+    return simd.where_less(position, simd.splat(np.float32(key)), simd.splat(NEVER), scores)
+
+
+@jit
+def _power(score, peak):
+    """e^(score - peak), or 0 where that is next to nothing."""
+    below = simd.subtract(score, peak)
+    return simd.where_less(below, simd.splat(LEAST), simd.splat(np.float32(0.0)), simd.exp(below))
+
+
+@jit
+def _dot(a, at, b, place, size):
+    whole, sums = size // LANES * LANES, simd.splat(np.float32(0.0))
+    for k in range(0, whole, LANES):
+        sums = simd.fma(simd.load(a, at + k), simd.load(b, place + k), sums)
+    result = simd.total(sums)
+    for k in range(whole, size):
+        result += a[at + k] * b[place + k]
+    return result
+
+
+@jit
+def forward(qkv, out, statistics, window, head, heads, length, size, scale, seed, dropped, factor, scratch, free):
+    """What a head's queries find: out (B, T, C) and, for `backward`, statistics (B, H, 2, T)."""
+    keys, channels, width = _padded(length, TILE), _padded(size, LANES), heads * size
+    stride, panels, tile, panel = 3 * width, channels // LANES, channels * LANES, channels * LANES
+    values = free
+    key_tiles = values + keys * channels
+    weights = key_tiles + keys // TILE * tile
+    queries = weights + keys * QUERIES
+    found = queries + PANELS * panel
+    peaks = found + QUERIES * channels
+    sums = peaks + QUERIES
+    first, unit = window * length * stride + head * size, window * heads + head
+    one = np.float32(1.0)
+    _rows(qkv, first + width, stride, length, keys, size, channels, one, scratch, values)
+    _turned(scratch, values, channels, keys, TILE, key_tiles)
+    _rows(qkv, first + 2 * width, stride, length, keys, size, channels, one, scratch, values)
+    for query in range(0, length, QUERIES):
+        count = min(QUERIES, length - query)
+        seen = _padded(query + count, TILE)
+        _rows(qkv, first + query * stride, stride, count, QUERIES, size, channels, scale, scratch, found)
+        _turned(scratch, found, channels, QUERIES, LANES, queries)
+        for i in range(0, QUERIES, LANES):
+            simd.store(scratch, peaks + i, simd.splat(NEVER))
+            simd.store(scratch, sums + i, simd.splat(np.float32(0.0)))
+        for key in range(0, seen, TILE):
+            keys_at, to = key_tiles + key // TILE * tile, weights + key * QUERIES
+            _multiply(scratch, queries, panel, LANES, PANELS, size, keys_at, LANES, 1, to, QUERIES, False)
+            for i in range(0, QUERIES, LANES):
+                peak = simd.load(scratch, peaks + i)
+                for k in range(TILE):
+                    peak = simd.maximum(peak, _visible(simd.load(scratch, to + k * QUERIES + i), key + k, query + i))
+                simd.store(scratch, peaks + i, peak)
+        for key in range(0, seen, TILE):
+            for i in range(0, QUERIES, LANES):
+                peak, total = simd.load(scratch, peaks + i), simd.load(scratch, sums + i)
+                row = row_keys(seed, unit * length + query + i)
+                for k in range(TILE):
+                    place = weights + (key + k) * QUERIES + i
+                    power = _power(_visible(simd.load(scratch, place), key + k, query + i), peak)
+                    total = simd.add(total, power)
+                    simd.store(scratch, place, simd.multiply(power, kept(row, np.int64(key + k), dropped, factor)))
+                simd.store(scratch, sums + i, total)
+        for i in range(0, QUERIES, TILE):
+            inputs, to = min(seen, query + i + TILE), found + i * channels
+            _multiply(scratch, values, LANES, channels, panels, inputs, weights + i, QUERIES, 1, to, channels, False)
+        for i in range(count):
+            inverse = one / scratch[sums + i]
+            to = (window * length + query + i) * width + head * size
+            _copy(scratch, found + i * channels, 1, size, 0, out, to, 0, inverse)
+            statistics[unit * 2 * length + query + i] = scratch[peaks + i]
+            statistics[(unit * 2 + 1) * length + query + i] = inverse
+
+
+@jit
+def backward(
+    qkv, out, statistics, grad_out, grad_qkv, window, head, heads, length, size, scale, seed, dropped, factor, scratch,
+    free,
+):  # fmt: skip
+    """The gradient of a head's queries, keys and values, (B, T, 3C), from that of what they found, (B, T, C)."""
+    keys, channels, width = _padded(length, TILE), _padded(size, LANES), heads * size
+    stride, panels, tile, panel = 3 * width, channels // LANES, channels * LANES, channels * LANES
+    key_rows = free
+    key_tiles = key_rows + keys * channels
+    value_tiles = key_tiles + keys // TILE * tile
+    grad_keys = value_tiles + keys // TILE * tile
+    grad_values = grad_keys + keys * channels
+    weights = grad_values + keys * channels
+    grads = weights + keys * QUERIES  # of the scores
+    query_rows = grads + keys * QUERIES
+    queries = query_rows + QUERIES * channels
+    wanted_rows = queries + PANELS * panel  # dL/dout
+    wanted = wanted_rows + QUERIES * channels
+    found = wanted + PANELS * panel
+    scores = found + QUERIES * channels
+    changes = scores + TILE * QUERIES
+    peaks = changes + TILE * QUERIES
+    inverses = peaks + QUERIES
+    deltas = inverses + QUERIES
+    first, unit = window * length * stride + head * size, window * heads + head
+    first_out = window * length * width + head * size
+    one = np.float32(1.0)
+    _rows(qkv, first + 2 * width, stride, length, keys, size, channels, one, scratch, key_rows)
+    _turned(scratch, key_rows, channels, keys, TILE, value_tiles)
+    _rows(qkv, first + width, stride, length, keys, size, channels, one, scratch, key_rows)
+    _turned(scratch, key_rows, channels, keys, TILE, key_tiles)
+    for i in range(0, 2 * keys * channels, LANES):
+        simd.store(scratch, grad_keys + i, simd.splat(np.float32(0.0)))
+    for query in range(0, length, QUERIES):
+        count = min(QUERIES, length - query)
+        seen = _padded(query + count, TILE)
+        at, at_out = first + query * stride, first_out + query * width
+        _rows(qkv, at, stride, count, QUERIES, size, channels, scale, scratch, query_rows)
+        _turned(scratch, query_rows, channels, QUERIES, LANES, queries)
+        _rows(grad_out, at_out, width, count, QUERIES, size, channels, one, scratch, wanted_rows)
+        _turned(scratch, wanted_rows, channels, QUERIES, LANES, wanted)
+        for i in range(QUERIES):  # those past the end have no weights, and so no gradient
+            inside, row = i < count, at_out + i * width
+            scratch[deltas + i] = _dot(grad_out, row, out, row, size) if inside else np.float32(0.0)
+            scratch[peaks + i] = statistics[unit * 2 * length + query + i] if inside else np.float32(0.0)
+            scratch[inverses + i] = statistics[(unit * 2 + 1) * length + query + i] if inside else np.float32(0.0)
+        for key in range(0, seen, TILE):
+            keys_at, values_at = key_tiles + key // TILE * tile, value_tiles + key // TILE * tile
+            _multiply(scratch, queries, panel, LANES, PANELS, size, keys_at, LANES, 1, scores, QUERIES, False)
+            _multiply(scratch, wanted, panel, LANES, PANELS, size, values_at, LANES, 1, changes, QUERIES, False)
+            for i in range(0, QUERIES, LANES):
+                peak, inverse = simd.load(scratch, peaks + i), simd.load(scratch, inverses + i)
+                delta, row = simd.load(scratch, deltas + i), row_keys(seed, unit * length + query + i)
+                for k in range(TILE):
+                    score = _visible(simd.load(scratch, scores + k * QUERIES + i), key + k, query + i)
+                    weight = simd.multiply(_power(score, peak), inverse)
+                    keep = kept(row, np.int64(key + k), dropped, factor)
+                    change = simd.subtract(simd.multiply(simd.load(scratch, changes + k * QUERIES + i), keep), delta)
+                    place = (key + k) * QUERIES + i
+                    simd.store(scratch, weights + place, simd.multiply(weight, keep))
+                    simd.store(scratch, grads + place, simd.multiply(weight, change))
+        for i in range(0, QUERIES, TILE):
+            inputs, to = min(seen, query + i + TILE), found + i * channels
+            _multiply(scratch, key_rows, LANES, channels, panels, inputs, grads + i, QUERIES, 1, to, channels, False)
+        for key in range(0, seen, TILE):
+            skipped = max(0, key - query) // TILE * TILE  # queries that come before these keys
+            inputs, place = QUERIES - skipped, key * QUERIES + skipped
+            _multiply(
+                scratch, wanted_rows + skipped * channels, LANES, channels, panels, inputs, weights + place, 1, QUERIES,
+                grad_values + key * channels, channels, True,
+            )  # fmt: skip
+            _multiply(
+                scratch, query_rows + skipped * channels, LANES, channels, panels, inputs, grads + place, 1, QUERIES,
+                grad_keys + key * channels, channels, True,
+            )  # fmt: skip
+        _copy(scratch, found, count, size, channels, grad_qkv, at, stride, scale)
+    _copy(scratch, grad_keys, length, size, channels, grad_qkv, first + width, stride, one)
+    _copy(scratch, grad_values, length, size, channels, grad_qkv, first + 2 * width, stride, one)

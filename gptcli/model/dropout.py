@@ -1,0 +1,230 @@
+"""Backward passes written by hand where autograd would hold too much, or draw random numbers too slowly.
+
+Each has a plain formula beside it in the docstring, and a test that holds it to that formula. Where the passes of
+compiled.py are prepared, they do the same on the CPU in less time.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from numpy.random import SFC64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from gptcli.kernels.cpu.train_kernels import Passes, passes
+
+GROUP_BYTES = 4 * 2**20
+QUERIES = 128  # whose scores are computed together
+
+
+def keep_mask(shape: tuple[int, ...] | torch.Size, drop_rate: float) -> tuple[Tensor, float]:
+    """Which activations dropout keeps, on the CPU, and the factor that keeps their mean.
+
+    Sixteen random bits an element instead of torch's one Bernoulli draw: ten times as fast. The rate is rounded to a
+    multiple of 2⁻¹⁶, and the factor is that of the rounded rate. The bits are SFC64's, seeded by torch's generator,
+    which so remains the only random state.
+
+    Returns:
+        uint8 of ``shape``, 1 where kept, and 1 / (1 - rate). Uint8 becomes float32 four times as fast as bool does.
+    """
+    numel = math.prod(shape)
+    bits = torch.from_numpy(SFC64(_seed()).random_raw((numel + 3) // 4)).view(torch.int16)[:numel]
+    dropped = min(round(drop_rate * 2**16), 2**16 - 1)
+    return torch.ge(bits, dropped - 2**15).view(torch.uint8).view(shape), 2**16 / (2**16 - dropped)
+
+
+def _seed() -> int:
+    """The next number of torch's generator."""
+    return int(torch.empty((), dtype=torch.int64).random_())
+
+
+class _CompiledGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, compiled: Passes) -> Tensor:
+        y, slope = compiled.gelu(x, with_slope=True)
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form: x / 2 (1 + tanh(√(2/π) (x + 0.044715 x³))); any shape."""
+    compiled = passes(x)
+    if compiled is None:
+        return F.gelu(x, approximate="tanh")
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return compiled.gelu(x, with_slope=False)[0]
+    y: Tensor = _CompiledGelu.apply(x, compiled)
+    return y
+
+
+class _CompiledDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop_rate: float, compiled: Passes) -> Tensor:
+        ctx.again = compiled, _seed(), drop_rate
+        return compiled.dropout(x, *ctx.again[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        compiled, seed, drop_rate = ctx.again
+        return compiled.dropout(grads[0], seed, drop_rate), None, None
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop_rate: float) -> Tensor:
+        mask, ctx.factor = keep_mask(x.shape, drop_rate)
+        ctx.save_for_backward(mask)
+        return (x * mask).mul_(ctx.factor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return (grads[0] * mask).mul_(ctx.factor), None
+
+
+def dropout(x: Tensor, drop_rate: float, training: bool) -> Tensor:
+    """x with a share ``drop_rate`` of its elements zeroed and the rest scaled to the same mean; any shape."""
+    if not training or drop_rate == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, drop_rate)
+    compiled = passes(x)
+    out: Tensor = _Dropout.apply(x, drop_rate) if compiled is None else _CompiledDropout.apply(x, drop_rate, compiled)
+    return out
+
+
+class _CompiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float, compiled: Passes) -> Tensor:
+        seed = _seed()
+        out, statistics = compiled.attention(qkv, n_heads, seed, drop_rate, scale)
+        ctx.save_for_backward(qkv, out, statistics)
+        ctx.again = compiled, seed, drop_rate, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        qkv, out, statistics = ctx.saved_tensors
+        compiled, *how = ctx.again
+        return compiled.attention_backward(qkv, out, statistics, grads[0], *how), None, None, None, None
+
+
+class _DropoutAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float) -> Tensor:
+        batch, length, width = qkv.shape
+        mask, ctx.factor = keep_mask((batch, n_heads, length, length), drop_rate)
+        out = qkv.new_empty(batch, length, width // 3)
+        queries, keys, values = split_heads(qkv, n_heads)
+        heads_out = split_heads(out, n_heads, 1)[0]
+        future = _future(length, qkv)
+        for at, rows, past in _tiles(batch, n_heads, length):
+            weights = _causal_softmax(queries[at][:, rows], keys[at][:, past], scale, future)
+            weights.mul_(mask[at][:, rows, past])
+            _multiply(weights, values[at][:, past], heads_out[at][:, rows], ctx.factor)
+        ctx.save_for_backward(qkv, mask, out)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv, mask, out = ctx.saved_tensors
+        batch, n_heads, length, _ = mask.shape
+        grad_qkv = torch.empty_like(qkv)
+        queries, keys, values = split_heads(qkv, n_heads)
+        grad_q, grad_k, grad_v = split_heads(grad_qkv, n_heads)
+        # Row sums of (dL/dweights * weights), which are those of (dL/dout * out): FlashAttention, Dao et al., 2022.
+        delta = split_heads(grads[0] * out, n_heads, 1)[0].sum(dim=-1, keepdim=True)
+        grad_out = split_heads(grads[0] * ctx.factor, n_heads, 1)[0]
+        future = _future(length, qkv)
+        for at, rows, past in _tiles(batch, n_heads, length):
+            query, grad = queries[at][:, rows], grad_out[at][:, rows]
+            weights = _causal_softmax(query, keys[at][:, past], ctx.scale, future)
+            kept = mask[at][:, rows, past].to(weights.dtype)
+            grad_scores = torch.bmm(grad, values[at][:, past].transpose(1, 2))
+            grad_scores.mul_(kept).sub_(delta[at][:, rows]).mul_(weights)
+            first = past.stop == length  # tile of these heads: nothing to add to yet
+            _multiply(weights.mul_(kept).transpose(1, 2), grad, grad_v[at][:, past], add=not first)
+            _multiply(grad_scores, keys[at][:, past], grad_q[at][:, rows], ctx.scale)
+            _multiply(grad_scores.transpose(1, 2), query, grad_k[at][:, past], ctx.scale, add=not first)
+        return grad_qkv, None, None, None
+
+
+def split_heads(joined: Tensor, n_heads: int, parts: int = 3) -> tuple[Tensor, ...]:
+    """Views (B, H, T, D) of the ``parts`` of a tensor (B, T, parts H D): queries, keys and values."""
+    views: tuple[Tensor, ...] = joined.unflatten(-1, (parts, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return views
+
+
+def _tiles(batch: int, heads: int, length: int) -> Iterator[tuple[tuple[int, slice], slice, slice]]:
+    """A few heads of one row of the batch, some of their queries from the last to the first, and the past of these.
+
+    So the scores stay in the cache, and most of the future is never computed.
+    """
+    size = max(1, GROUP_BYTES // (4 * min(length, QUERIES) * length))
+    for row in range(batch):
+        for start in range(0, heads, size):
+            for end in range(length, 0, -QUERIES):
+                yield (row, slice(start, min(start + size, heads))), slice(max(0, end - QUERIES), end), slice(0, end)
+
+
+def _future(length: int, like: Tensor) -> Tensor:
+    """(T, S) of -inf where the last T = `QUERIES` of S = ``length`` tokens may not look, 0 elsewhere."""
+    shape = min(QUERIES, length), length
+    return like.new_full(shape, -torch.inf).triu(1 + shape[1] - shape[0])
+
+
+def _causal_softmax(queries: Tensor, keys: Tensor, scale: float, future: Tensor) -> Tensor:
+    """(heads, T, S) attention weights of queries (heads, T, D), the last T of the S tokens, and keys (heads, S, D)."""
+    mask = future[-queries.size(1) :, -keys.size(1) :]
+    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, dim=-1, out=scores)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, factor: float = 1.0, add: bool = False) -> None:
+    """out = factor a @ b, or out += factor a @ b; all (heads, ., .)."""
+    product = torch.bmm(a, b)  # whole: only a contiguous result is computed for all heads at once
+    if add:
+        out.add_(product, alpha=factor)
+    else:
+        torch.mul(product, factor, out=out)
+
+
+def dropout_attention(qkv: Tensor, n_heads: int, drop_rate: float, scale: float) -> Tensor:
+    """Causal attention with dropout on its weights: dropout(softmax(scale Q Kᵀ + M)) V.
+
+    torch's fused attention has no dropout on the CPU and falls back to holding every weight several times. Here the
+    weights are made a few heads at a time and made again in the backward pass; one byte a weight (the mask) stays.
+
+    Args:
+        qkv: (B, T, 3C), queries, keys and values side by side.
+        n_heads: H.
+        drop_rate: share of the weights set to zero.
+        scale: of the scores; 1 / √D by the book.
+
+    Returns:
+        (B, T, C)
+    """
+    if qkv.device.type != "cpu":
+        queries, keys, values = split_heads(qkv, n_heads)
+        heads = F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop_rate, is_causal=True, scale=scale)
+        return heads.transpose(1, 2).flatten(2)
+    compiled = passes(qkv)
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor
+        if compiled is None:
+            out = _DropoutAttention.apply(qkv, n_heads, drop_rate, scale)
+        else:
+            out = _CompiledAttention.apply(qkv, n_heads, drop_rate, scale, compiled)
+    return out

@@ -1,0 +1,308 @@
+"""The whole model: GPT-2 (Radford et al., 2019), as the course builds it, with OpenAI's parameter names.
+
+Shapes, in every comment below:
+    B batch    T tokens read now    S tokens attended to (cached ones first)    C emb_dim
+    H heads    D head_dim = C / H   V vocab_size    F feed-forward width, 4C unless the config says otherwise
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from gptcli.config import GPTConfig, Init
+from gptcli.model.dropout import dropout, dropout_attention, gelu, split_heads
+
+
+class Linear(nn.Module):
+    """y = x W + b with W stored (in, out), the layout of OpenAI's files: a checkpoint needs no transposing.
+
+    Args:
+        in_features: width of x.
+        out_features: width of y.
+        bias: whether b exists.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.size(-1))  # (..., in) -> (rows, in)
+        y = rows @ self.weight if self.bias is None else torch.addmm(self.bias, rows, self.weight)
+        return y.view(*x.shape[:-1], -1)  # (rows, out) -> (..., out)
+
+
+class Head(nn.Linear):
+    """y = x Wᵀ with W stored (out, in), as an embedding is, and left as memory is until it is drawn or loaded."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Cache(Protocol):
+    """What the model asks of a memory of the tokens read so far."""
+
+    def positions(self, count: int) -> Tensor:
+        """Where the next ``count`` tokens stand: (T), or (B, T) where rows differ."""
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Remember keys and values (B, H, T, D) of one layer; (B, H, T, D), what queries find there."""
+
+    def advance(self, count: int) -> None:
+        """Count ``count`` tokens as read, once every layer remembers them."""
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, so that a new token costs one position and not the whole prefix.
+
+    Args:
+        config: the model's shape.
+        batch_size: B.
+        capacity: tokens there is room for; the model's context by default.
+        device: where the cache lives.
+        dtype: the model's.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int = 1,
+        capacity: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.capacity = min(capacity or config.context_length, config.context_length)
+        shape = (config.n_layers, 2, batch_size, config.n_heads, self.capacity, config.head_dim)
+        self.store = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    @classmethod
+    def over(cls, store: Tensor, length: int) -> "KVCache":
+        """A cache that lives in a part of another one's memory (L, 2, B, H, S, D) and holds ``length`` tokens."""
+        cache = cls.__new__(cls)
+        cache.store, cache.capacity, cache.length = store, store.size(4), length
+        return cache
+
+    def positions(self, count: int) -> Tensor:
+        return torch.arange(self.length, self.length + count, device=self.store.device)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return fused_attention(queries, *self.extend(layer, keys, values))
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D)."""
+        end = self.length + keys.size(2)
+        self.store[layer, 0, :, :, self.length : end] = keys
+        self.store[layer, 1, :, :, self.length : end] = values
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+    def crop(self, length: int) -> None:
+        """Forget every token after the first ``length``."""
+        self.length = min(self.length, length)
+
+
+def causal_mask(query_length: int, key_length: int, device: torch.device | None = None) -> Tensor:
+    """(T, S), True where a query may look: at itself and at what came before it."""
+    ones = torch.ones(query_length, key_length, dtype=torch.bool, device=device)
+    return ones.tril(diagonal=key_length - query_length)
+
+
+def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
+    """softmax(Q Kᵀ / √D + M), the weights that fused attention never shows.
+
+    Args:
+        queries: (B, H, T, D), the last T of the S tokens.
+        keys: (B, H, S, D).
+
+    Returns:
+        (B, H, T, S): every row sums to 1, the future is exactly 0.
+    """
+    scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.size(-1))  # (B, H, T, S)
+    mask = causal_mask(scores.size(-2), scores.size(-1), scores.device)
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+
+def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """``attention_weights(queries, keys) @ values`` without ever holding the weights; (B, H, T, D)."""
+    if queries.size(-2) == 1:  # one new token may look at everything
+        return F.scaled_dot_product_attention(queries, keys, values)
+    if queries.size(-2) == keys.size(-2):
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    mask = causal_mask(queries.size(-2), keys.size(-2), queries.device)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal multi-head attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.drop_rate = config.drop_rate
+        # Attention divides scores by √D; what a config wants beyond that goes into the queries.
+        self.query_scale = 1.0 if config.scale_attn else math.sqrt(config.head_dim)
+        if config.scale_attn_by_layer:
+            self.query_scale /= layer + 1
+        self.c_attn = Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
+        self.c_proj = Linear(config.emb_dim, config.emb_dim)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, T, C), each (B, H, T, D)."""
+        queries, keys, values = split_heads(self.c_attn(x), self.n_heads)  # (B, T, 3C) -> 3 x (B, H, T, D)
+        return queries if self.query_scale == 1.0 else queries * self.query_scale, keys, values
+
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        if self.training and self.drop_rate > 0 and cache is None:
+            scale = self.query_scale / math.sqrt(self.head_dim)
+            return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale))
+        queries, keys, values = self.heads(x)
+        if cache is not None:
+            context = cache.attend(layer, queries, keys, values)
+        else:
+            context = fused_attention(queries, keys, values)
+        return self.c_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
+
+
+class FeedForward(nn.Module):
+    """C -> F -> C around GELU in its tanh form (Hendrycks & Gimpel, 2016), exact GELU or ReLU, position by position."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.c_fc = Linear(config.emb_dim, config.hidden_dim)
+        self.c_proj = Linear(config.hidden_dim, config.emb_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.c_fc(x)  # (B, T, F)
+        if self.activation == "relu":
+            return self.c_proj(F.relu(hidden))
+        return self.c_proj(gelu(hidden) if self.activation == "gelu_new" else F.gelu(hidden))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each behind its own layer norm and added to what came in."""
+
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
+        self.attn = MultiHeadAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
+        self.mlp = FeedForward(config)
+        self.drop_rate = config.drop_rate
+
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        x = x + dropout(self.attn(self.ln_1(x), cache, layer), self.drop_rate, self.training)
+        return x + dropout(self.mlp(self.ln_2(x)), self.drop_rate, self.training)
+
+
+class GPTModel(nn.Module):
+    """A GPT-2-class language model.
+
+    Args:
+        config: its shape.
+        init: "gpt2" draws weights from N(0, 0.02²), residual projections from N(0, 0.02² / 2N) for N layers, and
+            zeroes biases (GPT-2's paper and code); "course" keeps torch's defaults: embeddings from N(0, 1), linear
+            layers uniform in ±1/√in; None leaves memory as it is, for weights that are about to be loaded.
+    """
+
+    def __init__(self, config: GPTConfig, init: Init | None = "gpt2") -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False  # trade a second forward pass of every block for its activations' memory
+        self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # where there is no cache
+        self.wte = nn.Embedding(config.vocab_size, config.emb_dim, _weight=_empty(config.vocab_size, config.emb_dim))
+        self.wpe = nn.Embedding(
+            config.context_length, config.emb_dim, _weight=_empty(config.context_length, config.emb_dim)
+        )
+        self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
+        if not config.tie_weights:
+            self.lm_head = Head(config.emb_dim, config.vocab_size, bias=False)
+        if init is not None:
+            self.initialise(init)
+
+    @property
+    def head(self) -> Tensor:
+        """The output head (V, C): its own, or the token embedding."""
+        return self.wte.weight if self.config.tie_weights else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.wpe.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.wpe.weight.dtype
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head's word on hidden states (..., C): (..., V)."""
+        return F.linear(hidden, self.head)
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """The residual stream after the final norm.
+
+        Args:
+            ids: (B, T) token ids, int64; with a cache they follow the tokens that it holds.
+            cache: read and extended by T tokens.
+
+        Returns:
+            (B, T, C)
+        """
+        count = ids.size(1)
+        positions = torch.arange(count, device=ids.device) if cache is None else cache.positions(count)  # (T) or (B, T)
+        x = dropout(self.wte(ids) + self.wpe(positions), self.config.drop_rate, self.training)  # (B, T, C)
+        if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+            x = x.bfloat16()  # what lies between a GPU's products is bound by its bytes
+        for layer, block in enumerate(self.h):
+            if cache is not None:
+                x = block(x, cache, layer)
+            elif self.recompute and torch.is_grad_enabled():
+                x = recomputed(self.run_block, block, x, use_reentrant=False)
+            else:
+                x = self.run_block(block, x)
+        if cache is not None:
+            cache.advance(count)
+        return self.ln_f(x)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T)."""
+        return self.logits(self.hidden(ids, cache))
+
+    def next_logits(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, V) for the token after the last of ids (B, T): the head reads one position only."""
+        return self.logits(self.hidden(ids, cache)[:, -1])
+
+    @torch.no_grad()
+    def initialise(self, init: Init) -> None:
+        """Draw every parameter anew, as ``init`` says (see the class)."""
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0.0, 0.02 if init == "gpt2" else 1.0)
+            elif isinstance(module, Linear | nn.Linear):
+                fan_in = module.weight.size(0) if isinstance(module, Linear) else module.weight.size(1)
+                bound = 1 / math.sqrt(fan_in)
+                if init == "gpt2":
+                    module.weight.normal_(0.0, residual_std if name.endswith("c_proj") else 0.02)
+                elif isinstance(module, Linear):  # drawn (out, in), so that a seed gives the course's own numbers
+                    drawn = torch.empty_like(module.weight.T, memory_format=torch.contiguous_format)
+                    module.weight.copy_(drawn.uniform_(-bound, bound).T)
+                else:
+                    module.weight.uniform_(-bound, bound)
+                if module.bias is not None:
+                    module.bias.zero_() if init == "gpt2" else module.bias.uniform_(-bound, bound)
+
+
+def _empty(rows: int, columns: int) -> Tensor:
+    return torch.empty(rows, columns)

@@ -1,0 +1,150 @@
+"""Cross-entropy over a vocabulary, with and without gradients, that never holds all the logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.kernels.cpu.train_kernels import passes
+from gptcli.kernels.gpu.triton_support import triton_reason
+
+CHUNK_BYTES = 104 * 2**20
+GPU_CHUNK_BYTES = 2**31  # large products, few launches
+ALIGNED = 128  # columns: a vocabulary like 50,257 would give the head's products slow kernels
+
+
+def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The loss alone: a part of the vocabulary after the other, so that the head is read once for all tokens."""
+    compiled = passes(hidden)
+    parts = max(1, -(-8 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))  # torch's logsumexp needs as much again
+    rows = -(-head.size(0) // parts)
+    targeted = hidden.new_empty(len(hidden), dtype=torch.float32)
+    buffer = hidden.new_empty(len(hidden) * rows, dtype=torch.float32)
+    sums = []
+    for start, part in zip(range(0, head.size(0), rows), head.split(rows), strict=True):
+        logits = buffer[: len(hidden) * len(part)].view(len(hidden), len(part))
+        if hidden.dtype == logits.dtype:
+            torch.mm(hidden, part.T, out=logits)
+        else:
+            logits.copy_(hidden @ part.T)
+        sums.append(torch.logsumexp(logits, dim=-1) if compiled is None else compiled.log_sums(logits))
+        inside = ((targets >= start) & (targets < start + len(part))).nonzero()[:, 0]
+        targeted[inside] = logits[inside, targets[inside] - start]
+    return (torch.logsumexp(torch.stack(sums), dim=0) - targeted).mean()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        compiled = passes(hidden)
+        grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head, dtype=torch.float32)
+        total = torch.zeros((), device=hidden.device)
+        chunks = max(1, -(-4 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))
+        rows = -(-len(hidden) // chunks)  # of equal size: a few rows would cost the head's gradient a whole pass
+        buffer = torch.empty(rows, head.size(0), device=hidden.device)  # one for all chunks, worked on in place
+        mean = 1 / len(hidden)
+        for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, len(hidden), rows), strict=True):
+            logits = buffer[: len(h)]  # (rows, V)
+            if h.dtype == logits.dtype:
+                torch.mm(h, head.T, out=logits)
+            else:
+                logits.copy_(h @ head.T)
+            if compiled is not None:
+                targeted = logits.gather(1, y[:, None])
+                total += (compiled.softmax_(logits) - targeted[:, 0]).sum()
+                grad_logits = logits
+            else:
+                torch.log_softmax(logits, dim=-1, out=logits)
+                total -= logits.gather(1, y[:, None]).sum()
+                grad_logits = logits.exp_()
+            # d loss / d logits = (softmax(logits) - onehot(targets)) / N; N waits for the products
+            grad_logits.scatter_add_(1, y[:, None], grad_logits.new_full((len(h), 1), -1.0))
+            grad_logits = grad_logits.to(head.dtype)
+            part, keep = grad_hidden[start : start + rows], float(start > 0)
+            torch.addmm(part, grad_logits, head, beta=0, alpha=mean, out=part)
+            if h.dtype == torch.float32:
+                torch.addmm(grad_head, grad_logits.T, h, beta=keep, alpha=mean, out=grad_head)
+            else:  # sums of lower precision, added up in float32
+                product = (grad_logits.T @ h).mul_(mean)
+                grad_head = grad_head.add_(product) if start else grad_head.copy_(product)
+        ctx.grads = grad_hidden, grad_head
+        return total * mean
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_head = ctx.grads
+        del ctx.grads
+        if grads[0].device.type == "cpu" and grads[0] == 1:  # a pass over the head's gradient less
+            return grad_hidden, grad_head, None
+        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None
+
+
+def _chunk_bytes(hidden: Tensor) -> int:
+    return CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES
+
+
+class _TritonCrossEntropy(torch.autograd.Function):
+    """The same on a GPU: products over a padded vocabulary, softmax and gradient in one kernel, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+        from gptcli.kernels.gpu.cross_entropy import cross_entropy_
+
+        count, vocab, width = len(hidden), head.size(0), -(-head.size(0) // ALIGNED) * ALIGNED
+        matrix = hidden.new_zeros(width, head.size(1))  # (W, C): rows from V on stay 0
+        matrix[:vocab] = head
+        chunks = max(1, -(-count * width * hidden.element_size() // GPU_CHUNK_BYTES))
+        rows = -(-count // chunks)
+        buffer = hidden.new_empty(rows, width)
+        losses = hidden.new_empty(count, dtype=torch.float32)
+        if with_gradient:
+            grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(matrix, dtype=torch.float32)
+        for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, count, rows), strict=True):
+            logits = torch.mm(h, matrix.T, out=buffer[: len(h)])  # (rows, W)
+            cross_entropy_(logits, y, losses[start : start + rows], vocab, gradient=with_gradient)
+            if with_gradient:  # logits hold N times their gradient now
+                part = grad_hidden[start : start + rows]
+                torch.addmm(part, logits, matrix, beta=0, alpha=1 / count, out=part)
+                product = logits.T @ h  # in float32 from chunk to chunk
+                grad_head = (
+                    grad_head.add_(product, alpha=1 / count) if start else torch.mul(product, 1 / count, out=grad_head)
+                )
+        if with_gradient:
+            ctx.grads = grad_hidden, grad_head[:vocab]
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_head = ctx.grads
+        del ctx.grads
+        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None, None
+
+
+def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """cross_entropy(hidden headᵀ, targets), the mean in nats, without ever holding all the logits.
+
+    Logits exist for a few hundred tokens at a time (on a GPU for two gigabytes of them), and their gradient is made at
+    once, so memory does not grow with tokens × vocabulary. Softmax and sum are float32 or better for any dtype.
+
+    Args:
+        hidden: (..., C), after the final norm.
+        head: (V, C).
+        targets: (...) int64, the token that came.
+
+    Returns:
+        a float32 scalar.
+    """
+    rows, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
+    kind, fused = hidden.device.type, triton_reason(hidden.device) is None
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        rows, head = rows.to(dtype), head if fused else head.to(dtype)
+    loss: Tensor
+    with torch.autocast(kind, enabled=False):
+        if fused:
+            loss = _TritonCrossEntropy.apply(rows, head, targets, torch.is_grad_enabled())
+            return loss
+        if not torch.is_grad_enabled():
+            return _cross_entropy(rows, head, targets)
+        loss = _ChunkedCrossEntropy.apply(rows, head, targets)
+    return loss

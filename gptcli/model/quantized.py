@@ -1,0 +1,113 @@
+"""The model on packed weights, in torch, on any device: memory holds the packed bytes, and one product's widened ones.
+
+Weights keep the layouts of quantization.py. A matrix meets its rows as whole numbers, and the scales come afterwards
+(int8: one an output) or before (int4: one a group of inputs). The widened copy lives for one product, in the dtype of
+the activations; wide matrices, the head above all, are widened a slice of outputs at a time.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.config import GPTConfig
+from gptcli.model.gpt import GPTModel
+from gptcli.model.quantization import GROUP, Packed, Tensors, check_bits, is_packed_name, packed
+
+SLICE = 2**22  # widened weights that exist at once
+
+
+class PackedLinear(nn.Module):
+    """y = x W + b with W (in, out) packed.
+
+    Args:
+        weight: W; see quantization.py.
+        bias: (out) or None.
+        dtype: of scales and bias: that of the activations.
+        device: where everything lives.
+    """
+
+    values: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Packed, bias: Tensor | None, device: torch.device | str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inputs = weight.inputs
+        self.four_bits = weight.values.dtype != "int8"
+        scale = torch.tensor(weight.scale)
+        if self.four_bits:  # numpy has no bfloat16: its bits come as 16-bit whole numbers
+            scale = scale.view(torch.bfloat16)
+        self.register_buffer("values", torch.tensor(weight.values).to(device))
+        self.register_buffer("scale", scale.to(device, torch.bfloat16 if self.four_bits else dtype))
+        self.register_buffer("bias", None if bias is None else bias.to(device, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        rows = x.reshape(-1, self.inputs)
+        width = max(1, SLICE // self.inputs)
+        parts = zip(self.values.split(width, dim=1), self.scale.split(width, dim=-1), strict=True)
+        products = [self._product(rows, values, scale) for values, scale in parts]
+        y = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+    def _product(self, rows: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        if self.four_bits:
+            return rows @ widened(values, scale, rows.dtype)[: self.inputs]
+        return (rows @ values.to(rows.dtype)) * scale
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        """The weights that lead to outputs ``numbers`` (...): (..., in), in the dtype of int8's scales or bfloat16."""
+        chosen, scale = self.values[:, numbers.flatten()], self.scale[..., numbers.flatten()]
+        found = widened(chosen, scale, torch.float32)[: self.inputs] if self.four_bits else chosen * scale
+        return found.T.reshape(*numbers.shape, -1)
+
+
+def widened(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights (in', n) of int4 ``values`` (in' / 2, n) and ``scale`` (in' / 32, n)."""
+    halves = torch.stack((values & 15, values >> 4), dim=1).to(dtype) - 8  # (in' / 2, 2, n)
+    groups = halves.view(scale.size(0), GROUP, -1) * scale[:, None].to(dtype)
+    return groups.view(-1, values.size(1))
+
+
+class PackedEmbedding(nn.Module):
+    """A token embedding, packed as the matrix (C, V) that it is as a head."""
+
+    def __init__(self, linear: PackedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear, self.dtype = linear, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., C)"""
+        return self.linear.columns(ids).to(self.dtype)
+
+
+class PackedModel(GPTModel):
+    """A `GPTModel` to run and not to train, whose matrices stay packed.
+
+    Args:
+        config: its shape.
+        weights: by the model's parameter names, packed or float32; each is asked for once and let go.
+        bits: 8 or 4: what float32 matrices are packed in on the way.
+        device, dtype: where it lives and what it computes in.
+    """
+
+    def __init__(
+        self, config: GPTConfig, weights: Tensors, bits: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        with torch.device("meta"):
+            super().__init__(config, init=None)
+        plain = {name: weights[name] for name in weights if not is_packed_name(name)}
+        tensors = {name: torch.tensor(weight).to(device, dtype) for name, weight in plain.items()}
+        for name in filter(is_packed_name, weights):
+            weight = weights[name]
+            if not isinstance(weight, Packed):
+                weight = packed(name, weight, check_bits(bits), torch.get_num_threads())
+            place = name.removesuffix(".weight")
+            linear = PackedLinear(weight, tensors.pop(f"{place}.bias", None), device, dtype)
+            self.set_submodule(place, PackedEmbedding(linear, dtype) if place == "wte" else linear)
+        self.load_state_dict(tensors, strict=False, assign=True)
+        self.eval().requires_grad_(False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        head: PackedLinear = self.wte.linear if self.config.tie_weights else self.lm_head  # type: ignore[assignment]
+        logits: Tensor = head(hidden)
+        return logits

@@ -1,0 +1,61 @@
+"""torch.compile for a transformer block: one compilation serves all blocks of a model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.kernels.gpu.triton_support import triton_reason
+
+WORTHWHILE = 1e15  # FLOPs of a run: some seconds of a fast GPU, as long as compiling takes
+
+
+def choose(asked: bool | None, device: torch.device, flops: float, processes: int = 1) -> tuple[bool, str | None]:
+    """Whether to compile the blocks for a run of so many FLOPs, and a line for its user, if there is something to say.
+
+    Unasked they are compiled on one GPU, for a run that gains from it. The answer hangs on the run and on what is
+    installed, never on a clock.
+    """
+    reason = _reason_not_to(device, flops, processes)
+    if asked or (asked is None and reason is None):
+        return True, "torch.compile fuses the blocks in the first step, which takes ten seconds or more."
+    if asked is None and device.type == "cuda":
+        return False, f"The blocks are not compiled: {reason} (--compile asks for it)."
+    return False, None
+
+
+def _reason_not_to(device: torch.device, flops: float, processes: int) -> str | None:
+    if device.type != "cuda":
+        return "only GPUs gain enough"
+    if processes > 1:
+        return "several processes have not been tried with it"
+    return triton_reason(device) or ("the run is too short to gain from it" if flops < WORTHWHILE else None)
+
+
+class CompiledBlocks:
+    """Calls blocks through one compiled function, which takes the block as an argument.
+
+    Only the first shape that training meets is compiled; evaluations, samples and a smaller last part of a step take
+    the plain way, so that nothing is ever compiled twice.
+
+    Attributes:
+        proven: whether forward and backward pass have worked once.
+    """
+
+    def __init__(self) -> None:
+        self._compiled: Any = torch.compile(_call, fullgraph=True, dynamic=False)
+        self._shape: torch.Size | None = None
+        self.proven = False
+
+    def __call__(self, block: torch.nn.Module, x: Tensor) -> Tensor:
+        """``block(x)``; x (B, T, C)."""
+        if not (block.training and torch.is_grad_enabled()):
+            return _call(block, x)
+        self._shape = self._shape or x.shape
+        y: Tensor = self._compiled(block, x) if x.shape == self._shape else _call(block, x)
+        return y
+
+
+def _call(block: torch.nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = block(x)
+    return y

@@ -1,0 +1,214 @@
+"""Decay groups, the optimizers by name, and the learning rate of every step."""
+
+import inspect
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.config import TrainConfig
+from gptcli.device.placement import placed_like, whole
+
+# torch wraps these so that its compiler leaves them alone, and loads the compiler (1.5 s) for that at their first call.
+_WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+
+SKIP_ON_DEVICE = frozenset({"adamw", "adam"})  # whose kernels clip and skip by themselves; SGD's skips wrongly
+MUON_MOMENTUM = 0.95
+MUON_SCALE = 0.2  # the root mean square of an update of AdamW's, as Liu et al. found it
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizer called ``config.optimizer``, with weight decay on matrices only, not on biases and norms.
+
+    - adamw: AdamW (Loshchilov & Hutter, 2019), fused.
+    - adam: Adam (Kingma & Ba, 2015), fused; its weight decay is part of the gradient.
+    - sgd: gradient descent with momentum ``beta1``, fused.
+    - adafactor: Adafactor (Shazeer & Stern, 2018): second moments by row and column, so almost no memory.
+    - muon: Muon (Jordan et al., 2024) with Nesterov's momentum for the matrices inside the blocks, its steps scaled to
+      AdamW's size (Liu et al., 2025), so that one rate serves both; AdamW for embeddings, head, biases and norms.
+
+    Returns:
+        one torch optimizer, or two that share the work.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rate, betas = config.learning_rate, (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        inside = [p for name, p in named if ".h." in f".{name}" and p.dim() == 2]
+        chosen = {id(p) for p in inside}
+        rest = _decay_groups([p for _, p in named if id(p) not in chosen], config.weight_decay)
+        muon = plain(Muon)(inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
+        return [muon, plain(torch.optim.AdamW)(rest, lr=rate, betas=betas, fused=True)]
+    groups = _decay_groups([p for _, p in named], config.weight_decay)
+    if config.optimizer == "sgd":
+        # torch cannot run the fused form on shards.
+        return [plain(torch.optim.SGD)(groups, lr=rate, momentum=config.beta1, fused=not _is_sharded(named))]
+    if config.optimizer == "adafactor":
+        adafactor = ShardedAdafactor if _is_sharded(named) else torch.optim.Adafactor
+        return [plain(adafactor)(groups, lr=rate)]
+    adam = plain(torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)
+    device = named[0][1].device
+    if device.type != "cuda" or _is_sharded(named):
+        return [adam(groups, lr=rate, betas=betas, fused=True)]
+    # A rate on the device, so that a captured step can be replayed at another one.
+    return [adam(groups, lr=torch.tensor(rate, device=device), betas=betas, fused=True, capturable=True)]
+
+
+@cache
+def plain(kind: Any) -> Any:
+    """The optimizer class ``kind`` without what torch wraps it in for its compiler; nothing here compiles one."""
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
+    return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients as one vector; a scalar, of shards a sharded one."""
+    if all(type(g) is Tensor and g.device.type == "cpu" and g.is_contiguous() for g in gradients):
+        squares = [torch.dot(g.view(-1), g.view(-1)) for g in gradients]  # in half the time of norms
+        return torch.stack(squares).sum().sqrt()
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def step_on_device(optimizer: Any, divisor: Tensor | None, skipped: Tensor) -> None:
+    """One step of an optimizer in `SKIP_ON_DEVICE`, decided by its kernel and not by the host.
+
+    Args:
+        optimizer: fused.
+        divisor: float32 scalar that gradients are divided by; None for 1.
+        skipped: float32 scalar, 1 where nothing may change, else 0.
+    """
+    optimizer.grad_scale, optimizer.found_inf = divisor, skipped  # what torch's GradScaler hands to fused optimizers
+    optimizer.step()
+    optimizer.grad_scale = optimizer.found_inf = None
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on matrices: momentum, made orthogonal, at AdamW's size.
+
+    torch has one, from 2.9 on, in bfloat16 alone, which a CPU without the instructions is several times slower in; and
+    on shards each of its fifteen products would gather a matrix. This one gathers once, and on a CPU takes float32.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every matrix; ``closure`` is there for torch's sake."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                mean = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalised(whole(parameter.grad.lerp(mean, group["momentum"])))
+                rate = group["lr"] * MUON_SCALE * math.sqrt(max(parameter.shape))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(placed_like(update, parameter), alpha=-rate)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """``matrix`` with all its singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration.
+
+    Five steps of X <- aX + (bA + cA²)X with A = XXᵀ and Jordan's coefficients (Jordan et al., 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.to(torch.float32 if matrix.device.type == "cpu" else torch.bfloat16)
+    tall = x.size(0) > x.size(1)
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+class ShardedAdafactor(torch.optim.Adafactor):
+    """torch's Adafactor on shards: its means over rows and columns need a whole parameter, one at a time.
+
+    Every process does the same, and keeps all of the means, which are small.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every parameter; ``closure`` is there for torch's sake."""
+        for group in self.param_groups:
+            settings = {name: value for name, value in group.items() if name != "params"}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                all_of_it = nn.Parameter(whole(parameter))
+                all_of_it.grad = whole(parameter.grad)
+                alone = torch.optim.Adafactor([all_of_it], **settings)
+                alone.state[all_of_it] = self.state[parameter]
+                alone.step()
+                self.state[parameter] = alone.state[all_of_it]
+                parameter.copy_(placed_like(all_of_it.detach(), parameter))
+
+
+def _is_sharded(named: list[tuple[str, nn.Parameter]]) -> bool:
+    return any(hasattr(parameter, "full_tensor") for _, parameter in named)
+
+
+def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Everything the optimizers remember, as "parameter/field": whole tensors, on the CPU."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    found = {}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for field, value in state.items():
+                if value is not None:
+                    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                    found[f"{names[parameter]}/{field}"] = whole(tensor).detach().cpu()
+    return found
+
+
+def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Make the optimizers remember ``tensors``, as `state_tensors` gave them, and nothing else."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, field = key.rpartition("/")
+        by_parameter.setdefault(name, {})[field] = tensor
+    for optimizer in optimizers:
+        saved = optimizer.state_dict()
+        saved["state"] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, parameter in enumerate(parameters):
+            fields = by_parameter.get(names[parameter])
+            if fields is None:
+                continue
+            # Copies, which torch aligns: a mapped file would change the order of sums, and must stay free to go.
+            state = {field: tensor.clone() for field, tensor in fields.items()}
+            if not isinstance(optimizer, ShardedAdafactor):
+                for field, tensor in state.items():
+                    if tensor.dim() > 0:
+                        state[field] = placed_like(tensor, parameter)
+            saved["state"][index] = state
+        optimizer.load_state_dict(saved)
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The rate of ``step`` (from 0) of ``total_steps``: a linear warm-up, then constant, cosine or linear decay.
+
+    The decay ends on ``min_learning_rate``, a tenth of the peak unless given.
+    """
+    peak = config.learning_rate
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    lowest = peak / 10 if config.min_learning_rate is None else config.min_learning_rate
+    progress = (step - config.warmup_steps) / max(1, total_steps - 1 - config.warmup_steps)
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return lowest + (peak - lowest) * share

@@ -1,0 +1,87 @@
+"""What a run will do, known before its first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gptcli.config import TrainConfig
+from gptcli.data.dataset import Corpus, Windows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, known before its first step.
+
+    Attributes:
+        context_length: T of a training window.
+        batch_size: windows a step.
+        train_windows, validation_windows: how many the corpus gives.
+        steps_per_epoch, total_steps: optimizer steps; windows that do not fill a batch wait for the next epoch's
+            shuffle.
+        notes: what had to shrink to fit the text, a line each.
+    """
+
+    context_length: int
+    batch_size: int
+    train_windows: int
+    validation_windows: int
+    steps_per_epoch: int
+    total_steps: int
+    notes: tuple[str, ...]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.context_length
+
+
+def make_plan(corpus: Corpus, config: TrainConfig) -> Plan:
+    """How many windows, batches and steps ``config`` makes of ``corpus``."""
+    notes = []
+    train = train_windows(corpus, config)
+    if train.context_length < config.context_length:
+        notes.append(
+            f"The training text has {len(corpus.train)} tokens, too few for a window of {config.context_length}: "
+            f"windows of {train.context_length} instead."
+        )
+    validation = validation_windows(corpus, config)
+    if validation is not None and validation.context_length < train.context_length:
+        notes.append(
+            f"The validation text has {len(corpus.validation)} tokens: it is judged in one window of "
+            f"{validation.context_length}."
+        )
+    batch_size = min(config.batch_size, len(train))
+    if batch_size < config.batch_size:
+        notes.append(f"The text gives {len(train)} windows, fewer than --batch-size {config.batch_size}: all at once.")
+    steps_per_epoch = len(train) // batch_size
+    total_steps = steps_per_epoch * config.epochs if config.max_steps is None else config.max_steps
+    return Plan(
+        train.context_length,
+        batch_size,
+        len(train),
+        len(validation) if validation else 0,
+        steps_per_epoch,
+        total_steps,
+        tuple(notes),
+    )
+
+
+def train_windows(corpus: Corpus, config: TrainConfig) -> Windows:
+    """The windows to learn from, ``stride`` apart (the context length unless given)."""
+    return Windows(corpus.train, config.context_length, config.stride or config.context_length)
+
+
+def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
+    """The windows to be judged by: touching, so that every token counts once; None where there is no such text."""
+    if len(corpus.validation) < 2:
+        return None
+    return Windows(corpus.validation, config.context_length, config.context_length)
+
+
+def judged_windows(
+    windows: Windows, validation: Windows | None, config: TrainConfig, batch_size: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Which windows every evaluation looks at: the same ones throughout the run, so that its losses compare."""
+    count = config.eval_batches * batch_size
+    train = windows.order(config.seed, 0)[:count]
+    validation_count = len(validation) if validation else 0
+    held_out = range(validation_count if config.eval_all else min(count, validation_count))
+    return train, held_out

@@ -1,0 +1,281 @@
+"""Snapshots: all that a run needs to go on as if it had never stopped.
+
+RUN/training/step-00000120/ is a checkpoint like any other, with two more files: optimizer.safetensors (the optimizers'
+memory and the state of the random numbers) and state.json (the place in the run, its settings and text, and a sum of
+each file). It is written under a hidden name, synced and renamed; then the run's own weights and config.json become
+links to it; only then may older snapshots go. So whatever kills a run, a whole snapshot is there.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptcli.checkpoints import checkpoint, overwrite, tensorfile
+from gptcli.checkpoints.checksum import file_sum
+from gptcli.checkpoints.layout import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
+from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
+from gptcli.config import GPTConfig
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import Tokenizer
+
+HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
+FIRST_SAVE = 60.0  # seconds until a save shows what saving costs
+COST, COST_OF_A_BETTER_ONE = 0.02, 0.05  # the share of the time that saving may take
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot whose files are whole.
+
+    Attributes:
+        path: its directory.
+        progress: where the run was.
+        facts: what never changes in a run: its settings and its text.
+        scaler: of float16's gradients; else empty.
+        metrics_bytes: how long metrics.jsonl was.
+    """
+
+    path: Path
+    progress: dict[str, Any]
+    facts: dict[str, Any]
+    scaler: dict[str, float]
+    metrics_bytes: int
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors, as the file holds them."""
+        return tensorfile.read_tensors(self.path / WEIGHTS)
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizers' memory and the random numbers; empty at step 0."""
+        file = self.path / OPTIMIZER
+        return tensorfile.read_tensors(file) if file.exists() else {}
+
+
+class Store:
+    """Where a run's snapshots go.
+
+    Args:
+        run: the run's directory.
+        config: the model's shape.
+        tokenizer: the run's.
+        facts: what every snapshot says of the run: ``recipe``, the settings, among it.
+        keep: how many of the newest stay, besides the one with the lowest validation loss.
+        every: steps from one to the next; None for as often as saving takes a fiftieth of the time.
+    """
+
+    def __init__(
+        self, run: Path, config: GPTConfig, tokenizer: Tokenizer, facts: Mapping[str, Any], keep: int, every: int | None
+    ) -> None:
+        self.run, self.config, self.tokenizer, self.facts = run, config, tokenizer, dict(facts)
+        self.keep, self.every = keep, every
+        self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
+
+    def begin(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any], force: bool) -> None:
+        """Make the run's directory with the snapshot of step 0 in it; it appears at once or not at all."""
+
+        def add_snapshot(partial: Path) -> None:
+            self._write(partial, weights, {}, dict(progress), {})
+
+        checkpoint.create_from(
+            self.run, self.config, weights, self.tokenizer, self._about(progress), force=force, populate=add_snapshot
+        )
+
+    def due(self, step: int, better: bool) -> bool:
+        """Whether to save after ``step`` steps; ``better``: this is the lowest validation loss so far."""
+        if self.every is not None:
+            return better or step % self.every == 0
+        share = COST_OF_A_BETTER_ONE if better else COST
+        return time.perf_counter() - self._saved_at > self._cost / share
+
+    def save(
+        self,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        progress: Mapping[str, Any],
+        scaler: Mapping[str, float],
+    ) -> Path:
+        """Write a snapshot, make it the run's checkpoint, and let older ones go.
+
+        Raises:
+            GptcliError: no room, or no right to write; what was there before is still whole.
+        """
+        started = time.perf_counter()
+        path = self._write(self.run, weights, state, progress, scaler)
+        try:
+            for name in (WEIGHTS, CONFIG):
+                _link(path / name, self.run / name)
+            self._let_go(progress.get("best_snapshot"))
+        except OSError as error:
+            raise checkpoint.cannot_write(self.run, error) from error
+        self._saved_at = time.perf_counter()
+        self._cost = self._saved_at - started
+        return path
+
+    def cut_metrics(self, snapshot: Snapshot) -> None:
+        """Forget the rows of metrics.jsonl that were written after ``snapshot``: they will be written again."""
+        file = self.run / METRICS
+        if file.exists() and file.stat().st_size > snapshot.metrics_bytes:
+            os.truncate(file, snapshot.metrics_bytes)
+
+    def _write(
+        self,
+        run: Path,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        progress: Mapping[str, Any],
+        scaler: Mapping[str, float],
+    ) -> Path:
+        folder = run / FOLDER
+        path = folder / f"step-{progress['step']:08d}"
+        partial = tensorfile.partial_path(path)
+        try:
+            folder.mkdir(exist_ok=True)
+            _clear(folder)
+            partial.mkdir()
+            checkpoint.write_config(partial, self.config, self.tokenizer, self._about(progress))
+            if (run / WEIGHTS).exists() and progress["step"] == 0:
+                _link(run / WEIGHTS, partial / WEIGHTS)
+                sums = {WEIGHTS: file_sum(partial / WEIGHTS)}
+            else:
+                sums = _write_together({partial / WEIGHTS: weights, partial / OPTIMIZER: state})
+            for file in (run / name for name in TOKENIZER_FILES):
+                if file.is_file():
+                    _link(file, partial / file.name)
+            said = {
+                "progress": dict(progress),
+                "scaler": dict(scaler),
+                "metrics_bytes": _synced_size(run / METRICS),
+                "sums": sums,
+                "facts": self.facts,
+            }
+            with (partial / STATE).open("w", encoding="utf-8", newline="\n") as out:
+                json.dump(said, out, indent=1)
+                out.flush()
+                os.fsync(out.fileno())
+            tensorfile.sync_directory(partial)
+            if path.exists():  # a damaged one, which was passed over
+                shutil.rmtree(path)
+            partial.rename(path)
+            tensorfile.sync_directory(folder)
+        except OSError as error:
+            raise checkpoint.cannot_write(path, error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return path
+
+    def _about(self, progress: Mapping[str, Any]) -> dict[str, Any]:
+        """What config.json says of the run."""
+        told = {name: progress[name] for name in ("train_loss", "val_loss") if progress.get("train_loss") is not None}
+        return {"step": progress["step"], "recipe": self.facts["recipe"], **told}
+
+    def _let_go(self, best: int | None) -> None:
+        """Remove all but the newest, the best, and those that hold what gptcli did not write.
+
+        Hidden first, so that half a snapshot is never taken for one.
+        """
+        old = _steps(self.run)[self.keep :]
+        for path in old:
+            is_best = best is not None and path.name == f"step-{best:08d}"
+            if not is_best and not overwrite.foreign(path, overwrite.OF_A_SNAPSHOT):
+                hidden = path.with_name(f".{path.name}.old")
+                path.rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+
+
+def check_resumable(run: Path) -> None:
+    """Raise GptcliError where ``run`` has no snapshot, whole or damaged, or is of a newer format."""
+    check_format(run)
+    if not _steps(run):
+        raise GptcliError(
+            f"{run} has no snapshot of a training run, so there is nothing to resume.",
+            f"Train on from its weights as a new run: gptcli train TEXT --init-from {run} --out ANOTHER",
+        )
+
+
+def newest(run: Path) -> tuple[Snapshot, list[str]]:
+    """The newest whole snapshot of ``run``, and a line on every damaged one that was passed over.
+
+    Raises:
+        GptcliError: there is none, or the run is of a newer format than this program knows.
+    """
+    check_resumable(run)
+    complaints: list[str] = []
+    for path in _steps(run):
+        try:
+            return _read(path), [f"{line} This snapshot is passed over for the one before." for line in complaints]
+        except GptcliError as error:
+            complaints.append(error.message)
+    raise GptcliError(
+        f"No snapshot in {run / FOLDER} is whole: {complaints[0]}",
+        f"Its weights may still be good: gptcli train TEXT --init-from {run} --out ANOTHER",
+    )
+
+
+def _steps(run: Path) -> list[Path]:
+    return sorted((run / FOLDER).glob("step-*"), reverse=True)
+
+
+def _read(path: Path) -> Snapshot:
+    file = path / STATE
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        sums = said["sums"]
+        snapshot = Snapshot(path, said["progress"], said["facts"], said["scaler"], said["metrics_bytes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GptcliError(f"{file} is missing or damaged.", "Copy the run again.") from error
+    for name, expected in sums.items():
+        if not (path / name).exists() or file_sum(path / name) != expected:
+            raise GptcliError(f"{path / name} is missing or damaged.", "Copy the run again.")
+    return snapshot
+
+
+def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, list[int]]:
+    """Write the files that have tensors at once: the disk waits for copies within memory. The sum of each by name."""
+    with ThreadPoolExecutor(len(files)) as pool:
+        jobs = {
+            path.name: pool.submit(tensorfile.write_tensors, path, tensors)
+            for path, tensors in files.items()
+            if tensors
+        }
+    return {name: job.result() for name, job in jobs.items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, over what had it, at once; where the disk knows no links, a copy."""
+    for old in target.parent.glob(f".{target.name}*.link"):
+        old.unlink()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    temporary.replace(target)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed run left half written or half removed; nobody else writes here while it is locked."""
+    for path in folder.iterdir():
+        if HALF_A_SNAPSHOT.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _synced_size(path: Path) -> int:
+    """A file's length once the disk has it; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size

@@ -1,0 +1,314 @@
+"""The training loop. It yields what happens and prints nothing."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoints.checkpoint import all_finite
+from gptcli.config import TrainConfig
+from gptcli.data.dataset import Corpus, Windows
+from gptcli.device.placement import peak_memory, sent
+from gptcli.errors import GptcliError
+from gptcli.model.cost import training_flops_rule
+from gptcli.model.gpt import GPTModel
+from gptcli.training.distributed import ALONE, World
+from gptcli.training.events import EpochEnded, Evaluated, Event, Noted, Saved, Skipped, Stepped, WentBack
+from gptcli.training.optimizers import learning_rate
+from gptcli.training.pace import Ahead, Pace
+from gptcli.training.run_plan import Plan, judged_windows, make_plan, train_windows, validation_windows
+from gptcli.training.snapshots import Snapshot, Store, newest
+from gptcli.training.step import Launched, MeanLoss, Stepper
+
+__all__ = ["Plan", "make_plan"]  # part of what a caller of train needs
+
+BAD_STEPS = 3  # in a row, before the run goes back
+LOWER_RATE = 0.25  # of what it was, after going back
+
+
+@dataclass
+class Progress:
+    """Where a run is: what a snapshot says beside tensors.
+
+    Attributes:
+        step: steps done, skipped ones included; it is the place in the data and in the schedule, too.
+        evaluated_at: ``step`` at the last evaluation, which found ``train_loss`` and ``val_loss``.
+        best_loss: the lowest validation loss; ``waited`` evaluations have been no better since.
+        best_snapshot, best_snapshot_loss: the snapshot with the lowest validation loss, and that loss.
+        skipped: steps that changed nothing; ``bad_in_a_row`` of them just now.
+        rate_factor: of the schedule's learning rate; under 1 once the run has gone back.
+        seconds: of all sittings.
+    """
+
+    step: int = 0
+    evaluated_at: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    best_loss: float | None = None
+    waited: int = 0
+    best_snapshot: int | None = None
+    best_snapshot_loss: float | None = None
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    rate_factor: float = 1.0
+    seconds: float = 0.0
+
+    def ended(self, config: TrainConfig, total_steps: int) -> str | None:
+        """Why there is nothing left to do, or None."""
+        if self.step >= total_steps:
+            return f"all {total_steps} steps are done"
+        if config.early_stop is not None and self.waited >= config.early_stop:
+            return f"the validation loss was no better for {self.waited} evaluations (--early-stop)"
+        if config.max_time is not None and self.seconds >= config.max_time:
+            return f"{self.seconds:.0f} seconds have passed (--max-time)"
+        return None
+
+
+@torch.no_grad()
+def mean_loss(
+    model: GPTModel,
+    windows: Windows,
+    numbers: Sequence[int],
+    batch_size: int,
+    forward: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> float:
+    """Mean cross-entropy in nats a token over the windows ``numbers``, without dropout.
+
+    ``forward`` gives the mean loss of a batch's inputs and targets where the model must not be called directly.
+    """
+    loss: Callable[[Tensor, Tensor], Tensor] = forward or MeanLoss(model)
+    was_training = model.training
+    model.eval()
+    losses, rows = [], []
+    for start in range(0, len(numbers), batch_size):
+        inputs, targets = (sent(part, model.device) for part in windows.batch(numbers[start : start + batch_size]))
+        losses.append(loss(inputs, targets))
+        rows.append(len(inputs))
+    model.train(was_training)
+    found: list[float] = torch.stack(losses).tolist()  # read at the end: a GPU waits for no host in between
+    return sum(value * count for value, count in zip(found, rows, strict=True)) / len(numbers)
+
+
+def train(
+    model: GPTModel,
+    corpus: Corpus,
+    config: TrainConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+    store: Store | None = None,
+    snapshot: Snapshot | None = None,
+    world: World = ALONE,
+    peak: float | None = None,
+) -> Iterator[Event]:
+    """Train ``model`` in place, as `make_plan` says.
+
+    Between two events the model is whole, in train mode, and may be saved or spoken with. On a GPU a `Stepped` may come
+    when the next step has been launched; an evaluation, an epoch's end and a snapshot wait for every step before them.
+
+    Args:
+        model: on its device, the same in every process.
+        corpus: what to learn.
+        config: how.
+        should_stop: asked before every step; True saves and ends the run after a last evaluation.
+        store: where snapshots go; None for none. Only the first process writes.
+        snapshot: where to go on, as if nothing had happened.
+        world: the processes that share every step.
+        peak: FLOP/s of all their devices together, which the speed of training is compared with.
+
+    Yields:
+        a `Stepped` or `Skipped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded`
+        an epoch, a `Saved` when ``store`` says that it is due and at the end.
+
+    Raises:
+        GptcliError: loss or gradient stayed infinite or NaN, also after going back once to the last snapshot.
+    """
+    return _Run(model, corpus, config, store, world, peak).events(should_stop, snapshot)
+
+
+class _Run:
+    def __init__(
+        self, model: GPTModel, corpus: Corpus, config: TrainConfig, store: Store | None, world: World,
+        peak: float | None,
+    ) -> None:  # fmt: skip
+        self.model, self.config, self.store, self.world = model, config, store, world
+        self.plan = make_plan(corpus, config)
+        self.windows, self.validation = train_windows(corpus, config), validation_windows(corpus, config)
+        self.judged = judged_windows(self.windows, self.validation, config, self.plan.batch_size)
+        self.stepper = Stepper(model, config, world)
+        self.progress = Progress()
+        self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
+        self.rate, self.grad_norm = config.learning_rate, 0.0
+        self.pace = Pace()
+        self.order: tuple[int, Sequence[int]] = (0, [])
+        self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate
+        self.step_seconds = 0.0  # of launching and of waiting, since a step's end was seen last
+        self.saved_at = 0
+
+    def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
+        torch.manual_seed(self.config.seed + self.world.rank)
+        self.model.train()
+        if snapshot is not None:
+            self._restore(snapshot)
+        began = time.perf_counter() - self.progress.seconds
+        stopped = self.world.any(should_stop())
+        while not stopped and not self.world.first_says(self._ended()):
+            step, epoch = self.progress.step, self._epoch(self.progress.step)
+            self._launch(step, epoch)
+            evaluates = step % self.config.eval_every == 0
+            ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
+            yield from self._finished(but=0 if evaluates or ends_epoch else int(self.stepper.is_late))
+            self.progress.seconds = time.perf_counter() - began
+            if self.progress.bad_in_a_row >= BAD_STEPS:
+                yield self._go_back()
+                continue
+            better = False
+            if evaluates:
+                yield self._evaluate(epoch)
+                better = self.progress.waited == 0 and self.progress.val_loss is not None
+            if ends_epoch:
+                told = time.perf_counter()
+                yield EpochEnded(epoch, self.progress.step)
+                self.pace.epoch_ended(time.perf_counter() - told)
+            if self.progress.step < self.plan.total_steps and self._save_due(better):
+                yield from self._finished()
+                if not self.progress.bad_in_a_row:
+                    yield self._save()
+            stopped = self.world.any(should_stop())
+        yield from self._finished()
+        if (
+            stopped and self._unsaved()
+        ):  # before the evaluation: the rows of a run that goes on are as if it never stopped
+            yield self._save()
+        if self.progress.evaluated_at != self.progress.step:
+            yield self._evaluate(self._epoch(self.progress.step - 1))
+        if self._unsaved():
+            yield self._save()
+
+    def _ended(self) -> bool:
+        return self.progress.ended(self.config, self.plan.total_steps) is not None
+
+    def _epoch(self, step: int) -> int:
+        return step // self.plan.steps_per_epoch + 1
+
+    def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """This process's share of the windows of ``step``."""
+        if self.order[0] != epoch:
+            self.order = epoch, self.windows.order(self.config.seed, epoch)
+        first = step % self.plan.steps_per_epoch * self.plan.batch_size
+        return self.windows.batch(self.order[1][first : first + self.plan.batch_size][self.world.share])
+
+    def _launch(self, step: int, epoch: int) -> None:
+        started = time.perf_counter()
+        self.rate = learning_rate(self.config, step, self.plan.total_steps) * self.progress.rate_factor
+        launched = self.stepper.launch(*self._batch(step, epoch), self.rate)
+        self.launched.append((step, epoch, self.rate, launched))
+        self.step_seconds += time.perf_counter() - started
+        self.progress.step += 1
+
+    def _finished(self, but: int = 0) -> Iterator[Event]:
+        """What launched steps did, but for the last ``but`` of them, which a GPU may still be at work on."""
+        while len(self.launched) > but:
+            started = time.perf_counter()
+            step, epoch, rate, launched = self.launched.popleft()
+            outcome = launched.outcome()
+            self.pace.stepped(self.plan.tokens_per_step, self.step_seconds + time.perf_counter() - started)
+            self.step_seconds = 0.0
+            if outcome.updated:
+                self.progress.bad_in_a_row, self.grad_norm = 0, outcome.grad_norm
+                yield Stepped(
+                    step, epoch, outcome.loss, self.pace.tokens_per_second, outcome.grad_norm, rate, self._mfu(),
+                    self._seconds_left(),
+                )  # fmt: skip
+            else:
+                self.progress.skipped += 1
+                self.progress.bad_in_a_row += not outcome.excused
+                yield Skipped(step, outcome.loss, outcome.grad_norm)
+        yield from map(Noted, self.stepper.notes)
+        self.stepper.notes.clear()
+
+    def _mfu(self) -> float | None:
+        peak = self.tokens_per_second_at_peak
+        return self.pace.tokens_per_second / peak if peak else None
+
+    def _seconds_left(self) -> float | None:
+        plan, config = self.plan, self.config
+        step, tokens = self.progress.step, plan.tokens_per_step
+        left = self.pace.seconds_left(Ahead.after(step, plan.total_steps, plan.steps_per_epoch, tokens, config))
+        if left is None or config.max_time is None:
+            return left
+        return min(left, max(config.max_time - self.progress.seconds, 0.0))
+
+    def _evaluate(self, epoch: int) -> Evaluated:
+        started, progress = time.perf_counter(), self.progress
+        size = -(-self.plan.batch_size // (self.config.accumulate * self.world.size))  # what memory has room for
+        forward = self.stepper.forward
+        train_loss = mean_loss(self.model, self.windows, self.judged[0], size, forward)
+        val_loss = None
+        if self.validation is not None:
+            val_loss = mean_loss(self.model, self.validation, self.judged[1], size, forward)
+            if progress.best_loss is None or val_loss < progress.best_loss:
+                progress.best_loss, progress.waited = val_loss, 0
+            else:
+                progress.waited += 1
+        progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
+        took = time.perf_counter() - started
+        progress.seconds += took
+        self.pace.evaluated(sum(map(len, self.judged)) * self.plan.context_length, took)
+        return Evaluated(
+            progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
+            self.pace.tokens_per_second, progress.seconds, self.grad_norm, peak_memory(self.model.device),
+            progress.skipped, self._mfu(),
+        )  # fmt: skip
+
+    def _save_due(self, better: bool) -> bool:
+        if self.store is None or self.progress.bad_in_a_row:
+            return False
+        return self.world.first_says(self.store.due(self.progress.step, better))
+
+    def _unsaved(self) -> bool:
+        return self.store is not None and self.saved_at != self.progress.step
+
+    def _save(self) -> Event:
+        assert self.store is not None
+        started = time.perf_counter()
+        weights, state, progress = self.stepper.weights(), self.stepper.state(), self.progress
+        if not all(all_finite(tensor) for tensor in weights.values()):
+            if self._ended():
+                raise self._diverged(progress.step - 1)
+            return self._go_back()
+        found = progress.val_loss if progress.evaluated_at == progress.step else None
+        if found is not None and (progress.best_snapshot_loss is None or found < progress.best_snapshot_loss):
+            progress.best_snapshot, progress.best_snapshot_loss = progress.step, found
+        self.saved_at = progress.step
+        path = self.store.run
+        if self.world.is_first:
+            path = self.store.save(weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        self.pace.saved(time.perf_counter() - started)
+        return Saved(progress.step, path)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.launched.clear()
+        self.progress = Progress(**snapshot.progress)
+        self.saved_at = self.progress.step
+        self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
+        if self.store is not None and self.world.is_first:
+            self.store.cut_metrics(snapshot)
+
+    def _go_back(self) -> WentBack:
+        """To the last snapshot, at a lower rate; once."""
+        failed_at = self.progress.step - 1
+        if self.store is None or self.progress.rate_factor < 1:
+            raise self._diverged(failed_at)
+        self._restore(newest(self.store.run)[0])
+        self.progress.rate_factor = LOWER_RATE
+        return WentBack(self.progress.step, LOWER_RATE)
+
+    def _diverged(self, step: int) -> GptcliError:
+        rate = self.config.learning_rate
+        kept = " The last good checkpoint is kept." if self.store is not None else ""
+        return GptcliError(
+            f"Loss or gradient is not finite at step {step} and just before: training has diverged.{kept}",
+            f"Lower --learning-rate (now {rate:g}), or add --warmup-steps 100.",
+        )
