@@ -67,7 +67,7 @@ def _compiled_kernels(request: pytest.FixtureRequest) -> None:
     """Compile the CPU kernels before any test looks at what a command says: they announce it, once a machine."""
     if wants_gpu(request.config):
         return
-    from gptcli.config import GPTConfig
+    from gptcli.config.model import GPTConfig
     from gptcli.inference.open import obstacle
 
     if obstacle(GPTConfig()) is None:

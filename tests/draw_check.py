@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from models import tiny_model
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference.sampling import Drawable, distribution, draw, draw_key, keep_drawable
 from gptcli.kernels.gpu.launches import run_all
 

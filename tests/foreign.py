@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.crc32c import crc32c
-from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig
+from gptcli.config.model import HUGGING_FACE_FIELDS, GPTConfig
 from gptcli.model.parameters import parameter_shapes
 
 CONFIG = GPTConfig(vocab_size=61, context_length=20, emb_dim=128, n_heads=2, n_layers=2, drop_rate=0.1)

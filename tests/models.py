@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.model.gpt import GPTModel
 
 

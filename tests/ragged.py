@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference import decode
 from gptcli.inference.decode import Engine, SlotDecoder
 from gptcli.inference.sequence import Request

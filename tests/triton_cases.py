@@ -11,7 +11,7 @@ from draw_check import check_draws
 from models import tiny_model
 from torch import Tensor
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference import decode, speculative, step_launches, torch_engine
 from gptcli.inference.decode import SlotDecoder
 from gptcli.inference.sequence import Request

@@ -21,7 +21,8 @@ from gptcli.checkpoints.layout import CONFIG, METRICS, WEIGHTS, check_parts, pac
 from gptcli.checkpoints.layout import ROOT as ROOT
 from gptcli.checkpoints.layout import find as find
 from gptcli.checkpoints.numpy_weights import WeightFile
-from gptcli.config import HUGGING_FACE_FIELDS, GPTConfig, as_dict
+from gptcli.config.fields import as_dict
+from gptcli.config.model import HUGGING_FACE_FIELDS, GPTConfig
 from gptcli.device.placement import whole
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import __version__, tokenizers
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers import Tokenizer, vocabulary
 

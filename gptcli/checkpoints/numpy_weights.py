@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.checkpoints.safetensors_file import read_header
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.model.parameters import parameter_shapes
 from gptcli.model.quantization import GROUP, Packed, from_bfloat16, is_packed_name, is_transposed, scale_name

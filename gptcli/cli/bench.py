@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli import options, render
-from gptcli.config import PRESETS, GPTConfig
+from gptcli.config.model import PRESETS, GPTConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:

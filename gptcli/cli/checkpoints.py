@@ -11,7 +11,8 @@ import typer
 from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
-from gptcli.config import PRESETS, GPTConfig, as_dict
+from gptcli.config.fields import as_dict
+from gptcli.config.model import PRESETS, GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.model.cost import parameter_count
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options, render
-from gptcli.config import GPT3_PRESETS, GPTConfig, TrainConfig, as_dict
+from gptcli.config.fields import as_dict
+from gptcli.config.model import GPT3_PRESETS, GPTConfig
+from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
 from gptcli.model import cost
 from gptcli.model import parameters as shapes

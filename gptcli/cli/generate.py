@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from gptcli.cli import options, render
-from gptcli.config import Overflow, SamplingConfig
+from gptcli.config.sampling import Overflow, SamplingConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:

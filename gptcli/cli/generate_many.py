@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli import render
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli import corpora, render, training_view
-from gptcli.config import GPTConfig, TrainConfig
+from gptcli.config.model import GPTConfig
+from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:

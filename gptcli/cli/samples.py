@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from gptcli.cli import render
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:

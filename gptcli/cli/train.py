@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli import corpora, options, resuming, training_view
-from gptcli.config import PRESETS, GPTConfig, TrainConfig
+from gptcli.config.model import PRESETS, GPTConfig
+from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ import typer
 
 from gptcli.cli import render, samples
 from gptcli.cli.stopping import stop_on_signals
-from gptcli.config import PRESETS, GPTConfig, TrainConfig, as_dict
+from gptcli.config.fields import as_dict
+from gptcli.config.model import PRESETS, GPTConfig
+from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
 from gptcli.training.pace import Forecast
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.inference.cpu_weights import Matrices
-from gptcli.kernels.cpu import memory_layout
+from gptcli.kernels.cpu import memory_layout as c
 from gptcli.kernels.cpu.compile_cache import Kernels
 from gptcli.kernels.cpu.matmul import LANES, TILE
 from gptcli.kernels.cpu.memory_layout import allocate, padded
@@ -53,10 +53,10 @@ class Engine:
         self.config = config
         self.slots = slots
         self.at_once = AT_ONCE
-        self.threads = min(threads, memory_layout.MAX_THREADS)
+        self.threads = min(threads, c.MAX_THREADS)
         self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(tell)
-        self._table = np.zeros(memory_layout.PROGRAM + memory_layout.STEP * (10 * config.n_layers + 6), np.int64)
+        self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
         self._matrices = Matrices(config, self._table, self._kernels, bits, self.threads)
         self._matrices.fill(tensors)
         self._lay_out_work()
@@ -116,11 +116,7 @@ class Engine:
         for number, values in enumerate((ids, positions, slots, wanted)):
             first = self._lists + number * rows
             control[first : first + len(values)] = values
-        control[memory_layout.ROWS], control[memory_layout.WANTED], control[memory_layout.TAP] = (
-            len(ids),
-            len(wanted),
-            tap,
-        )
+        control[c.ROWS], control[c.WANTED], control[c.TAP] = len(ids), len(wanted), tap
         self._helpers.wake()
         self._kernels.run(*self._arguments, 0)
         logits = self._logits[: len(wanted), : self.config.vocab_size]
@@ -172,26 +168,21 @@ class Engine:
     def _lay_out_work(self) -> None:
         """Activations, logits, scratch and cache in one array."""
         config, table = self.config, self._table
-        width, projected = (
-            int(table[memory_layout.QKV + memory_layout.INPUTS]),
-            int(table[memory_layout.QKV + memory_layout.OUTPUTS]),
-        )
+        width, projected = int(table[c.QKV + c.INPUTS]), int(table[c.QKV + c.OUTPUTS])
         self.max_rows = padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
-        rows, head = self.max_rows, int(table[memory_layout.HEAD + memory_layout.OUTPUTS])
+        rows, head = self.max_rows, int(table[c.HEAD + c.OUTPUTS])
         panels = -(-config.head_dim // LANES)
         caches = self.slots * config.n_layers * config.n_heads
         sizes = {
-            memory_layout.X: rows * width,
-            memory_layout.NORMED: 2 * rows * width,
-            memory_layout.CONTEXT: rows * width,
-            memory_layout.PROJECTED: rows * projected,
-            memory_layout.HIDDEN: 2
-            * rows
-            * int(table[memory_layout.CONTRACT + memory_layout.INPUTS]),  # and arranged for the next product
-            memory_layout.LOGITS: 2 * rows * head,
-            memory_layout.SCRATCH: self.threads * self._scratch_size(),
-            memory_layout.KEYS: caches * self.capacity * config.head_dim,
-            memory_layout.VALUES: caches * self.capacity * panels * LANES,
+            c.X: rows * width,
+            c.NORMED: 2 * rows * width,
+            c.CONTEXT: rows * width,
+            c.PROJECTED: rows * projected,
+            c.HIDDEN: 2 * rows * int(table[c.CONTRACT + c.INPUTS]),  # and arranged for the next product
+            c.LOGITS: 2 * rows * head,
+            c.SCRATCH: self.threads * self._scratch_size(),
+            c.KEYS: caches * self.capacity * config.head_dim,
+            c.VALUES: caches * self.capacity * panels * LANES,
         }
         at = 0
         for cell, size in sizes.items():
@@ -202,37 +193,26 @@ class Engine:
         def view(cell: int) -> NDArray[np.float32]:
             return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
 
-        self._logits = view(memory_layout.LOGITS).reshape(-1, head)
+        self._logits = view(c.LOGITS).reshape(-1, head)
         rows_of_keys = config.n_layers * config.n_heads  # position after position in each
-        self._keys = view(memory_layout.KEYS).reshape(self.slots, rows_of_keys, -1)
-        self._values = view(memory_layout.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
+        self._keys = view(c.KEYS).reshape(self.slots, rows_of_keys, -1)
+        self._values = view(c.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
         self._open = np.full(self.slots, -1)  # the panel of each slot's keys that is being filled
-        table[memory_layout.LAYERS], table[memory_layout.HEADS], table[memory_layout.EMB_DIM] = (
-            config.n_layers,
-            config.n_heads,
-            config.emb_dim,
-        )
-        table[memory_layout.HEAD_SIZE], table[memory_layout.CAPACITY], table[memory_layout.MAX_ROWS] = (
-            config.head_dim,
-            self.capacity,
-            rows,
-        )
-        table[memory_layout.SCRATCH_SIZE] = self._scratch_size()
+        table[c.LAYERS], table[c.HEADS], table[c.EMB_DIM] = config.n_layers, config.n_heads, config.emb_dim
+        table[c.HEAD_SIZE], table[c.CAPACITY], table[c.MAX_ROWS] = config.head_dim, self.capacity, rows
+        table[c.SCRATCH_SIZE] = self._scratch_size()
 
     def _scratch_size(self) -> int:
-        inputs = max(
-            int(self._table[memory_layout.QKV + memory_layout.INPUTS]),
-            int(self._table[memory_layout.CONTRACT + memory_layout.INPUTS]),
-        )
-        return memory_layout.scratch_size(self.capacity, self.config.head_dim, inputs)
+        inputs = max(int(self._table[c.QKV + c.INPUTS]), int(self._table[c.CONTRACT + c.INPUTS]))
+        return c.scratch_size(self.capacity, self.config.head_dim, inputs)
 
     def _write_program(self) -> None:
         """The phases of a step, one row each, and the counters that they take."""
         table, program = self._table, phases(self.config, self._table)
-        table[memory_layout.PROGRAM :] = 0
+        table[c.PROGRAM :] = 0
         for number, row in enumerate(program):
-            first = memory_layout.PROGRAM + number * memory_layout.STEP
+            first = c.PROGRAM + number * c.STEP
             table[first : first + len(row)] = row
-        table[memory_layout.STEPS] = len(program)
-        self._lists = memory_layout.COUNTERS + memory_layout.counter_cells(len(program))
+        table[c.STEPS] = len(program)
+        self._lists = c.COUNTERS + c.counter_cells(len(program))
         self._control = np.zeros(self._lists + 4 * self.max_rows, np.int64)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.config import GPTConfig
-from gptcli.kernels.cpu import memory_layout
+from gptcli.config.model import GPTConfig
+from gptcli.kernels.cpu import memory_layout as c
 from gptcli.kernels.cpu.compile_cache import DATA_TYPES, SCALE_TYPES, Kernels
 from gptcli.kernels.cpu.matmul import LANES
 from gptcli.kernels.cpu.memory_layout import allocate, padded
@@ -16,10 +16,10 @@ from gptcli.model.quantization import GROUP, Packed, Tensors
 
 PORTION = 64  # blocks of a matrix that are quantised at once
 _KINDS = (
-    (memory_layout.QKV, "attn.c_attn"),
-    (memory_layout.ATTENTION, "attn.c_proj"),
-    (memory_layout.EXPAND, "mlp.c_fc"),
-    (memory_layout.CONTRACT, "mlp.c_proj"),
+    (c.QKV, "attn.c_attn"),
+    (c.ATTENTION, "attn.c_proj"),
+    (c.EXPAND, "mlp.c_fc"),
+    (c.CONTRACT, "mlp.c_proj"),
 )
 
 
@@ -48,34 +48,21 @@ class Matrices:
         table = self._table
         if self.config.tie_weights:
             return self.data.nbytes + self.scale.nbytes
-        return (
-            int(table[memory_layout.WTE + memory_layout.DATA]) * self.data.itemsize
-            + int(table[memory_layout.WTE + memory_layout.SCALE]) * self.scale.itemsize
-        )
+        return int(table[c.WTE + c.DATA]) * self.data.itemsize + int(table[c.WTE + c.SCALE]) * self.scale.itemsize
 
     def packed_anew(self, table: NDArray[np.int64], bits: int) -> "Matrices":
         """These float32 matrices in ``bits`` bits (8 or 4), with a table of their own and the same floats."""
         anew = Matrices(self.config, table, self._kernels, bits, self._threads)
         anew.floats = self.floats
-        matrices = [
-            memory_layout.QKV,
-            memory_layout.ATTENTION,
-            memory_layout.EXPAND,
-            memory_layout.CONTRACT,
-            memory_layout.HEAD,
-            *([] if self.config.tie_weights else [memory_layout.WTE]),
-        ]
+        matrices = [c.QKV, c.ATTENTION, c.EXPAND, c.CONTRACT, c.HEAD, *([] if self.config.tie_weights else [c.WTE])]
         parts: list[tuple[int, int, int]] = []  # matrix, block, how many
         for matrix in matrices:
-            blocks = int(self._table[matrix + memory_layout.OUTPUTS]) // LANES
-            blocks *= 1 if matrix in (memory_layout.HEAD, memory_layout.WTE) else self.config.n_layers
+            blocks = int(self._table[matrix + c.OUTPUTS]) // LANES
+            blocks *= 1 if matrix in (c.HEAD, c.WTE) else self.config.n_layers
             parts += [(matrix, block, min(PORTION, blocks - block)) for block in range(0, blocks, PORTION)]
 
         def pack(matrix: int, block: int, count: int) -> None:
-            start = (
-                int(self._table[matrix + memory_layout.DATA])
-                + block * int(self._table[matrix + memory_layout.INPUTS]) * LANES
-            )
+            start = int(self._table[matrix + c.DATA]) + block * int(self._table[matrix + c.INPUTS]) * LANES
             anew._quantize(self.data, start, matrix, block, count)
 
         with ThreadPoolExecutor(self._threads) as pool:
@@ -86,25 +73,23 @@ class Matrices:
         """Take the weights in, one matrix after the other: float32 ones, or `Packed` ones of as many bits."""
         config, table = self.config, self._table
         names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
-        width = int(table[memory_layout.QKV + memory_layout.INPUTS])
-        table[memory_layout.WPE] = table[memory_layout.NORMS] + 2 * width * len(names)
-        table[memory_layout.EPSILON] = table[memory_layout.WPE] + config.context_length * config.emb_dim
-        table[memory_layout.FACTORS] = table[memory_layout.EPSILON] + 1
-        self.floats = np.zeros(int(table[memory_layout.FACTORS]) + config.n_layers, np.float32)
+        width = int(table[c.QKV + c.INPUTS])
+        table[c.WPE] = table[c.NORMS] + 2 * width * len(names)
+        table[c.EPSILON] = table[c.WPE] + config.context_length * config.emb_dim
+        table[c.FACTORS] = table[c.EPSILON] + 1
+        self.floats = np.zeros(int(table[c.FACTORS]) + config.n_layers, np.float32)
         with ThreadPoolExecutor(min(self._threads, 4)) as pool:
             # The largest come first: both a matrix's file and its place are in memory while it is read.
             list(pool.map(lambda job: self._fill_matrix(tensors, *job), reversed(self._jobs)))
         for number, name in enumerate(names):
-            at = int(table[memory_layout.NORMS]) + 2 * width * number
+            at = int(table[c.NORMS]) + 2 * width * number
             self.floats[at : at + config.emb_dim] = tensors[f"{name}.weight"]
             self.floats[at + width : at + width + config.emb_dim] = tensors[f"{name}.bias"]
-        self.floats[table[memory_layout.WPE] : table[memory_layout.EPSILON]] = np.asarray(tensors["wpe.weight"]).ravel()
-        self.floats[table[memory_layout.EPSILON]] = config.layer_norm_eps
+        self.floats[table[c.WPE] : table[c.EPSILON]] = np.asarray(tensors["wpe.weight"]).ravel()
+        self.floats[table[c.EPSILON]] = config.layer_norm_eps
         for layer in range(config.n_layers):
             factor = config.head_dim**-0.5 if config.scale_attn else 1.0
-            self.floats[table[memory_layout.FACTORS] + layer] = factor / (
-                layer + 1 if config.scale_attn_by_layer else 1
-            )
+            self.floats[table[c.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
 
     def _lay_out(self, bits: int) -> list[tuple[int, int, str]]:
         """Find every matrix its place in one array: (matrix, layer, name) of all. The table gets the places."""
@@ -113,23 +98,23 @@ class Matrices:
         self._in_pairs = data_type == np.int16
         width, hidden = padded(config.emb_dim, GROUP), padded(config.hidden_dim, GROUP)
         out = {
-            memory_layout.QKV: padded(3 * config.emb_dim, LANES),
-            memory_layout.ATTENTION: padded(config.emb_dim, LANES),
-            memory_layout.EXPAND: padded(config.hidden_dim, LANES),
-            memory_layout.CONTRACT: padded(config.emb_dim, LANES),
-            memory_layout.HEAD: padded(config.vocab_size, LANES),
-            memory_layout.WTE: padded(config.vocab_size, LANES),
+            c.QKV: padded(3 * config.emb_dim, LANES),
+            c.ATTENTION: padded(config.emb_dim, LANES),
+            c.EXPAND: padded(config.hidden_dim, LANES),
+            c.CONTRACT: padded(config.emb_dim, LANES),
+            c.HEAD: padded(config.vocab_size, LANES),
+            c.WTE: padded(config.vocab_size, LANES),
         }
         jobs: list[tuple[int, int, str]] = []  # matrix, layer, name
         for matrix, kind in _KINDS:
             jobs += [(matrix, layer, f"h.{layer}.{kind}") for layer in range(config.n_layers)]
-        jobs += [(memory_layout.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
+        jobs += [(c.HEAD, 0, "wte" if config.tie_weights else "lm_head")]
         if not config.tie_weights:
-            jobs += [(memory_layout.WTE, 0, "wte")]
+            jobs += [(c.WTE, 0, "wte")]
         cells = scales = biases = 0
         per_cell = 2 if bits == 4 or self._in_pairs else 1
         for matrix, layer, _ in jobs:
-            inputs = hidden if matrix == memory_layout.CONTRACT else width
+            inputs = hidden if matrix == c.CONTRACT else width
             if layer == 0:
                 table[matrix : matrix + 5] = cells, scales, biases, inputs, out[matrix]
             size = inputs * out[matrix]
@@ -137,10 +122,10 @@ class Matrices:
             scales += size // GROUP if bits == 4 else out[matrix]
             biases += out[matrix]
         if config.tie_weights:
-            table[memory_layout.WTE : memory_layout.WTE + 5] = table[memory_layout.HEAD : memory_layout.HEAD + 5]
+            table[c.WTE : c.WTE + 5] = table[c.HEAD : c.HEAD + 5]
         self.data = allocate(cells, data_type)
         self.scale = allocate(scales if bits < 32 else 1, SCALE_TYPES[bits])
-        table[memory_layout.NORMS] = biases
+        table[c.NORMS] = biases
         return jobs
 
     def _fill_matrix(self, tensors: Tensors, matrix: int, layer: int, name: str) -> None:
@@ -167,14 +152,14 @@ class Matrices:
             with ThreadPoolExecutor(self._threads) as pool:
                 blocks = range(0, padded(values.shape[1], LANES) // LANES, PORTION)
                 list(pool.map(lambda block: self._pack_part(values, matrix, first, block), blocks))
-        if matrix not in (memory_layout.WTE, memory_layout.HEAD) and f"{name}.bias" in tensors:
+        if matrix not in (c.WTE, c.HEAD) and f"{name}.bias" in tensors:
             at = bias + layer * outputs
             self.floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
 
     def _pack_part(self, values: NDArray[Any], matrix: int, first: int, block: int) -> None:
         """Quantise the blocks from ``block`` on of a matrix whose first one is ``first`` among those of all layers."""
         part = values[:, block * LANES : (block + PORTION) * LANES]
-        inputs, count = int(self._table[matrix + memory_layout.INPUTS]), padded(part.shape[1], LANES) // LANES
+        inputs, count = int(self._table[matrix + c.INPUTS]), padded(part.shape[1], LANES) // LANES
         floats = np.zeros(count * inputs * LANES, np.float32)
         self._kernels.pack(part, floats, 0, inputs)
         self._quantize(floats, 0, matrix, first + block, count)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.inference.sampling import Array, Drawable, contrast_layers, keep_drawable, not_finite
 from gptcli.inference.sequence import Continuation, Request, Token, draw_rows
 

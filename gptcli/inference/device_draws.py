@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference.sampling import Drawable, distribution
 from gptcli.inference.sequence import Continuation, Request
 from gptcli.inference.step_launches import DecodeStep

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_config
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError, nearest
 from gptcli.inference.decode import SlotDecoder
 from gptcli.inference.sampling import Drawable

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 

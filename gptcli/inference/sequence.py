@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptcli.config import Overflow, SamplingConfig
+from gptcli.config.sampling import Overflow, SamplingConfig
 from gptcli.errors import GptcliError
 from gptcli.inference.sampling import (
     Array,

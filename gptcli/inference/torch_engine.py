@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference.sampling import Drawable
 from gptcli.inference.sequence import Request
 from gptcli.kernels.gpu.triton_support import triton_reason

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from gptcli.config import GPT3_PRESETS, PRESETS, GPTConfig
+from gptcli.config.model import GPT3_PRESETS, PRESETS, GPTConfig
 from gptcli.errors import GptcliError, nearest
 from gptcli.model.parameters import components
 

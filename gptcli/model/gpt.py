@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from gptcli.config import GPTConfig, Init
+from gptcli.config.model import GPTConfig
+from gptcli.config.training import Init
 from gptcli.model.dropout import dropout, dropout_attention, gelu, split_heads
 
 
@@ -165,10 +166,8 @@ class MultiHeadAttention(nn.Module):
             scale = self.query_scale / math.sqrt(self.head_dim)
             return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale))
         queries, keys, values = self.heads(x)
-        if cache is not None:
-            context = cache.attend(layer, queries, keys, values)
-        else:
-            context = fused_attention(queries, keys, values)
+        found = (queries, keys, values)
+        context = fused_attention(*found) if cache is None else cache.attend(layer, *found)
         return self.c_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
 
 
@@ -219,10 +218,9 @@ class GPTModel(nn.Module):
         self.config = config
         self.recompute = False  # trade a second forward pass of every block for its activations' memory
         self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # where there is no cache
-        self.wte = nn.Embedding(config.vocab_size, config.emb_dim, _weight=_empty(config.vocab_size, config.emb_dim))
-        self.wpe = nn.Embedding(
-            config.context_length, config.emb_dim, _weight=_empty(config.context_length, config.emb_dim)
-        )
+        V, positions, C = config.vocab_size, config.context_length, config.emb_dim
+        self.wte = nn.Embedding(V, C, _weight=torch.empty(V, C))  # memory as it is, until it is drawn or loaded
+        self.wpe = nn.Embedding(positions, C, _weight=torch.empty(positions, C))
         self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
         if not config.tie_weights:
@@ -265,10 +263,9 @@ class GPTModel(nn.Module):
         for layer, block in enumerate(self.h):
             if cache is not None:
                 x = block(x, cache, layer)
-            elif self.recompute and torch.is_grad_enabled():
-                x = recomputed(self.run_block, block, x, use_reentrant=False)
             else:
-                x = self.run_block(block, x)
+                again = self.recompute and torch.is_grad_enabled()
+                x = recomputed(self.run_block, block, x, use_reentrant=False) if again else self.run_block(block, x)
         if cache is not None:
             cache.advance(count)
         return self.ln_f(x)
@@ -302,7 +299,3 @@ class GPTModel(nn.Module):
                     module.weight.uniform_(-bound, bound)
                 if module.bias is not None:
                     module.bias.zero_() if init == "gpt2" else module.bias.uniform_(-bound, bound)
-
-
-def _empty(rows: int, columns: int) -> Tensor:
-    return torch.empty(rows, columns)

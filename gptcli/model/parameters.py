@@ -6,7 +6,7 @@ Letters: C emb_dim, F hidden_dim, L n_layers.
 from dataclasses import dataclass
 from math import prod
 
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ the activations; wide matrices, the head above all, are widened a slice of outpu
 import torch
 from torch import Tensor, nn
 
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.model.gpt import GPTModel
 from gptcli.model.quantization import GROUP, Packed, Tensors, check_bits, is_packed_name, packed
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from gptcli.config import GPTConfig, TrainConfig
+from gptcli.config.model import GPTConfig
+from gptcli.config.training import TrainConfig
 from gptcli.device.placement import available_memory
 from gptcli.model.cost import parameter_count, training_memory
 from gptcli.model.gpt import GPTModel

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.config import TrainConfig
+from gptcli.config.training import TrainConfig
 from gptcli.device.placement import placed_like, whole
 
 # torch wraps these so that its compiler leaves them alone, and loads the compiler (1.5 s) for that at their first call.

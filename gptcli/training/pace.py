@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gptcli.config import TrainConfig
+from gptcli.config.training import TrainConfig
 
 WARM_UP = 4  # steps of a sitting: they compile, allocate, choose algorithms and capture graphs
 RECENT, RECENT_STEPS = 60.0, 16  # the rate is that of the last minute, and of so many steps at least

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptcli.config import TrainConfig
+from gptcli.config.training import TrainConfig
 from gptcli.data.dataset import Corpus, Windows
 
 

@@ -23,7 +23,7 @@ from gptcli.checkpoints import checkpoint, overwrite, tensorfile
 from gptcli.checkpoints.checksum import file_sum
 from gptcli.checkpoints.layout import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 

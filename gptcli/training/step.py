@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.checkpoints.checkpoint import to_file
-from gptcli.config import TrainConfig
+from gptcli.config.training import TrainConfig
 from gptcli.device import placement
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints.checkpoint import all_finite
-from gptcli.config import TrainConfig
+from gptcli.config.training import TrainConfig
 from gptcli.data.dataset import Corpus, Windows
 from gptcli.device.placement import peak_memory, sent
 from gptcli.errors import GptcliError

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli import tokenizers
-from gptcli.config import PRESETS
+from gptcli.config.model import PRESETS
 from gptcli.device.placement import peak_memory
 from gptcli.evaluation.log_likelihood import Span, score
 from gptcli.evaluation.perplexity import Protocol, encode, measure, windows

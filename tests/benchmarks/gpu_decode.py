@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from gptcli.config import GPTConfig, SamplingConfig
+from gptcli.config.model import GPTConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.evaluation.benchmark.engines import bytes_read
 from gptcli.inference import decode as decoding
 from gptcli.inference.decode import SlotDecoder

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gpu_decode import model_of, packed_of, run, say, seconds, step_seconds
 
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference.sequence import Request
 from gptcli.inference.torch_engine import TorchEngine
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 
 from gptcli.checkpoints import layout
-from gptcli.config import SamplingConfig
+from gptcli.config.sampling import SamplingConfig
 from gptcli.inference import decode, speculative
 from gptcli.inference.open import choose_engine, open_decoder
 from gptcli.inference.sequence import Request, Token

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from gptcli.config import GPTConfig, TrainConfig
+from gptcli.config.model import GPTConfig
+from gptcli.config.training import TrainConfig
 from gptcli.device import placement
 from gptcli.kernels.cpu import train_kernels
 from gptcli.model import cost

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcli.checkpoints.formats.names import HEAD, transpose_projections
 from gptcli.checkpoints.tensorfile import clear_partials, partial_path
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from gptcli.checkpoints import tensorfile
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_json, read_pickle
-from gptcli.config import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
+from gptcli.config.model import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
 from gptcli.errors import GptcliError
 
 CONFIG = "config.json"

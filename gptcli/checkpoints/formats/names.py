@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.model.parameters import parameter_shapes
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_pickle
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 

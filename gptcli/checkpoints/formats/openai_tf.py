@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gptcli.checkpoints.formats import names, tf_bundle
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, read_json
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 
 HPARAMS = "hparams.json"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli import tokenizers
-from gptcli.config import GPTConfig
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer, tokenizer_json
 from gptcli.tokenizers.bpe import BPETokenizer

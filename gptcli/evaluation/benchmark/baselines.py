@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints.checkpoint import with_zero_biases
-from gptcli.config import HUGGING_FACE_FIELDS
+from gptcli.config.model import HUGGING_FACE_FIELDS
 from gptcli.evaluation.benchmark.engines import DECODING, LEARNING_RATE, Contender, Setting, Task, bytes_read
 from gptcli.model import cost
 

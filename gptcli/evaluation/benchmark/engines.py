@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptcli.config import GPTConfig, SamplingConfig, TrainConfig
+from gptcli.config.model import GPTConfig
+from gptcli.config.sampling import SamplingConfig
+from gptcli.config.training import TrainConfig
 from gptcli.inference import speculative
 from gptcli.inference.decode import Engine, SlotDecoder
 from gptcli.inference.open import obstacle

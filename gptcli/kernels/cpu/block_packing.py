@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from gptcli.kernels.cpu import simd
+from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu.matmul import GROUP, LANES
 from gptcli.kernels.cpu.simd import OPTIONS, jit
 
@@ -63,83 +63,83 @@ def _quantize_block_of(source, start, target, at, scale, scale_at, inputs, block
 
 @jit
 def _int8_scale(source, start, inputs):
-    largest = simd.splat(np.float32(0.0))
+    largest = v.splat(np.float32(0.0))
     for k in range(inputs):
-        weights = simd.load(source, start + k * LANES)
-        largest = simd.maximum(largest, simd.maximum(weights, _minus(weights)))
-    factor = simd.divide(largest, simd.splat(np.float32(127.0)))
-    return simd.where_less(simd.splat(np.float32(0.0)), factor, factor, simd.splat(np.float32(1.0)))
+        weights = v.load(source, start + k * LANES)
+        largest = v.maximum(largest, v.maximum(weights, _minus(weights)))
+    factor = v.divide(largest, v.splat(np.float32(127.0)))
+    return v.where_less(v.splat(np.float32(0.0)), factor, factor, v.splat(np.float32(1.0)))
 
 
 def _int8_block_of_pairs(source, start, target, at, scale, scale_at, inputs, block):
     """See integers.py: input 2j in the low byte of an int16, 2j + 1 in the high one."""
     factor = _int8_scale(source, start, inputs)
-    simd.store(scale, scale_at + block * LANES, factor)
-    byte = simd.splat(np.float32(256.0))
+    v.store(scale, scale_at + block * LANES, factor)
+    byte = v.splat(np.float32(256.0))
     for k in range(0, inputs, 2):
-        low = simd.nearest(simd.divide(simd.load(source, start + k * LANES), factor))
-        high = simd.nearest(simd.divide(simd.load(source, start + (k + 1) * LANES), factor))
-        low = simd.where_less(low, simd.splat(np.float32(0.0)), simd.add(low, byte), low)
-        simd.store(target, at + (block * inputs + k) // 2 * LANES, simd.fma(high, byte, low))
+        low = v.nearest(v.divide(v.load(source, start + k * LANES), factor))
+        high = v.nearest(v.divide(v.load(source, start + (k + 1) * LANES), factor))
+        low = v.where_less(low, v.splat(np.float32(0.0)), v.add(low, byte), low)
+        v.store(target, at + (block * inputs + k) // 2 * LANES, v.fma(high, byte, low))
 
 
 def _int8_block(source, start, target, at, scale, scale_at, inputs, block):
     factor = _int8_scale(source, start, inputs)
-    simd.store(scale, scale_at + block * LANES, factor)
+    v.store(scale, scale_at + block * LANES, factor)
     for k in range(inputs):
-        values = simd.nearest(simd.divide(simd.load(source, start + k * LANES), factor))
-        simd.store(target, at + (block * inputs + k) * LANES, values)
+        values = v.nearest(v.divide(v.load(source, start + k * LANES), factor))
+        v.store(target, at + (block * inputs + k) * LANES, values)
 
 
 def _int4_block(source, start, target, at, scale, scale_at, inputs, block):
     """Of the scales around each group's largest weight, the one with the smallest squared error."""
     for group in range(inputs // GROUP):
         here = start + group * GROUP * LANES
-        low = high = simd.load(source, here)
+        low = high = v.load(source, here)
         for k in range(1, GROUP):
-            weights = simd.load(source, here + k * LANES)
-            low, high = simd.where_less(weights, low, weights, low), simd.maximum(high, weights)
-        largest = simd.where_less(high, _minus(low), low, high)
+            weights = v.load(source, here + k * LANES)
+            low, high = v.where_less(weights, low, weights, low), v.maximum(high, weights)
+        largest = v.where_less(high, _minus(low), low, high)
         factor, least = _fit(source, here, largest, np.float32(-8.0))
         for steps in (np.float32(-7.3), np.float32(7.5)):
             other, error = _fit(source, here, largest, steps)
-            factor = simd.where_less(error, least, other, factor)
-            least = simd.where_less(error, least, error, least)
-        simd.store(scale, scale_at + (block * (inputs // GROUP) + group) * LANES, factor)
+            factor = v.where_less(error, least, other, factor)
+            least = v.where_less(error, least, error, least)
+        v.store(scale, scale_at + (block * (inputs // GROUP) + group) * LANES, factor)
         inverse, first = _inverse(factor), at + (block * inputs + group * GROUP) // 2 * LANES
-        eight = simd.splat(np.float32(8.0))
+        eight = v.splat(np.float32(8.0))
         for k in range(0, GROUP, 2):
-            low = simd.add(_whole(simd.load(source, here + k * LANES), inverse), eight)
-            high = simd.add(_whole(simd.load(source, here + (k + 1) * LANES), inverse), eight)
-            simd.store(target, first + k // 2 * LANES, simd.fma(high, simd.splat(np.float32(16.0)), low))
+            low = v.add(_whole(v.load(source, here + k * LANES), inverse), eight)
+            high = v.add(_whole(v.load(source, here + (k + 1) * LANES), inverse), eight)
+            v.store(target, first + k // 2 * LANES, v.fma(high, v.splat(np.float32(16.0)), low))
 
 
 @jit
 def _fit(source, here, largest, steps):
     """The scale that makes the largest weights of a group ``steps``, and each one's sum of squared errors."""
-    factor = simd.to_bfloat16(simd.divide(largest, simd.splat(steps)))
-    inverse, error = _inverse(factor), simd.splat(np.float32(0.0))
+    factor = v.to_bfloat16(v.divide(largest, v.splat(steps)))
+    inverse, error = _inverse(factor), v.splat(np.float32(0.0))
     for k in range(GROUP):
-        weights = simd.load(source, here + k * LANES)
-        difference = simd.subtract(simd.multiply(_whole(weights, inverse), factor), weights)
-        error = simd.add(error, simd.multiply(difference, difference))
+        weights = v.load(source, here + k * LANES)
+        difference = v.subtract(v.multiply(_whole(weights, inverse), factor), weights)
+        error = v.add(error, v.multiply(difference, difference))
     return factor, error
 
 
 @jit
 def _whole(weights, inverse):
     """The whole numbers in [-8, 7] that come closest."""
-    values = simd.maximum(simd.nearest(simd.multiply(weights, inverse)), simd.splat(np.float32(-8.0)))
-    return simd.where_less(values, simd.splat(np.float32(7.0)), values, simd.splat(np.float32(7.0)))
+    values = v.maximum(v.nearest(v.multiply(weights, inverse)), v.splat(np.float32(-8.0)))
+    return v.where_less(values, v.splat(np.float32(7.0)), values, v.splat(np.float32(7.0)))
 
 
 @jit
 def _inverse(factor):
     """One over each; 1 where it is 0, as then all weights are."""
-    size, one = simd.maximum(factor, _minus(factor)), simd.splat(np.float32(1.0))
-    return simd.divide(one, simd.where_less(simd.splat(np.float32(0.0)), size, factor, one))
+    size, one = v.maximum(factor, _minus(factor)), v.splat(np.float32(1.0))
+    return v.divide(one, v.where_less(v.splat(np.float32(0.0)), size, factor, one))
 
 
 @jit
 def _minus(x):
-    return simd.subtract(simd.splat(np.float32(0.0)), x)
+    return v.subtract(v.splat(np.float32(0.0)), x)

@@ -11,7 +11,9 @@ keeps account of, for sequences that go back.
 
 import numpy as np
 
-from gptcli.kernels.cpu import matmul, memory_layout, row_vectors, simd
+from gptcli.kernels.cpu import matmul, row_vectors
+from gptcli.kernels.cpu import memory_layout as c
+from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu.matmul import LANES, TILE
 from gptcli.kernels.cpu.simd import jit
 
@@ -19,56 +21,45 @@ from gptcli.kernels.cpu.simd import jit
 @jit
 def remember(work, table, control, row, layer, head, thread):
     """Write the key and the value of a row into the cache."""
-    size = table[memory_layout.HEAD_SIZE]
+    size = table[c.HEAD_SIZE]
     keys, values = _cache_of(table, control, row, layer, head)
     position = control[_positions(table) + row]
     panel, number = keys + position // LANES * size * LANES, position % LANES
-    source = (
-        table[memory_layout.PROJECTED]
-        + row * table[memory_layout.QKV + memory_layout.OUTPUTS]
-        + table[memory_layout.EMB_DIM]
-        + head * size
-    )
+    source = table[c.PROJECTED] + row * table[c.QKV + c.OUTPUTS] + table[c.EMB_DIM] + head * size
     for k in range(size):
         work[panel + number * size + k] = work[source + k]
     if number == LANES - 1:
-        turned = table[memory_layout.SCRATCH] + thread * table[memory_layout.SCRATCH_SIZE]
+        turned = table[c.SCRATCH] + thread * table[c.SCRATCH_SIZE]
         _turn(work, panel, LANES, size, turned)
         for i in range(0, size * LANES, LANES):
-            simd.store(work, panel + i, simd.load(work, turned + i))
-    source += table[memory_layout.EMB_DIM]
+            v.store(work, panel + i, v.load(work, turned + i))
+    source += table[c.EMB_DIM]
     spread = (size + LANES - 1) // LANES * LANES
     for i in range(0, spread, LANES):  # what lies past the head's end is never looked at
-        simd.store(work, values + position * spread + i, simd.load(work, source + i))
+        v.store(work, values + position * spread + i, v.load(work, source + i))
 
 
 @jit
 def attend(floats, work, table, control, row, count, layer, head, thread):
     """Let ``count`` rows of one sequence, at consecutive positions that are in the cache, look at it."""
-    capacity, size = table[memory_layout.CAPACITY], table[memory_layout.HEAD_SIZE]
+    capacity, size = table[c.CAPACITY], table[c.HEAD_SIZE]
     panels = (size + LANES - 1) // LANES
     spread = panels * LANES
     keys, values = _cache_of(table, control, row, layer, head)
     first = control[_positions(table) + row]
     length = first + count
     full, begun = length // LANES, length % LANES
-    scores = table[memory_layout.SCRATCH] + thread * table[memory_layout.SCRATCH_SIZE]
+    scores = table[c.SCRATCH] + thread * table[c.SCRATCH_SIZE]
     inverses = scores + TILE * capacity
     context = inverses + LANES
-    stride, width = (
-        table[memory_layout.QKV + memory_layout.OUTPUTS],
-        table[memory_layout.ATTENTION + memory_layout.INPUTS],
-    )
-    query, target = (
-        table[memory_layout.PROJECTED] + row * stride + head * size,
-        table[memory_layout.CONTEXT] + row * width + head * size,
-    )
+    stride, width = table[c.QKV + c.OUTPUTS], table[c.ATTENTION + c.INPUTS]
+    query, target = table[c.PROJECTED] + row * stride + head * size, table[c.CONTEXT] + row * width + head * size
     _products(work, keys, size * LANES, LANES, full, size, query, stride, count, scores, capacity)
     if begun:
         turned = context + TILE * spread
         _turn(work, keys + full * size * LANES, begun, size, turned)
         _products(work, turned, 0, LANES, 1, size, query, stride, count, scores + full * LANES, capacity)
-    factor = floats[table[memory_layout.FACTORS] + layer]
+    factor = floats[table[c.FACTORS] + layer]
     for i in range(count):
         known = first + i + 1
         work[inverses + i] = _softmax(work, scores + i * capacity, known, (length + LANES - 1) // LANES * LANES, factor)
@@ -81,19 +72,17 @@ def attend(floats, work, table, control, row, count, layer, head, thread):
 @jit
 def _positions(table):
     """Where control has the rows' positions; their slots follow."""
-    return memory_layout.COUNTERS + table[memory_layout.STEPS] * 2 * memory_layout.LINE + table[memory_layout.MAX_ROWS]
+    return c.COUNTERS + table[c.STEPS] * 2 * c.LINE + table[c.MAX_ROWS]
 
 
 @jit
 def _cache_of(table, control, row, layer, head):
     """Where the keys and the values of a row's sequence begin."""
-    capacity, size = table[memory_layout.CAPACITY], table[memory_layout.HEAD_SIZE]
+    capacity, size = table[c.CAPACITY], table[c.HEAD_SIZE]
     panels = (size + LANES - 1) // LANES
-    slot = control[_positions(table) + table[memory_layout.MAX_ROWS] + row]
-    where = (slot * table[memory_layout.LAYERS] + layer) * table[memory_layout.HEADS] + head
-    return table[memory_layout.KEYS] + where * capacity * size, table[
-        memory_layout.VALUES
-    ] + where * capacity * panels * LANES
+    slot = control[_positions(table) + table[c.MAX_ROWS] + row]
+    where = (slot * table[c.LAYERS] + layer) * table[c.HEADS] + head
+    return table[c.KEYS] + where * capacity * size, table[c.VALUES] + where * capacity * panels * LANES
 
 
 @jit
@@ -107,23 +96,23 @@ def _turn(work, panel, count, size, to):
 def _softmax(work, at, length, padded, factor):
     """exp(factor (s - max)) of a row of scores, zeros after ``length``; returns 1 / their sum."""
     whole = length // LANES * LANES
-    peaks = simd.splat(work[at])
+    peaks = v.splat(work[at])
     for i in range(0, whole, LANES):
-        peaks = simd.maximum(peaks, simd.load(work, at + i))
-    peak = simd.lane(peaks, 0)
+        peaks = v.maximum(peaks, v.load(work, at + i))
+    peak = v.lane(peaks, 0)
     for i in range(1, LANES):
-        peak = max(peak, simd.lane(peaks, i))
+        peak = max(peak, v.lane(peaks, i))
     for i in range(whole, length):
         peak = max(peak, work[at + i])
-    scale, shift = simd.splat(factor), simd.splat(-peak * factor)
+    scale, shift = v.splat(factor), v.splat(-peak * factor)
     for i in range(0, padded, LANES):
-        simd.store(work, at + i, simd.exp(simd.fma(simd.load(work, at + i), scale, shift)))
+        v.store(work, at + i, v.exp(v.fma(v.load(work, at + i), scale, shift)))
     for i in range(length, padded):
         work[at + i] = 0.0
-    sums = simd.splat(np.float32(0.0))
+    sums = v.splat(np.float32(0.0))
     for i in range(0, padded, LANES):
-        sums = simd.add(sums, simd.load(work, at + i))
-    return np.float32(1.0) / simd.total(sums)
+        sums = v.add(sums, v.load(work, at + i))
+    return np.float32(1.0) / v.total(sums)
 
 
 @jit
@@ -135,7 +124,7 @@ def _products(work, start, step, apart, panels, inputs, x, stride, count, y, y_s
     panel = np.int64(0)
     while panel < panels:
         first = start + panel * step
-        if count > 1 and panels - panel >= 2 and simd.WIDE_REGISTERS:
+        if count > 1 and panels - panel >= 2 and v.WIDE_REGISTERS:
             left, right = matmul.rows_times_two_panels(
                 row_vectors.zeros(TILE), work, first, step, apart, inputs, work, x, stride
             )

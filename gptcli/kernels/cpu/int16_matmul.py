@@ -18,22 +18,23 @@ from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from gptcli.kernels.cpu import row_vectors, simd
+from gptcli.kernels.cpu import row_vectors
+from gptcli.kernels.cpu import simd as v
 
-LANES = simd.WIDTH
+LANES = v.WIDTH
 CHUNK = 256  # inputs that share a scale
 AHEAD = 1024  # pairs of weights asked for before their turn: the core alone looks too few lines of memory ahead
-AVAILABLE = simd.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
+AVAILABLE = v.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
 _PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
 
 
 def _add_products(builder, weights, x, sums):
     """sums + the products of pairs (all of them lanes): LLVM makes one vpdpwssd of the two."""
-    signature = ir.FunctionType(simd.INTS, [_PAIRS, _PAIRS])
+    signature = ir.FunctionType(v.INTS, [_PAIRS, _PAIRS])
     multiply = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.pmaddw.d.512")
     products = builder.call(multiply, [builder.bitcast(weights, _PAIRS), builder.bitcast(x, _PAIRS)])
-    return builder.bitcast(builder.add(builder.bitcast(sums, simd.INTS), products), simd.FLOATS)
+    return builder.bitcast(builder.add(builder.bitcast(sums, v.INTS), products), v.FLOATS)
 
 
 @intrinsic
@@ -42,10 +43,10 @@ def load_pairs(typingctx, array, offset):
 
     def codegen(context, builder, signature, args):
         small = ir.VectorType(ir.IntType(8), 2 * LANES)
-        pairs = builder.load(simd.pointer_to(context, builder, signature.args[0], *args, small), align=2)
-        return builder.bitcast(builder.sext(pairs, _PAIRS), simd.FLOATS)
+        pairs = builder.load(v.pointer_to(context, builder, signature.args[0], *args, small), align=2)
+        return builder.bitcast(builder.sext(pairs, _PAIRS), v.FLOATS)
 
-    return simd.lanes(array, types.intp), codegen
+    return v.lanes(array, types.intp), codegen
 
 
 @intrinsic
@@ -53,9 +54,9 @@ def add_products(typingctx, weights, pair, sums):
     """sums + weights[2i] pair[0] + weights[2i + 1] pair[1]; ``pair`` is the cell of a row, a float32."""
 
     def codegen(context, builder, signature, args):
-        return _add_products(builder, args[0], simd.splat_of(builder, args[1], simd.FLOATS), args[2])
+        return _add_products(builder, args[0], v.splat_of(builder, args[1], v.FLOATS), args[2])
 
-    return simd.lanes(simd.lanes, types.float32, simd.lanes), codegen
+    return v.lanes(v.lanes, types.float32, v.lanes), codegen
 
 
 # Sums + the products of weights and of the pair in each row.
@@ -72,11 +73,9 @@ def scale_rows(typingctx, integers, x, offset, stride, accumulators):
         _, array, position, step, _ = args
         parts = []
         for whole, part in zip(*(cgutils.unpack_tuple(builder, args[i]) for i in (0, 4)), strict=True):
-            factor = simd.splat_of(
-                builder, simd.float_at(context, builder, signature.args[1], array, position), simd.FLOATS
-            )
-            floats = builder.sitofp(builder.bitcast(whole, simd.INTS), simd.FLOATS)
-            parts.append(simd.fma_of(builder, floats, factor, part))
+            factor = v.splat_of(builder, v.float_at(context, builder, signature.args[1], array, position), v.FLOATS)
+            floats = builder.sitofp(builder.bitcast(whole, v.INTS), v.FLOATS)
+            parts.append(v.fma_of(builder, floats, factor, part))
             position = builder.add(position, step)
         return context.make_tuple(builder, accumulators, parts)
 
@@ -88,11 +87,11 @@ def larger(typingctx, a, b):
     """The larger of |a| and |b|; NaN is larger than everything."""
 
     def codegen(context, builder, signature, args):
-        bits = ir.Constant(simd.INTS, [0x7FFFFFFF] * LANES)
-        left, right = (builder.and_(builder.bitcast(x, simd.INTS), bits) for x in args)
-        return builder.bitcast(builder.select(builder.icmp_signed(">", left, right), left, right), simd.FLOATS)
+        bits = ir.Constant(v.INTS, [0x7FFFFFFF] * LANES)
+        left, right = (builder.and_(builder.bitcast(x, v.INTS), bits) for x in args)
+        return builder.bitcast(builder.select(builder.icmp_signed(">", left, right), left, right), v.FLOATS)
 
-    return simd.lanes(simd.lanes, simd.lanes), codegen
+    return v.lanes(v.lanes, v.lanes), codegen
 
 
 @intrinsic
@@ -100,11 +99,11 @@ def largest(typingctx, vector):
     """The largest of 16 floats that `larger` returned."""
 
     def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(ir.IntType(32), [simd.INTS])
+        kind = ir.FunctionType(ir.IntType(32), [v.INTS])
         reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.smax.v{LANES}i32")
-        return builder.bitcast(builder.call(reduce, [builder.bitcast(args[0], simd.INTS)]), ir.FloatType())
+        return builder.bitcast(builder.call(reduce, [builder.bitcast(args[0], v.INTS)]), ir.FloatType())
 
-    return types.float32(simd.lanes), codegen
+    return types.float32(v.lanes), codegen
 
 
 @intrinsic
@@ -113,47 +112,47 @@ def store_pairs(typingctx, array, offset, pitch, vector):
 
     def codegen(context, builder, signature, args):
         data, position, step, values = args
-        kind = ir.FunctionType(simd.FLOATS, [simd.FLOATS])
+        kind = ir.FunctionType(v.FLOATS, [v.FLOATS])
         nearest = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
-        shorts = builder.trunc(builder.fptosi(builder.call(nearest, [values]), simd.INTS), _SHORTS)
+        shorts = builder.trunc(builder.fptosi(builder.call(nearest, [values]), v.INTS), _SHORTS)
         pairs = builder.bitcast(shorts, ir.VectorType(ir.FloatType(), LANES // 2))
         for i in range(LANES // 2):
             pair = builder.extract_element(pairs, ir.Constant(ir.IntType(32), i))
-            builder.store(pair, simd.pointer_to(context, builder, signature.args[0], data, position, ir.FloatType()))
+            builder.store(pair, v.pointer_to(context, builder, signature.args[0], data, position, ir.FloatType()))
             position = builder.add(position, step)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, simd.lanes), codegen
+    return types.void(array, types.intp, types.intp, v.lanes), codegen
 
 
-@simd.jit
+@v.jit
 def chunks(inputs):
     """How many there are in a row: its cells before the pairs."""
     return (inputs + CHUNK - 1) // CHUNK
 
 
-@simd.jit
+@v.jit
 def row_size(inputs):
     """Cells of a row."""
     return chunks(inputs) + inputs // 2
 
 
-@simd.jit
+@v.jit
 def quantise(work, source, inputs, chunk, target, pitch):
     """Write a chunk of the floats work[source : + inputs] to the row that begins at work[target]."""
     first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, inputs)
-    peaks = simd.splat(np.float32(0.0))
+    peaks = v.splat(np.float32(0.0))
     for i in range(first, last, LANES):
-        peaks = larger(simd.load(work, source + i), peaks)
+        peaks = larger(v.load(work, source + i), peaks)
     peak = largest(peaks)
     work[target + chunk * pitch] = peak / np.float32(32767.0)  # not a number where there is one among them
-    factor = simd.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
+    factor = v.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
     pairs = target + chunks(inputs) * pitch
     for i in range(first, last, LANES):
-        store_pairs(work, pairs + i // 2 * pitch, pitch, simd.multiply(simd.load(work, source + i), factor))
+        store_pairs(work, pairs + i // 2 * pitch, pitch, v.multiply(v.load(work, source + i), factor))
 
 
-@simd.jit
+@v.jit
 def rows_times_block(sums, data, start, inputs, x, at, pitch):
     """sums[i] + row i, which begins at x[at + i], times a block."""
     pairs = at + chunks(inputs) * pitch
@@ -165,7 +164,7 @@ def rows_times_block(sums, data, start, inputs, x, at, pitch):
     return sums
 
 
-@simd.jit
+@v.jit
 def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
     """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
     a, b = sums, sums
@@ -175,15 +174,15 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
         for k in range(first // 2, min(first + CHUNK, inputs) // 2):
             p = start + k * LANES
             left, right = load_pairs(data, p), load_pairs(data, p + step)
-            simd.prefetch(data, p + AHEAD)
-            simd.prefetch(data, p + step + AHEAD)
+            v.prefetch(data, p + AHEAD)
+            v.prefetch(data, p + step + AHEAD)
             whole_a, whole_b = add_rows_twice(whole_a, whole_b, left, right, x, pairs + k * pitch, 1)
         a = scale_rows(whole_a, x, at + first // CHUNK * pitch, 1, a)
         b = scale_rows(whole_b, x, at + first // CHUNK * pitch, 1, b)
     return a, b
 
 
-@simd.jit
+@v.jit
 def row_times_four_blocks(data, start, inputs, x, at):
     """One row, alone in its tile, times four blocks that follow one another: sums that do not wait for each other."""
     sums = row_vectors.zeros(4)
@@ -199,12 +198,12 @@ def row_times_four_blocks(data, start, inputs, x, at):
             d = add_products(load_pairs(data, p + 3 * step), pair, d)
             if k % 2 == 0:  # two pairs of inputs share a line of the cache
                 for i in range(4):
-                    simd.prefetch(data, p + i * step + AHEAD)
+                    v.prefetch(data, p + i * step + AHEAD)
         sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
     return sums
 
 
-@simd.jit
+@v.jit
 def weight(data, start, inputs, k, n):
     """The int8 from input k to output n."""
     pair = data[start + (n // LANES * (inputs // 2) + k // 2) * LANES + n % LANES]

@@ -17,16 +17,18 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from gptcli.kernels.cpu import int16_matmul, row_vectors, simd
+from gptcli.kernels.cpu import int16_matmul
+from gptcli.kernels.cpu import row_vectors as r
+from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu.simd import OPTIONS, jit
 
-LANES = simd.WIDTH
+LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
 # Floats fetched ahead where several rows meet a weight: their products fill the core's queue, which then looks too few
 # lines of memory ahead by itself. Packed weights are bound by products there.
 AHEAD = 512
 PART = int16_matmul.CHUNK  # inputs of a row that are written at once
-TILE = 12 if simd.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
+TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
 
 
 def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, pitch):
@@ -39,12 +41,12 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
 
         def four_bits(sums, data, start, scale, scale_start, inputs, x, at, pitch):
             for group in range(inputs // GROUP):
-                part = row_vectors.zeros_like(sums)
+                part = r.zeros_like(sums)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
-                    low, high = simd.load_nibbles(data, start + k // 2 * LANES)
-                    part = row_vectors.fma_rows(part, low, x, at + k * pitch, 1)
-                    part = row_vectors.fma_rows(part, high, x, at + (k + 1) * pitch, 1)
-                sums = row_vectors.fma_all(part, simd.load(scale, scale_start + group * LANES), sums)
+                    low, high = v.load_nibbles(data, start + k // 2 * LANES)
+                    part = r.fma_rows(part, low, x, at + k * pitch, 1)
+                    part = r.fma_rows(part, high, x, at + (k + 1) * pitch, 1)
+                sums = r.fma_all(part, v.load(scale, scale_start + group * LANES), sums)
             return sums
 
         return four_bits
@@ -61,8 +63,8 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
     def whole(sums, data, start, scale, scale_start, inputs, x, at, pitch):
         for k in range(inputs):
             if floats:
-                simd.prefetch(data, start + k * LANES + AHEAD)
-            sums = row_vectors.fma_rows(sums, simd.load(data, start + k * LANES), x, at + k * pitch, 1)
+                v.prefetch(data, start + k * LANES + AHEAD)
+            sums = r.fma_rows(sums, v.load(data, start + k * LANES), x, at + k * pitch, 1)
         return sums
 
     return whole
@@ -80,18 +82,16 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
             a, b = sums, sums
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
-                part_a, part_b = row_vectors.zeros_like(sums), row_vectors.zeros_like(sums)
+                part_a, part_b = r.zeros_like(sums), r.zeros_like(sums)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
                     p = start + k // 2 * LANES
-                    low, high = simd.load_nibbles(data, p)
-                    low_b, high_b = simd.load_nibbles(data, p + step)
-                    part_a, part_b = row_vectors.fma_rows_twice(part_a, part_b, low, low_b, x, at + k * pitch, 1)
-                    part_a, part_b = row_vectors.fma_rows_twice(
-                        part_a, part_b, high, high_b, x, at + (k + 1) * pitch, 1
-                    )
+                    low, high = v.load_nibbles(data, p)
+                    low_b, high_b = v.load_nibbles(data, p + step)
+                    part_a, part_b = r.fma_rows_twice(part_a, part_b, low, low_b, x, at + k * pitch, 1)
+                    part_a, part_b = r.fma_rows_twice(part_a, part_b, high, high_b, x, at + (k + 1) * pitch, 1)
                 s = scale_start + group * LANES
-                a = row_vectors.fma_all(part_a, simd.load(scale, s), a)
-                b = row_vectors.fma_all(part_b, simd.load(scale, s + scale_step), b)
+                a = r.fma_all(part_a, v.load(scale, s), a)
+                b = r.fma_all(part_b, v.load(scale, s + scale_step), b)
             return a, b
 
         return four_bits
@@ -110,10 +110,10 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
         for k in range(inputs):
             p = start + k * LANES
             if floats:
-                simd.prefetch(data, p + AHEAD)
-                simd.prefetch(data, p + inputs * LANES + AHEAD)
-            left, right = simd.load(data, p), simd.load(data, p + inputs * LANES)
-            a, b = row_vectors.fma_rows_twice(a, b, left, right, x, at + k * pitch, 1)
+                v.prefetch(data, p + AHEAD)
+                v.prefetch(data, p + inputs * LANES + AHEAD)
+            left, right = v.load(data, p), v.load(data, p + inputs * LANES)
+            a, b = r.fma_rows_twice(a, b, left, right, x, at + k * pitch, 1)
         return a, b
 
     return whole
@@ -132,9 +132,9 @@ def _unpack_of(data, start, count, work, to):
 
         def four_bits(data, start, count, work, to):
             for i in range(0, count, LANES):
-                low, high = simd.load_nibbles(data, start + i)
-                simd.store(work, to + 2 * i, low)
-                simd.store(work, to + 2 * i + LANES, high)
+                low, high = v.load_nibbles(data, start + i)
+                v.store(work, to + 2 * i, low)
+                v.store(work, to + 2 * i + LANES, high)
             return True
 
         return four_bits
@@ -148,14 +148,14 @@ def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, p
     a, b = sums, sums
     step, scale_step = inputs * LANES, inputs // GROUP * LANES
     for group in range(inputs // GROUP):
-        part_a, part_b = row_vectors.zeros_like(sums), row_vectors.zeros_like(sums)
+        part_a, part_b = r.zeros_like(sums), r.zeros_like(sums)
         for k in range(group * GROUP, (group + 1) * GROUP):
             p = start + k * LANES
-            left, right = simd.load(work, p), simd.load(work, p + step)
-            part_a, part_b = row_vectors.fma_rows_twice(part_a, part_b, left, right, work, at + k * pitch, 1)
+            left, right = v.load(work, p), v.load(work, p + step)
+            part_a, part_b = r.fma_rows_twice(part_a, part_b, left, right, work, at + k * pitch, 1)
         s = scale_start + group * LANES
-        a = row_vectors.fma_all(part_a, simd.load(scale, s), a)
-        b = row_vectors.fma_all(part_b, simd.load(scale, s + scale_step), b)
+        a = r.fma_all(part_a, v.load(scale, s), a)
+        b = r.fma_all(part_b, v.load(scale, s + scale_step), b)
     return a, b
 
 
@@ -168,25 +168,25 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
     if data.dtype == types.uint8:
 
         def four_bits(data, start, scale, scale_start, inputs, x, at):
-            a, b, c, d = row_vectors.zeros(4)
+            a, b, c, d = r.zeros(4)
             step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
             for group in range(inputs // GROUP):
-                part_a, part_b, part_c, part_d = row_vectors.zeros(4)
+                part_a, part_b, part_c, part_d = r.zeros(4)
                 for k in range(group * GROUP, (group + 1) * GROUP, 2):
-                    even, odd = simd.splat(x[at + k]), simd.splat(x[at + k + 1])
+                    even, odd = v.splat(x[at + k]), v.splat(x[at + k + 1])
                     p = start + k // 2 * LANES
-                    low, high = simd.load_nibbles(data, p)
-                    part_a = simd.fma(odd, high, simd.fma(even, low, part_a))
-                    low, high = simd.load_nibbles(data, p + step)
-                    part_b = simd.fma(odd, high, simd.fma(even, low, part_b))
-                    low, high = simd.load_nibbles(data, p + 2 * step)
-                    part_c = simd.fma(odd, high, simd.fma(even, low, part_c))
-                    low, high = simd.load_nibbles(data, p + 3 * step)
-                    part_d = simd.fma(odd, high, simd.fma(even, low, part_d))
+                    low, high = v.load_nibbles(data, p)
+                    part_a = v.fma(odd, high, v.fma(even, low, part_a))
+                    low, high = v.load_nibbles(data, p + step)
+                    part_b = v.fma(odd, high, v.fma(even, low, part_b))
+                    low, high = v.load_nibbles(data, p + 2 * step)
+                    part_c = v.fma(odd, high, v.fma(even, low, part_c))
+                    low, high = v.load_nibbles(data, p + 3 * step)
+                    part_d = v.fma(odd, high, v.fma(even, low, part_d))
                 s = scale_start + group * LANES
-                a, b = simd.fma(part_a, simd.load(scale, s), a), simd.fma(part_b, simd.load(scale, s + scale_step), b)
-                c = simd.fma(part_c, simd.load(scale, s + 2 * scale_step), c)
-                d = simd.fma(part_d, simd.load(scale, s + 3 * scale_step), d)
+                a, b = v.fma(part_a, v.load(scale, s), a), v.fma(part_b, v.load(scale, s + scale_step), b)
+                c = v.fma(part_c, v.load(scale, s + 2 * scale_step), c)
+                d = v.fma(part_d, v.load(scale, s + 3 * scale_step), d)
             return a, b, c, d
 
         return four_bits
@@ -207,14 +207,14 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
 @jit
 def row_times_four_panels(data, start, step, apart, inputs, x, at):
     """x[at : + inputs] times four panels (inputs, 16): they begin ``step`` apart, an input's vectors lie ``apart``."""
-    a, b, c, d = row_vectors.zeros(4)
+    a, b, c, d = r.zeros(4)
     for k in range(inputs):
-        scalar = simd.splat(x[at + k])
+        scalar = v.splat(x[at + k])
         p = start + k * apart
-        a = simd.fma(scalar, simd.load(data, p), a)
-        b = simd.fma(scalar, simd.load(data, p + step), b)
-        c = simd.fma(scalar, simd.load(data, p + 2 * step), c)
-        d = simd.fma(scalar, simd.load(data, p + 3 * step), d)
+        a = v.fma(scalar, v.load(data, p), a)
+        b = v.fma(scalar, v.load(data, p + step), b)
+        c = v.fma(scalar, v.load(data, p + 2 * step), c)
+        d = v.fma(scalar, v.load(data, p + 3 * step), d)
     return a, b, c, d
 
 
@@ -222,7 +222,7 @@ def row_times_four_panels(data, start, step, apart, inputs, x, at):
 def rows_times_panel(sums, data, start, apart, inputs, x, at, stride):
     """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16), its vectors ``apart``."""
     for k in range(inputs):
-        sums = row_vectors.fma_rows(sums, simd.load(data, start + k * apart), x, at + k, stride)
+        sums = r.fma_rows(sums, v.load(data, start + k * apart), x, at + k, stride)
     return sums
 
 
@@ -232,7 +232,7 @@ def rows_times_two_panels(sums, data, start, step, apart, inputs, x, at, stride)
     a, b = sums, sums
     for k in range(inputs):
         p = start + k * apart
-        a, b = row_vectors.fma_rows_twice(a, b, simd.load(data, p), simd.load(data, p + step), x, at + k, stride)
+        a, b = r.fma_rows_twice(a, b, v.load(data, p), v.load(data, p + step), x, at + k, stride)
     return a, b
 
 
@@ -243,8 +243,8 @@ def output_scale(data, scale, at):
 @overload(output_scale, jit_options=OPTIONS)
 def _output_scale_of(data, scale, at):
     if data.dtype in (types.int8, types.int16):
-        return lambda data, scale, at: simd.load(scale, at)
-    return lambda data, scale, at: simd.splat(np.float32(1.0))
+        return lambda data, scale, at: v.load(scale, at)
+    return lambda data, scale, at: v.splat(np.float32(1.0))
 
 
 def weight(data, start, scale, scale_start, inputs, k, n):
@@ -259,8 +259,8 @@ def _weight_of(data, start, scale, scale_start, inputs, k, n):
             block, lane = n // LANES, n % LANES
             byte = data[start + (block * (inputs // 2) + k // 2) * LANES + lane]
             value = np.float32(byte >> 4 if k % 2 else byte & 15) - np.float32(8.0)
-            scales = simd.load(scale, scale_start + (block * (inputs // GROUP) + k // GROUP) * LANES)
-            return value * simd.lane(scales, lane)
+            scales = v.load(scale, scale_start + (block * (inputs // GROUP) + k // GROUP) * LANES)
+            return value * v.lane(scales, lane)
 
         return four_bits
 

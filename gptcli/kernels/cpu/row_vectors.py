@@ -10,18 +10,16 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from gptcli.kernels.cpu import simd
+from gptcli.kernels.cpu import simd as v
 
 
 @intrinsic(prefer_literal=True)
 def zeros(typingctx, count):
     """A tuple of ``count`` (a literal) zero vectors: accumulators."""
-    accumulators = types.UniTuple(simd.lanes, count.literal_value)
+    accumulators = types.UniTuple(v.lanes, count.literal_value)
 
     def codegen(context, builder, signature, args):
-        return context.make_tuple(
-            builder, accumulators, [ir.Constant(simd.FLOATS, [0.0] * simd.WIDTH)] * accumulators.count
-        )
+        return context.make_tuple(builder, accumulators, [ir.Constant(v.FLOATS, [0.0] * v.WIDTH)] * accumulators.count)
 
     return accumulators(count), codegen
 
@@ -34,7 +32,7 @@ def over_rows(combine):
     """
 
     def cell(context, builder, array_type, array, position):
-        return simd.splat_of(builder, simd.float_at(context, builder, array_type, array, position), simd.FLOATS)
+        return v.splat_of(builder, v.float_at(context, builder, array_type, array, position), v.FLOATS)
 
     @intrinsic
     def rows(typingctx, accumulators, weights, x, offset, stride):
@@ -46,7 +44,7 @@ def over_rows(combine):
                 position = builder.add(position, step)
             return context.make_tuple(builder, accumulators, parts)
 
-        return accumulators(accumulators, simd.lanes, x, types.intp, types.intp), codegen
+        return accumulators(accumulators, v.lanes, x, types.intp, types.intp), codegen
 
     @intrinsic
     def rows_twice(typingctx, left, right, left_weights, right_weights, x, offset, stride):
@@ -63,12 +61,12 @@ def over_rows(combine):
                 position = builder.add(position, step)
             return context.make_tuple(builder, both, [context.make_tuple(builder, left, part) for part in parts])
 
-        return both(left, right, simd.lanes, simd.lanes, x, types.intp, types.intp), codegen
+        return both(left, right, v.lanes, v.lanes, x, types.intp, types.intp), codegen
 
     return rows, rows_twice
 
 
-fma_rows, fma_rows_twice = over_rows(simd.fma_of)  # sums + x * weights
+fma_rows, fma_rows_twice = over_rows(v.fma_of)  # sums + x * weights
 
 
 @intrinsic
@@ -76,9 +74,7 @@ def zeros_like(typingctx, accumulators):
     """As many zero vectors as there are accumulators."""
 
     def codegen(context, builder, signature, args):
-        return context.make_tuple(
-            builder, accumulators, [ir.Constant(simd.FLOATS, [0.0] * simd.WIDTH)] * accumulators.count
-        )
+        return context.make_tuple(builder, accumulators, [ir.Constant(v.FLOATS, [0.0] * v.WIDTH)] * accumulators.count)
 
     return accumulators(accumulators), codegen
 
@@ -89,10 +85,10 @@ def fma_all(typingctx, vectors, factor, accumulators):
 
     def codegen(context, builder, signature, args):
         left, right = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
-        parts = [simd.fma_of(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
+        parts = [v.fma_of(builder, a, args[1], b) for a, b in zip(left, right, strict=True)]
         return context.make_tuple(builder, accumulators, parts)
 
-    return accumulators(vectors, simd.lanes, accumulators), codegen
+    return accumulators(vectors, v.lanes, accumulators), codegen
 
 
 @intrinsic
@@ -103,7 +99,7 @@ def load_rows(typingctx, accumulators, array, offset, stride):
         _, data, position, step = args
         parts = []
         for _ in range(accumulators.count):
-            place = simd.pointer_to(context, builder, signature.args[1], data, position, simd.FLOATS)
+            place = v.pointer_to(context, builder, signature.args[1], data, position, v.FLOATS)
             parts.append(builder.load(place, align=4))
             position = builder.add(position, step)
         return context.make_tuple(builder, accumulators, parts)
@@ -120,9 +116,7 @@ def store_rows(typingctx, array, offset, stride, vectors):
         for i, vector in enumerate(cgutils.unpack_tuple(builder, values)):
             if i:
                 position = builder.add(position, step)
-            builder.store(
-                vector, simd.pointer_to(context, builder, signature.args[0], data, position, simd.FLOATS), align=4
-            )
+            builder.store(vector, v.pointer_to(context, builder, signature.args[0], data, position, v.FLOATS), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, vectors), codegen
@@ -136,25 +130,23 @@ def transpose(typingctx, array, offset, stride, count, to):
         data, position, step, number, target = args
         last = builder.sub(number, ir.Constant(number.type, 1))
         rows = []
-        for i in range(simd.WIDTH):
+        for i in range(v.WIDTH):
             index = ir.Constant(number.type, i)
             row = builder.select(builder.icmp_signed("<", index, last), index, last)
             place = builder.add(position, builder.mul(row, step))
-            rows.append(
-                builder.load(simd.pointer_to(context, builder, signature.args[0], data, place, simd.FLOATS), align=4)
-            )
+            rows.append(builder.load(v.pointer_to(context, builder, signature.args[0], data, place, v.FLOATS), align=4))
         for size in (8, 4, 2, 1):  # squares of this size change places across the diagonal
-            low = [n if not n & size else n - size + simd.WIDTH for n in range(simd.WIDTH)]
-            high = [n + size if not n & size else n + simd.WIDTH for n in range(simd.WIDTH)]
-            for i in range(simd.WIDTH):
+            low = [n if not n & size else n - size + v.WIDTH for n in range(v.WIDTH)]
+            high = [n + size if not n & size else n + v.WIDTH for n in range(v.WIDTH)]
+            for i in range(v.WIDTH):
                 if not i & size:
                     pair = rows[i], rows[i + size]
                     rows[i], rows[i + size] = (
-                        builder.shuffle_vector(*pair, ir.Constant(simd.INTS, order)) for order in (low, high)
+                        builder.shuffle_vector(*pair, ir.Constant(v.INTS, order)) for order in (low, high)
                     )
         for i, row in enumerate(rows):
-            place = builder.add(target, ir.Constant(target.type, i * simd.WIDTH))
-            builder.store(row, simd.pointer_to(context, builder, signature.args[0], data, place, simd.FLOATS), align=4)
+            place = builder.add(target, ir.Constant(target.type, i * v.WIDTH))
+            builder.store(row, v.pointer_to(context, builder, signature.args[0], data, place, v.FLOATS), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, types.intp, types.intp), codegen

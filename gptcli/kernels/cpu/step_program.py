@@ -4,8 +4,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptcli.config import GPTConfig
-from gptcli.kernels.cpu import memory_layout
+from gptcli.config.model import GPTConfig
+from gptcli.kernels.cpu import memory_layout as c
 
 
 def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
@@ -15,55 +15,31 @@ def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
         config: the model's shape.
         table: int64, with the sizes and places of everything but the program.
     """
-    x, normed, context, projected, hidden, logits = (
-        int(table[cell]) for cell in range(memory_layout.X, memory_layout.SCRATCH)
-    )
-    width, rows = int(table[memory_layout.QKV + memory_layout.INPUTS]), int(table[memory_layout.MAX_ROWS])
-    wide, vocabulary = (
-        int(table[memory_layout.QKV + memory_layout.OUTPUTS]),
-        int(table[memory_layout.HEAD + memory_layout.OUTPUTS]),
-    )
-    inner = int(table[memory_layout.CONTRACT + memory_layout.INPUTS])
-    activation = {"gelu_new": memory_layout.GELU, "relu": memory_layout.RELU}[config.activation]
+    x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(c.X, c.SCRATCH))
+    width, rows = int(table[c.QKV + c.INPUTS]), int(table[c.MAX_ROWS])
+    wide, vocabulary = int(table[c.QKV + c.OUTPUTS]), int(table[c.HEAD + c.OUTPUTS])
+    inner = int(table[c.CONTRACT + c.INPUTS])
+    activation = {"gelu_new": c.GELU, "relu": c.RELU}[config.activation]
     final, beside = 2 * config.n_layers, logits + rows * vocabulary
     tapped = normed + rows * width
     arranged = hidden + rows * inner
-    program: list[tuple[int, ...]] = [(memory_layout.EMBED,)]
+    program: list[tuple[int, ...]] = [(c.EMBED,)]
     for n in range(config.n_layers):
         program += [
-            (memory_layout.NORM, 2 * n, n, x, normed),
-            (memory_layout.MULTIPLY, memory_layout.QKV, n, normed, projected, wide, memory_layout.PLAIN),
-            (memory_layout.ATTEND, 0, n),
-            (memory_layout.ARRANGE, memory_layout.ATTENTION, n, context, normed),
-            (memory_layout.MULTIPLY, memory_layout.ATTENTION, n, normed, x, width, memory_layout.ADD),
-            (memory_layout.NORM, 2 * n + 1, n, x, normed),
-            (memory_layout.MULTIPLY, memory_layout.EXPAND, n, normed, hidden, inner, activation),
-            (memory_layout.ARRANGE, memory_layout.CONTRACT, n, hidden, arranged),
-            (memory_layout.MULTIPLY, memory_layout.CONTRACT, n, arranged, x, width, memory_layout.ADD),
-            (memory_layout.NORM, final, n, x, tapped, 0, 0, memory_layout.WANTED_ROWS, n + 1),
+            (c.NORM, 2 * n, n, x, normed),
+            (c.MULTIPLY, c.QKV, n, normed, projected, wide, c.PLAIN),
+            (c.ATTEND, 0, n),
+            (c.ARRANGE, c.ATTENTION, n, context, normed),
+            (c.MULTIPLY, c.ATTENTION, n, normed, x, width, c.ADD),
+            (c.NORM, 2 * n + 1, n, x, normed),
+            (c.MULTIPLY, c.EXPAND, n, normed, hidden, inner, activation),
+            (c.ARRANGE, c.CONTRACT, n, hidden, arranged),
+            (c.MULTIPLY, c.CONTRACT, n, arranged, x, width, c.ADD),
+            (c.NORM, final, n, x, tapped, 0, 0, c.WANTED_ROWS, n + 1),
         ]
     program += [
-        (memory_layout.NORM, final, 0, x, normed, 0, 0, memory_layout.WANTED_ROWS),
-        (
-            memory_layout.MULTIPLY,
-            memory_layout.HEAD,
-            0,
-            normed,
-            logits,
-            vocabulary,
-            memory_layout.PLAIN,
-            memory_layout.WANTED_ROWS,
-        ),
-        (
-            memory_layout.MULTIPLY,
-            memory_layout.HEAD,
-            0,
-            tapped,
-            beside,
-            vocabulary,
-            memory_layout.PLAIN,
-            memory_layout.WANTED_ROWS,
-            memory_layout.IF_TAPPED,
-        ),
+        (c.NORM, final, 0, x, normed, 0, 0, c.WANTED_ROWS),
+        (c.MULTIPLY, c.HEAD, 0, normed, logits, vocabulary, c.PLAIN, c.WANTED_ROWS),
+        (c.MULTIPLY, c.HEAD, 0, tapped, beside, vocabulary, c.PLAIN, c.WANTED_ROWS, c.IF_TAPPED),
     ]
     return program

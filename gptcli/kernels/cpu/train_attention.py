@@ -12,7 +12,8 @@ Keys, values and channels are copied to a thread's scratch, filled up with zeros
 
 import numpy as np
 
-from gptcli.kernels.cpu import row_vectors, simd
+from gptcli.kernels.cpu import row_vectors as r
+from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu.dropout_hash import kept, row_keys
 from gptcli.kernels.cpu.matmul import LANES, TILE
 from gptcli.kernels.cpu.memory_layout import padded
@@ -37,11 +38,11 @@ _padded = jit(padded)
 @jit
 def _copy(source, at, count, size, stride, target, to, target_stride, factor):
     """target[to + i target_stride + k] = factor source[at + i stride + k] for i < ``count`` and k < ``size``."""
-    whole, factors = size // LANES * LANES, simd.splat(factor)
+    whole, factors = size // LANES * LANES, v.splat(factor)
     for i in range(count):
         row, place = at + i * stride, to + i * target_stride
         for k in range(0, whole, LANES):
-            simd.store(target, place + k, simd.multiply(simd.load(source, row + k), factors))
+            v.store(target, place + k, v.multiply(v.load(source, row + k), factors))
         for k in range(whole, size):
             target[place + k] = source[row + k] * factor
 
@@ -64,7 +65,7 @@ def _turned(scratch, rows, channels, whole, width, to):
     for first in range(0, whole, width):
         tile = to + first // width * channels * LANES
         for k in range(0, channels, LANES):
-            row_vectors.transpose(scratch, rows + first * channels + k, channels, width, tile + k * LANES)
+            r.transpose(scratch, rows + first * channels + k, channels, width, tile + k * LANES)
 
 
 @jit
@@ -76,22 +77,18 @@ def _multiply(scratch, start, step, apart, panels, inputs, at, pitch, stride, to
     panel = np.int64(0)
     while panel < panels:
         first, target = start + panel * step, to + panel * LANES
-        a = (
-            row_vectors.load_rows(row_vectors.zeros(TILE), scratch, target, to_stride)
-            if add
-            else row_vectors.zeros(TILE)
-        )
-        if simd.WIDE_REGISTERS and panels - panel >= 2:
-            b = row_vectors.load_rows(a, scratch, target + LANES, to_stride) if add else row_vectors.zeros(TILE)
+        a = r.load_rows(r.zeros(TILE), scratch, target, to_stride) if add else r.zeros(TILE)
+        if v.WIDE_REGISTERS and panels - panel >= 2:
+            b = r.load_rows(a, scratch, target + LANES, to_stride) if add else r.zeros(TILE)
             for k in range(inputs):
-                left, right = simd.load(scratch, first + k * apart), simd.load(scratch, first + step + k * apart)
-                a, b = row_vectors.fma_rows_twice(a, b, left, right, scratch, at + k * pitch, stride)
-            row_vectors.store_rows(scratch, target + LANES, to_stride, b)
+                left, right = v.load(scratch, first + k * apart), v.load(scratch, first + step + k * apart)
+                a, b = r.fma_rows_twice(a, b, left, right, scratch, at + k * pitch, stride)
+            r.store_rows(scratch, target + LANES, to_stride, b)
             panel += 1
         else:
             for k in range(inputs):
-                a = row_vectors.fma_rows(a, simd.load(scratch, first + k * apart), scratch, at + k * pitch, stride)
-        row_vectors.store_rows(scratch, target, to_stride, a)
+                a = r.fma_rows(a, v.load(scratch, first + k * apart), scratch, at + k * pitch, stride)
+        r.store_rows(scratch, target, to_stride, a)
         panel += 1
 
 
@@ -100,23 +97,23 @@ def _visible(scores, key, query):
     """Scores of one key, for the queries from ``query`` on; `NEVER` where it is in their future."""
     if key <= query:
         return scores
-    position = simd.add(simd.splat(np.float32(query)), simd.iota())
-    return simd.where_less(position, simd.splat(np.float32(key)), simd.splat(NEVER), scores)
+    position = v.add(v.splat(np.float32(query)), v.iota())
+    return v.where_less(position, v.splat(np.float32(key)), v.splat(NEVER), scores)
 
 
 @jit
 def _power(score, peak):
     """e^(score - peak), or 0 where that is next to nothing."""
-    below = simd.subtract(score, peak)
-    return simd.where_less(below, simd.splat(LEAST), simd.splat(np.float32(0.0)), simd.exp(below))
+    below = v.subtract(score, peak)
+    return v.where_less(below, v.splat(LEAST), v.splat(np.float32(0.0)), v.exp(below))
 
 
 @jit
 def _dot(a, at, b, place, size):
-    whole, sums = size // LANES * LANES, simd.splat(np.float32(0.0))
+    whole, sums = size // LANES * LANES, v.splat(np.float32(0.0))
     for k in range(0, whole, LANES):
-        sums = simd.fma(simd.load(a, at + k), simd.load(b, place + k), sums)
-    result = simd.total(sums)
+        sums = v.fma(v.load(a, at + k), v.load(b, place + k), sums)
+    result = v.total(sums)
     for k in range(whole, size):
         result += a[at + k] * b[place + k]
     return result
@@ -145,26 +142,26 @@ def forward(qkv, out, statistics, window, head, heads, length, size, scale, seed
         _rows(qkv, first + query * stride, stride, count, QUERIES, size, channels, scale, scratch, found)
         _turned(scratch, found, channels, QUERIES, LANES, queries)
         for i in range(0, QUERIES, LANES):
-            simd.store(scratch, peaks + i, simd.splat(NEVER))
-            simd.store(scratch, sums + i, simd.splat(np.float32(0.0)))
+            v.store(scratch, peaks + i, v.splat(NEVER))
+            v.store(scratch, sums + i, v.splat(np.float32(0.0)))
         for key in range(0, seen, TILE):
             keys_at, to = key_tiles + key // TILE * tile, weights + key * QUERIES
             _multiply(scratch, queries, panel, LANES, PANELS, size, keys_at, LANES, 1, to, QUERIES, False)
             for i in range(0, QUERIES, LANES):
-                peak = simd.load(scratch, peaks + i)
+                peak = v.load(scratch, peaks + i)
                 for k in range(TILE):
-                    peak = simd.maximum(peak, _visible(simd.load(scratch, to + k * QUERIES + i), key + k, query + i))
-                simd.store(scratch, peaks + i, peak)
+                    peak = v.maximum(peak, _visible(v.load(scratch, to + k * QUERIES + i), key + k, query + i))
+                v.store(scratch, peaks + i, peak)
         for key in range(0, seen, TILE):
             for i in range(0, QUERIES, LANES):
-                peak, total = simd.load(scratch, peaks + i), simd.load(scratch, sums + i)
+                peak, total = v.load(scratch, peaks + i), v.load(scratch, sums + i)
                 row = row_keys(seed, unit * length + query + i)
                 for k in range(TILE):
                     place = weights + (key + k) * QUERIES + i
-                    power = _power(_visible(simd.load(scratch, place), key + k, query + i), peak)
-                    total = simd.add(total, power)
-                    simd.store(scratch, place, simd.multiply(power, kept(row, np.int64(key + k), dropped, factor)))
-                simd.store(scratch, sums + i, total)
+                    power = _power(_visible(v.load(scratch, place), key + k, query + i), peak)
+                    total = v.add(total, power)
+                    v.store(scratch, place, v.multiply(power, kept(row, np.int64(key + k), dropped, factor)))
+                v.store(scratch, sums + i, total)
         for i in range(0, QUERIES, TILE):
             inputs, to = min(seen, query + i + TILE), found + i * channels
             _multiply(scratch, values, LANES, channels, panels, inputs, weights + i, QUERIES, 1, to, channels, False)
@@ -209,7 +206,7 @@ def backward(
     _rows(qkv, first + width, stride, length, keys, size, channels, one, scratch, key_rows)
     _turned(scratch, key_rows, channels, keys, TILE, key_tiles)
     for i in range(0, 2 * keys * channels, LANES):
-        simd.store(scratch, grad_keys + i, simd.splat(np.float32(0.0)))
+        v.store(scratch, grad_keys + i, v.splat(np.float32(0.0)))
     for query in range(0, length, QUERIES):
         count = min(QUERIES, length - query)
         seen = _padded(query + count, TILE)
@@ -228,16 +225,16 @@ def backward(
             _multiply(scratch, queries, panel, LANES, PANELS, size, keys_at, LANES, 1, scores, QUERIES, False)
             _multiply(scratch, wanted, panel, LANES, PANELS, size, values_at, LANES, 1, changes, QUERIES, False)
             for i in range(0, QUERIES, LANES):
-                peak, inverse = simd.load(scratch, peaks + i), simd.load(scratch, inverses + i)
-                delta, row = simd.load(scratch, deltas + i), row_keys(seed, unit * length + query + i)
+                peak, inverse = v.load(scratch, peaks + i), v.load(scratch, inverses + i)
+                delta, row = v.load(scratch, deltas + i), row_keys(seed, unit * length + query + i)
                 for k in range(TILE):
-                    score = _visible(simd.load(scratch, scores + k * QUERIES + i), key + k, query + i)
-                    weight = simd.multiply(_power(score, peak), inverse)
+                    score = _visible(v.load(scratch, scores + k * QUERIES + i), key + k, query + i)
+                    weight = v.multiply(_power(score, peak), inverse)
                     keep = kept(row, np.int64(key + k), dropped, factor)
-                    change = simd.subtract(simd.multiply(simd.load(scratch, changes + k * QUERIES + i), keep), delta)
+                    change = v.subtract(v.multiply(v.load(scratch, changes + k * QUERIES + i), keep), delta)
                     place = (key + k) * QUERIES + i
-                    simd.store(scratch, weights + place, simd.multiply(weight, keep))
-                    simd.store(scratch, grads + place, simd.multiply(weight, change))
+                    v.store(scratch, weights + place, v.multiply(weight, keep))
+                    v.store(scratch, grads + place, v.multiply(weight, change))
         for i in range(0, QUERIES, TILE):
             inputs, to = min(seen, query + i + TILE), found + i * channels
             _multiply(scratch, key_rows, LANES, channels, panels, inputs, grads + i, QUERIES, 1, to, channels, False)

@@ -12,7 +12,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from gptcli.kernels.cpu import simd, train_attention
+from gptcli.kernels.cpu import simd as v
+from gptcli.kernels.cpu import train_attention
 from gptcli.kernels.cpu.atomics import atomic_add
 from gptcli.kernels.cpu.dropout_hash import kept, row_keys
 from gptcli.kernels.cpu.matmul import LANES
@@ -56,14 +57,14 @@ def _portion(order, count):
 @jit
 def _gelu_of(x):
     """x sigmoid(2u), which is GELU's tanh form, and its slope; u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    twice, one = np.float32(1.5957691216057308), simd.splat(np.float32(1.0))
-    square = simd.multiply(x, x)
-    inner = simd.fma(square, simd.splat(np.float32(0.044715)), one)
-    power = simd.exp(simd.multiply(simd.multiply(x, inner), simd.splat(-twice)))
-    share = simd.divide(one, simd.add(power, one))
-    y = simd.multiply(x, share)
-    steepness = simd.fma(square, simd.splat(np.float32(3 * 0.044715) * twice), simd.splat(twice))  # of 2u
-    return y, simd.fma(simd.multiply(y, simd.subtract(one, share)), steepness, share)
+    twice, one = np.float32(1.5957691216057308), v.splat(np.float32(1.0))
+    square = v.multiply(x, x)
+    inner = v.fma(square, v.splat(np.float32(0.044715)), one)
+    power = v.exp(v.multiply(v.multiply(x, inner), v.splat(-twice)))
+    share = v.divide(one, v.add(power, one))
+    y = v.multiply(x, share)
+    steepness = v.fma(square, v.splat(np.float32(3 * 0.044715) * twice), v.splat(twice))  # of 2u
+    return y, v.fma(v.multiply(y, v.subtract(one, share)), steepness, share)
 
 
 def gelu(address):
@@ -76,15 +77,15 @@ def gelu(address):
         if first >= count:
             break
         for i in range(first, whole, LANES):
-            result, steepness = _gelu_of(simd.load(x, i))
-            simd.store(y, i, result)
+            result, steepness = _gelu_of(v.load(x, i))
+            v.store(y, i, result)
             if with_slope:
-                simd.store(slope, i, steepness)
+                v.store(slope, i, steepness)
         for i in range(whole, last):
-            result, steepness = _gelu_of(simd.splat(x[i]))
-            y[i] = simd.lane(result, 0)
+            result, steepness = _gelu_of(v.splat(x[i]))
+            y[i] = v.lane(result, 0)
             if with_slope:
-                slope[i] = simd.lane(steepness, 0)
+                slope[i] = v.lane(steepness, 0)
 
 
 def dropout(address):
@@ -98,11 +99,9 @@ def dropout(address):
         if first >= count:
             break
         for i in range(first, whole, LANES):
-            simd.store(
-                y, i, simd.multiply(simd.load(x, i), kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor))
-            )
+            v.store(y, i, v.multiply(v.load(x, i), kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor)))
         for i in range(whole, last):
-            y[i] = x[i] * simd.lane(kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor), 0)
+            y[i] = x[i] * v.lane(kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor), 0)
 
 
 def softmax(address):
@@ -119,31 +118,31 @@ def softmax(address):
             break
         first, last = row * width, (row + 1) * width
         whole = last - width % LANES
-        peaks = simd.splat(x[first])
+        peaks = v.splat(x[first])
         for i in range(first, whole, LANES):
-            peaks = simd.maximum(peaks, simd.load(x, i))
-        peak = simd.lane(peaks, 0)
+            peaks = v.maximum(peaks, v.load(x, i))
+        peak = v.lane(peaks, 0)
         for i in range(1, LANES):
-            peak = max(peak, simd.lane(peaks, i))
+            peak = max(peak, v.lane(peaks, i))
         for i in range(whole, last):
             peak = max(peak, x[i])
-        top, sums, rest = simd.splat(peak), simd.splat(np.float32(0.0)), np.float32(0.0)
+        top, sums, rest = v.splat(peak), v.splat(np.float32(0.0)), np.float32(0.0)
         for i in range(first, whole, LANES):
-            power = _share_of(simd.load(x, i), top)
-            sums = simd.add(sums, power)
+            power = _share_of(v.load(x, i), top)
+            sums = v.add(sums, power)
             if writes:
-                simd.store(x, i, power)
+                v.store(x, i, power)
         for i in range(whole, last):
-            power = simd.lane(_share_of(simd.splat(x[i]), top), 0)
+            power = v.lane(_share_of(v.splat(x[i]), top), 0)
             rest += power
             if writes:
                 x[i] = power
-        total = simd.total(sums) + rest
+        total = v.total(sums) + rest
         logarithms[row] = peak + np.log(total)
         if writes:
             inverse = np.float32(1.0) / total
             for i in range(first, whole, LANES):
-                simd.store(x, i, simd.multiply(simd.load(x, i), simd.splat(inverse)))
+                v.store(x, i, v.multiply(v.load(x, i), v.splat(inverse)))
             for i in range(whole, last):
                 x[i] *= inverse
 
@@ -151,8 +150,8 @@ def softmax(address):
 @jit
 def _share_of(x, peak):
     """e^(x - peak), 0 where no sum of float32 would notice; NaN stays NaN."""
-    below = simd.subtract(x, peak)
-    return simd.where_less(below, simd.splat(UNSEEN), simd.splat(np.float32(0.0)), simd.exp(below))
+    below = v.subtract(x, peak)
+    return v.where_less(below, v.splat(UNSEEN), v.splat(np.float32(0.0)), v.exp(below))
 
 
 @jit

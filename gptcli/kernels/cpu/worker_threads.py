@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptcli.kernels.cpu import memory_layout
+from gptcli.kernels.cpu import memory_layout as c
 
 
 class Helpers:
@@ -26,14 +26,14 @@ class Helpers:
         self._locks = [threading.Lock() for _ in range(count)]
         for number, lock in enumerate(self._locks, start=1):
             lock.acquire()
-            self._control[memory_layout.ASLEEP + memory_layout.LINE * number] = 1
+            self._control[c.ASLEEP + c.LINE * number] = 1
             threading.Thread(target=_help, args=(run, arrays, number, lock, self._ended), daemon=True).start()
 
     def wake(self) -> None:
         """Have all of them look for work."""
         for number, lock in enumerate(self._locks, start=1):
-            if self._control[memory_layout.ASLEEP + memory_layout.LINE * number]:
-                self._control[memory_layout.ASLEEP + memory_layout.LINE * number] = 0
+            if self._control[c.ASLEEP + c.LINE * number]:
+                self._control[c.ASLEEP + c.LINE * number] = 0
                 lock.release()
 
     def end(self) -> None:

@@ -1,0 +1,250 @@
+"""generate with every engine, and gptcli quantize: the same text from all, and every mistake named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_checkpoint
+
+from gptcli.checkpoints import checkpoint
+
+PROMPT = "Every effort moves you"
+CPU, TORCH = ("--engine", "cpu"), ("--engine", "torch")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tiny_checkpoint(tmp_path / "checkpoints" / "run", context_length=32)
+
+
+def generated(gptcli: Any, *options: object) -> list[int]:
+    result = gptcli("generate", PROMPT, "--json", "--ignore-eot", "-n", 40, "--seed", 5, *options)
+    assert result.code == 0, result.err
+    return result.json["samples"][0]["ids"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("options", [(), ("-t", 0), ("-t", 1.3, "--top-k", 20, "--repetition-penalty", 1.2)], ids=str)
+@pytest.mark.parametrize("overflow", ["slide", "crop"])
+def test_both_engines_draw_the_same_tokens_past_the_context(
+    gptcli: Any, run: Path, options: tuple[object, ...], overflow: str
+) -> None:
+    pytest.importorskip("numba")
+    runs = [generated(gptcli, *engine, "--overflow", overflow, *options) for engine in (CPU, TORCH)]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 3 or "-t" in options
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_packed_in_memory_and_packed_on_disk_are_the_same_model_in_both_engines(
+    gptcli: Any, run: Path, kind: str
+) -> None:
+    pytest.importorskip("numba")
+    made = gptcli("quantize", run, "--bits", kind[-1])
+    assert made.code == 0, made.err
+    assert made.out.startswith(f"{run}-{kind}: ")
+    packed = run.with_name(f"run-{kind}")
+    runs = [
+        generated(gptcli, "-c", checkpoint, "-t", 0, *engine, *options)
+        for checkpoint, options in ((packed, ()), (run, ("--quantize", kind)))
+        for engine in (CPU, TORCH)
+    ]
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+    assert generated(gptcli, "-c", packed, "-t", 0, "--quantize", kind) == runs[0]
+
+
+@pytest.mark.parametrize(("bits", "times"), [(8, 3.8), (4, 6.2)])
+def test_a_packed_checkpoint_is_a_quarter_or_a_sixth_of_the_size(
+    gptcli: Any, tmp_path: Path, bits: int, times: float
+) -> None:
+    source = tiny_checkpoint(tmp_path / "wide", emb_dim=256, n_heads=4, n_layers=4)
+    assert gptcli("quantize", source, "--bits", bits, "--out", "packed").code == 0
+    old, new = ((path / "model.safetensors").stat().st_size for path in (source, tmp_path / "packed"))
+    assert old / new > times
+    loaded = checkpoint.load(tmp_path / "packed")
+    original = checkpoint.load(source)
+    for name, tensor in loaded.tensors.items():
+        exact = name.startswith("wpe") or name.endswith("bias") or "ln_" in name
+        spread = original.tensors[name].std()
+        difference = (tensor - original.tensors[name]).abs().max()
+        assert difference == 0 if exact else difference < spread / (20 if bits == 8 else 1)
+
+
+def test_generating_on_the_cpu_needs_no_torch(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    code = (
+        "import sys; from gptcli.cli import main; "
+        f"assert main(['generate', 'a', '-c', {str(run)!r}, '-n', '3', '--engine', 'cpu']) == 0; "
+        "assert 'torch' not in sys.modules; assert 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+
+
+def test_verbose_says_which_engine_and_why(gptcli: Any, run: Path) -> None:
+    pytest.importorskip("numba")
+    assert "engine torch (asked for)" in gptcli("generate", "a", *TORCH, "-n", 2, "-v").err
+    assert "engine cpu (" in gptcli("generate", "a", "--device", "cpu", "-n", 2, "-v").err
+    err = gptcli("generate", "a", "--dtype", "bfloat16", "--device", "cpu", "-n", 2, "-v").err
+    assert "engine torch (--dtype bfloat16 is not float32)" in err
+
+
+def test_without_numba_torch_serves_and_verbose_says_so(
+    gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    with_numba = generated(gptcli, "-t", 0)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else find(name, *rest))
+    assert generated(gptcli, "-t", 0) == with_numba
+    assert "engine torch (numba is not installed)" in gptcli("generate", "a", "-n", 2, "-v").err
+    gptcli("generate", "a", *CPU).assert_user_error("numba is not installed", "--engine torch")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--engine", "gpu"), ("'gpu'", "cpu")),
+        (("--engine", "cpu", "--device", "cuda"), ("--device cuda is no CPU",)),
+        (("--engine", "cpu", "--dtype", "bfloat16"), ("bfloat16 is not float32",)),
+        (("--quantize", "int5"), ("'int5'", "int4")),
+        (("--threads", 0), ("--threads is 0",)),
+        (("--threads", 0, "--engine", "torch"), ("--threads is 0",)),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_named(gptcli: Any, run: Path, options: tuple[Any, ...], words: tuple[str, ...]) -> None:
+    pytest.importorskip("numba")
+    gptcli("generate", PROMPT, *options).assert_user_error(*words)
+
+
+def test_quantize_names_its_mistakes(gptcli: Any, run: Path) -> None:
+    gptcli("quantize", run, "--bits", 5).assert_user_error("--bits is 5")
+    gptcli("quantize", "nowhere").assert_user_error("nowhere")
+    assert gptcli("quantize", run).code == 0
+    gptcli("quantize", run).assert_user_error("run-int8 exists already", "--force")
+    assert gptcli("quantize", run, "--force").code == 0
+    gptcli("quantize", f"{run}-int8", "--out", "other").assert_user_error("packed in 8 bits already")
+    gptcli("generate", "a", "-c", f"{run}-int8", "--quantize", "int4").assert_user_error("packed in 8 bits already")
+
+
+@pytest.mark.parametrize("engine", [CPU, TORCH], ids=["cpu", "torch"])
+def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: tuple[str, str]) -> None:
+    if engine == CPU:
+        pytest.importorskip("numba")
+    from gptcli.checkpoints import tensorfile
+
+    tensors = {name: tensor.clone() for name, tensor in tensorfile.read_tensors(run / "model.safetensors").items()}
+
+    def broken(**changes: torch.Tensor | None) -> Any:
+        changed = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+        tensorfile.write_tensors(run / "model.safetensors", changed, {})
+        return gptcli("generate", "a", *engine)
+
+    broken(**{"ln_f.bias": None}).assert_user_error("lacks the tensor ln_f.bias")
+    broken(**{"extra": torch.zeros(2)}).assert_user_error("a tensor extra")
+    broken(**{"ln_f.bias": torch.zeros(3)}).assert_user_error("ln_f.bias has shape (3,)", "(42,)")
+    broken(**{"wte.weight": torch.full_like(tensors["wte.weight"], torch.nan)}).assert_user_error("wte.weight", "NaN")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["gptcli"]["bits"] = 5
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    broken().assert_user_error("bits is 5")
+
+
+@pytest.mark.parametrize("engine", [CPU, TORCH], ids=["cpu", "torch"])
+def test_a_draft_changes_no_text_and_says_what_it_brought(
+    gptcli: Any, run: Path, tmp_path: Path, engine: tuple[str, str]
+) -> None:
+    if engine == CPU:
+        pytest.importorskip("numba")
+    tiny_checkpoint(tmp_path / "checkpoints" / "draft", context_length=20, n_layers=1)
+    sampled = ("-t", 0.7, "--top-k", 9, "--seed", 4)
+    for draft in ("ngram", "draft", "int8", "int4", "none"):
+        for how in (("-t", 0), sampled):
+            drafted = generated(gptcli, "-c", run, *how, "--draft", draft, *engine)
+            assert drafted == generated(gptcli, "-c", run, *how, *engine)
+    for draft in ("ngram", "draft", "int8", "int4"):
+        err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
+        assert "proposed tokens taken" in err
+        assert "tokens for each reading of the model" in err
+        assert "speed of this run's own steps" in err or draft != "ngram"
+    err = gptcli("generate", "abab", "-c", run, "--draft", "int8", *engine, "--verbose").err
+    assert "The draft in int8 takes 0 MB, packed in" in err
+
+
+def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_asking(
+    gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+
+    def drafts(*options: object) -> bool:
+        result = gptcli("generate", "abab", "-c", run, "--device", "cpu", "--ignore-eot", "-v", *options)
+        assert result.code == 0, result.err
+        assert ("proposed tokens taken" in result.err) == ("The draft in int8" in result.err)
+        return "The draft in int8" in result.err
+
+    assert not drafts("-n", 48)  # a tiny model
+    monkeypatch.setattr("gptcli.inference.open.BEYOND_CACHES", 0)
+    assert drafts("-n", 48)
+    assert drafts("-n", 24, "--num-samples", 2)
+    assert not drafts("-n", 47)
+    assert not drafts("-n", 48, "--draft", "none")
+    assert not drafts("-n", 48, "--quantize", "int8")
+    assert not drafts("-n", 48, "--engine", "torch")
+    assert "Draft" not in gptcli("generate", "abab", "-c", run, "--device", "cpu", "-n", 48).err
+    alike = ("-n", 60, "--seed", 2, "--device", "cpu")
+    assert generated(gptcli, *alike) == generated(gptcli, *alike, "--draft", "none")
+    with monkeypatch.context() as patch:
+        patch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 0}))
+        assert not drafts("-n", 48)
+    monkeypatch.setattr("gptcli.kernels.cpu.compile_cache.are_kept", lambda: False)
+    assert not drafts("-n", 48)
+
+
+def test_a_draft_in_fewer_bits_is_for_float32_weights(gptcli: Any, run: Path, tmp_path: Path) -> None:
+    assert gptcli("quantize", run, "--bits", 8).code == 0
+    for options in (("-c", f"{run}-int8"), ("-c", run, "--quantize", "int8")):
+        for draft in ("int8", "int4"):
+            refused = gptcli("generate", "abab", *options, "--draft", draft)
+            refused.assert_user_error(f"--draft {draft}", "in int8", "--draft ngram")
+    gptcli("generate", "abab", "-c", run, "--draft", "int5").assert_user_error(
+        "no checkpoint int5", "int8, int4, ngram"
+    )
+    tiny_checkpoint(tmp_path / "int8", "char", "abc", context_length=32)  # the words win; this is how to say the place
+    assert gptcli("generate", "abab", "-c", run, "--draft", "int8", "-n", 4).code == 0
+    gptcli("generate", "abab", "-c", run, "--draft", "./int8").assert_user_error("--draft ./int8", "tokenizer")
+
+
+def test_compile_falls_back_with_one_line(gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        def call(*_: object) -> Any:
+            raise RuntimeError("no compiler\nat all")
+
+        return call
+
+    plain = generated(gptcli, "-t", 0, *TORCH)
+    monkeypatch.setattr(torch, "compile", broken)
+    result = gptcli("generate", PROMPT, "--json", "--ignore-eot", "-n", 40, "--seed", 5, "-t", 0, "--compile")
+    assert result.json["samples"][0]["ids"] == plain
+    assert result.err.count("torch.compile cannot work here (no compiler)") == 1
+    assert "at all" not in result.err
+    pytest.importorskip("numba")
+    gptcli("generate", "a", "--compile", *CPU).assert_user_error("--compile is torch's")
+
+
+def test_a_draft_with_another_tokenizer_is_refused(gptcli: Any, run: Path, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "checkpoints" / "letters", "char", "abc", context_length=32)
+    gptcli("generate", "abc", "-c", run, "--draft", "letters").assert_user_error("--draft letters", "ngram")
+    gptcli("generate", "abc", "-c", run, "--draft", "nowhere").assert_user_error("nowhere")
+
+
+def test_the_layer_contrast_is_the_same_in_both_engines(gptcli: Any, run: Path) -> None:
+    pytest.importorskip("numba")
+    runs = [generated(gptcli, "-t", 0, "--contrast-layer", 1, *engine) for engine in (CPU, TORCH)]
+    assert runs[0] == runs[1] != generated(gptcli, "-t", 0)
+    gptcli("generate", "a", "--contrast-layer", 2).assert_user_error("--contrast-layer is 2", "from 1 to 1")
+    gptcli("generate", "a", "--contrast-layer", 0).assert_user_error("--contrast-layer is 0")

@@ -1,0 +1,272 @@
+"""The compiled passes of a training step against plain formulas in float64, and against torch."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptcli.config.model import GPTConfig
+from gptcli.inference.open import obstacle
+from gptcli.kernels.cpu import openmp, train_kernels
+from gptcli.model import dropout
+from gptcli.model.gpt import GPTModel
+from gptcli.model.loss import chunked_cross_entropy
+
+pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
+
+SEED = 0x123456789ABCDEF
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[train_kernels.Passes]:
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    assert train_kernels.prepare() is None
+    found = train_kernels.passes(torch.zeros(1))
+    assert found is not None
+    threads = torch.get_num_threads()
+    yield found
+    torch.set_num_threads(threads)
+
+
+def mixed(x: Any) -> Any:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+def kept(seed: int, rows: int, columns: int, rate: float) -> Tensor:
+    """(rows, columns): 0, or the factor that keeps the mean; dropout_bits.py in numpy."""
+    golden = np.uint32(0x9E3779B9)
+    keys = mixed(mixed(np.arange(rows, dtype=np.uint32) * golden + np.uint32(seed % 2**32)) + np.uint32(seed >> 32))
+    x = keys[:, None] + np.arange(columns, dtype=np.uint32) * golden
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = ((x ^ (x >> np.uint32(15))) + keys[:, None]) * np.uint32(0x846CA68B)
+    dropped = round(rate * 2**32)
+    return torch.from_numpy((x ^ (x >> np.uint32(16))) >= dropped).double() * (2**32 / (2**32 - dropped))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 4096, 10_003])
+def test_gelu_and_its_slope(passes: train_kernels.Passes, count: int) -> None:
+    x = torch.linspace(-40, 40, count) if count > 1 else torch.tensor([0.3])
+    y, slope = passes.gelu(x, with_slope=True)
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact, approximate="tanh")
+    expected.sum().backward()
+    assert slope is not None
+    torch.testing.assert_close(y.double(), expected.detach(), atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(slope.double(), exact.grad, atol=2e-6, rtol=1e-6)
+    alone, nothing = passes.gelu(x, with_slope=False)
+    assert torch.equal(alone, y)
+    assert nothing is None
+
+
+@pytest.mark.parametrize("count", [1, 17, 5_000])
+def test_dropout_keeps_what_the_hash_says(passes: train_kernels.Passes, count: int) -> None:
+    x = torch.randn(count)
+    expected = x.double() * kept(SEED, count, 1, 0.25)[:, 0]
+    torch.testing.assert_close(passes.dropout(x, SEED, 0.25).double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_the_hash_keeps_its_share_in_every_direction(rate: float) -> None:
+    keep = (kept(SEED, 512, 512, rate) > 0).double()
+    spread = math.sqrt(rate * (1 - rate))
+    for means, draws in ((keep.mean(), 512**2), (keep.mean(0), 512), (keep.mean(1), 512)):
+        assert ((means - (1 - rate)).abs() < 5 * spread / math.sqrt(draws)).all()
+    other = (kept(SEED + 1, 512, 512, rate) > 0).double()
+    for shifted in (keep.roll(1, 0), keep.roll(1, 1), keep.T, other):  # neighbours agree no more often than chance
+        agreement = (keep == shifted).double().mean()
+        assert abs(agreement - (rate**2 + (1 - rate) ** 2)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "size"),
+    [(2, 37, 3, 20), (1, 1, 2, 8), (3, 48, 1, 16), (1, 130, 2, 64), (2, 61, 5, 33)],
+)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_attention_and_its_gradient(
+    passes: train_kernels.Passes, batch: int, length: int, heads: int, size: int, rate: float
+) -> None:
+    torch.manual_seed(0)
+    qkv, upstream = torch.randn(batch, length, 3 * heads * size), torch.randn(batch, length, heads * size)
+    scale = 1.7 / math.sqrt(size)
+    exact = qkv.double().requires_grad_()
+    q, k, v = dropout.split_heads(exact, heads)
+    weights = (q @ k.transpose(-1, -2) * scale).masked_fill(~torch.ones(length, length).bool().tril(), -torch.inf)
+    mask = kept(SEED, batch * heads * length, length, rate).view(batch, heads, length, length)
+    expected = ((weights.softmax(-1) * mask) @ v).transpose(1, 2).flatten(2)
+    expected.backward(upstream.double())
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        out, statistics = passes.attention(qkv, heads, SEED, rate, scale)
+        results.append((out, passes.attention_backward(qkv, out, statistics, upstream, SEED, rate, scale)))
+    torch.testing.assert_close(results[0][0].double(), expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results[0][1].double(), exact.grad, atol=3e-5, rtol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: train_kernels.Passes) -> None:
+    qkv = 100 * torch.randn(1, 30, 3 * 16, generator=torch.Generator().manual_seed(1))
+    out, statistics = passes.attention(qkv, 1, SEED, 0.1, 1.0)
+    grad = passes.attention_backward(qkv, out, statistics, torch.ones_like(out), SEED, 0.1, 1.0)
+    assert out.isfinite().all()
+    assert grad.isfinite().all()
+
+
+def test_tensors_may_lie_in_any_way(passes: train_kernels.Passes) -> None:
+    torch.manual_seed(0)
+    qkv, upstream = torch.randn(3 * 32, 9, 2).permute(2, 1, 0), torch.randn(32, 9, 2).permute(2, 1, 0)
+    assert not qkv.is_contiguous()
+    results = []
+    for x, grad in ((qkv, upstream), (qkv.contiguous(), upstream.contiguous())):
+        out, statistics = passes.attention(x, 2, SEED, 0.1, 0.2)
+        results.append((out, passes.attention_backward(x, out, statistics, grad, SEED, 0.1, 0.2)))
+        results[-1] += (passes.gelu(x, with_slope=True)[1], passes.dropout(x, SEED, 0.1))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 16, 1003])
+def test_softmax_and_the_logarithm_of_its_sum(passes: train_kernels.Passes, width: int) -> None:
+    logits = 30 * torch.randn(7, width, generator=torch.Generator().manual_seed(2))
+    expected = torch.logsumexp(logits.double(), dim=-1)
+    shares = logits.double().softmax(-1)
+    before = logits.clone()
+    torch.testing.assert_close(passes.log_sums(logits).double(), expected, atol=1e-5, rtol=1e-6)
+    assert torch.equal(logits, before)
+    torch.testing.assert_close(passes.softmax_(logits).double(), expected, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(logits.double(), shares, atol=1e-6, rtol=1e-5)
+    assert not ((logits > 0) & (logits < torch.finfo(torch.float32).tiny)).any()
+
+
+@pytest.mark.parametrize("place", [3, 20])
+def test_a_row_that_is_not_finite_does_not_go_unseen(passes: train_kernels.Passes, place: int) -> None:
+    for bad in (math.nan, math.inf):
+        logits = torch.zeros(2, 21)
+        logits[1, place] = bad
+        assert passes.log_sums(logits).isfinite().tolist() == [True, False]
+        assert not passes.softmax_(logits)[1].isfinite()
+
+
+def test_without_openmp_threads_of_python_do_it(passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.randn(2, 40, 3 * 32)
+    torch.set_num_threads(2)
+    expected = passes.attention(qkv, 2, SEED, 0.1, 0.2)
+    monkeypatch.setattr(openmp, "_openmp", lambda: None)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for a, b in zip(passes.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
+def test_the_chunked_loss_with_them_is_the_plain_one(
+    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr("gptcli.model.loss.CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(3, 7, 11).requires_grad_(), torch.randn(17, 11).requires_grad_()
+    targets = torch.randint(0, 17, (3, 7))
+    loss = chunked_cross_entropy(hidden, head, targets)
+    mine = torch.autograd.grad(loss, (hidden, head))
+    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(mine, torch.autograd.grad(plain, (hidden, head)), atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_cross_entropy(hidden, head, targets), plain.detach())
+
+
+def small() -> tuple[GPTModel, Tensor, Tensor]:
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=50, context_length=24, emb_dim=48, n_heads=3, n_layers=2, drop_rate=0.0)
+    ids = torch.randint(0, 50, (2, 25))
+    return GPTModel(config).train(), ids[:, :-1], ids[:, 1:]
+
+
+def gradients(model: GPTModel, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_a_model_has_the_same_gradients_with_them(
+    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs, targets = small()
+    mine = gradients(model, inputs, targets)
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    for a, b in zip(mine, gradients(model, inputs, targets), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: train_kernels.Passes) -> None:
+    model, inputs, targets = small()
+    for block in model.h:
+        block.drop_rate = block.attn.drop_rate = 0.2
+    results = []
+    for seed, recompute in ((5, False), (5, True), (6, False)):
+        torch.manual_seed(seed)
+        model.recompute = recompute
+        results.append(gradients(model, inputs, targets))
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+def test_gradients_of_gradients_are_refused(passes: train_kernels.Passes) -> None:
+    x = torch.randn(20, requires_grad=True)
+    (grad,) = torch.autograd.grad(dropout.gelu(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_other_tensors_are_left_to_torch(passes: train_kernels.Passes) -> None:
+    assert train_kernels.passes(torch.zeros(1, dtype=torch.bfloat16)) is None
+    assert train_kernels.passes(torch.zeros(1, device="meta")) is None
+
+
+def test_a_machine_without_numba_is_told_and_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    monkeypatch.setitem(__import__("sys").modules, "numba", None)
+    monkeypatch.delitem(__import__("sys").modules, "gptcli.kernels.cpu.compile_cache", raising=False)
+    monkeypatch.delattr("gptcli.kernels.cpu.compile_cache", raising=False)
+    assert "numba" in str(train_kernels.prepare())
+    assert train_kernels.passes(torch.zeros(1)) is None
+
+
+RUN = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sample-every", 0, "--drop-rate", 0.1)
+
+
+@pytest.fixture
+def _any_run_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    monkeypatch.setattr(train_kernels, "WORTHWHILE", 1)
+
+
+@pytest.mark.usefixtures("_any_run_is_large_enough")
+def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*RUN, "--max-steps", 2)
+    assert gptcli("train", story, *options, "--out", "with").code == 0
+    assert train_kernels.passes(torch.zeros(1)) is not None
+    monkeypatch.setattr(train_kernels, "_prepared", None)
+    monkeypatch.setattr(train_kernels, "prepare", lambda tell: "no such processor")
+    result = gptcli("train", story, *options, "--out", "without")
+    assert result.code == 0
+    assert "no such processor" in result.err
+
+
+@pytest.mark.usefixtures("_any_run_is_large_enough")
+def test_a_run_that_goes_on_with_them_ends_on_the_same_bytes(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *RUN, "--max-steps", 6, "--save-every", 3, "--out", "run").code == 0
+    expected = Path("run/model.safetensors").read_bytes()
+    Path("run/training/step-00000006/state.json").unlink()  # as if it had never come so far
+    result = gptcli("train", "--resume", "run")
+    assert result.code == 0, result.err
+    assert Path("run/model.safetensors").read_bytes() == expected

@@ -1,0 +1,99 @@
+"""Triton's kernels without a GPU: in Triton's interpreter, against the plain model, and what a step costs on paper."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_model
+
+from gptcli.config.model import GPTConfig
+from gptcli.evaluation.benchmark.engines import bytes_read
+from gptcli.inference import torch_engine
+from gptcli.inference.torch_engine import TorchEngine
+from gptcli.model import cost
+from gptcli.model.gpt import GPTModel
+
+TESTS = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("case", ["steps", "half", "long_texts", "draws", "texts", "together", "prompts"])
+def test_kernels_in_the_interpreter(case: str) -> None:
+    """triton_cases.py says what each holds."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    command = [sys.executable, str(TESTS / "triton_cases.py"), case]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def step_of(size: str, rows: int = 1) -> Any:
+    """The step of a model that takes no memory."""
+    pytest.importorskip("triton")
+    from gptcli.inference.step_launches import DecodeStep
+
+    config = GPTConfig.preset(size)
+    with torch.device("meta"):
+        model = GPTModel(config, init=None).to(torch.bfloat16)
+        store = torch.zeros(config.n_layers, 2, rows, config.n_heads, 1152, config.head_dim, dtype=torch.bfloat16)
+        ids, places = torch.zeros(rows, 8, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
+        return DecodeStep(model, store, ids, places, 1144)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("size", ["small", "xl"])
+def test_a_step_reads_each_weight_once_in_five_launches_a_layer(size: str, rows: int) -> None:
+    config = GPTConfig.preset(size)
+    launches = step_of(size, rows).launches(1)
+    assert len(launches) == 5 * config.n_layers + 2
+    assert sum(launch.weight_bytes for launch in launches) == bytes_read(config, "bfloat16")
+    assert sum(launch.flops for launch in launches) == rows * cost.flops_per_token(config).matrices
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large", "xl"])
+def test_a_product_of_one_row_fills_the_chip(size: str) -> None:
+    """At least a program for every multiprocessor, and weights on their way for the memory's latency."""
+    for launch in step_of(size).launches(1):
+        if launch.weight_bytes and launch.name != "embed":
+            assert launch.grid[0] >= 132
+            options = launch.options
+            assert options["BLOCK_N"] * options["WIDTH"] <= 32 * 64 * options["num_warps"]
+
+
+def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from gptcli.inference.prompt_launches import PromptStep
+    from gptcli.inference.step_launches import DecodeStep
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("ptxas: no such thing\nand more")
+
+    def memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch_engine, "triton_reason", lambda device: None)
+    for kind, what in ((DecodeStep, "run"), (PromptStep, "run")):
+        model = tiny_model()
+        told: list[str] = []
+        engine = TorchEngine(model, tell=told.append)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, what, fail)
+            ids = [1] if kind is DecodeStep else list(range(12))
+            with torch.no_grad():
+                torch.testing.assert_close(engine.read(0, ids, 0), model(torch.tensor([ids]))[0, -1:])
+            engine.read(0, ids, 0)
+        assert told == ["Triton's kernels cannot run here (ptxas: no such thing); decoding goes on without."]
+        engine = TorchEngine(model, tell=told.append)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, what, memory)
+            with pytest.raises(torch.OutOfMemoryError):
+                engine.read(0, ids, 0)
+
+
+def test_a_cpu_says_nothing_about_kernels() -> None:
+    told: list[str] = []
+    assert TorchEngine(tiny_model(), tell=told.append)._kernels is None
+    assert told == []

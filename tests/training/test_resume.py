@@ -1,0 +1,360 @@
+"""A run that is killed, stopped, starved of disk or fed NaN, and goes on: to the bit as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import TEXT, TINY
+
+from gptcli.checkpoints import checkpoint
+from gptcli.training import snapshots
+
+OFTEN = (*TINY, "--save-every", 1, "--eval-every", 3, "--sample-every", 0, "--threads", 1)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+def left_behind(run: Path) -> tuple[bytes, bytes, list[Any]]:
+    """The weights, the newest optimizer state, and the metrics without what clocks and meters say."""
+    newest = max((run / "training").iterdir())
+    measured = ("seconds", "tokens_per_second", "memory", "mfu")
+    rows = [{k: v for k, v in row.items() if k not in measured} for row in checkpoint.read_metrics(run)]
+    return (run / "model.safetensors").read_bytes(), (newest / "optimizer.safetensors").read_bytes(), rows
+
+
+# Killed
+
+
+def sitting(folder: Path, arguments: tuple[Any, ...]) -> None:
+    """One process of a run, its words in a file."""
+    from gptcli.cli import main
+
+    os.chdir(folder)
+    told = os.open("told", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(told, 1)
+    os.dup2(told, 2)
+    os._exit(main([str(argument) for argument in arguments]))
+
+
+def start(folder: Path, *arguments: Any) -> Any:
+    """A sitting in a child of a server that has imported torch but never computed: it starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["gptcli.cli", "gptcli.training.trainer", "gptcli.data.documents", "matplotlib.figure"]
+    )
+    process = context.Process(target=sitting, args=(folder, arguments))
+    process.start()
+    return process
+
+
+def kill_until_done(folder: Path, story: Path, kills: int, seed: int) -> int:
+    """Train in sittings that are killed with -9 at random instants, from scratch again once done; the kills it took."""
+    instants, done, whole = random.Random(seed), 0, None
+    begin = ("train", story, *OFTEN, "--epochs", 1, "--out", "run")
+    while True:
+        arguments = ("train", "--resume", "run") if (folder / "run").exists() else begin
+        started = time.perf_counter()
+        process = start(folder, *arguments)
+        if whole is not None and done < kills:
+            process.join(instants.uniform(0.0, whole))
+        else:
+            process.join()
+        if process.is_alive():
+            process.kill()
+            process.join()
+            done += 1
+            continue
+        assert process.exitcode in (0, 2), (folder / "told").read_text()
+        if process.exitcode == 2:  # killed after the last save
+            assert "has ended" in (folder / "told").read_text().splitlines()[-2]
+        found = left_behind(folder / "run")
+        if whole is None:
+            whole, expected = time.perf_counter() - started, found
+        assert found == expected
+        if done >= kills:
+            return done
+        shutil.rmtree(folder / "run")
+
+
+@posix
+def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(tmp_path: Path, story: Path) -> None:
+    assert kill_until_done(tmp_path, story, kills=3, seed=1) == 3
+
+
+@posix
+@pytest.mark.slow
+def test_killed_at_twenty_random_instants(tmp_path: Path, story: Path) -> None:
+    assert kill_until_done(tmp_path, story, kills=20, seed=2) == 20
+
+
+# Stopped
+
+
+@posix
+def test_sigterm_saves_and_exits_143_and_the_run_goes_on(gptcli: Any, tmp_path: Path, story: Path) -> None:
+    options = ("train", story, *OFTEN, "--epochs", 40, "--save-every", 1000, "--eval-every", 200)
+    assert gptcli(*options, "--out", "whole", "-q").code == 0
+    process = start(tmp_path, *options, "--out", "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.is_alive() and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 1):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    told = (tmp_path / "told").read_text(encoding="utf-8")
+    assert process.exitcode == 143, told
+    assert "Stopped by SIGTERM" in told
+    stopped_at = checkpoint.load(tmp_path / "run").training["step"]
+    assert 1 <= stopped_at < 320
+    result = gptcli("train", "--resume", "run")
+    assert result.code == 0, result.err
+    assert f"Going on with run after step {stopped_at}." in result.err
+    assert left_behind(Path("run")) == left_behind(Path("whole"))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor", "muon"])
+def test_every_optimizers_memory_comes_back(gptcli: Any, story: Path, optimizer: str) -> None:
+    options = (*OFTEN, "--optimizer", optimizer, "--max-steps", 4, "--save-every", 2)
+    assert gptcli("train", story, *options, "--out", "run").code == 0
+    expected = left_behind(Path("run"))
+    shutil.rmtree("run/training/step-00000004")
+    assert gptcli("train", "--resume", "run").code == 0
+    assert left_behind(Path("run")) == expected
+
+
+def test_more_epochs_of_a_run_that_has_ended(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *OFTEN, "--epochs", 2, "--save-every", 9, "--out", "a").code == 0
+    assert gptcli("train", story, *OFTEN, "--epochs", 1, "--save-every", 9, "--out", "b").code == 0
+    gptcli("train", "--resume", "b").assert_user_error("b has ended: all 8 steps are done", "--epochs 2")
+    assert gptcli("train", "--resume", "b", "--epochs", 2).code == 0
+    weights = [left_behind(Path(name))[0] for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+# Snapshots
+
+
+def test_the_newest_and_the_best_snapshot_stay_and_open_as_checkpoints(gptcli: Any, story: Path) -> None:
+    options = (*OFTEN, "--max-steps", 8, "--learning-rate", 3, "--keep", 2, "--eval-every", 1)
+    assert gptcli("train", story, *options, "--out", "run").code == 0
+    rows = checkpoint.read_metrics(Path("run"))
+    best = min(rows, key=lambda row: row["val_loss"])["step"] + 1
+    assert best < 6  # else this test shows nothing
+    kept = sorted(path.name for path in Path("run/training").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (best, 7, 8)]
+    result = gptcli("generate", "the", "--checkpoint", f"run/training/{kept[0]}", "-n", 3)
+    assert result.code == 0, result.err
+
+
+def test_by_default_saving_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
+    store = snapshots.Store(tmp_path, None, None, {}, keep=1, every=None)  # type: ignore[arg-type]
+    assert not store.due(1, better=True)
+    store._saved_at -= 61.0
+    assert store.due(1, better=False)  # what it costs is not known yet: within a minute
+    store._saved_at += 61.0
+    store._cost = 1000.0
+    assert not store.due(2, better=True)
+    store._saved_at -= 25_000.0
+    assert store.due(2, better=True)
+    assert not store.due(2, better=False)
+    store._saved_at -= 40_000.0
+    assert store.due(2, better=False)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_newest_snapshot_is_passed_over(gptcli: Any, story: Path, name: str, damage: str) -> None:
+    assert gptcli("train", story, *OFTEN, "--max-steps", 3, "--save-every", 2, "--out", "run").code == 0
+    expected = left_behind(Path("run"))
+    file = Path("run/training/step-00000003") / name
+    raw = bytearray(file.read_bytes())
+    file.unlink()  # a hard link: the run's own weights stay whole
+    if damage == "cut":
+        file.write_bytes(raw[:-3])
+    elif damage == "flipped":
+        raw[len(raw) // 2 if name != "state.json" else 0] ^= 0x10
+        file.write_bytes(raw)
+    result = gptcli("train", "--resume", "run")
+    assert result.code == 0, result.err
+    assert f"{file} is missing or damaged. This snapshot is passed over" in result.err
+    assert left_behind(Path("run")) == expected
+
+
+# What must not change
+
+
+def test_a_changed_run_is_refused_by_name(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *OFTEN, "--max-steps", 3, "--out", "run").code == 0
+    before = left_behind(Path("run"))
+    again = ("train", "--resume", "run", "--max-steps", 5)
+    gptcli(*again, "--learning-rate", 1e-3).assert_user_error("--learning-rate is 0.001", "began with 0.0005")
+    gptcli(*again, "--batch-size", 2).assert_user_error("--batch-size is 2", "began with 4")
+    gptcli(*again, "--optimizer", "sgd").assert_user_error("--optimizer is sgd", "began with adamw")
+    gptcli(*again, "--emb-dim", 32).assert_user_error("--emb-dim is 32", "began with 16")
+    gptcli(*again, "--tokenizer", "byte").assert_user_error("--tokenizer is byte", "began with char")
+    gptcli(*again, "--out", "other").assert_user_error("--out cannot be combined with --resume")
+    gptcli(*again, "--init-from", "run").assert_user_error("--init-from cannot be combined with --resume")
+    gptcli(*again, "--errors", "ignore").assert_user_error("--errors is ignore", "began with strict")
+    story.write_text(TEXT[:-52], encoding="utf-8")
+    gptcli(*again).assert_user_error("has changed: 624 characters, 624 tokens then; 572, 572 now")
+    story.write_text(TEXT.replace("dog", "god"), encoding="utf-8")
+    gptcli(*again).assert_user_error("is another one, though it has 624 characters")
+    assert left_behind(Path("run")) == before
+    story.write_text(TEXT, encoding="utf-8")
+    assert gptcli(*again).code == 0
+
+
+def test_resuming_what_is_no_run(gptcli: Any, story: Path) -> None:
+    gptcli("train", "--resume", "nowhere").assert_user_error("nowhere")
+    assert gptcli("train", story, *OFTEN, "--max-steps", 1, "--out", "run").code == 0
+    shutil.rmtree("run/training")
+    gptcli("train", "--resume", "run").assert_user_error("no snapshot of a training run", "--init-from run")
+    gptcli("train").assert_user_error("no text")
+
+
+def test_a_tokenizer_of_another_text_is_refused(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *OFTEN, "--max-steps", 1, "--out", "run").code == 0
+    for file in Path("run/training/step-00000001").glob("tokenizer*"):
+        said = json.loads(file.read_text(encoding="utf-8"))
+        told = json.dumps(said).replace('"a"', '"z"')
+        file.unlink()
+        file.write_text(told, encoding="utf-8")
+    result = gptcli("train", "--resume", "run", "--max-steps", 2)
+    assert result.code == 2
+    assert "tokenizer" in result.err
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Any]:
+    """Mount a tmpfs of so many bytes, where this user may."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        path = tmp_path / f"disk-{size}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no right to mount a small disk here")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@posix
+def test_a_disk_that_fills_up_at_any_write_leaves_a_loadable_checkpoint(
+    gptcli: Any, story: Path, small_disk: Any
+) -> None:
+    """Ten sizes of disk from too small for the first file to almost enough: every write is once the one that fails."""
+    options = (*OFTEN, "--max-steps", 4, "--keep", 1, "-q")
+    assert gptcli("train", story, *options, "--out", "whole").code == 0
+    needed = sum(file.stat().st_blocks * 512 for file in Path("whole").rglob("*") if file.is_file())
+    codes = []
+    for size in (needed * share // 10 for share in (1, 2, 4, 5, 6, 7, 8, 9, 10, 30)):
+        disk = small_disk(size // 4096 * 4096)
+        result = gptcli("train", story, *options, "--out", disk / "run")
+        codes.append(result.code)
+        if result.code:
+            assert result.code == 2, result.err
+            assert len(result.err.strip().splitlines()) == 2, result.err
+        if (disk / "run").exists():
+            checkpoint.load(disk / "run")
+            snapshot, passed_over = snapshots.newest(disk / "run")
+            assert not passed_over
+            shutil.copytree(disk / "run", f"moved-{size}")
+            if snapshot.progress["step"] < 4:
+                assert gptcli("train", "--resume", f"moved-{size}", "-q").code == 0
+            assert left_behind(Path(f"moved-{size}"))[:2] == left_behind(Path("whole"))[:2]
+    assert codes[0] == 2
+    assert codes[-1] == 0
+
+
+# NaN
+
+
+def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path, tmp_path: Path) -> None:
+    from gptcli import tokenizers
+    from gptcli.config.model import GPTConfig
+    from gptcli.config.training import TrainConfig
+    from gptcli.data.dataset import make_corpus
+    from gptcli.errors import GptcliError
+    from gptcli.model.gpt import GPTModel
+    from gptcli.training import events, trainer
+
+    tokenizer = tokenizers.build("char", TEXT)
+    config = GPTConfig(tokenizer.vocab_size, 16, 16, 2, 1, 0.0)
+    recipe = TrainConfig(context_length=16, max_steps=12, save_every=2, eval_every=100)
+    torch.manual_seed(0)
+    model = GPTModel(config)
+    store = snapshots.Store(tmp_path / "run", config, tokenizer, {"recipe": {}}, 2, 2)
+    store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
+    bad = {2, 5, 6, 7}
+    poison = model.ln_f.bias.register_hook(lambda grad: grad * float("nan") if step in bad else grad)
+    step, told, rates = 0, [], {}
+    for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
+        told.append(type(event).__name__)
+        if isinstance(event, events.Evaluated):
+            rates[event.step] = event.learning_rate
+        elif isinstance(event, events.WentBack):
+            assert event.step == 4
+            step, bad = 4, {9}
+        elif isinstance(event, events.Stepped | events.Skipped):
+            step = event.step + 1
+    assert told.count("Skipped") == 1 + 3 + 1
+    assert told.count("WentBack") == 1
+    assert rates[11] == recipe.learning_rate * trainer.LOWER_RATE
+    assert snapshots.newest(tmp_path / "run")[0].progress["skipped"] == 2  # those before going back are forgotten
+    poison.remove()
+
+    model.ln_f.bias.register_hook(lambda grad: grad * float("nan"))
+    store = snapshots.Store(tmp_path / "hopeless", config, tokenizer, {"recipe": {}}, 2, 2)
+    store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
+    with pytest.raises(GptcliError, match="diverged"):
+        list(trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store))
+    assert all(checkpoint.all_finite(t) for t in checkpoint.load(tmp_path / "hopeless").tensors.values())
+
+
+def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
+    """NaN in a position that no window reaches: the loss stays finite, and still nothing of it is written."""
+    from gptcli import tokenizers
+    from gptcli.config.model import GPTConfig
+    from gptcli.config.training import TrainConfig
+    from gptcli.data.dataset import make_corpus
+    from gptcli.errors import GptcliError
+    from gptcli.model.gpt import GPTModel
+    from gptcli.training import events, trainer
+
+    tokenizer = tokenizers.build("char", TEXT)
+    config = GPTConfig(tokenizer.vocab_size, 20, 16, 2, 1, 0.0)
+    recipe = TrainConfig(context_length=16, max_steps=9, save_every=2, eval_every=100)
+    model = GPTModel(config)
+    store = snapshots.Store(tmp_path / "run", config, tokenizer, {"recipe": {}}, 2, 2)
+    store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
+    went_back = []
+
+    def poison_twice() -> None:
+        for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
+            if isinstance(event, events.WentBack):
+                went_back.append(event.step)
+            elif isinstance(event, events.Stepped) and event.step == 2:
+                with torch.no_grad():
+                    model.wpe.weight[18] = torch.nan
+
+    with pytest.raises(GptcliError, match="diverged"):
+        poison_twice()
+    assert went_back == [2]
+    assert all(checkpoint.all_finite(t) for t in checkpoint.load(tmp_path / "run").tensors.values())
