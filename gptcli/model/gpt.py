@@ -165,9 +165,8 @@ class MultiHeadAttention(nn.Module):
         if self.training and self.drop_rate > 0 and cache is None:
             scale = self.query_scale / math.sqrt(self.head_dim)
             return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale))
-        queries, keys, values = self.heads(x)
-        found = (queries, keys, values)
-        context = fused_attention(*found) if cache is None else cache.attend(layer, *found)
+        heads = self.heads(x)
+        context = fused_attention(*heads) if cache is None else cache.attend(layer, *heads)
         return self.c_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
 
 
