@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptcli import __version__
-from gptcli.checkpoints import overwrite, tensorfile
+from gptcli.checkpoints import overwrite, safetensors_file
 from gptcli.checkpoints.layout import CONFIG, METRICS, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
 from gptcli.checkpoints.layout import ROOT as ROOT
 from gptcli.checkpoints.layout import find as find
@@ -97,7 +97,7 @@ def load(path: Path) -> Checkpoint:
     if bits < 32:
         weights = WeightFile(path / WEIGHTS, config, bits)
         return Checkpoint(path, config, tokenizer, _Unpacked(weights), ours.get("training", {}), weights)
-    tensors = from_file(tensorfile.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
+    tensors = from_file(safetensors_file.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
     return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
 
 
@@ -186,14 +186,14 @@ def create_from(
             written.
     """
     overwrite.check_output(path, force=force, inputs=inputs)
-    partial = tensorfile.partial_path(path)
+    partial = safetensors_file.partial_path(path)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        tensorfile.clear_partials(path)
+        safetensors_file.clear_partials(path)
         partial.mkdir()
         tokenizer.save(partial)
         write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
-        tensorfile.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
+        safetensors_file.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
         populate(partial)
         overwrite.put_in_place(partial, path, force=force)
     except OSError as error:
@@ -271,7 +271,7 @@ def write_config(
             **({"bits": bits} if bits < 32 else {}),
         },
     }
-    temporary = tensorfile.partial_path(path / CONFIG)
+    temporary = safetensors_file.partial_path(path / CONFIG)
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(everything, file, indent=2)
         file.flush()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.checkpoints.safetensors_header import read_header
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.model.parameters import parameter_shapes

@@ -25,7 +25,7 @@ from gptcli.checkpoints.layout import (
     WEIGHTS,
     read_config,
 )
-from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.checkpoints.safetensors_header import read_header
 from gptcli.errors import GptcliError
 
 _NAMED = 5  # files that a message lists

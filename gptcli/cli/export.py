@@ -38,7 +38,7 @@ def export(
     import torch
 
     from gptcli.checkpoints import checkpoint as checkpoints
-    from gptcli.checkpoints import overwrite, tensorfile
+    from gptcli.checkpoints import overwrite, safetensors_file
     from gptcli.checkpoints.formats import gguf_file
     from gptcli.checkpoints.layout import WEIGHTS
 
@@ -63,7 +63,7 @@ def export(
             inputs=[path],
         )  # fmt: skip
         file = directory / WEIGHTS
-        written = tensorfile.read_tensors(file)
+        written = safetensors_file.read_tensors(file)
         if not all(torch.equal(written[name], tensor.to(target)) for name, tensor in tensors.items()):
             raise GptcliError(f"{file} is not what was written.", "The disk may be failing; try another one.")
     render.print_text(f"{file}: {len(tensors)} tensors, {dtype}, {render.human_bytes(file.stat().st_size)}, read back")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gptcli.checkpoints import overwrite
 from gptcli.checkpoints.layout import TOKENIZER_FILES
-from gptcli.checkpoints.tensorfile import clear_partials, partial_path, sync_directory
+from gptcli.checkpoints.safetensors_file import clear_partials, partial_path, sync_directory
 from gptcli.errors import GptcliError
 
 MANIFEST = "corpus.json"

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli.checkpoints import checkpoint, overwrite, tensorfile
+from gptcli.checkpoints import checkpoint, overwrite, safetensors_file
 from gptcli.checkpoints.checksum import file_sum
 from gptcli.checkpoints.layout import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
@@ -52,12 +52,12 @@ class Snapshot:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors, as the file holds them."""
-        return tensorfile.read_tensors(self.path / WEIGHTS)
+        return safetensors_file.read_tensors(self.path / WEIGHTS)
 
     def state(self) -> dict[str, Tensor]:
         """The optimizers' memory and the random numbers; empty at step 0."""
         file = self.path / OPTIMIZER
-        return tensorfile.read_tensors(file) if file.exists() else {}
+        return safetensors_file.read_tensors(file) if file.exists() else {}
 
 
 class Store:
@@ -136,7 +136,7 @@ class Store:
     ) -> Path:
         folder = run / FOLDER
         path = folder / f"step-{progress['step']:08d}"
-        partial = tensorfile.partial_path(path)
+        partial = safetensors_file.partial_path(path)
         try:
             folder.mkdir(exist_ok=True)
             _clear(folder)
@@ -161,11 +161,11 @@ class Store:
                 json.dump(said, out, indent=1)
                 out.flush()
                 os.fsync(out.fileno())
-            tensorfile.sync_directory(partial)
+            safetensors_file.sync_directory(partial)
             if path.exists():  # a damaged one, which was passed over
                 shutil.rmtree(path)
             partial.rename(path)
-            tensorfile.sync_directory(folder)
+            safetensors_file.sync_directory(folder)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from error
         finally:
@@ -242,7 +242,7 @@ def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, lis
     """Write the files that have tensors at once: the disk waits for copies within memory. The sum of each by name."""
     with ThreadPoolExecutor(len(files)) as pool:
         jobs = {
-            path.name: pool.submit(tensorfile.write_tensors, path, tensors)
+            path.name: pool.submit(safetensors_file.write_tensors, path, tensors)
             for path, tensors in files.items()
             if tensors
         }

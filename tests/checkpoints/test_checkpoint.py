@@ -9,7 +9,7 @@ import torch
 from models import tiny_checkpoint, tiny_model
 
 from gptcli import tokenizers
-from gptcli.checkpoints import checkpoint, tensorfile
+from gptcli.checkpoints import checkpoint, safetensors_file
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel
 
@@ -26,7 +26,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, tie: bool, bias: bool) 
     assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
     for name, tensor in loaded.model().state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
-    stored = tensorfile.read_tensors(tmp_path / "run" / "model.safetensors")
+    stored = safetensors_file.read_tensors(tmp_path / "run" / "model.safetensors")
     assert ("lm_head.weight" in stored) is not tie
     assert "h.0.attn.c_attn.bias" in stored
 
@@ -82,9 +82,9 @@ def test_huge_but_finite_weights_are_finite() -> None:
 def test_a_qkv_bias_in_a_model_without_one_is_a_contradiction(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "run", qkv_bias=False)
     file = path / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in tensorfile.read_tensors(file).items()}
+    tensors = {name: tensor.clone() for name, tensor in safetensors_file.read_tensors(file).items()}
     tensors["h.1.attn.c_attn.bias"][5] = 0.5
-    tensorfile.write_tensors(file, tensors, {})
+    safetensors_file.write_tensors(file, tensors, {})
     with pytest.raises(GptcliError, match=r"h\.1\.attn\.c_attn\.bias is not zero"):
         checkpoint.load(path)
 
@@ -98,7 +98,7 @@ def test_a_run_replaced_by_force_is_there_until_the_new_one_is_whole(
     def refuse(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorfile, "_write_tensor", refuse)
+    monkeypatch.setattr(safetensors_file, "_write_tensor", refuse)
     with pytest.raises(GptcliError):
         checkpoint.create(path, GPTModel(checkpoint.load(path).config), tokenizers.build("byte"), {}, force=True)
     assert (path / "model.safetensors").read_bytes() == before

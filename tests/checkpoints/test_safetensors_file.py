@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptcli.checkpoints.safetensors_file import DTYPES, read_header
-from gptcli.checkpoints.tensorfile import read_tensors, write_tensors
+from gptcli.checkpoints.safetensors_file import read_tensors, write_tensors
+from gptcli.checkpoints.safetensors_header import DTYPES, read_header
 from gptcli.errors import GptcliError
 
 

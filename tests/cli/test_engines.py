@@ -136,13 +136,15 @@ def test_quantize_names_its_mistakes(gptcli: Any, run: Path) -> None:
 def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: tuple[str, str]) -> None:
     if engine == CPU:
         pytest.importorskip("numba")
-    from gptcli.checkpoints import tensorfile
+    from gptcli.checkpoints import safetensors_file
 
-    tensors = {name: tensor.clone() for name, tensor in tensorfile.read_tensors(run / "model.safetensors").items()}
+    tensors = {
+        name: tensor.clone() for name, tensor in safetensors_file.read_tensors(run / "model.safetensors").items()
+    }
 
     def broken(**changes: torch.Tensor | None) -> Any:
         changed = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
-        tensorfile.write_tensors(run / "model.safetensors", changed, {})
+        safetensors_file.write_tensors(run / "model.safetensors", changed, {})
         return gptcli("generate", "a", *engine)
 
     broken(**{"ln_f.bias": None}).assert_user_error("lacks the tensor ln_f.bias")

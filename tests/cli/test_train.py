@@ -15,7 +15,7 @@ import pytest
 import torch
 from runs import TEXT, TINY
 
-from gptcli.checkpoints import checkpoint, tensorfile
+from gptcli.checkpoints import checkpoint, safetensors_file
 from gptcli.config.training import TrainConfig
 from gptcli.training.trainer import make_plan
 
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 ) -> None:
     """The second save finds no room: half of the weights are written, then the system refuses."""
     calls = 0
-    original = tensorfile._write_tensor
+    original = safetensors_file._write_tensor
 
     def refuse_later(*args: Any) -> None:
         nonlocal calls
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensorfile, "_write_tensor", refuse_later)
+        patch.setattr(safetensors_file, "_write_tensor", refuse_later)
         result = gptcli("train", story, *TINY, "--epochs", 3, "--out", "run", "-q")
     result.assert_user_error("model.safetensors", "Free some space")
     assert calls in (46, 47)  # weights and moments are written side by side, and each is refused once
@@ -275,7 +275,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(gptcli: Any, story: Path, monke
     def refuse(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorfile, "_write_tensor", refuse)
+    monkeypatch.setattr(safetensors_file, "_write_tensor", refuse)
     gptcli("train", story, *TINY, "--out", "runs/run", "-q").assert_user_error("model.safetensors")
     assert not list(Path("runs").iterdir())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints.formats.names import HEAD, transpose_projections
-from gptcli.checkpoints.tensorfile import clear_partials, partial_path
+from gptcli.checkpoints.safetensors_file import clear_partials, partial_path
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer

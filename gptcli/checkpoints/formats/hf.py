@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli.checkpoints import tensorfile
+from gptcli.checkpoints import safetensors_file
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_json, read_pickle
 from gptcli.config.model import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
@@ -61,7 +61,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of one file, safetensors or a pickle: the content decides, except that no pickle is read under the
     name of a format that cannot hold code."""
     if file.suffix == ".safetensors" or not is_pickle(file):
-        return tensorfile.read_tensors(file)
+        return safetensors_file.read_tensors(file)
     return only_tensors(read_pickle(file), str(file))
 
 
