@@ -28,7 +28,7 @@ def test_the_readme_has_commands_and_we_know_each_kind() -> None:
 def workplace(tmp_path: Path) -> Path:
     """A folder as the README's reader has it: the bundled story, and two checkpoints."""
     shutil.copytree(ROOT / "data", tmp_path / "data")
-    shutil.copytree(ROOT / "tests" / "data" / "tf-gpt2-tiny", tmp_path / "tf-gpt2-tiny")
+    shutil.copytree(ROOT / "tests" / "fixtures" / "tf-gpt2-tiny", tmp_path / "tf-gpt2-tiny")
     for name in ("demo", "the-verdict"):
         path = tiny_checkpoint(tmp_path / "checkpoints" / name, kind="gpt2", emb_dim=12, n_heads=3)
         rows = (ROOT / "tests" / "data" / "metrics.jsonl").read_text(encoding="utf-8")
@@ -65,13 +65,14 @@ def test_every_make_target_exists(command: str) -> None:
 
 
 def test_the_layout_in_the_readme_is_the_tree() -> None:
-    block = README.split("## How the code is laid out")[1].split("```")[1]
-    named = set(re.findall(r"(\w+(?:\.py|/))(?:,|  )", block))
+    section = README.split("## How the code is laid out")[1].split("\n## ")[0]
+    named = set(re.findall(r"^  (\w+(?:\.py|/))", section.split("```")[1], flags=re.MULTILINE))
     package = ROOT / "gptcli"
-    there = {p.name for p in package.glob("[!_]*.py")} | {
-        f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()
-    }
+    there = {p.name for p in package.glob("[!_]*.py")}
+    there |= {f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert named == there
+    for path in re.findall(r"`((?:gptcli/)?[a-z_]+/[a-z_0-9/]+(?:\.py|/))`", section):
+        assert (ROOT / path).exists() or (package / path).exists(), path
 
 
 def test_pictures_and_links_exist() -> None:
