@@ -39,14 +39,10 @@ class World:
 
     def mean(self, value: Tensor) -> float:
         """The mean of every process's scalar."""
-        return float(self.mean_tensor(value))
-
-    def mean_tensor(self, value: Tensor) -> Tensor:
-        """As `mean`, but left on its device."""
         if self.size > 1:
             torch.distributed.all_reduce(value)
             value = value / self.size
-        return value
+        return float(value)
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""

@@ -114,7 +114,8 @@ class Stepper:
         self.is_late = (
             model.device.type == "cuda"
             and config.optimizer in optimizers.SKIP_ON_DEVICE
-            and not (config.shard or self.scaler.is_enabled())
+            and world.size == 1  # nobody has tried it with several
+            and not self.scaler.is_enabled()
         )
         self._steps, self._graph = 0, cast(StepGraph | None, None)
         self._compiled = CompiledBlocks() if config.compile else None
@@ -180,9 +181,7 @@ class Stepper:
     def _captures(self, inputs: Tensor) -> bool:
         """Whether the host would be slower than the device, and nothing stands against a graph."""
         flops = training_flops_rule(self.model.config) * inputs.numel()
-        on_gpu, alone = self.model.device.type == "cuda", self.world.size == 1
-        adam = self.config.optimizer in ("adamw", "adam")
-        return on_gpu and alone and adam and flops < HOST_BOUND and not self.config.recompute
+        return self.model.device.type == "cuda" and flops < HOST_BOUND and not self.config.recompute
 
     def _backward(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
         """Add the gradients of a part that is this share of the step; its share of the loss."""
@@ -222,7 +221,6 @@ class Stepper:
 
     def _update_on_device(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """The optimizers' step without a look at loss or norm: their kernels clip, and skip what is not finite."""
-        loss = self.world.mean_tensor(loss)
         norm = optimizers.total_norm(self._all_gradients())
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         clip = self.config.grad_clip
