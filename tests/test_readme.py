@@ -28,10 +28,10 @@ def test_the_readme_has_commands_and_we_know_each_kind() -> None:
 def workplace(tmp_path: Path) -> Path:
     """A folder as the README's reader has it: the bundled story, and two checkpoints."""
     shutil.copytree(ROOT / "data", tmp_path / "data")
-    shutil.copytree(ROOT / "tests" / "fixtures" / "tf-gpt2-tiny", tmp_path / "tf-gpt2-tiny")
+    shutil.copytree(ROOT / "tests" / "checkpoints" / "formats" / "tf-gpt2-tiny", tmp_path / "tf-gpt2-tiny")
     for name in ("demo", "the-verdict"):
         path = tiny_checkpoint(tmp_path / "checkpoints" / name, kind="gpt2", emb_dim=12, n_heads=3)
-        rows = (ROOT / "tests" / "data" / "metrics.jsonl").read_text(encoding="utf-8")
+        rows = (ROOT / "tests" / "metrics.jsonl").read_text(encoding="utf-8")
         (path / "metrics.jsonl").write_text(rows, encoding="utf-8")
     return tmp_path
 

@@ -19,7 +19,7 @@ from gptcli.checkpoints import checkpoint, formats
 from gptcli.checkpoints.formats import names
 from gptcli.errors import GptcliError
 
-TF_TINY = Path(__file__).parents[1] / "fixtures" / "tf-gpt2-tiny"
+TF_TINY = Path(__file__).parents[1] / "checkpoints" / "formats" / "tf-gpt2-tiny"
 
 
 def change(file: Path, edit: Callable[[Any], Any]) -> None:

@@ -18,7 +18,7 @@ from gptcli.checkpoints.formats.crc32c import crc32c
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel
 
-TF_TINY = Path(__file__).parents[2] / "fixtures" / "tf-gpt2-tiny"
+TF_TINY = Path(__file__).parent / "tf-gpt2-tiny"
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
