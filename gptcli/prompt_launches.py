@@ -94,7 +94,7 @@ class PromptStep:
         out = torch.empty_like(x)
         norm_kernel[(len(x),)](
             x, x if bias is None else bias, norm.weight, norm.bias, out, x.size(1), norm.eps,
-            BIASED=bias is not None, WIDTH=power_of_two(x.size(1)),
+            BIASED=bias is not None, WIDTH=power_of_two(x.size(1)), DEPENDENT=False,
         )  # fmt: skip
         return out
 

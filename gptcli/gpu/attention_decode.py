@@ -99,12 +99,13 @@ def embed_kernel(
     k = tl.arange(0, WIDTH)
     inside = k < C
     if KIND == "int4":
-        groups = tl.cdiv(C, 32)
-        byte = tl.load(tokens + token * (groups * 16) + k // 32 * 16 + k % 16, mask=inside, other=0)
-        x = (byte >> (k % 32 // 16 * 4).to(tl.uint8) & 15).to(tl.float32) - 8.0
+        groups = (C + 31) // 32
+        word = tl.load(tokens + token * (groups * 4) + k // 32 * 4 + k % 4, mask=inside, other=0)
+        x = (word >> k % 32 // 4 * 4 & 15).to(tl.float32) - 8.0
         x *= tl.load(scale + token * groups + k // 32, mask=inside, other=0.0).to(tl.float32)
     else:
-        x = tl.load(tokens + token * C + k, mask=inside, other=0).to(tl.float32)
+        stride = (C + 15) // 16 * 16 if KIND == "int8" else C
+        x = tl.load(tokens + token * stride + k, mask=inside, other=0).to(tl.float32)
         if KIND == "int8":
             x *= tl.load(scale + token).to(tl.float32)
     x += tl.load(positions + place * C + k, mask=inside, other=0.0).to(tl.float32)

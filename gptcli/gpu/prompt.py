@@ -7,22 +7,29 @@ The products themselves are cuBLAS's and attention is torch's: with hundreds of 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def norm_kernel(x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: tl.constexpr):
+def norm_kernel(
+    x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: tl.constexpr, DEPENDENT: tl.constexpr
+):
     """A row of x (T, C) becomes x + bias, and out (T, C) its layer norm."""
+    if DEPENDENT:
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH)
     inside = k < C
+    gains = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    shifts = tl.load(shift + k, mask=inside, other=0.0).to(tl.float32)
+    if DEPENDENT:
+        gdc_wait()
     block = tl.load(x + row * C + k, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         block += tl.load(bias + k, mask=inside, other=0.0).to(tl.float32)
         tl.store(x + row * C + k, block.to(x.dtype.element_ty), mask=inside)
     centred = tl.where(inside, block - tl.sum(block, 0) / C, 0.0)
     normed = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps))
-    gains = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
-    shifts = tl.load(shift + k, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * C + k, (normed * gains + shifts).to(out.dtype.element_ty), mask=inside)
 
 
@@ -45,11 +52,11 @@ def widen_kernel(rows, scale, out, N, K, KIND: tl.constexpr, BLOCK_N: tl.constex
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (n < N)[:, None] & (k < K)[None, :]
     if KIND == "int4":
-        groups = tl.cdiv(K, 32)
-        byte = tl.load(rows + n[:, None] * (groups * 16) + (k // 32 * 16 + k % 16)[None, :], mask=inside, other=0)
-        w = (byte >> (k % 32 // 16 * 4).to(tl.uint8)[None, :] & 15).to(tl.float32) - 8.0
+        groups = (K + 31) // 32
+        word = tl.load(rows + n[:, None] * (groups * 4) + (k // 32 * 4 + k % 4)[None, :], mask=inside, other=0)
+        w = (word >> (k % 32 // 4 * 4)[None, :] & 15).to(tl.float32) - 8.0
         w *= tl.load(scale + n[:, None] * groups + (k // 32)[None, :], mask=inside, other=0.0).to(tl.float32)
     else:
-        w = tl.load(rows + n[:, None] * K + k[None, :], mask=inside, other=0).to(tl.float32)
+        w = tl.load(rows + n[:, None] * ((K + 15) // 16 * 16) + k[None, :], mask=inside, other=0).to(tl.float32)
         w *= tl.load(scale + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     tl.store(out + n[:, None] * K + k[None, :], w.to(out.dtype.element_ty), mask=inside)
