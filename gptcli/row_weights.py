@@ -2,10 +2,9 @@
 
     float  (N, K) in the model's dtype
     int8   (N, K') int8 with K' the next multiple of 16, scale (N) in the model's dtype
-    int4   (N, 4 G) int32 for G groups of 32 inputs: word i of a group holds input 4 p + i in bits 4 p to 4 p + 3, plus
-           8; scale (N, G) bfloat16
-The model keeps a view of the repacked rows, so nothing is held twice; int4 alone has another order of its nibbles, and
-what the plain step reads stays beside it.
+    int4   (N, 16 G) uint8 for G groups of 32 inputs: byte j holds input 2 j in the low and 2 j + 1 in the high four
+           bits, each plus 8; scale (N, G) bfloat16
+The model keeps a view of the repacked rows, so nothing is held twice.
 """
 
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ def matrix(layer: nn.Module) -> Matrix:
     """A `Linear` or `PackedLinear` for the kernels; its own weights become a view of what they read."""
     if isinstance(layer, PackedLinear):
         if layer.four_bits:
-            rows, scale = _int4_rows(layer.values), layer.scale.t().contiguous()
+            rows, scale = layer.values.t().contiguous(), layer.scale.t().contiguous()
+            layer.values, layer.scale = rows.t(), scale.t()
             return Matrix("int4", rows, scale, layer.bias, len(rows), layer.inputs)
         inputs, outputs = layer.values.shape
         rows = F.pad(layer.values.t(), (0, -inputs % 16)).contiguous()
@@ -73,12 +73,3 @@ def embeddings(model: GPTModel) -> tuple[Matrix, Matrix]:
     if isinstance(own, PackedLinear):
         return tokens, matrix(own)
     return tokens, Matrix("float", model.head, None, None, *model.head.shape)
-
-
-def _int4_rows(values: Tensor) -> Tensor:
-    """(N, 4 G): the bytes of quantization.py, (16 G, N) with inputs 2 j and 2 j + 1, in the module's order."""
-    low, high = (part.view(-1, 8, 2, values.size(1)) for part in (values & 15, values >> 4))  # (G, p, i / 2, N)
-    inputs = torch.stack((low, high), dim=3).view(-1, 8, 4, values.size(1))  # (G, p, i, N)
-    even, odd = inputs[:, 0::2], inputs[:, 1::2]
-    found = (even | odd << 4).permute(3, 0, 2, 1)  # (N, G, i, byte of the word)
-    return found.contiguous().view(torch.int32).flatten(1)

@@ -23,8 +23,11 @@ MOST_ROWS = 128  # more make matrix products of a step, which cuBLAS does better
 BLOCK = 128  # tokens of the cache that an attention program looks at together
 SPLITS = 8  # parts of a text that one row's attention is shared out over, about
 PROGRAMS = 132  # as many as an H100 has multiprocessors: a product has at least so many if it can
-TILES = {"float": 2**14, "int8": 2**15, "int4": 2**15}  # weights that a program of 8 warps holds
+TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a program of 8 warps holds
 OUTPUTS = 16  # of a program of one row, at most
+LONG = 3072  # inputs from which on a program of few rows has 8 warps
+SHARED = 2**17  # bytes of shared memory that blocks under way may take
+EXPONENT = 0x4B000000  # of 2^23 in float32
 FETCH = True  # with few rows, fetch a product's weights into the second-level cache while the last kernel runs
 
 
@@ -184,9 +187,9 @@ class DecodeStep:
         }
         if rows == 1:
             gain, shift, eps = (some, some, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
-            packed = weights.rows if weights.kind == "float" else weights.rows.view(torch.int32)
+            packed = weights.rows.view({"float": self.dtype, "int8": torch.int32, "int4": torch.int16}[weights.kind])
             arguments: tuple[Any, ...] = (
-                x, packed, scale, bias, gain, shift, *into, self._lse, outputs, inputs, eps, *sizes
+                x, packed, scale, bias, gain, shift, *into, self._lse, outputs, inputs, eps, *sizes, EXPONENT
             )  # fmt: skip
             width, block_n, warps = one_row_shape(outputs, inputs, weights.kind)
             if prologue == "combine":  # which holds the parts beside the weights
@@ -197,7 +200,7 @@ class DecodeStep:
             )  # fmt: skip
             return Launch(name, one_row_kernel, (-(-outputs // block_n),), arguments, options, **work)
         arguments = x, weights.rows, scale, bias, *into, rows, count, outputs, inputs, *sizes
-        shape = few_rows_shape(rows, outputs, self.dtype.itemsize)
+        shape = few_rows_shape(rows, outputs, inputs, self.dtype.itemsize)
         stride = weights.rows.stride(0) * weights.rows.itemsize
         aligned = stride % 16 == 0 and weights.rows.data_ptr() % 16 == 0
         options = self._options(
@@ -221,14 +224,17 @@ def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
     return width, block, max(1, min(16, block * width * 8 // tile))
 
 
-def few_rows_shape(rows: int, outputs: int, itemsize: int) -> dict[str, int]:
+def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[str, int]:
     """Rows and outputs of a program, its blocks of inputs (see few_rows.py), warps and blocks under way."""
     block_m = min(64, max(16, power_of_two(rows)))
-    if itemsize == 4 or outputs >= 64 * 2 * PROGRAMS:
-        block_n, kb, kw = 64 if outputs >= 64 * 2 * PROGRAMS else 16, 1, 256 // itemsize
+    wide = outputs >= 64 * 2 * PROGRAMS
+    if itemsize == 4 or wide:
+        block_n, kb, kw = 64 if wide else 16, 1, 256 // itemsize
     else:
-        block_n, kb, kw = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8), 4, 64
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": 4, "num_stages": 4}
+        block_n = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8)
+        kb, kw = 8 if inputs >= LONG and block_m == 16 else 4, 64
+    stages = min(4, max(2, SHARED // ((block_m + block_n) * kb * kw * itemsize)))
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": max(4, kb), "num_stages": stages}
 
 
 def power_of_two(number: int) -> int:

@@ -100,8 +100,8 @@ def embed_kernel(
     inside = k < C
     if KIND == "int4":
         groups = (C + 31) // 32
-        word = tl.load(tokens + token * (groups * 4) + k // 32 * 4 + k % 4, mask=inside, other=0)
-        x = (word >> k % 32 // 4 * 4 & 15).to(tl.float32) - 8.0
+        byte = tl.load(tokens + token * (groups * 16) + k // 2, mask=inside, other=0).to(tl.int32)
+        x = (byte >> k % 2 * 4 & 15).to(tl.float32) - 8.0
         x *= tl.load(scale + token * groups + k // 32, mask=inside, other=0.0).to(tl.float32)
     else:
         stride = (C + 15) // 16 * 16 if KIND == "int8" else C

@@ -45,17 +45,16 @@ def _weights(
     kb = tl.arange(0, KB)[:, None, None] * KW
     if KIND == "int4":
         GROUPS: tl.constexpr = (K + 31) // 32
-        BLOCK: tl.constexpr = KW // 32
-        g = start // 32 + tl.arange(0, KB)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]  # (KB, BLOCK)
-        inside = live[:, None, None] & (g < GROUPS)[None, :, :]
-        element = n[:, None, None] * GROUPS + g[None, :, :]
-        word = element[:, :, :, None] * 4 + tl.arange(0, 4)[None, None, None, :]
-        w = tl.load(weight + word, mask=inside[:, :, :, None], other=0)  # (n, KB, BLOCK, 4)
-        s = tl.load(scale + element, mask=inside, other=0.0).to(tl.float32)
-        q = (w[:, :, :, None, :] >> (tl.arange(0, 8) * 4)[None, None, None, :, None]) & 15
-        q = (q | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
-        q = (q * s[:, :, :, None, None]).to(DTYPE)
-        return tl.permute(tl.reshape(q, (n.shape[0], KB, KW)), (1, 2, 0))
+        byte = start // 2 + (tl.arange(0, KB) * (KW // 2))[:, None, None] + tl.arange(0, KW // 2)[None, None, :]
+        row = n[None, :, None] * GROUPS
+        inside = live[None, :, None] & (byte < GROUPS * 16)
+        w = tl.load(weight + row * 16 + byte, mask=inside, other=0).to(tl.int32)
+        group = start // 32 + (tl.arange(0, KB) * (KW // 32))[:, None, None] + tl.arange(0, KW // 32)[None, None, :]
+        s = tl.load(scale + row + group, mask=live[None, :, None] & (group < GROUPS), other=0.0)  # (KB, n, KW / 32)
+        low = (w & 0xF | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
+        high = (w >> 4 & 0xF | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
+        q = tl.reshape(tl.join(low, high), (KB, n.shape[0], KW // 32, 32)) * s.to(tl.float32)[:, :, :, None]
+        return tl.permute(tl.reshape(q.to(DTYPE), (KB, n.shape[0], KW)), (0, 2, 1))
     k = start + kb + tl.arange(0, KW)[None, :, None]
     ROW: tl.constexpr = (K + 15) // 16 * 16 if KIND == "int8" else K
     inside = live[None, None, :] & (k < K)

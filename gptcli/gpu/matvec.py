@@ -59,29 +59,35 @@ def store_qkv(y, live, n, q, cache, slot, place, row, C, D, S, H, part_stride):
 
 
 @triton.jit
-def _groups_of_four_bits(w, row, GROUPS: tl.constexpr):
-    """(n, GROUPS): sums over each group of words w (n, GROUPS, 4) times row, without scale.
+def _term(bits, exponent, MASK: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr, x):
+    """What the masked bits, whole numbers times UNIT plus ZERO of them, contribute when multiplied by x.
 
-    Conversions of integers are slow, so four bits become the low end of the mantissa of 2^23, at whatever place they
-    stand; what that multiplies them by is taken from the row, exactly.
+    Conversions of integers are slow, so bits become the low end of the mantissa of 2^23, at whatever place they stand.
     """
-    half, place = tl.arange(0, 2), tl.arange(0, 4)
-    bits = w[:, :, None, :] >> (half * 16)[None, None, :, None]
-    bits = bits[:, :, :, None, :] & (15 << place * 4)[None, None, None, :, None] | 0x4B000000
-    zero = 8388608.0 + (8 << place * 4).to(tl.float32)
-    q = bits.to(tl.float32, bitcast=True) - zero[None, None, None, :, None]
-    x = tl.reshape(row, (GROUPS, 2, 4, 4)) * (1.0 / (1 << place * 4).to(tl.float32))[None, None, :, None]
-    products = q * x[None, :, :, :, :]
-    return tl.sum(tl.sum(tl.sum(products, 4), 3), 2)
+    q = (bits & MASK | exponent).to(tl.float32, bitcast=True) - (8388608.0 + ZERO * UNIT)
+    return q * (x * (1.0 / UNIT))[None, :]
 
 
 @triton.jit
-def _bytes(w, row, WORDS: tl.constexpr):
-    """(n, WORDS): sums over each word of w (n, WORDS), four int8, times row; converted as four bits are."""
-    place = tl.arange(0, 4)
-    bits = (w[:, :, None] >> (place * 8)[None, None, :]) & 255 ^ 0x4B000080
-    q = bits.to(tl.float32, bitcast=True) - 8388736.0
-    return tl.sum(q * tl.reshape(row, (WORDS, 4))[None, :, :], 2)
+def _packed_sums(w, row, exponent, FOUR_BITS: tl.constexpr, COUNT: tl.constexpr):
+    """(n, COUNT): sums over each of w (n, COUNT), four inputs, times row (4 COUNT); without scale."""
+    even, odd = tl.split(tl.reshape(row, (COUNT, 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    if FOUR_BITS:
+        bits = w.to(tl.int32)
+        y = _term(bits, exponent, 0xF, 8, 1, x0)
+        y += _term(bits, exponent, 0xF0, 8, 16, x1)
+        y += _term(bits, exponent, 0xF00, 8, 256, x2)
+        y += _term(bits, exponent, 0xF000, 8, 4096, x3)
+    else:
+        bits = w ^ -0x7F7F7F80  # each byte plus 128
+        y = _term(bits, exponent, 0xFF, 128, 1, x0)
+        y += _term(bits, exponent, 0xFF00, 128, 256, x1)
+        bits = bits >> 16
+        y += _term(bits, exponent, 0xFF, 128, 1, x2)
+        y += _term(bits, exponent, 0xFF00, 128, 256, x3)
+    return y
 
 
 @triton.jit
@@ -103,6 +109,7 @@ def one_row_kernel(
     D: tl.constexpr,
     S,
     part_stride,
+    exponent,  # 0x4B000000, which as an immediate would take an instruction more
     KIND: tl.constexpr,
     PROLOGUE: tl.constexpr,
     EPILOGUE: tl.constexpr,
@@ -122,15 +129,15 @@ def one_row_kernel(
     # What no kernel writes is loaded before the wait: the weights are on their way while the last kernel still runs.
     if KIND == "int4":
         groups = (K + 31) // 32
-        g = tl.arange(0, WIDTH // 32)
-        inside = live[:, None] & (g < groups)[None, :]
-        word = (g * 4)[:, None] + tl.arange(0, 4)[None, :]
+        short = tl.arange(0, WIDTH // 4)
         w = tl.load(
-            weight + (n * (groups * 4))[:, None, None] + word[None, :, :],
-            mask=inside[:, :, None],
+            weight + n[:, None] * (groups * 8) + short[None, :],
+            mask=live[:, None] & (short < groups * 8)[None, :],
             other=0,
             eviction_policy="evict_first",
         )
+        g = tl.arange(0, WIDTH // 32)
+        inside = live[:, None] & (g < groups)[None, :]
         s = tl.load(scale + n[:, None] * groups + g[None, :], mask=inside, other=0.0).to(tl.float32)
     elif KIND == "int8":
         words = (K + 15) // 16 * 4
@@ -165,9 +172,10 @@ def one_row_kernel(
             row = tl.where(k < K, row - tl.sum(row, 0) / K, 0.0)
             row = row * (1.0 / tl.sqrt(tl.sum(row * row, 0) / K + eps)) * gains + shifts
     if KIND == "int4":
-        y = tl.sum(_groups_of_four_bits(w, row, WIDTH // 32) * s, 1)
+        sums = _packed_sums(w, row, exponent, True, WIDTH // 4)
+        y = tl.sum(tl.sum(tl.reshape(sums, (BLOCK_N, WIDTH // 32, 8)), 2) * s, 1)
     elif KIND == "int8":
-        y = tl.sum(_bytes(w, row, WIDTH // 4), 1) * s
+        y = tl.sum(_packed_sums(w, row, exponent, False, WIDTH // 4), 1) * s
     else:
         y = tl.sum(w.to(tl.float32) * row[None, :], 1)
     if BIASED:

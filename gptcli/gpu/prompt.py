@@ -53,8 +53,8 @@ def widen_kernel(rows, scale, out, N, K, KIND: tl.constexpr, BLOCK_N: tl.constex
     inside = (n < N)[:, None] & (k < K)[None, :]
     if KIND == "int4":
         groups = (K + 31) // 32
-        word = tl.load(rows + n[:, None] * (groups * 4) + (k // 32 * 4 + k % 4)[None, :], mask=inside, other=0)
-        w = (word >> (k % 32 // 4 * 4)[None, :] & 15).to(tl.float32) - 8.0
+        byte = tl.load(rows + n[:, None] * (groups * 16) + (k // 2)[None, :], mask=inside, other=0).to(tl.int32)
+        w = (byte >> (k % 2 * 4)[None, :] & 15).to(tl.float32) - 8.0
         w *= tl.load(scale + n[:, None] * groups + (k // 32)[None, :], mask=inside, other=0.0).to(tl.float32)
     else:
         w = tl.load(rows + n[:, None] * ((K + 15) // 16 * 16) + k[None, :], mask=inside, other=0).to(tl.float32)
