@@ -10,7 +10,6 @@ The model keeps a view of the repacked rows, so nothing is held twice.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

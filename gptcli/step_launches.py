@@ -83,9 +83,13 @@ class DecodeStep:
         run_all(self.launches(count))
         return self.logits[: self.store.size(2) * count]
 
-    def run_head(self, x: Tensor) -> None:
-        """Queue the final norm and the head of one row x (1, C): logits (1, V) are in `logits` afterwards."""
-        self._x[:1] = x
+    @property
+    def residual(self) -> Tensor:
+        """(R, C) float32: what `run_head` reads the first row of."""
+        return self._x
+
+    def run_head(self) -> None:
+        """Queue the final norm and the head of the first row of `residual`: `logits` (1, V) afterwards."""
         run_all(self._normed_product("head", 1, 1, self.head, self.logits, "act", self.norm))
 
     def launches(self, count: int) -> list[Launch]:

@@ -15,8 +15,8 @@ from gptcli.gpu.matvec import activated, store_qkv
 
 
 @triton.jit
-def _fetch(address, size):
-    """Ask for bytes from an address, both multiples of 16, into the second-level cache (Hopper)."""
+def _fetch(pointer, offset, size):
+    """Ask for bytes behind a pointer, all multiples of 16, into the second-level cache (Hopper)."""
     tl.inline_asm_elementwise(
         """
         {
@@ -29,7 +29,7 @@ def _fetch(address, size):
         }
         """,
         "=r,l,r",
-        [address.to(tl.int64), size],
+        [pointer.to(tl.int64) + offset, size],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
@@ -97,9 +97,8 @@ def few_rows_kernel(
     live, live_n = row < R, n < N
     if DEPENDENT:
         gdc_launch_dependents()
-        if FETCH > 0:  # bytes of a row of weights
-            if tl.program_id(1) == 0:
-                _fetch(weight.to(tl.pointer_type(tl.int8)) + first.to(tl.int64) * FETCH, tl.minimum(N - first, BLOCK_N) * FETCH)
+        if FETCH > 0 and tl.program_id(1) == 0:  # bytes of a row of weights
+            _fetch(weight, first.to(tl.int64) * FETCH, tl.minimum(N - first, BLOCK_N) * FETCH)
     b = tl.zeros((BLOCK_N,), tl.float32)
     if BIASED:
         b = tl.load(bias + n, mask=live_n, other=0.0).to(tl.float32)
@@ -131,9 +130,7 @@ def few_rows_kernel(
     if EPILOGUE == "qkv":
         slot = row // T
         place = tl.load(places + slot, mask=live, other=0) + row % T
-        store_qkv(
-            y, both, n[None, :], out, cache, slot[:, None], place[:, None], row[:, None], K, D, S, H, part_stride
-        )
+        store_qkv(y, both, n[None, :], out, cache, slot[:, None], place[:, None], row[:, None], K, D, S, H, part_stride)
     elif EPILOGUE == "add":
         tl.store(out + where, tl.load(out + where, mask=both, other=0.0) + y, mask=both)
     else:

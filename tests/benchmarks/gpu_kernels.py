@@ -48,34 +48,50 @@ def profile(size: str) -> None:
         )
 
 
-ONE_ROW = ((2, 4), (4, 4), (4, 8), (8, 4), (8, 8), (16, 8), (16, 4))  # outputs and warps of a program
-FEW_ROWS = (  # outputs and inputs of a block, warps, stages
-    (16, 128, 4, 4), (8, 128, 4, 4), (16, 256, 4, 3), (16, 128, 2, 5), (32, 128, 4, 4), (32, 256, 8, 3),
-    (64, 128, 4, 4),
-)  # fmt: skip
+ONE_ROW = {  # outputs and warps of a program
+    "float": ((4, 4), (8, 8), (16, 8), (16, 16)),
+    "int8": ((4, 4), (8, 4), (8, 8), (16, 4), (16, 8)),
+    "int4": ((4, 4), (8, 4), (8, 8), (16, 4), (16, 8)),
+}
+FEW_ROWS = ((8, 4, 64), (16, 4, 64), (32, 4, 64), (8, 8, 64), (16, 8, 64))  # BLOCK_N, KB and KW of few_rows.py
+HEAD = ((64, 1, 128), (32, 4, 64), (128, 1, 64))
+MOST_WEIGHTS = {"float": 128, "int8": 256, "int4": 256}  # of a thread, with one row
+
+
+def shapes_of(launch: Any, rows: int, kind: str) -> dict[str, dict[str, Any]]:
+    """Options to try in place of a product's own, by what they are called; {} are its own."""
+    if rows == 1:
+        width = launch.options["WIDTH"]
+        return {"own": {}} | {
+            f"{n} outputs, {warps} warps": {"BLOCK_N": n, "num_warps": warps}
+            for n, warps in ONE_ROW[kind]
+            if n * width <= MOST_WEIGHTS[kind] * 32 * warps
+        }
+    shapes = HEAD if launch.name == "head" else FEW_ROWS
+    return {"own": {}, "own, no fetch": {"FETCH": 0}} | {
+        f"{n} outputs, {kb} x {kw} inputs": {"BLOCK_N": n, "KB": kb, "KW": kw, "num_warps": max(4, kb)}
+        for n, kb, kw in shapes
+    }
 
 
 def tune(size: str, rows: int, kind: str) -> None:
     """The products of a layer in several shapes of a program, on weights that no cache holds."""
-    model = model_of(size, n_layers=1) if kind == "float" else packed_of(size, {"int8": 8, "int4": 4}[kind], n_layers=1)
+    bits = {"int8": 8, "int4": 4}
+    model = model_of(size, n_layers=1) if kind == "float" else packed_of(size, bits[kind], n_layers=1)
     engine = TorchEngine(model, 640, rows, tell=print)
     step = engine._kernels
     assert step is not None
     step.places.fill_(100)
     for launch in step.launches(1):
-        if launch.name in ("embed", "attend"):
+        if launch.name in ("embed", "norm", "attend") or (launch.name == "head" and size != "small"):
             continue
         rows_of = launch.arguments[1]
-        copies = [rows_of] + [rows_of.clone() for _ in range(min(200, int(2e8 / rows_of.nbytes) + 1))]
+        copies = [rows_of] + [rows_of.clone() for _ in range(min(60, int(1e8 / rows_of.nbytes) + 1))]
         outputs = len(rows_of)
         found = []
-        for shape in ONE_ROW if rows == 1 else FEW_ROWS:
-            options = dict(launch.options)
-            if rows == 1:
-                options |= {"BLOCK_N": shape[0], "num_warps": shape[1]}
-            else:
-                options |= dict(zip(("BLOCK_N", "BLOCK_K", "num_warps", "num_stages"), shape, strict=True))
-            grid = (-(-outputs // shape[0]), *launch.grid[1:])
+        for title, changes in shapes_of(launch, rows, kind).items():
+            options = launch.options | changes
+            grid = (-(-outputs // options["BLOCK_N"]), *launch.grid[1:])
             several = [
                 dataclasses.replace(
                     launch, grid=grid, options=options, arguments=(launch.arguments[0], copy, *launch.arguments[2:])
@@ -83,15 +99,19 @@ def tune(size: str, rows: int, kind: str) -> None:
                 for copy in copies
             ]
             try:
-                took = timed_together(several)
+                found.append((timed_together(several), title))
             except Exception as error:
-                print(f"  {launch.name} {shape}: {str(error).splitlines()[0][:100]}", flush=True)
-                continue
-            found.append((took, shape))
+                print(f"  {launch.name} {title}: {str(error).splitlines()[0][:100]}", flush=True)
+        if rows > 1 and kind == "float":
+            x = launch.arguments[0][:rows]
+            products = [functools.partial(torch.nn.functional.linear, x, copy) for copy in copies]
+            found.append((captured(products), "cuBLAS, the product only"))
         found.sort()
-        now = launch.options["BLOCK_N"], launch.options.get("BLOCK_K"), launch.options["num_warps"]
-        best = ", ".join(f"{shape}: {t * 1e6:.2f} us {launch.weight_bytes / t / 1e9:,.0f}" for t, shape in found)
-        print(f"{size} {kind} {rows} rows {launch.name} N {outputs} (now {now}) GB/s {best}", flush=True)
+        own = launch.options
+        now = ", ".join(f"{name} {own[name]}" for name in ("BLOCK_N", "KB", "KW", "num_warps") if name in own)
+        print(f"{size} {kind} {rows} rows {launch.name} ({outputs}; own: {now})", flush=True)
+        for took, title in found:
+            print(f"    {title}: {took * 1e6:.2f} us, {launch.weight_bytes / took / 1e9:,.0f} GB/s", flush=True)
         del copies, several
 
 
@@ -102,14 +122,18 @@ def tune_named(what: str) -> None:
 
 def timed_together(launches: Sequence[Any]) -> float:
     """Seconds of each of these launches in one graph."""
-    for launch in launches[:1]:
-        launch.run()
+    return captured([launch.run for launch in launches])
+
+
+def captured(calls: Sequence[Callable[[], object]]) -> float:
+    """Seconds of each of these calls in one graph."""
+    calls[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for launch in launches:
-            launch.run()
-    return seconds(graph.replay, 7) / len(launches)
+        for call in calls:
+            call()
+    return seconds(graph.replay, 7) / len(calls)
 
 
 def timed(launch: Any, times: int = 50) -> float:
