@@ -107,6 +107,13 @@ def few_rows_kernel(
         s = tl.load(scale + n, mask=live_n, other=0.0).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
+    both = live[:, None] & live_n[None, :]
+    where = row[:, None] * N + n[None, :]
+    slot = row // T
+    if EPILOGUE == "qkv":  # what is used last is loaded first
+        place = tl.load(places + slot, mask=live, other=0) + row % T
+    elif EPILOGUE == "add":
+        old = tl.load(out + where, mask=both, other=0.0)
     if KB == 1:
         y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for start in range(0, K, KW):
@@ -125,13 +132,9 @@ def few_rows_kernel(
     if KIND == "int8":
         y = y * s[None, :]
     y = y + b[None, :]
-    both = live[:, None] & live_n[None, :]
-    where = row[:, None] * N + n[None, :]
     if EPILOGUE == "qkv":
-        slot = row // T
-        place = tl.load(places + slot, mask=live, other=0) + row % T
         store_qkv(y, both, n[None, :], out, cache, slot[:, None], place[:, None], row[:, None], K, D, S, H, part_stride)
     elif EPILOGUE == "add":
-        tl.store(out + where, tl.load(out + where, mask=both, other=0.0) + y, mask=both)
+        tl.store(out + where, old + y, mask=both)
     else:
         tl.store(out + where.to(tl.int64), activated(y, ACTIVATION).to(out.dtype.element_ty), mask=both)

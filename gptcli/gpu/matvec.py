@@ -163,6 +163,10 @@ def one_row_kernel(
         shifts = tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
+    if EPILOGUE == "qkv":  # what is used last is loaded first
+        place = tl.load(places)
+    elif EPILOGUE == "add":
+        old = tl.load(out + n, mask=live, other=0.0)
     if PROLOGUE == "combine":
         length = tl.load(places) + 1
         row = tl.reshape(_combined(x, lse, length, H, WIDTH // D, D, SPLITS, CHUNK), (WIDTH,))
@@ -181,8 +185,8 @@ def one_row_kernel(
     if BIASED:
         y = y + b
     if EPILOGUE == "qkv":
-        store_qkv(y, live, n, out, cache, 0, tl.load(places), 0, K, D, S, H, part_stride)
+        store_qkv(y, live, n, out, cache, 0, place, 0, K, D, S, H, part_stride)
     elif EPILOGUE == "add":
-        tl.store(out + n, tl.load(out + n, mask=live, other=0.0) + y, mask=live)
+        tl.store(out + n, old + y, mask=live)
     else:
         tl.store(out + n, activated(y, ACTIVATION).to(out.dtype.element_ty), mask=live)
