@@ -52,7 +52,7 @@ class PromptStep:
         self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids at once
         self._slot, self._last, self._ids = self._numbers[:1], self._numbers[1:2], self._numbers[None, 2:]
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
-        narrow = step.dtype.itemsize == 2 and step.config.emb_dim <= NARROW
+        narrow = step.dtype.itemsize == 2 and step.config.emb_dim <= NARROW and step.config.head_dim <= 128
         self._own = frozenset(OWN) if narrow else frozenset()
         self._dependent: dict[str, Any] = {"DEPENDENT": step.dependent}
         if step.dependent:

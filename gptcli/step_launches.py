@@ -26,7 +26,7 @@ PROGRAMS = 132  # as many as an H100 has multiprocessors: a product has at least
 TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a program of 8 warps holds
 OUTPUTS = 16  # of a program of one row, at most
 LONG = 3072  # inputs from which on a program of few rows has 8 warps
-SHARED = 2**17  # bytes of shared memory that blocks under way may take
+SHARED = 96 * 2**10  # bytes of shared memory that blocks under way may take
 EXPONENT = 0x4B000000  # of 2^23 in float32
 FETCH = True  # with few rows, fetch a product's weights into the second-level cache while the last kernel runs
 
@@ -125,9 +125,11 @@ class DecodeStep:
             self._q, cache, self.places, self._parts if split else self._context, self._lse, count, config.n_heads,
             cache.size(3), self.aside, cache.stride(0), scale,
         )  # fmt: skip
+        width, tokens = power_of_two(config.head_dim), BLOCK if config.head_dim <= 128 else 32
+        fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks of keys and of values
         options = self._options(
-            D=config.head_dim, WIDTH=power_of_two(config.head_dim), BLOCK=BLOCK if config.head_dim <= 128 else 32,
-            CHUNK=self._chunk, SPLIT=split, num_warps=4 if split else 8,
+            D=config.head_dim, WIDTH=width, BLOCK=tokens, CHUNK=self._chunk, SPLIT=split,
+            STAGES=1 if split or not fits else 3, num_warps=4 if split else 8,
         )  # fmt: skip
         grid = (rows * config.n_heads, self._splits if split else 1)
         return Launch("attend", attend_kernel, grid, arguments, options)
@@ -237,7 +239,7 @@ def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[
     else:
         block_n = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8)
         kb, kw = 8 if inputs >= LONG and block_m == 16 else 4, 64
-    stages = min(4, max(2, SHARED // ((block_m + block_n) * kb * kw * itemsize)))
+    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # one more than there are blocks
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": max(4, kb), "num_stages": stages}
 
 

@@ -29,6 +29,7 @@ def attend_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """out (R, H, D) of queries q (R, H, D); with SPLIT, for one row, out (splits, H, D) and lse (splits, H)."""
@@ -50,7 +51,7 @@ def attend_kernel(
     largest = -float("inf")
     total = 0.0
     found = tl.zeros((WIDTH,), tl.float32)
-    for start in range(first, last, BLOCK):
+    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
         s = start + tl.arange(0, BLOCK)
         inside = (s < last)[:, None] & (d < D)[None, :]
         element = s[:, None] * D + d[None, :]
