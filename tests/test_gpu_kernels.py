@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_model
+from models import tiny_config, tiny_model
 
 from gptcli import accounting, torch_engine
 from gptcli.config import GPTConfig
 from gptcli.contenders import bytes_read
 from gptcli.model import GPTModel
+from gptcli.packed_model import PackedModel
 from gptcli.torch_engine import TorchEngine
 
 TESTS = Path(__file__).parent
@@ -79,6 +80,23 @@ def test_a_product_of_few_rows_fits_a_multiprocessor(size: str, rows: int) -> No
         assert options["BLOCK_M"] * launch.grid[1] >= rows
         assert options["FETCH"] == 2 * launch.arguments[10]
         assert launch.grid[0] >= 80
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_model_reads_what_the_kernels_read(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its matrices are views of the repacked rows, also where inputs are padded, and its logits stay the same."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch_engine, "triton_reason", lambda device: None)
+    weights = {name: tensor.numpy() for name, tensor in tiny_model().state_dict().items()}
+    model = PackedModel(tiny_config(), weights, bits, "cpu", torch.float32)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        before = model(ids)
+        step = TorchEngine(model)._kernels
+        assert step is not None
+        torch.testing.assert_close(model(ids), before, atol=0, rtol=0)
+    layer: Any = model.h[0].attn.c_attn
+    assert layer.values.data_ptr() == step.matrices[0][0].rows.data_ptr()
 
 
 def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch: pytest.MonkeyPatch) -> None:
