@@ -49,11 +49,11 @@ def profile(size: str, rows: int = 1) -> None:
 
 
 ONE_ROW = {  # outputs and warps of a program
-    "float": ((4, 4), (8, 8), (16, 8), (16, 16)),
-    "int8": ((4, 4), (8, 4), (8, 8), (16, 4), (16, 8)),
-    "int4": ((4, 4), (8, 4), (8, 8), (16, 4), (16, 8)),
+    "float": ((4, 4), (4, 8), (8, 8), (16, 8)),
+    "int8": ((4, 4), (8, 4), (16, 4), (16, 8)),
+    "int4": ((4, 4), (8, 4), (16, 4), (16, 8)),
 }
-FEW_ROWS = ((8, 4, 64), (16, 4, 64), (32, 4, 64), (8, 8, 64), (16, 8, 64))  # BLOCK_N, KB and KW of few_rows.py
+FEW_ROWS = ((8, 4, 64), (16, 4, 64), (32, 4, 64), (8, 8, 64))  # BLOCK_N, KB and KW of few_rows.py
 HEAD = ((64, 1, 128), (32, 4, 64), (128, 1, 64))
 MOST_WEIGHTS = {"float": 128, "int8": 256, "int4": 256}  # of a thread, with one row
 
@@ -62,15 +62,18 @@ def shapes_of(launch: Any, rows: int, kind: str) -> dict[str, dict[str, Any]]:
     """Options to try in place of a product's own, by what they are called; {} are its own."""
     if rows == 1:
         width = launch.options["WIDTH"]
-        return {"own": {}} | {
+        shapes = {
             f"{n} outputs, {warps} warps": {"BLOCK_N": n, "num_warps": warps}
             for n, warps in ONE_ROW[kind]
             if n * width <= MOST_WEIGHTS[kind] * 32 * warps
         }
-    shapes = HEAD if launch.name == "head" else FEW_ROWS
-    return {"own": {}, "own, no fetch": {"FETCH": 0}} | {
-        f"{n} outputs, {kb} x {kw} inputs": {"BLOCK_N": n, "KB": kb, "KW": kw, "num_warps": max(4, kb)}
-        for n, kb, kw in shapes
+    else:
+        shapes = {"own, no fetch": {"FETCH": 0}} | {
+            f"{n} outputs, {kb} x {kw} inputs": {"BLOCK_N": n, "KB": kb, "KW": kw, "num_warps": max(4, kb)}
+            for n, kb, kw in (HEAD if launch.name == "head" else FEW_ROWS)
+        }
+    return {"own": {}} | {
+        title: changes for title, changes in shapes.items() if launch.options | changes != launch.options
     }
 
 
