@@ -1,7 +1,10 @@
-"""A prompt read at once into one slot of the cache, on the kernels' weights: eight launches a layer.
+"""A prompt read at once into one slot of the cache, on the kernels' weights: seven or eight launches a layer.
 
 Layer norm takes the bias and the residual sum before it along, products write into the residual stream, and the head
 sees the last token only. Lengths that come again are read by a graph of the next of a few padded lengths.
+
+Where a model is narrow its launches count, and products that also write the cache or the residual stream save some;
+elsewhere they are cuBLAS's, and attention is torch's.
 """
 
 from collections import Counter
@@ -15,9 +18,21 @@ from torch.nn import functional as F
 from gptcli.inference.row_weights import Matrix
 from gptcli.inference.step_launches import DecodeStep, power_of_two
 from gptcli.kernels.gpu.attention_decode import embed_kernel
-from gptcli.kernels.gpu.prompt import norm_kernel, widen_kernel, write_cache_kernel
+from gptcli.kernels.gpu.prompt import (
+    causal_kernel,
+    norm_kernel,
+    pick_kernel,
+    product_kernel,
+    widen_kernel,
+    write_cache_kernel,
+)
 
 LENGTHS = (64, 128, 256, 512, 1024)  # of padded prompts
+NARROW = 1024  # inputs up to which `OWN` products are not cuBLAS's
+OWN = ("qkv", "proj")  # of qkv, proj, fc and out
+ENOUGH = 64  # programs of a product, where smaller tiles make as many
+LOG2_E = 1.4426950408889634
+BLOCK = 64  # tokens that an attention program looks at together
 WORTH_CAPTURING = 2  # times that a length has come before
 
 
@@ -34,10 +49,14 @@ class PromptStep:
         device = step.store.device
         self._seen: Counter[int] = Counter()
         self._graphs: dict[int, Callable[[], None]] = {}
-        self._ids = torch.zeros(1, max(LENGTHS), dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids at once
+        self._slot, self._last, self._ids = self._numbers[:1], self._numbers[1:2], self._numbers[None, 2:]
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
-        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self._last = torch.zeros(1, dtype=torch.int64, device=device)
+        narrow = step.dtype.itemsize == 2 and step.config.emb_dim <= NARROW and step.config.head_dim <= 128
+        self._own = frozenset(OWN) if narrow else frozenset()
+        self._dependent: dict[str, Any] = {"DEPENDENT": step.dependent}
+        if step.dependent:
+            self._dependent["launch_pdl"] = True
         sizes = [m.outputs * m.inputs for layer in step.matrices for m in layer if m.kind != "float"]
         self._wide = torch.empty(max(sizes, default=0), device=device, dtype=step.dtype)
 
@@ -45,12 +64,11 @@ class PromptStep:
         """Read ids from position 0 on: logits (1, V) float32 after the last, valid until the next call."""
         count = len(ids)
         length = next((n for n in LENGTHS if count <= n <= self._step.store.size(4)), None)
-        self._slot.fill_(slot)
-        self._last.fill_(count - 1)
         if length is None:
-            self._read(torch.tensor([ids], device=self._ids.device))
+            self._numbers[:2] = torch.tensor([slot, count - 1])
+            self._read(torch.tensor([ids], device=self._numbers.device))
             return self._step.logits[:1]
-        self._ids[0, :count] = torch.tensor(ids)
+        self._numbers[: 2 + count] = torch.tensor([slot, count - 1, *ids])
         if self._capture is not None and length not in self._graphs and self._seen[length] >= WORTH_CAPTURING:
             self._graphs[length] = self._capture(lambda: self._read(self._ids[:, :length]))
         self._seen[length] += 1
@@ -72,29 +90,74 @@ class PromptStep:
         )  # fmt: skip
         bias: Tensor | None = None  # of the last product, which the next norm adds
         for number, (block, (qkv, proj, fc, out)) in enumerate(zip(step.blocks, step.matrices, strict=True)):
-            made = self._product(self._norm(x, bias, block.ln_1), qkv)
-            cache = step.store[number]
-            write_cache_kernel[(count, 2)](
-                made, cache, self._slot, C, config.n_heads, config.head_dim, cache.size(3), cache.stride(0), WIDTH=width
-            )
-            queries, keys, values = (
-                part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in made.chunk(3, dim=1)
-            )
-            scale = float(block.attn.query_scale) / config.head_dim**0.5
-            found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
-            x.addmm_(found.transpose(1, 2).reshape(count, C), self._weight(proj))
-            hidden = self._product(self._norm(x, proj.bias, block.ln_2), fc, config.activation)
-            x.addmm_(hidden, self._weight(out))
-            bias = out.bias
-        last = x.index_select(0, self._last).float()
-        step.run_head(last if bias is None else last + bias)
+            found = self._attention(self._norm(x, bias, block.ln_1), qkv, number, block)
+            bias = self._add(x, found, proj, "proj")
+            normed = self._norm(x, bias, block.ln_2)
+            if "fc" in self._own:
+                hidden = torch.empty(count, config.hidden_dim, device=x.device, dtype=x.dtype)
+                self._own_product(normed, fc, hidden, "act", config.activation)
+            else:
+                hidden = self._product(normed, fc, config.activation)
+            bias = self._add(x, hidden, out, "out")
+        pick_kernel[(1,)](
+            x, x if bias is None else bias, self._last, step.residual, C, BIASED=bias is not None, WIDTH=width,
+            **self._dependent,
+        )  # fmt: skip
+        step.run_head()
+
+    def _attention(self, x: Tensor, qkv: Matrix, number: int, block: Any) -> Tensor:
+        """What attention makes of the layer norm x (T, C), whose keys and values are put into the cache: (T, C)."""
+        config, cache = self._step.config, self._step.store[number]
+        count, C, D = x.size(0), config.emb_dim, config.head_dim
+        scale = float(block.attn.query_scale) / D**0.5
+        if "qkv" in self._own:
+            queries, found = torch.empty_like(x), torch.empty_like(x)
+            self._own_product(x, qkv, queries, "qkv", cache=cache)
+            causal_kernel[(-(-count // BLOCK), config.n_heads)](
+                queries, cache, self._slot, found, count, config.n_heads, D, cache.size(3), cache.stride(0),
+                scale * LOG2_E, WIDTH=max(16, power_of_two(D)), BLOCK_M=BLOCK, BLOCK_N=BLOCK, num_warps=4,
+                **self._dependent,
+            )  # fmt: skip
+            return found
+        made = self._product(x, qkv)
+        write_cache_kernel[(count, 2)](
+            made, cache, self._slot, C, config.n_heads, D, cache.size(3), cache.stride(0), WIDTH=power_of_two(C)
+        )
+        queries, keys, values = (
+            part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in made.chunk(3, dim=1)
+        )
+        seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
+        return seen.transpose(1, 2).reshape(count, C)
+
+    def _add(self, x: Tensor, y: Tensor, weights: Matrix, name: str) -> Tensor | None:
+        """Add y W to x; the bias, if it remains to be added."""
+        if name in self._own:
+            self._own_product(y, weights, x, "add")
+            return None
+        x.addmm_(y, self._weight(weights))
+        return weights.bias
+
+    def _own_product(
+        self, x: Tensor, weights: Matrix, out: Tensor, epilogue: str, activation: str = "none",
+        cache: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        rows, config = self._weight(weights).t(), self._step.config
+        block_m, block_n, warps = own_shape(x.size(0), weights.outputs)
+        grid = -(-weights.outputs // block_n), -(-x.size(0) // block_m)
+        product_kernel[grid](
+            x, rows, x if weights.bias is None else weights.bias, out, x if cache is None else cache, self._slot,
+            x.size(0), weights.outputs, weights.inputs, config.n_heads, config.head_dim, self._step.store.size(4),
+            0 if cache is None else cache.stride(0), EPILOGUE=epilogue, ACTIVATION=activation,
+            BIASED=weights.bias is not None, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=64, num_warps=warps,
+            num_stages=4, **self._dependent,
+        )  # fmt: skip
 
     def _norm(self, x: Tensor, bias: Tensor | None, norm: torch.nn.LayerNorm) -> Tensor:
         """The layer norm of x + bias (T, C), which x becomes."""
         out = torch.empty_like(x)
         norm_kernel[(len(x),)](
             x, x if bias is None else bias, norm.weight, norm.bias, out, x.size(1), norm.eps,
-            BIASED=bias is not None, WIDTH=power_of_two(x.size(1)),
+            BIASED=bias is not None, WIDTH=power_of_two(x.size(1)), **self._dependent,
         )  # fmt: skip
         return out
 
@@ -118,3 +181,11 @@ class PromptStep:
         grid = -(-weights.outputs // 32), -(-weights.inputs // 128)
         widen_kernel[grid](weights.rows, weights.scale, wide, *size, KIND=weights.kind, BLOCK_N=32, BLOCK_K=128)
         return wide.t()
+
+
+def own_shape(tokens: int, outputs: int) -> tuple[int, int, int]:
+    """Rows and outputs of a program, and its warps: the largest tile of which there are enough."""
+    for block_m, block_n, warps in ((128, 128, 8), (128, 64, 4)):
+        if -(-tokens // block_m) * -(-outputs // block_n) >= ENOUGH:
+            return block_m, block_n, warps
+    return 64, 64, 4

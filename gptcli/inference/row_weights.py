@@ -1,18 +1,17 @@
 """Weights as the kernels read them: a row of K inputs for each of N outputs.
 
     float  (N, K) in the model's dtype
-    int8   (N, K) int8, scale (N) in the model's dtype
-    int4   (N, 16 G) uint8 for G groups of 32 inputs: byte j of a group holds input j in the low and j + 16 in the high
-           four bits, each plus 8; scale (N, G) bfloat16
-The model keeps a view of the repacked rows, so nothing is held twice; int4 alone has another order of its nibbles, and
-what the plain step reads stays beside it.
+    int8   (N, K') int8 with K' the next multiple of 16, scale (N) in the model's dtype
+    int4   (N, 16 G) uint8 for G groups of 32 inputs: byte j holds input 2 j in the low and 2 j + 1 in the high four
+           bits, each plus 8; scale (N, G) bfloat16
+The model keeps a view of the repacked rows, so nothing is held twice.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gptcli.model.gpt import GPTModel, Linear
 from gptcli.model.quantized import PackedEmbedding, PackedLinear
@@ -47,11 +46,13 @@ def matrix(layer: nn.Module) -> Matrix:
     """A `Linear` or `PackedLinear` for the kernels; its own weights become a view of what they read."""
     if isinstance(layer, PackedLinear):
         if layer.four_bits:
-            rows, scale = _int4_rows(layer.values), layer.scale.t().contiguous()
+            rows, scale = layer.values.t().contiguous(), layer.scale.t().contiguous()
+            layer.values, layer.scale = rows.t(), scale.t()
             return Matrix("int4", rows, scale, layer.bias, len(rows), layer.inputs)
-        rows = layer.values.t().contiguous()
-        layer.values = rows.t()
-        return Matrix("int8", rows, layer.scale, layer.bias, *rows.shape)
+        inputs, outputs = layer.values.shape
+        rows = F.pad(layer.values.t(), (0, -inputs % 16)).contiguous()
+        layer.values = rows[:, :inputs].t()
+        return Matrix("int8", rows, layer.scale, layer.bias, outputs, inputs)
     assert isinstance(layer, Linear)
     rows = layer.weight.data.t().contiguous()
     layer.weight.data = rows.t()
@@ -71,10 +72,3 @@ def embeddings(model: GPTModel) -> tuple[Matrix, Matrix]:
     if isinstance(own, PackedLinear):
         return tokens, matrix(own)
     return tokens, Matrix("float", model.head, None, None, *model.head.shape)
-
-
-def _int4_rows(values: Tensor) -> Tensor:
-    """(N, 16 G): the bytes of quantization.py, (16 G, N) with inputs 2 j and 2 j + 1, in the module's order."""
-    inputs = torch.stack((values & 15, values >> 4), dim=1).flatten(0, 1)  # (32 G, N)
-    low, high = inputs.view(-1, 2, 16, values.size(1)).unbind(1)  # (G, 16, N)
-    return (low | high << 4).permute(2, 0, 1).flatten(1).contiguous()

@@ -2,7 +2,8 @@
 
 A layer takes five launches: layer norm with the fused projection and the write into the cache; attention; projection
 with the residual sum; layer norm with the first matrix of the feed-forward layer and its activation; the second matrix
-with the residual sum. The residual stream and the sums are float32, whatever the weights are.
+with the residual sum. With several rows the norms are launches of their own, since every program of a product would
+read all of the rows twice. The residual stream and the sums are float32, whatever the weights are.
 """
 
 from typing import Any
@@ -12,16 +13,22 @@ from torch import Tensor
 
 from gptcli.inference.row_weights import Matrix, embeddings, matrix
 from gptcli.kernels.gpu.attention_decode import attend_kernel, embed_kernel
+from gptcli.kernels.gpu.few_rows import few_rows_kernel
 from gptcli.kernels.gpu.launches import Launch, run_all
-from gptcli.kernels.gpu.matvec import few_rows_kernel, one_row_kernel
+from gptcli.kernels.gpu.matvec import one_row_kernel
+from gptcli.kernels.gpu.prompt import norm_kernel
 from gptcli.model.gpt import GPTModel, TransformerBlock
 
 MOST_ROWS = 128  # more make matrix products of a step, which cuBLAS does better
 BLOCK = 128  # tokens of the cache that an attention program looks at together
 SPLITS = 8  # parts of a text that one row's attention is shared out over, about
 PROGRAMS = 132  # as many as an H100 has multiprocessors: a product has at least so many if it can
-TILE = 2**14  # weights that a program of 8 warps holds
-OUTPUTS = 16  # of a program, at most; with few rows, of all but the widest products
+TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a program of 8 warps holds
+OUTPUTS = 16  # of a program of one row, at most
+LONG = 3072  # inputs from which on a program of few rows has 8 warps
+SHARED = 96 * 2**10  # bytes of shared memory that blocks under way may take
+EXPONENT = 0x4B000000  # of 2^23 in float32
+FETCH = True  # with few rows, fetch a product's weights into the second-level cache while the last kernel runs
 
 
 class DecodeStep:
@@ -58,6 +65,7 @@ class DecodeStep:
         self._split = _is_power_of_two(config.head_dim)
         device, wide = model.device, torch.float32
         self._x = torch.zeros(rows, config.emb_dim, device=device, dtype=wide)
+        self._normed = torch.zeros(rows, config.emb_dim, device=device, dtype=model.dtype)
         self._q = torch.zeros(rows, config.emb_dim, device=device, dtype=wide)
         self._context = torch.zeros(rows, config.emb_dim, device=device, dtype=model.dtype)
         self._parts = torch.zeros(self._splits, config.emb_dim, device=device, dtype=wide)
@@ -75,10 +83,14 @@ class DecodeStep:
         run_all(self.launches(count))
         return self.logits[: self.store.size(2) * count]
 
-    def run_head(self, x: Tensor) -> None:
-        """Queue the final norm and the head of one row x (1, C): logits (1, V) are in `logits` afterwards."""
-        self._x[:1] = x
-        self._product("head", 1, 1, self._x, self.head, self.logits, "norm", "act", self.norm).run()
+    @property
+    def residual(self) -> Tensor:
+        """(R, C) float32: what `run_head` reads the first row of."""
+        return self._x
+
+    def run_head(self) -> None:
+        """Queue the final norm and the head of the first row of `residual`: `logits` (1, V) afterwards."""
+        run_all(self._normed_product("head", 1, 1, self.head, self.logits, "act", self.norm))
 
     def launches(self, count: int) -> list[Launch]:
         """A step of ``count`` tokens of every slot, in order: logits (B T, V) are in `logits` afterwards."""
@@ -87,16 +99,13 @@ class DecodeStep:
         for number, (block, (qkv, proj, fc, out)) in enumerate(zip(self.blocks, self.matrices, strict=True)):
             cache, norms = self.store[number], (block.ln_1, block.ln_2)
             steps += [
-                self._product("qkv", rows, count, self._x, qkv, self._q, "norm", "qkv", norms[0], cache=cache),
+                *self._normed_product("qkv", rows, count, qkv, self._q, "qkv", norms[0], cache=cache),
                 self._attention(rows, count, block, cache),
                 self._after_attention(rows, count, proj),
-                self._product(
-                    "fc", rows, count, self._x, fc, self._hidden, "norm", "act", norms[1],
-                    activation=self.config.activation,
-                ),
+                *self._normed_product("fc", rows, count, fc, self._hidden, "act", norms[1], self.config.activation),
                 self._product("out", rows, count, self._hidden, out, self._x, "plain", "add"),
-            ]  # fmt: skip
-        steps.append(self._product("head", rows, count, self._x, self.head, self.logits, "norm", "act", self.norm))
+            ]
+        steps += self._normed_product("head", rows, count, self.head, self.logits, "act", self.norm)
         return steps
 
     def _embedding(self, rows: int, count: int) -> Launch:
@@ -116,9 +125,11 @@ class DecodeStep:
             self._q, cache, self.places, self._parts if split else self._context, self._lse, count, config.n_heads,
             cache.size(3), self.aside, cache.stride(0), scale,
         )  # fmt: skip
+        width, tokens = power_of_two(config.head_dim), BLOCK if config.head_dim <= 128 else 32
+        fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks of keys and of values
         options = self._options(
-            D=config.head_dim, WIDTH=power_of_two(config.head_dim), BLOCK=BLOCK if config.head_dim <= 128 else 32,
-            CHUNK=self._chunk, SPLIT=split, num_warps=4 if split else 8,
+            D=config.head_dim, WIDTH=width, BLOCK=tokens, CHUNK=self._chunk, SPLIT=split,
+            STAGES=1 if split or not fits else 3, num_warps=4 if split else 8,
         )  # fmt: skip
         grid = (rows * config.n_heads, self._splits if split else 1)
         return Launch("attend", attend_kernel, grid, arguments, options)
@@ -127,6 +138,31 @@ class DecodeStep:
         if rows == 1 and self._split:
             return self._product("proj", rows, count, self._parts, proj, self._x, "combine", "add")
         return self._product("proj", rows, count, self._context, proj, self._x, "plain", "add")
+
+    def _normed_product(
+        self,
+        name: str,
+        rows: int,
+        count: int,
+        weights: Matrix,
+        out: Tensor,
+        epilogue: str,
+        norm: torch.nn.LayerNorm,
+        activation: str = "none",
+        cache: Tensor | None = None,
+    ) -> list[Launch]:
+        """The product of the residual stream's layer norm."""
+        if rows == 1:
+            return [self._product(name, 1, count, self._x, weights, out, "norm", epilogue, activation, norm, cache)]
+        arguments = (
+            self._x, self._x, norm.weight, norm.bias, self._normed, self._x.size(1), norm.eps,
+        )  # fmt: skip
+        options = self._options(BIASED=False, WIDTH=power_of_two(self._x.size(1)))
+        of_norm = norm.weight.nbytes + norm.bias.nbytes
+        return [
+            Launch("norm", norm_kernel, (rows,), arguments, options, weight_bytes=of_norm),
+            self._product(name, rows, count, self._normed, weights, out, "plain", epilogue, activation, None, cache),
+        ]
 
     def _product(
         self,
@@ -138,49 +174,45 @@ class DecodeStep:
         out: Tensor,
         prologue: str,
         epilogue: str,
+        activation: str = "none",
         norm: torch.nn.LayerNorm | None = None,
         cache: Tensor | None = None,
-        activation: str = "none",
     ) -> Launch:
-        config, rows_of, some = self.config, weights.rows, self._x
-        gain, shift, eps = (some, some, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+        config, some = self.config, self._x
+        outputs, inputs = weights.outputs, weights.inputs
+        scale, bias = (some if part is None else part for part in (weights.scale, weights.bias))
+        into = out, some if cache is None else cache, self.places
+        sizes = config.n_heads, config.head_dim, self.store.size(4), 0 if cache is None else cache.stride(0)
+        of_norm = 0 if norm is None else norm.weight.nbytes + norm.bias.nbytes
+        work = {"weight_bytes": weights.nbytes + of_norm, "flops": 2 * rows * outputs * inputs}
         shared: dict[str, Any] = {
             "KIND": weights.kind,
-            "PROLOGUE": prologue,
             "EPILOGUE": epilogue,
             "ACTIVATION": activation,
             "BIASED": weights.bias is not None,
         }
-        scale, bias = (some if part is None else part for part in (weights.scale, weights.bias))
-        tensors = (
-            x, rows_of, scale, bias, gain, shift, out, some if cache is None else cache, self.places,
-        )  # fmt: skip
-        stride = 0 if cache is None else cache.stride(0)
-        places = self.store.size(4)
-        of_norm = 0 if norm is None else norm.weight.nbytes + norm.bias.nbytes
-        work = {"weight_bytes": weights.nbytes + of_norm, "flops": 2 * rows * weights.outputs * weights.inputs}
         if rows == 1:
-            width, block_n, warps = one_row_shape(weights.outputs, weights.inputs)
+            gain, shift, eps = (some, some, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+            packed = weights.rows.view({"float": self.dtype, "int8": torch.int32, "int4": torch.int16}[weights.kind])
+            arguments: tuple[Any, ...] = (
+                x, packed, scale, bias, gain, shift, *into, self._lse, outputs, inputs, eps, *sizes, EXPONENT
+            )  # fmt: skip
+            width, block_n, warps = one_row_shape(outputs, inputs, weights.kind)
             if prologue == "combine":  # which holds the parts beside the weights
                 warps = max(4, warps)
-            arguments: tuple[Any, ...] = (
-                *tensors, self._lse, weights.outputs, weights.inputs, eps, config.n_heads, config.head_dim, places,
-                stride,
-            )  # fmt: skip
             options = self._options(
-                **shared, WIDTH=width, BLOCK_N=block_n, SPLITS=self._splits, CHUNK=self._chunk, num_warps=warps
-            )
-            grid: tuple[int, ...] = (-(-weights.outputs // block_n),)
-            return Launch(name, one_row_kernel, grid, arguments, options, **work)
-        block_m, block_n, block_k = few_rows_shape(rows, weights.outputs, self.dtype.itemsize)
-        arguments = (
-            *tensors, rows, count, weights.outputs, weights.inputs, eps, config.n_heads, config.head_dim, places, stride
-        )  # fmt: skip
+                **shared, PROLOGUE=prologue, WIDTH=width, BLOCK_N=block_n, SPLITS=self._splits, CHUNK=self._chunk,
+                num_warps=warps,
+            )  # fmt: skip
+            return Launch(name, one_row_kernel, (-(-outputs // block_n),), arguments, options, **work)
+        arguments = x, weights.rows, scale, bias, *into, rows, count, outputs, inputs, *sizes
+        shape = few_rows_shape(rows, outputs, inputs, self.dtype.itemsize)
+        stride = weights.rows.stride(0) * weights.rows.itemsize
+        aligned = stride % 16 == 0 and weights.rows.data_ptr() % 16 == 0
         options = self._options(
-            **shared, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, DTYPE=_triton_dtype(self.dtype), num_warps=4,
-            num_stages=4,
-        )  # fmt: skip
-        grid = (-(-weights.outputs // block_n), -(-rows // block_m))
+            **shared, **shape, DTYPE=_triton_dtype(self.dtype), FETCH=stride if FETCH and aligned else 0
+        )
+        grid = -(-outputs // shape["BLOCK_N"]), -(-rows // shape["BLOCK_M"])
         return Launch(name, few_rows_kernel, grid, arguments, options, **work)
 
     def _options(self, **options: Any) -> dict[str, Any]:
@@ -188,20 +220,27 @@ class DecodeStep:
         return {**options, "DEPENDENT": self.dependent, **extra}
 
 
-def one_row_shape(outputs: int, inputs: int) -> tuple[int, int, int]:
-    """Padded inputs, outputs of a program, and its warps: whole rows, `TILE` weights for every 8 warps."""
-    width = max(32, power_of_two(inputs))
-    block = max(1, TILE // width) if width <= 4096 else 4
+def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
+    """Padded inputs, outputs of a program, and its warps: whole rows, a tile of weights for every 8 warps."""
+    width, tile = max(32, power_of_two(inputs)), TILES[kind]
+    block = max(1, tile // width) if width <= 4096 else 4
     while block > 1 and -(-outputs // block) < PROGRAMS:
         block //= 2
     block = min(block, OUTPUTS)
-    return width, block, max(1, min(16, block * width * 8 // TILE))
+    return width, block, max(1, min(16, block * width * 8 // tile))
 
 
-def few_rows_shape(rows: int, outputs: int, itemsize: int) -> tuple[int, int, int]:
-    """Rows, outputs and inputs of a block."""
+def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[str, int]:
+    """Rows and outputs of a program, its blocks of inputs (see few_rows.py), warps and blocks under way."""
     block_m = min(64, max(16, power_of_two(rows)))
-    return block_m, 64 if outputs >= 64 * 2 * PROGRAMS else OUTPUTS, 128 if itemsize == 2 else 64
+    wide = outputs >= 64 * 2 * PROGRAMS
+    if itemsize == 4 or wide:
+        block_n, kb, kw = 64 if wide else 16, 1, 256 // itemsize
+    else:
+        block_n = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8)
+        kb, kw = 8 if inputs >= LONG and block_m == 16 else 4, 64
+    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # one more than there are blocks
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": max(4, kb), "num_stages": stages}
 
 
 def power_of_two(number: int) -> int:

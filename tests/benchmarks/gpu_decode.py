@@ -1,7 +1,7 @@
 """Decoding and prompts on a CUDA GPU: graphs of Triton's kernels beside the plain engine, and beside the chip's limits.
 
-Random weights, made on the device. `python tests/benchmarks/gpu_decode.py [--only PART …]`
-Parts: limits decode batch packed prefill draw. About 100 seconds on an H100.
+Random weights, made on the device. `python tests/benchmarks/gpu_decode.py [--quick] [--only PART …]`
+Parts: limits decode batch packed prefill draw. About 100 seconds on an H100; `--quick`: 40, what has a target.
 """
 
 import argparse
@@ -78,13 +78,13 @@ def model_of(size: str, **changes: int) -> GPTModel:
     return model.to(torch.bfloat16).eval()
 
 
-def packed_of(size: str, bits: int, **changes: int) -> GPTModel:
-    """Packed on the device, without the search for the best scale that quantization.py does."""
+def packed_of(size: str, bits: int, alike: bool = False, **changes: int) -> GPTModel:
+    """Packed on the device, without the search for the best scale that quantization.py does; ``alike``: all layers."""
     model = model_of(size, **changes)
     config = model.config
     weights = {name: Fast(tensor, bits) for name, tensor in model.state_dict().items()}
     del model
-    return PackedModel(config, Weights(weights), bits, "cuda", torch.bfloat16)
+    return PackedModel(config, Weights(weights, alike), bits, "cuda", torch.bfloat16)
 
 
 class Fast:
@@ -111,8 +111,20 @@ class Fast:
 
 
 class Weights(dict[str, Any]):
+    """Packed when asked for; with ``alike`` every layer's are the first's, which are packed once."""
+
+    def __init__(self, weights: dict[str, Fast], alike: bool) -> None:
+        super().__init__(weights)
+        self.alike = alike
+        self.made: dict[str, Any] = {}
+
     def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(name).get(name)
+        if not self.alike:
+            return super().__getitem__(name).get(name)
+        first = ".".join("0" if part.isdigit() else part for part in name.split("."))
+        if first not in self.made:
+            self.made[first] = super().__getitem__(first).get(first)
+        return self.made[first]
 
 
 def engine_of(name: str, model: GPTModel, slots: int) -> TorchEngine:
@@ -178,13 +190,15 @@ def beside(first: torch.Tensor, second: torch.Tensor) -> str:
     return f"{worst:.1e}, {int((first.argmax(-1) == second.argmax(-1)).sum())}/{len(first)}"
 
 
-def measure(title: str, model: GPTModel, slots: int, held: str) -> None:
+def measure(
+    title: str, model: GPTModel, slots: int, held: str, names: Sequence[str] = ("plain", "kernels"), new: int = 96
+) -> None:
     size = bytes_read(model.config, held)  # type: ignore[arg-type]
     limit = LIMITS["bytes"] / size * slots
     texts, logits = [], []
-    for name in ("plain", "kernels"):
+    for name in names:
         engine = engine_of(name, model, slots)
-        rate, text = decode_rate(engine, slots)
+        rate, text = decode_rate(engine, slots, new)
         texts.append(text)
         if slots == 1:
             logits.append(logits_of(engine))
@@ -193,6 +207,8 @@ def measure(title: str, model: GPTModel, slots: int, held: str) -> None:
         say(f"{title}, {name}", f"{rate:,.0f} tok/s", f"{rate / limit:.0%} of limit", extra)
         del engine
         free()
+    if len(names) == 1:
+        return
     same = sum(a == b for one, other in zip(*texts, strict=True) for a, b in zip(one[:64], other[:64], strict=True))
     say("  same greedy ids", f"{same}/{64 * slots}", "logits, argmax", beside(*logits) if logits else "")
 
@@ -218,8 +234,8 @@ def packed() -> None:
     free()
 
 
-def prefill() -> None:
-    for size, held in (("small", 16), ("xl", 16), ("small", 8), ("xl", 4)):
+def prefill(wanted: Sequence[tuple[str, int]] = (("small", 16), ("xl", 16), ("small", 8), ("xl", 4))) -> None:
+    for size, held in wanted:
         model = model_of(size) if held == 16 else packed_of(size, held)
         config = model.config
         head = 2 * config.emb_dim * config.vocab_size
@@ -243,6 +259,18 @@ def prefill() -> None:
         say("  logits, argmax", beside(*found))
         del model
         free()
+
+
+def quick() -> None:
+    """What has a target, the plain engine beside it for small only."""
+    for size, slots in (("small", 1), ("xl", 1), ("small", 8), ("xl", 8)):
+        names = ("plain", "kernels") if size == "small" else ("kernels",)
+        measure(f"decode {slots}, {size}", model_of(size), slots, "bfloat16", names, 64)
+        free()
+    for bits in (8, 4):
+        measure(f"decode 1, xl int{bits}", packed_of("xl", bits, alike=True), 1, f"int{bits}", ("kernels",), 64)
+        free()
+    prefill((("small", 16), ("xl", 16)))
 
 
 def draw() -> None:
@@ -282,10 +310,12 @@ def run(jobs: Sequence[tuple[str, Callable[[], None]]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="what has a target")
     options = parser.parse_args(arguments)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     torch.set_grad_enabled(False)
-    jobs: list[tuple[str, Callable[[], None]]] = [(name, globals()[name]) for name in options.only]
+    parts = ("limits", "quick") if options.quick else options.only
+    jobs: list[tuple[str, Callable[[], None]]] = [(name, globals()[name]) for name in parts]
     run(jobs)
 
 

@@ -1,6 +1,6 @@
 """The kernels of a decode step one by one: by time in the profiler, and products in several shapes of a program.
 
-`python tests/benchmarks/gpu_kernels.py [--profile SIZE …] [--tune SIZE:ROWS:KIND …]`, on a CUDA GPU.
+`python tests/benchmarks/gpu_kernels.py [--profile SIZE …] [--tune SIZE:ROWS:KIND …] [--prompts SIZE …]`, on a CUDA GPU.
 """
 
 import argparse
@@ -13,29 +13,29 @@ import torch
 from gpu_decode import model_of, packed_of, run, say, seconds, step_seconds
 
 from gptcli.config.sampling import SamplingConfig
+from gptcli.inference import prompt_launches
 from gptcli.inference.sequence import Request
 from gptcli.inference.torch_engine import TorchEngine
 
 
-def profile(size: str) -> None:
-    """The kernels of 20 drawn steps, by time."""
-    engine = TorchEngine(model_of(size), 640, 1)
-    step_seconds(engine, 1)
-    draws = engine.draws([Request([5], 400, SamplingConfig(0.8), seed=0)])
-    assert draws is not None
+def by_time(call: Callable[[], object], times: int) -> None:
+    """The kernels of a call, by time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        for _ in range(20):
-            draws._run()  # type: ignore[attr-defined]
+        for _ in range(times):
+            call()
         torch.cuda.synchronize()
-    events = sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:15]
-    for event in events:
-        per_step = event.device_time_total / 20
-        say(
-            event.key[:60],
-            f"{event.count // 20} a step",
-            f"{per_step:.1f} us",
-            f"{per_step * 20 / event.count:.2f} each",
-        )
+    for event in sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:12]:
+        took = event.device_time_total
+        say(event.key[:60], f"{event.count // times}", f"{took / times:.1f} us", f"{took / event.count:.2f} each")
+
+
+def profile(size: str, rows: int = 1) -> None:
+    """The kernels of 20 drawn steps, by time."""
+    engine = TorchEngine(model_of(size), 640, rows)
+    step_seconds(engine, rows)
+    draws = engine.draws([Request([5], 400, SamplingConfig(0.8), seed=n) for n in range(rows)])
+    assert draws is not None
+    by_time(draws._run, 20)  # type: ignore[attr-defined]
     if engine._kernels is None:
         return
     for launch in {launch.name: launch for launch in engine._kernels.launches(1)}.values():
@@ -48,34 +48,53 @@ def profile(size: str) -> None:
         )
 
 
-ONE_ROW = ((2, 4), (4, 4), (4, 8), (8, 4), (8, 8), (16, 8), (16, 4))  # outputs and warps of a program
-FEW_ROWS = (  # outputs and inputs of a block, warps, stages
-    (16, 128, 4, 4), (8, 128, 4, 4), (16, 256, 4, 3), (16, 128, 2, 5), (32, 128, 4, 4), (32, 256, 8, 3),
-    (64, 128, 4, 4),
-)  # fmt: skip
+ONE_ROW = {  # outputs and warps of a program
+    "float": ((4, 4), (4, 8), (8, 8), (16, 8)),
+    "int8": ((4, 4), (8, 4), (16, 4), (16, 8)),
+    "int4": ((4, 4), (8, 4), (16, 4), (16, 8)),
+}
+FEW_ROWS = ((8, 4, 64), (16, 4, 64), (32, 4, 64), (8, 8, 64))  # BLOCK_N, KB and KW of few_rows.py
+HEAD = ((64, 1, 128), (32, 4, 64), (128, 1, 64))
+MOST_WEIGHTS = {"float": 128, "int8": 256, "int4": 256}  # of a thread, with one row
+
+
+def shapes_of(launch: Any, rows: int, kind: str) -> dict[str, dict[str, Any]]:
+    """Options to try in place of a product's own, by what they are called; {} are its own."""
+    if rows == 1:
+        width = launch.options["WIDTH"]
+        shapes = {
+            f"{n} outputs, {warps} warps": {"BLOCK_N": n, "num_warps": warps}
+            for n, warps in ONE_ROW[kind]
+            if n * width <= MOST_WEIGHTS[kind] * 32 * warps
+        }
+    else:
+        shapes = {"own, no fetch": {"FETCH": 0}} | {
+            f"{n} outputs, {kb} x {kw} inputs": {"BLOCK_N": n, "KB": kb, "KW": kw, "num_warps": max(4, kb)}
+            for n, kb, kw in (HEAD if launch.name == "head" else FEW_ROWS)
+        }
+    return {"own": {}} | {
+        title: changes for title, changes in shapes.items() if launch.options | changes != launch.options
+    }
 
 
 def tune(size: str, rows: int, kind: str) -> None:
     """The products of a layer in several shapes of a program, on weights that no cache holds."""
-    model = model_of(size, n_layers=1) if kind == "float" else packed_of(size, {"int8": 8, "int4": 4}[kind], n_layers=1)
+    bits = {"int8": 8, "int4": 4}
+    model = model_of(size, n_layers=1) if kind == "float" else packed_of(size, bits[kind], n_layers=1)
     engine = TorchEngine(model, 640, rows, tell=print)
     step = engine._kernels
     assert step is not None
     step.places.fill_(100)
     for launch in step.launches(1):
-        if launch.name in ("embed", "attend"):
+        if launch.name in ("embed", "norm", "attend") or (launch.name == "head" and size != "small"):
             continue
         rows_of = launch.arguments[1]
-        copies = [rows_of] + [rows_of.clone() for _ in range(min(200, int(2e8 / rows_of.nbytes) + 1))]
+        copies = [rows_of] + [rows_of.clone() for _ in range(min(60, int(1e8 / rows_of.nbytes) + 1))]
         outputs = len(rows_of)
         found = []
-        for shape in ONE_ROW if rows == 1 else FEW_ROWS:
-            options = dict(launch.options)
-            if rows == 1:
-                options |= {"BLOCK_N": shape[0], "num_warps": shape[1]}
-            else:
-                options |= dict(zip(("BLOCK_N", "BLOCK_K", "num_warps", "num_stages"), shape, strict=True))
-            grid = (-(-outputs // shape[0]), *launch.grid[1:])
+        for title, changes in shapes_of(launch, rows, kind).items():
+            options = launch.options | changes
+            grid = (-(-outputs // options["BLOCK_N"]), *launch.grid[1:])
             several = [
                 dataclasses.replace(
                     launch, grid=grid, options=options, arguments=(launch.arguments[0], copy, *launch.arguments[2:])
@@ -83,15 +102,19 @@ def tune(size: str, rows: int, kind: str) -> None:
                 for copy in copies
             ]
             try:
-                took = timed_together(several)
+                found.append((timed_together(several), title))
             except Exception as error:
-                print(f"  {launch.name} {shape}: {str(error).splitlines()[0][:100]}", flush=True)
-                continue
-            found.append((took, shape))
+                print(f"  {launch.name} {title}: {str(error).splitlines()[0][:100]}", flush=True)
+        if rows > 1 and kind == "float":
+            x = launch.arguments[0][:rows]
+            products = [functools.partial(torch.nn.functional.linear, x, copy) for copy in copies]
+            found.append((captured(products), "cuBLAS, the product only"))
         found.sort()
-        now = launch.options["BLOCK_N"], launch.options.get("BLOCK_K"), launch.options["num_warps"]
-        best = ", ".join(f"{shape}: {t * 1e6:.2f} us {launch.weight_bytes / t / 1e9:,.0f}" for t, shape in found)
-        print(f"{size} {kind} {rows} rows {launch.name} N {outputs} (now {now}) GB/s {best}", flush=True)
+        own = launch.options
+        now = ", ".join(f"{name} {own[name]}" for name in ("BLOCK_N", "KB", "KW", "num_warps") if name in own)
+        print(f"{size} {kind} {rows} rows {launch.name} ({outputs}; own: {now})", flush=True)
+        for took, title in found:
+            print(f"    {title}: {took * 1e6:.2f} us, {launch.weight_bytes / took / 1e9:,.0f} GB/s", flush=True)
         del copies, several
 
 
@@ -100,16 +123,43 @@ def tune_named(what: str) -> None:
     tune(size, int(rows), kind)
 
 
+def prompts(size: str) -> None:
+    """A prompt of 512 with each product as a kernel of its own in turn, against cuBLAS's; and its kernels by time."""
+    model = model_of(size)
+    ids = torch.randint(0, 50_000, (512,), generator=torch.Generator().manual_seed(1)).tolist()
+    before = prompt_launches.OWN, prompt_launches.NARROW
+    prompt_launches.NARROW = 2**20
+    for own in ((), ("qkv",), ("qkv", "proj"), ("qkv", "fc"), ("qkv", "out"), ("qkv", "proj", "fc", "out")):
+        prompt_launches.OWN = own
+        engine = TorchEngine(model, 640, 1, tell=print)
+        read = functools.partial(engine.read, 0, ids, 0)
+        for _ in range(3):
+            read()
+        took = seconds(read, 20)
+        found = f"{took * 1e6:.0f} us"
+        for graph in engine._prompts._graphs.values() if engine._prompts is not None else ():
+            found += f", {seconds(graph, 20) * 1e6:.0f} on the device"
+        say(f"prompt 512, {size}", " ".join(own) or "cuBLAS", found)
+        if own in ((), ("qkv", "proj", "fc", "out")):
+            by_time(read, 10)
+        del engine, read
+    prompt_launches.OWN, prompt_launches.NARROW = before
+
+
 def timed_together(launches: Sequence[Any]) -> float:
     """Seconds of each of these launches in one graph."""
-    for launch in launches[:1]:
-        launch.run()
+    return captured([launch.run for launch in launches])
+
+
+def captured(calls: Sequence[Callable[[], object]]) -> float:
+    """Seconds of each of these calls in one graph."""
+    calls[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for launch in launches:
-            launch.run()
-    return seconds(graph.replay, 7) / len(launches)
+        for call in calls:
+            call()
+    return seconds(graph.replay, 7) / len(calls)
 
 
 def timed(launch: Any, times: int = 50) -> float:
@@ -125,14 +175,18 @@ def timed(launch: Any, times: int = 50) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", nargs="*", default=[], help="sizes, as small xl")
+    parser.add_argument("--profile", nargs="*", default=[], help="SIZE or SIZE:ROWS, as small xl:8")
+    parser.add_argument("--prompts", nargs="*", default=[], help="sizes, as small")
     parser.add_argument(
         "--tune", nargs="*", default=[], help="SIZE:ROWS:KIND, as small:1:float xl:1:int4 small:8:float"
     )
     options = parser.parse_args(arguments)
     torch.set_grad_enabled(False)
     jobs: list[tuple[str, Callable[[], None]]] = []
-    jobs += [(f"profile {size}", functools.partial(profile, size)) for size in options.profile]
+    for what in options.profile:
+        size, _, rows = what.partition(":")
+        jobs.append((f"profile {what}", functools.partial(profile, size, int(rows or 1))))
+    jobs += [(f"prompts {size}", functools.partial(prompts, size)) for size in options.prompts]
     jobs += [(f"tune {what}", functools.partial(tune_named, what)) for what in options.tune]
     run(jobs)
 

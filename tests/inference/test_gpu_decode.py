@@ -36,6 +36,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 CASES = [  # each takes about twenty compilations
     *(("even", bits, dtype) for bits in (32, 8, 4) for dtype in (F32, BF16, F16)),
     *((shape, bits, dtype) for shape, dtype in (("odd", F32), ("wide", BF16)) for bits in (32, 8, 4)),
+    ("odd", 32, BF16),
     ("exact", 32, F32),
     ("relu", 32, F32),
 ]
@@ -100,6 +101,19 @@ def test_steps_equal_the_plain_engine(shape: str, bits: int, dtype: torch.dtype)
         assert_near(found, expected[[at, at]], dtype)
 
 
+@pytest.mark.parametrize(("slots", "bits"), [(8, 32), (8, 8), (8, 4), (20, 32), (40, 4), (128, 32), (128, 8)])
+def test_steps_of_few_rows_equal_the_plain_engine(slots: int, bits: int) -> None:
+    """In every size of a block of rows, with rows that take no part."""
+    model = model_of("wide", BF16, bits)
+    ids = ids_of(4)
+    expected = plain(model).read(0, ids, 0, every=True).clone()
+    engine = engine_of(model, slots=slots)
+    some = [slot for slot in range(slots) if slot % 5 != 1]
+    for at in range(4):
+        found = engine.step([ids[at]] * len(some), [at] * len(some), some)
+        assert_near(found, expected[[at] * len(some)], BF16)
+
+
 @pytest.mark.parametrize(("shape", "bits", "dtype"), CASES)
 def test_prompts_equal_the_plain_engine(shape: str, bits: int, dtype: torch.dtype) -> None:
     """Every time they come: the third time by a graph of a padded length. The cache goes on from them."""
@@ -111,6 +125,20 @@ def test_prompts_equal_the_plain_engine(shape: str, bits: int, dtype: torch.dtyp
         assert_near(engine.read(turn % 2, ids, 0), expected, dtype)
         expected = slow.read(0, [7], len(ids)).clone()
         assert_near(engine.step([7], [len(ids)], [turn % 2]), expected, dtype)
+
+
+@pytest.mark.parametrize("own", [(), ("qkv",), ("qkv", "proj", "fc", "out")])
+def test_prompts_are_equal_whichever_products_are_kernels(
+    own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli import prompt_launches
+
+    monkeypatch.setattr(prompt_launches, "OWN", own)
+    model = model_of("even", BF16)
+    slow, engine = plain(model), engine_of(model)
+    for count in (3, 64, 200, 300):
+        ids = ids_of(count)
+        assert_near(engine.read(0, ids, 0), slow.read(0, ids, 0).clone(), BF16)
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 290])

@@ -29,6 +29,7 @@ def attend_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """out (R, H, D) of queries q (R, H, D); with SPLIT, for one row, out (splits, H, D) and lse (splits, H)."""
@@ -50,7 +51,7 @@ def attend_kernel(
     largest = -float("inf")
     total = 0.0
     found = tl.zeros((WIDTH,), tl.float32)
-    for start in range(first, last, BLOCK):
+    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
         s = start + tl.arange(0, BLOCK)
         inside = (s < last)[:, None] & (d < D)[None, :]
         element = s[:, None] * D + d[None, :]
@@ -99,12 +100,13 @@ def embed_kernel(
     k = tl.arange(0, WIDTH)
     inside = k < C
     if KIND == "int4":
-        groups = tl.cdiv(C, 32)
-        byte = tl.load(tokens + token * (groups * 16) + k // 32 * 16 + k % 16, mask=inside, other=0)
-        x = (byte >> (k % 32 // 16 * 4).to(tl.uint8) & 15).to(tl.float32) - 8.0
+        groups = (C + 31) // 32
+        byte = tl.load(tokens + token * (groups * 16) + k // 2, mask=inside, other=0).to(tl.int32)
+        x = (byte >> k % 2 * 4 & 15).to(tl.float32) - 8.0
         x *= tl.load(scale + token * groups + k // 32, mask=inside, other=0.0).to(tl.float32)
     else:
-        x = tl.load(tokens + token * C + k, mask=inside, other=0).to(tl.float32)
+        stride = (C + 15) // 16 * 16 if KIND == "int8" else C
+        x = tl.load(tokens + token * stride + k, mask=inside, other=0).to(tl.float32)
         if KIND == "int8":
             x *= tl.load(scale + token).to(tl.float32)
     x += tl.load(positions + place * C + k, mask=inside, other=0.0).to(tl.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_model
+from models import tiny_config, tiny_model
 
 from gptcli.config.model import GPTConfig
 from gptcli.evaluation.benchmark.engines import bytes_read
@@ -16,11 +16,14 @@ from gptcli.inference import torch_engine
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model import cost
 from gptcli.model.gpt import GPTModel
+from gptcli.model.quantized import PackedModel
 
 TESTS = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("case", ["steps", "half", "long_texts", "draws", "texts", "together", "prompts"])
+@pytest.mark.parametrize(
+    "case", ["steps", "half", "long_texts", "draws", "texts", "together", "prompts", "own_products"]
+)
 def test_kernels_in_the_interpreter(case: str) -> None:
     """triton_cases.py says what each holds."""
     pytest.importorskip("triton")
@@ -46,9 +49,11 @@ def step_of(size: str, rows: int = 1) -> Any:
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("size", ["small", "xl"])
 def test_a_step_reads_each_weight_once_in_five_launches_a_layer(size: str, rows: int) -> None:
+    """Seven with several rows, whose norms are launches of their own."""
     config = GPTConfig.preset(size)
     launches = step_of(size, rows).launches(1)
-    assert len(launches) == 5 * config.n_layers + 2
+    norms = 0 if rows == 1 else 2 * config.n_layers + 1
+    assert len(launches) == 5 * config.n_layers + 2 + norms
     assert sum(launch.weight_bytes for launch in launches) == bytes_read(config, "bfloat16")
     assert sum(launch.flops for launch in launches) == rows * cost.flops_per_token(config).matrices
 
@@ -61,6 +66,38 @@ def test_a_product_of_one_row_fills_the_chip(size: str) -> None:
             assert launch.grid[0] >= 132
             options = launch.options
             assert options["BLOCK_N"] * options["WIDTH"] <= 32 * 64 * options["num_warps"]
+
+
+@pytest.mark.parametrize("rows", [2, 8, 16, 20, 64, 128])
+@pytest.mark.parametrize("size", ["small", "medium", "large", "xl"])
+def test_a_product_of_few_rows_fits_a_multiprocessor(size: str, rows: int) -> None:
+    """Its blocks lie in shared memory, its inputs are covered, and its weights are fetched where they are aligned."""
+    for launch in step_of(size, rows).launches(1):
+        if "BLOCK_N" not in launch.options:
+            continue
+        options = launch.options
+        inputs = options["KB"] * options["KW"]
+        assert options["num_stages"] * (options["BLOCK_M"] + options["BLOCK_N"]) * inputs * 2 <= 227 * 1024
+        assert options["BLOCK_M"] * launch.grid[1] >= rows
+        assert options["FETCH"] == 2 * launch.arguments[10]
+        assert launch.grid[0] >= 80
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_model_reads_what_the_kernels_read(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its matrices are views of the repacked rows, also where inputs are padded, and its logits stay the same."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch_engine, "triton_reason", lambda device: None)
+    weights = {name: tensor.numpy() for name, tensor in tiny_model().state_dict().items()}
+    model = PackedModel(tiny_config(), weights, bits, "cpu", torch.float32)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        before = model(ids)
+        step = TorchEngine(model)._kernels
+        assert step is not None
+        torch.testing.assert_close(model(ids), before, atol=0, rtol=0)
+    layer: Any = model.h[0].attn.c_attn
+    assert layer.values.data_ptr() == step.matrices[0][0].rows.data_ptr()
 
 
 def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch: pytest.MonkeyPatch) -> None:
