@@ -18,7 +18,7 @@ _prepared: "Passes | None" = None
 
 
 class Passes:
-    """Each function takes float32 tensors on the CPU, however they lie, and gives new ones, but for `softmax_`."""
+    """Each function takes float32 tensors on the CPU, however they lie, and gives new ones."""
 
     def __init__(
         self, functions: dict[str, Any], cells: int, about: int, scratch_size: Callable[[int, int], int]
@@ -38,20 +38,6 @@ class Passes:
         y = torch.empty_like(x)
         self._run("dropout", x, y, x.numel(), seed, *_dropped(rate))
         return y
-
-    def log_sums(self, logits: Tensor) -> Tensor:
-        """log Σ exp of each row of contiguous logits (N, V): (N)."""
-        return self._softmax(logits, writes=False)
-
-    def softmax_(self, logits: Tensor) -> Tensor:
-        """As `log_sums`; the logits become their softmax."""
-        return self._softmax(logits, writes=True)
-
-    def _softmax(self, logits: Tensor, writes: bool) -> Tensor:
-        assert logits.is_contiguous()
-        logarithms = logits.new_empty(len(logits))
-        self._run("softmax", logits, logarithms, *logits.shape, int(writes))
-        return logarithms
 
     def attention(self, qkv: Tensor, n_heads: int, seed: int, rate: float, scale: float) -> tuple[Tensor, Tensor]:
         """dropout(softmax(scale Q Kᵀ + M)) V for qkv (B, T, 3C): (B, T, C), and statistics for the way back."""

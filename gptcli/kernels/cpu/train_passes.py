@@ -19,10 +19,9 @@ from gptcli.kernels.cpu.dropout_hash import kept, row_keys
 from gptcli.kernels.cpu.matmul import LANES
 from gptcli.kernels.cpu.simd import jit
 
-PASSES = ("gelu", "dropout", "softmax", "attend", "attend_backward")
+PASSES = ("gelu", "dropout", "attend", "attend_backward")
 COME, NEXT, ABOUT = 0, 8, 16  # a cache line apart
 CELLS = ABOUT + 16
-UNSEEN = np.float32(-60.0)  # denormal numbers, which less would become, slow products down a hundredfold
 PORTION = 4096  # elements of a pass over single elements that a thread takes at once
 
 
@@ -102,56 +101,6 @@ def dropout(address):
             v.store(y, i, v.multiply(v.load(x, i), kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor)))
         for i in range(whole, last):
             y[i] = x[i] * v.lane(kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor), 0)
-
-
-def softmax(address):
-    """The logarithm of each row's sum of exponentials; with ``writes``, x becomes its softmax.
-
-    About: x (rows, width), logarithms (rows), rows, width, writes.
-    """
-    order, _ = _order(address)
-    x, logarithms = _floats(order[ABOUT]), _floats(order[ABOUT + 1])
-    rows, width, writes = order[ABOUT + 2], order[ABOUT + 3], order[ABOUT + 4] != 0
-    while True:
-        row = atomic_add(order, NEXT, 1)
-        if row >= rows:
-            break
-        first, last = row * width, (row + 1) * width
-        whole = last - width % LANES
-        peaks = v.splat(x[first])
-        for i in range(first, whole, LANES):
-            peaks = v.maximum(peaks, v.load(x, i))
-        peak = v.lane(peaks, 0)
-        for i in range(1, LANES):
-            peak = max(peak, v.lane(peaks, i))
-        for i in range(whole, last):
-            peak = max(peak, x[i])
-        top, sums, rest = v.splat(peak), v.splat(np.float32(0.0)), np.float32(0.0)
-        for i in range(first, whole, LANES):
-            power = _share_of(v.load(x, i), top)
-            sums = v.add(sums, power)
-            if writes:
-                v.store(x, i, power)
-        for i in range(whole, last):
-            power = v.lane(_share_of(v.splat(x[i]), top), 0)
-            rest += power
-            if writes:
-                x[i] = power
-        total = v.total(sums) + rest
-        logarithms[row] = peak + np.log(total)
-        if writes:
-            inverse = np.float32(1.0) / total
-            for i in range(first, whole, LANES):
-                v.store(x, i, v.multiply(v.load(x, i), v.splat(inverse)))
-            for i in range(whole, last):
-                x[i] *= inverse
-
-
-@jit
-def _share_of(x, peak):
-    """e^(x - peak), 0 where no sum of float32 would notice; NaN stays NaN."""
-    below = v.subtract(x, peak)
-    return v.where_less(below, v.splat(UNSEEN), v.splat(np.float32(0.0)), v.exp(below))
 
 
 @jit

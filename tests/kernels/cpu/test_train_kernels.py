@@ -16,7 +16,6 @@ from gptcli.inference.open import obstacle
 from gptcli.kernels.cpu import openmp, train_kernels
 from gptcli.model import dropout
 from gptcli.model.gpt import GPTModel
-from gptcli.model.loss import chunked_cross_entropy
 
 pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
 
@@ -132,28 +131,6 @@ def test_tensors_may_lie_in_any_way(passes: train_kernels.Passes) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("width", [1, 16, 1003])
-def test_softmax_and_the_logarithm_of_its_sum(passes: train_kernels.Passes, width: int) -> None:
-    logits = 30 * torch.randn(7, width, generator=torch.Generator().manual_seed(2))
-    expected = torch.logsumexp(logits.double(), dim=-1)
-    shares = logits.double().softmax(-1)
-    before = logits.clone()
-    torch.testing.assert_close(passes.log_sums(logits).double(), expected, atol=1e-5, rtol=1e-6)
-    assert torch.equal(logits, before)
-    torch.testing.assert_close(passes.softmax_(logits).double(), expected, atol=1e-5, rtol=1e-6)
-    torch.testing.assert_close(logits.double(), shares, atol=1e-6, rtol=1e-5)
-    assert not ((logits > 0) & (logits < torch.finfo(torch.float32).tiny)).any()
-
-
-@pytest.mark.parametrize("place", [3, 20])
-def test_a_row_that_is_not_finite_does_not_go_unseen(passes: train_kernels.Passes, place: int) -> None:
-    for bad in (math.nan, math.inf):
-        logits = torch.zeros(2, 21)
-        logits[1, place] = bad
-        assert passes.log_sums(logits).isfinite().tolist() == [True, False]
-        assert not passes.softmax_(logits)[1].isfinite()
-
-
 def test_without_openmp_threads_of_python_do_it(passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv = torch.randn(2, 40, 3 * 32)
     torch.set_num_threads(2)
@@ -163,23 +140,6 @@ def test_without_openmp_threads_of_python_do_it(passes: train_kernels.Passes, mo
         torch.set_num_threads(threads)
         for a, b in zip(passes.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
             assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
-def test_the_chunked_loss_with_them_is_the_plain_one(
-    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
-) -> None:
-    monkeypatch.setattr("gptcli.model.loss.CHUNK_BYTES", chunk_bytes)
-    torch.manual_seed(0)
-    hidden, head = torch.randn(3, 7, 11).requires_grad_(), torch.randn(17, 11).requires_grad_()
-    targets = torch.randint(0, 17, (3, 7))
-    loss = chunked_cross_entropy(hidden, head, targets)
-    mine = torch.autograd.grad(loss, (hidden, head))
-    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(loss, plain)
-    torch.testing.assert_close(mine, torch.autograd.grad(plain, (hidden, head)), atol=1e-6, rtol=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(chunked_cross_entropy(hidden, head, targets), plain.detach())
 
 
 def small() -> tuple[GPTModel, Tensor, Tensor]:
