@@ -115,4 +115,4 @@ def open_kernels(tell: Callable[[str], None] = lambda line: None) -> TrainKernel
         functions = compile_cache.training_passes(tell)
     except Exception as error:  # numba and LLVM raise many kinds, and none of them need end a run
         return " ".join(str(error).split())[:200] or type(error).__name__
-    return TrainKernels(functions, train_passes.CELLS, train_passes.ABOUT, train_attention.scratch_size)
+    return TrainKernels(functions, train_passes.CELLS, train_passes.ARGUMENTS, train_attention.scratch_size)
