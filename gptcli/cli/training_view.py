@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
     from gptcli.data.dataset import Corpus
     from gptcli.device.placement import Precision
+    from gptcli.kernels.cpu.train_kernels import TrainKernels
     from gptcli.model.cost import TrainingMemory
     from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
@@ -88,7 +89,7 @@ class TrainingRun:
             self.recipe = replace(self.recipe, dtype=self.precision.name)
             if self.choose_parts:
                 self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
-            self._prepare_passes()
+            self.kernels = self._open_kernels()
             self.compiles = self._compiles()
             self.memory = self._expected_memory()
             if self.placement.device.type == "cpu":
@@ -118,6 +119,7 @@ class TrainingRun:
         from gptcli.training.snapshots import Store
 
         model = self._make_model()
+        model.use(self.kernels)
         facts = {
             "recipe": as_dict(self.recipe), "source": self.source, "threads": self.threads,
             "device": self.placement.device.type,
@@ -264,17 +266,19 @@ class TrainingRun:
             return Precision(self.recipe.dtype, "as before")
         return training_precision(self.dtype, self.placement.device)
 
-    def _prepare_passes(self) -> None:
-        """Have numba's part of a training step ready, where a step is large enough for that to pay."""
+    def _open_kernels(self) -> "TrainKernels | None":
+        """The compiled kernels of a training step, where a step is large enough for them to pay and numba works."""
         from gptcli.kernels.cpu import train_kernels
 
         large = train_kernels.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
         on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
         if not (on_cpu and large) or self.recipe.compile:
-            return
-        obstacle = train_kernels.prepare(render.note)
-        if obstacle is not None:
-            render.note(f"Steps take a tenth longer: numba cannot compile here ({obstacle}).")
+            return None
+        kernels = train_kernels.open_kernels(render.note)
+        if isinstance(kernels, str):
+            render.note(f"Steps take a tenth longer: numba cannot compile here ({kernels}).")
+            return None
+        return kernels
 
     def _compiles(self) -> bool:
         """Whether blocks are compiled: as --compile says, else by the run's size."""

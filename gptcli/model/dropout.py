@@ -1,7 +1,7 @@
 """Backward passes written by hand where autograd would hold too much, or draw random numbers too slowly.
 
-Each has a plain formula beside it in the docstring, and a test that holds it to that formula. Where the passes of
-compiled.py are prepared, they do the same on the CPU in less time.
+Each has the plain formula in its docstring, and a test against it. Compiled kernels, where they are given and accept
+the tensor, compute the same on the CPU in less time.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gptcli.kernels.cpu.train_kernels import Passes, passes
+from gptcli.kernels.cpu.train_kernels import TrainKernels
 
 GROUP_BYTES = 4 * 2**20
 QUERIES = 128  # whose scores are computed together
@@ -43,8 +43,8 @@ def _seed() -> int:
 
 class _CompiledGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, compiled: Passes) -> Tensor:
-        y, slope = compiled.gelu(x, with_slope=True)
+    def forward(ctx: Any, x: Tensor, kernels: TrainKernels) -> Tensor:
+        y, slope = kernels.gelu(x, with_slope=True)
         ctx.save_for_backward(slope)
         return y
 
@@ -55,28 +55,27 @@ class _CompiledGelu(torch.autograd.Function):
         return grads[0] * slope, None
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor, kernels: TrainKernels | None = None) -> Tensor:
     """GELU in its tanh form: x / 2 (1 + tanh(√(2/π) (x + 0.044715 x³))); any shape."""
-    compiled = passes(x)
-    if compiled is None:
+    if kernels is None or not kernels.accept(x):
         return F.gelu(x, approximate="tanh")
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return compiled.gelu(x, with_slope=False)[0]
-    y: Tensor = _CompiledGelu.apply(x, compiled)
+        return kernels.gelu(x, with_slope=False)[0]
+    y: Tensor = _CompiledGelu.apply(x, kernels)
     return y
 
 
 class _CompiledDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drop_rate: float, compiled: Passes) -> Tensor:
-        ctx.again = compiled, _seed(), drop_rate
-        return compiled.dropout(x, *ctx.again[1:])
+    def forward(ctx: Any, x: Tensor, drop_rate: float, kernels: TrainKernels) -> Tensor:
+        ctx.again = kernels, _seed(), drop_rate
+        return kernels.dropout(x, *ctx.again[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        compiled, seed, drop_rate = ctx.again
-        return compiled.dropout(grads[0], seed, drop_rate), None, None
+        kernels, seed, drop_rate = ctx.again
+        return kernels.dropout(grads[0], seed, drop_rate), None, None
 
 
 class _Dropout(torch.autograd.Function):
@@ -92,32 +91,35 @@ class _Dropout(torch.autograd.Function):
         return (grads[0] * mask).mul_(ctx.factor), None
 
 
-def dropout(x: Tensor, drop_rate: float, training: bool) -> Tensor:
+def dropout(x: Tensor, drop_rate: float, training: bool, kernels: TrainKernels | None = None) -> Tensor:
     """x with a share ``drop_rate`` of its elements zeroed and the rest scaled to the same mean; any shape."""
     if not training or drop_rate == 0.0:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, drop_rate)
-    compiled = passes(x)
-    out: Tensor = _Dropout.apply(x, drop_rate) if compiled is None else _CompiledDropout.apply(x, drop_rate, compiled)
+    out: Tensor
+    if kernels is None or not kernels.accept(x):
+        out = _Dropout.apply(x, drop_rate)
+    else:
+        out = _CompiledDropout.apply(x, drop_rate, kernels)
     return out
 
 
 class _CompiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float, compiled: Passes) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float, kernels: TrainKernels) -> Tensor:
         seed = _seed()
-        out, statistics = compiled.attention(qkv, n_heads, seed, drop_rate, scale)
+        out, statistics = kernels.attention(qkv, n_heads, seed, drop_rate, scale)
         ctx.save_for_backward(qkv, out, statistics)
-        ctx.again = compiled, seed, drop_rate, scale
+        ctx.again = kernels, seed, drop_rate, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         qkv, out, statistics = ctx.saved_tensors
-        compiled, *how = ctx.again
-        return compiled.attention_backward(qkv, out, statistics, grads[0], *how), None, None, None, None
+        kernels, *how = ctx.again
+        return kernels.attention_backward(qkv, out, statistics, grads[0], *how), None, None, None, None
 
 
 class _DropoutAttention(torch.autograd.Function):
@@ -201,7 +203,9 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, factor: float = 1.0, add: bool 
         torch.mul(product, factor, out=out)
 
 
-def dropout_attention(qkv: Tensor, n_heads: int, drop_rate: float, scale: float) -> Tensor:
+def dropout_attention(
+    qkv: Tensor, n_heads: int, drop_rate: float, scale: float, kernels: TrainKernels | None = None
+) -> Tensor:
     """Causal attention with dropout on its weights: dropout(softmax(scale Q Kᵀ + M)) V.
 
     torch's fused attention has no dropout on the CPU and falls back to holding every weight several times. Here the
@@ -212,6 +216,7 @@ def dropout_attention(qkv: Tensor, n_heads: int, drop_rate: float, scale: float)
         n_heads: H.
         drop_rate: share of the weights set to zero.
         scale: of the scores; 1 / √D by the book.
+        kernels: where they accept qkv they are used, and hold 8 bytes a query and head in place of the mask.
 
     Returns:
         (B, T, C)
@@ -220,11 +225,10 @@ def dropout_attention(qkv: Tensor, n_heads: int, drop_rate: float, scale: float)
         queries, keys, values = split_heads(qkv, n_heads)
         heads = F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop_rate, is_causal=True, scale=scale)
         return heads.transpose(1, 2).flatten(2)
-    compiled = passes(qkv)
     with torch.autocast("cpu", enabled=False):
         out: Tensor
-        if compiled is None:
+        if kernels is None or not kernels.accept(qkv):
             out = _DropoutAttention.apply(qkv, n_heads, drop_rate, scale)
         else:
-            out = _CompiledAttention.apply(qkv, n_heads, drop_rate, scale, compiled)
+            out = _CompiledAttention.apply(qkv, n_heads, drop_rate, scale, kernels)
     return out

@@ -16,17 +16,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import Init
+from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model.dropout import dropout, dropout_attention, gelu, split_heads
 
 
 class Linear(nn.Module):
-    """y = x W + b with W stored (in, out), the layout of OpenAI's files: a checkpoint needs no transposing.
-
-    Args:
-        in_features: width of x.
-        out_features: width of y.
-        bias: whether b exists.
-    """
+    """y = x W + b with W stored (in, out), the layout of OpenAI's files: a checkpoint needs no transposing."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -71,13 +66,9 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        config: GPTConfig,
-        batch_size: int = 1,
-        capacity: int | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+        self, config: GPTConfig, batch_size: int = 1, capacity: int | None = None,
+        device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         self.capacity = min(capacity or config.context_length, config.context_length)
         shape = (config.n_layers, 2, batch_size, config.n_heads, self.capacity, config.head_dim)
         self.store = torch.empty(shape, device=device, dtype=dtype)
@@ -113,8 +104,7 @@ class KVCache:
 
 def causal_mask(query_length: int, key_length: int, device: torch.device | None = None) -> Tensor:
     """(T, S), True where a query may look: at itself and at what came before it."""
-    ones = torch.ones(query_length, key_length, dtype=torch.bool, device=device)
-    return ones.tril(diagonal=key_length - query_length)
+    return torch.ones(query_length, key_length, dtype=torch.bool, device=device).tril(key_length - query_length)
 
 
 def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
@@ -149,6 +139,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
+        self.kernels: TrainKernels | None = None  # see GPTModel.use
         # Attention divides scores by √D; what a config wants beyond that goes into the queries.
         self.query_scale = 1.0 if config.scale_attn else math.sqrt(config.head_dim)
         if config.scale_attn_by_layer:
@@ -164,7 +155,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
         if self.training and self.drop_rate > 0 and cache is None:
             scale = self.query_scale / math.sqrt(self.head_dim)
-            return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale))
+            return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale, self.kernels))
         heads = self.heads(x)
         context = fused_attention(*heads) if cache is None else cache.attend(layer, *heads)
         return self.c_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
@@ -176,6 +167,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activation = config.activation
+        self.kernels: TrainKernels | None = None
         self.c_fc = Linear(config.emb_dim, config.hidden_dim)
         self.c_proj = Linear(config.hidden_dim, config.emb_dim)
 
@@ -183,7 +175,7 @@ class FeedForward(nn.Module):
         hidden = self.c_fc(x)  # (B, T, F)
         if self.activation == "relu":
             return self.c_proj(F.relu(hidden))
-        return self.c_proj(gelu(hidden) if self.activation == "gelu_new" else F.gelu(hidden))
+        return self.c_proj(gelu(hidden, self.kernels) if self.activation == "gelu_new" else F.gelu(hidden))
 
 
 class TransformerBlock(nn.Module):
@@ -196,10 +188,11 @@ class TransformerBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
         self.mlp = FeedForward(config)
         self.drop_rate = config.drop_rate
+        self.kernels: TrainKernels | None = None
 
     def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
-        x = x + dropout(self.attn(self.ln_1(x), cache, layer), self.drop_rate, self.training)
-        return x + dropout(self.mlp(self.ln_2(x)), self.drop_rate, self.training)
+        x = x + dropout(self.attn(self.ln_1(x), cache, layer), self.drop_rate, self.training, self.kernels)
+        return x + dropout(self.mlp(self.ln_2(x)), self.drop_rate, self.training, self.kernels)
 
 
 class GPTModel(nn.Module):
@@ -215,6 +208,7 @@ class GPTModel(nn.Module):
     def __init__(self, config: GPTConfig, init: Init | None = "gpt2") -> None:
         super().__init__()
         self.config = config
+        self.kernels: TrainKernels | None = None
         self.recompute = False  # trade a second forward pass of every block for its activations' memory
         self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # where there is no cache
         V, positions, C = config.vocab_size, config.context_length, config.emb_dim
@@ -240,6 +234,12 @@ class GPTModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.wpe.weight.dtype
 
+    def use(self, kernels: TrainKernels | None) -> None:
+        """Compute dropout, GELU and attention with dropout by compiled kernels where they accept the tensors."""
+        for module in self.modules():
+            if isinstance(module, MultiHeadAttention | FeedForward | TransformerBlock | GPTModel):
+                module.kernels = kernels
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The head's word on hidden states (..., C): (..., V)."""
         return F.linear(hidden, self.head)
@@ -256,7 +256,8 @@ class GPTModel(nn.Module):
         """
         count = ids.size(1)
         positions = torch.arange(count, device=ids.device) if cache is None else cache.positions(count)  # (T) or (B, T)
-        x = dropout(self.wte(ids) + self.wpe(positions), self.config.drop_rate, self.training)  # (B, T, C)
+        x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
+        x = dropout(x, self.config.drop_rate, self.training, self.kernels)
         if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
             x = x.bfloat16()  # what lies between a GPU's products is bound by its bytes
         for layer, block in enumerate(self.h):
@@ -287,8 +288,7 @@ class GPTModel(nn.Module):
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(0.0, 0.02 if init == "gpt2" else 1.0)
             elif isinstance(module, Linear | nn.Linear):
-                fan_in = module.weight.size(0) if isinstance(module, Linear) else module.weight.size(1)
-                bound = 1 / math.sqrt(fan_in)
+                bound = 1 / math.sqrt(module.weight.size(0 if isinstance(module, Linear) else 1))  # 1 / √in
                 if init == "gpt2":
                     module.weight.normal_(0.0, residual_std if name.endswith("c_proj") else 0.02)
                 elif isinstance(module, Linear):  # drawn (out, in), so that a seed gives the course's own numbers

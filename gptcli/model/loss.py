@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.kernels.cpu.train_kernels import passes
 from gptcli.kernels.gpu.triton_support import triton_reason
 
 CHUNK_BYTES = 104 * 2**20
@@ -15,7 +14,6 @@ ALIGNED = 128  # columns: a vocabulary like 50,257 would give the head's product
 
 def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """The loss alone: a part of the vocabulary after the other, so that the head is read once for all tokens."""
-    compiled = passes(hidden)
     parts = max(1, -(-8 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))  # torch's logsumexp needs as much again
     rows = -(-head.size(0) // parts)
     targeted = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -27,7 +25,7 @@ def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
             torch.mm(hidden, part.T, out=logits)
         else:
             logits.copy_(hidden @ part.T)
-        sums.append(torch.logsumexp(logits, dim=-1) if compiled is None else compiled.log_sums(logits))
+        sums.append(torch.logsumexp(logits, dim=-1))
         inside = ((targets >= start) & (targets < start + len(part))).nonzero()[:, 0]
         targeted[inside] = logits[inside, targets[inside] - start]
     return (torch.logsumexp(torch.stack(sums), dim=0) - targeted).mean()
@@ -36,7 +34,6 @@ def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        compiled = passes(hidden)
         grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head, dtype=torch.float32)
         total = torch.zeros((), device=hidden.device)
         chunks = max(1, -(-4 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))
@@ -49,14 +46,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(h, head.T, out=logits)
             else:
                 logits.copy_(h @ head.T)
-            if compiled is not None:
-                targeted = logits.gather(1, y[:, None])
-                total += (compiled.softmax_(logits) - targeted[:, 0]).sum()
-                grad_logits = logits
-            else:
-                torch.log_softmax(logits, dim=-1, out=logits)
-                total -= logits.gather(1, y[:, None]).sum()
-                grad_logits = logits.exp_()
+            torch.log_softmax(logits, dim=-1, out=logits)
+            total -= logits.gather(1, y[:, None]).sum()
+            grad_logits = logits.exp_()
             # d loss / d logits = (softmax(logits) - onehot(targets)) / N; N waits for the products
             grad_logits.scatter_add_(1, y[:, None], grad_logits.new_full((len(h), 1), -1.0))
             grad_logits = grad_logits.to(head.dtype)

@@ -35,11 +35,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     threads = placement.set_threads(options.threads)
-    train_kernels.prepare()
     config = GPTConfig.preset(options.size)
     placement.reuse_freed_memory(cost.training_memory(config, options.batch, options.context).resident)
     recipe = TrainConfig(context_length=options.context, batch_size=options.batch)
-    stepper = Stepper(GPTModel(config).train(), recipe)
+    model, kernels = GPTModel(config).train(), train_kernels.open_kernels()
+    if isinstance(kernels, str):
+        print(f"without compiled kernels: {kernels}")
+    else:
+        model.use(kernels)
+    stepper = Stepper(model, recipe)
     ids = torch.randint(0, config.vocab_size, (options.batch, options.context + 1))
     batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)

@@ -214,12 +214,14 @@ def _drafted(setting: Setting, _: str) -> Task:
 def _torch(setting: Setting, bits: int, work: str) -> Task:
     """A work of torch; training is the step of `gptcli train`, on float32 weights as always."""
     if work == "train":
-        if train_kernels.is_worthwhile(setting.training_length * setting.rows, setting.config.emb_dim):
-            train_kernels.prepare()
         dtype: Any = setting.dtype_name
         compiles = triton_reason(setting.device) is None  # as a long run does
         config = TrainConfig(batch_size=setting.rows, dtype=dtype, compile=compiles)
-        stepper = Stepper(_model(setting, torch.float32).train(), config)
+        model = _model(setting, torch.float32).train()
+        if train_kernels.is_worthwhile(setting.training_length * setting.rows, setting.config.emb_dim):
+            kernels = train_kernels.open_kernels()
+            model.use(None if isinstance(kernels, str) else kernels)
+        stepper = Stepper(model, config)
         x = setting.windows()
         for _ in range(WARM_UP_STEPS + 1 if compiles else 0):
             stepper.step(x, x, LEARNING_RATE)

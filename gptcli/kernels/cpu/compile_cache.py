@@ -103,7 +103,7 @@ def are_kept() -> bool:
 
 
 def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The passes of train_passes.py by name, as C functions of one pointer."""
+    """The kernels of train_passes.py by name, as C functions of one address."""
     import numba
     from numba import types
 

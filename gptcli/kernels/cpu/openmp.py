@@ -1,7 +1,7 @@
-"""Threads for a compiled function: torch's own, so that no two teams fight over the cores.
+"""Runs a compiled function on the threads of torch's OpenMP library.
 
-An idle thread of OpenMP spins for a while in the hope of more work; beside another library's threads it would take half
-of their time. torch's OpenMP library runs any function on its threads.
+An idle OpenMP thread spins before it sleeps: threads of a second library would share their cores with it and lose up to
+half of their time.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def run(function: int, argument: int) -> None:
     """Call the C function at an address (of one pointer) on as many threads as torch has; return when all have.
 
-    It must share out its work by itself, and be content with fewer threads.
+    The function divides the work among the threads that call it, and may get fewer than it could use.
     """
     threads, openmp = torch.get_num_threads(), _openmp()
     if openmp is not None:

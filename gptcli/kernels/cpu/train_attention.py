@@ -3,7 +3,7 @@
 A head's weights are held key by key for a block of `QUERIES` queries, (keys, 48). So the softmax needs no sum across a
 vector, and each product finds what it multiplies lying together. Nothing of them outlives the call: the backward pass
 makes them again from each query's largest score and sum of exponentials (FlashAttention, Dao et al., 2022), and what
-dropout kept from its place (dropout_bits.py).
+dropout kept from its place (dropout_hash.py).
 
 Keys, values and channels are copied to a thread's scratch, filled up with zeros to whole tiles and panels.
 """

@@ -1,7 +1,7 @@
-"""The compiled passes of a training step on the CPU, as functions of tensors.
+"""The compiled kernels of a training step on the CPU, as functions of tensors.
 
-`prepare` makes them ready for the whole process; until then, and for what they do not know, autograd.py does with
-torch what they do: `passes` says which of the two. What dropout keeps is other random numbers on either way.
+A model computes with the kernels that it is given (`GPTModel.use`); without them it computes the same with torch,
+except that dropout draws other random numbers.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,27 @@ from torch import Tensor
 from gptcli.kernels.cpu import openmp
 
 WORTHWHILE = 2**18  # activations of a step
-_prepared: "Passes | None" = None
 
 
-class Passes:
-    """Each function takes float32 tensors on the CPU, however they lie, and gives new ones, but for `softmax_`."""
+class TrainKernels:
+    """GELU, dropout and attention, on tensors that they `accept`, of any strides; what they return is new.
+
+    Args:
+        functions: kernels by name, C functions of a task's address (see train_passes.py).
+        cells: int64s of a task.
+        first_argument: index of a task's first argument.
+        scratch_size: of a window's length and a head's size: the floats of scratch that a thread needs.
+    """
 
     def __init__(
-        self, functions: dict[str, Any], cells: int, about: int, scratch_size: Callable[[int, int], int]
+        self, functions: dict[str, Any], cells: int, first_argument: int, scratch_size: Callable[[int, int], int]
     ) -> None:
-        self._functions, self._cells, self._about, self._scratch_size = functions, cells, about, scratch_size
+        self._functions, self._cells, self._first_argument = functions, cells, first_argument
+        self._scratch_size = scratch_size
+
+    def accept(self, x: Tensor) -> bool:
+        """Whether x is float32 on the CPU."""
+        return x.device.type == "cpu" and x.dtype == torch.float32
 
     def gelu(self, x: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
         """GELU in its tanh form, and its derivative at x."""
@@ -39,22 +50,8 @@ class Passes:
         self._run("dropout", x, y, x.numel(), seed, *_dropped(rate))
         return y
 
-    def log_sums(self, logits: Tensor) -> Tensor:
-        """log Σ exp of each row of contiguous logits (N, V): (N)."""
-        return self._softmax(logits, writes=False)
-
-    def softmax_(self, logits: Tensor) -> Tensor:
-        """As `log_sums`; the logits become their softmax."""
-        return self._softmax(logits, writes=True)
-
-    def _softmax(self, logits: Tensor, writes: bool) -> Tensor:
-        assert logits.is_contiguous()
-        logarithms = logits.new_empty(len(logits))
-        self._run("softmax", logits, logarithms, *logits.shape, int(writes))
-        return logarithms
-
     def attention(self, qkv: Tensor, n_heads: int, seed: int, rate: float, scale: float) -> tuple[Tensor, Tensor]:
-        """dropout(softmax(scale Q Kᵀ + M)) V for qkv (B, T, 3C): (B, T, C), and statistics for the way back."""
+        """dropout(softmax(scale Q Kᵀ + M)) V for qkv (B, T, 3C): (B, T, C), and statistics for `attention_backward`."""
         qkv = qkv.contiguous()
         batch, length, width = qkv.shape
         out, statistics = qkv.new_empty(batch, length, width // 3), qkv.new_empty(batch, n_heads, 2, length)
@@ -64,7 +61,7 @@ class Passes:
     def attention_backward(
         self, qkv: Tensor, out: Tensor, statistics: Tensor, grad: Tensor, seed: int, rate: float, scale: float
     ) -> Tensor:
-        """dL/dqkv from dL/dout (B, T, C) and what `attention` took and gave."""
+        """dL/dqkv from dL/dout (B, T, C) and the arguments and results of `attention`."""
         qkv, grad = qkv.contiguous(), grad.contiguous()
         grad_qkv, n_heads = torch.empty_like(qkv), statistics.size(1)
         self._attend("attend_backward", qkv, out, statistics, n_heads, seed, rate, scale, grad, grad_qkv)
@@ -81,14 +78,14 @@ class Passes:
         sizes, kept = (batch, n_heads, length, size, seed), _dropped(rate)
         self._run(name, qkv, out, statistics, scratch, *sizes, *kept, scale, floats, *more)
 
-    def _run(self, name: str, *about: Tensor | int | float) -> None:
-        order = np.zeros(self._cells, np.int64)
-        for cell, value in enumerate(about, start=self._about):
+    def _run(self, name: str, *arguments: Tensor | int | float) -> None:
+        task = np.zeros(self._cells, np.int64)
+        for cell, value in enumerate(arguments, start=self._first_argument):
             if isinstance(value, float):
-                order.view(np.float64)[cell] = value
+                task.view(np.float64)[cell] = value
             else:
-                order[cell] = value.data_ptr() if isinstance(value, Tensor) else value
-        openmp.run(self._functions[name].address, order.ctypes.data)
+                task[cell] = value.data_ptr() if isinstance(value, Tensor) else value
+        openmp.run(self._functions[name].address, task.ctypes.data)
 
 
 def _dropped(rate: float) -> tuple[int, float]:
@@ -98,31 +95,24 @@ def _dropped(rate: float) -> tuple[int, float]:
 
 
 def is_worthwhile(tokens: int, width: int) -> bool:
-    """Whether a step of so many tokens, ``width`` channels each, is worth the second that `prepare` takes."""
+    """Whether a step of so many tokens, ``width`` channels each, is worth the second that `open_kernels` takes."""
     return tokens * width >= WORTHWHILE
 
 
-def passes(x: Tensor) -> Passes | None:
-    """The compiled passes, if they are prepared and know such tensors."""
-    return _prepared if x.device.type == "cpu" and x.dtype == torch.float32 else None
-
-
-def prepare(tell: Callable[[str], None] = lambda line: None) -> str | None:
-    """Compile the passes, or fetch them from the user's cache: a second or two, once a process; ten once a machine.
+def open_kernels(tell: Callable[[str], None] = lambda line: None) -> TrainKernels | str:
+    """Load the kernels from the user's cache, in a second or two, or compile them, in about ten.
 
     Args:
-        tell: called with a line that says what takes a while.
+        tell: called with a line before they are compiled.
 
     Returns:
-        why that cannot be, or None; torch does it all then.
+        the kernels, or in a line why there are none: numba is missing or cannot be imported, does not know this
+        processor, or fails.
     """
-    global _prepared
-    if _prepared is None:
-        try:
-            from gptcli.kernels.cpu import compile_cache, train_attention, train_passes
+    try:
+        from gptcli.kernels.cpu import compile_cache, train_attention, train_passes
 
-            functions = compile_cache.training_passes(tell)
-            _prepared = Passes(functions, train_passes.CELLS, train_passes.ABOUT, train_attention.scratch_size)
-        except Exception as error:  # no numba for this Python, a CPU it does not know, a compiler bug
-            return " ".join(str(error).split())[:200] or type(error).__name__
-    return None
+        functions = compile_cache.training_passes(tell)
+    except Exception as error:  # numba and LLVM raise many kinds, and none of them need end a run
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return TrainKernels(functions, train_passes.CELLS, train_passes.ARGUMENTS, train_attention.scratch_size)

@@ -1,8 +1,8 @@
-"""The compiled passes of a training step; compiled.py puts them to tensors.
+"""The compiled kernels of a training step; train_kernels.py calls them with tensors.
 
-A pass is a function of one address, which every thread of a team calls. There lies an order (int64): how many threads
-have come, the next unit of work that nobody has taken, and what the pass is about, as its docstring lists it;
-addresses are those of float32, a number with a fraction is float64.
+A kernel is a function of one address, which several threads call at once. A task (int64) lies there: how many threads
+have started, the next unit of work that none has taken, and the kernel's arguments in the order of its docstring.
+Arrays are given by their address and hold float32; a number with a fraction is float64.
 """
 
 # mypy: ignore-errors
@@ -19,11 +19,10 @@ from gptcli.kernels.cpu.dropout_hash import kept, row_keys
 from gptcli.kernels.cpu.matmul import LANES
 from gptcli.kernels.cpu.simd import jit
 
-PASSES = ("gelu", "dropout", "softmax", "attend", "attend_backward")
-COME, NEXT, ABOUT = 0, 8, 16  # a cache line apart
-CELLS = ABOUT + 16
-UNSEEN = np.float32(-60.0)  # denormal numbers, which less would become, slow products down a hundredfold
-PORTION = 4096  # elements of a pass over single elements that a thread takes at once
+PASSES = ("gelu", "dropout", "attend", "attend_backward")
+STARTED, NEXT, ARGUMENTS = 0, 8, 16  # counters a cache line apart
+CELLS = ARGUMENTS + 16
+CHUNK = 4096  # elements that a thread takes at once where each is computed alone
 
 
 @intrinsic
@@ -41,16 +40,16 @@ def _floats(address):
 
 
 @jit
-def _order(address):
-    """An order as integers and as floats."""
+def _task(address):
+    """A task as integers and as floats."""
     return carray(_pointer(address), (CELLS,), np.int64), carray(_pointer(address), (CELLS,), np.float64)
 
 
 @jit
-def _portion(order, count):
-    """The next elements that nobody has taken: first, the end of whole vectors, and the end."""
-    first = atomic_add(order, NEXT, PORTION)
-    last = min(first + PORTION, count)
+def _chunk(task, count):
+    """The next elements that no thread has taken: first, the end of whole vectors, and the end."""
+    first = atomic_add(task, NEXT, CHUNK)
+    last = min(first + CHUNK, count)
     return first, last - (last - first) % LANES, last
 
 
@@ -68,12 +67,12 @@ def _gelu_of(x):
 
 
 def gelu(address):
-    """y = gelu(x) and, unless its address is 0, the slope there. About: x, y, slope, count."""
-    order, _ = _order(address)
-    x, y, slope = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
-    with_slope, count = order[ABOUT + 2] != 0, order[ABOUT + 3]
+    """y = gelu(x) and, unless its address is 0, the slope there. Arguments: x, y, slope, count."""
+    task, _ = _task(address)
+    x, y, slope = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1]), _floats(task[ARGUMENTS + 2])
+    with_slope, count = task[ARGUMENTS + 2] != 0, task[ARGUMENTS + 3]
     while True:
-        first, whole, last = _portion(order, count)
+        first, whole, last = _chunk(task, count)
         if first >= count:
             break
         for i in range(first, whole, LANES):
@@ -89,13 +88,13 @@ def gelu(address):
 
 
 def dropout(address):
-    """y = what dropout keeps of x. About: x, y, count, seed, dropped (of 2^32), factor."""
-    order, numbers = _order(address)
-    x, y = _floats(order[ABOUT]), _floats(order[ABOUT + 1])
-    count, seed, dropped = order[ABOUT + 2], order[ABOUT + 3], order[ABOUT + 4]
-    factor = np.float32(numbers[ABOUT + 5])
+    """y = what dropout keeps of x. Arguments: x, y, count, seed, dropped (of 2^32), factor."""
+    task, numbers = _task(address)
+    x, y = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1])
+    count, seed, dropped = task[ARGUMENTS + 2], task[ARGUMENTS + 3], task[ARGUMENTS + 4]
+    factor = np.float32(numbers[ARGUMENTS + 5])
     while True:
-        first, whole, last = _portion(order, count)
+        first, whole, last = _chunk(task, count)
         if first >= count:
             break
         for i in range(first, whole, LANES):
@@ -104,77 +103,27 @@ def dropout(address):
             y[i] = x[i] * v.lane(kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor), 0)
 
 
-def softmax(address):
-    """The logarithm of each row's sum of exponentials; with ``writes``, x becomes its softmax.
-
-    About: x (rows, width), logarithms (rows), rows, width, writes.
-    """
-    order, _ = _order(address)
-    x, logarithms = _floats(order[ABOUT]), _floats(order[ABOUT + 1])
-    rows, width, writes = order[ABOUT + 2], order[ABOUT + 3], order[ABOUT + 4] != 0
-    while True:
-        row = atomic_add(order, NEXT, 1)
-        if row >= rows:
-            break
-        first, last = row * width, (row + 1) * width
-        whole = last - width % LANES
-        peaks = v.splat(x[first])
-        for i in range(first, whole, LANES):
-            peaks = v.maximum(peaks, v.load(x, i))
-        peak = v.lane(peaks, 0)
-        for i in range(1, LANES):
-            peak = max(peak, v.lane(peaks, i))
-        for i in range(whole, last):
-            peak = max(peak, x[i])
-        top, sums, rest = v.splat(peak), v.splat(np.float32(0.0)), np.float32(0.0)
-        for i in range(first, whole, LANES):
-            power = _share_of(v.load(x, i), top)
-            sums = v.add(sums, power)
-            if writes:
-                v.store(x, i, power)
-        for i in range(whole, last):
-            power = v.lane(_share_of(v.splat(x[i]), top), 0)
-            rest += power
-            if writes:
-                x[i] = power
-        total = v.total(sums) + rest
-        logarithms[row] = peak + np.log(total)
-        if writes:
-            inverse = np.float32(1.0) / total
-            for i in range(first, whole, LANES):
-                v.store(x, i, v.multiply(v.load(x, i), v.splat(inverse)))
-            for i in range(whole, last):
-                x[i] *= inverse
-
-
 @jit
-def _share_of(x, peak):
-    """e^(x - peak), 0 where no sum of float32 would notice; NaN stays NaN."""
-    below = v.subtract(x, peak)
-    return v.where_less(below, v.splat(UNSEEN), v.splat(np.float32(0.0)), v.exp(below))
-
-
-@jit
-def _about_attention(address):
-    """What both passes of attention ask of an order, and where this thread's scratch begins."""
-    order, numbers = _order(address)
-    qkv, out, statistics = _floats(order[ABOUT]), _floats(order[ABOUT + 1]), _floats(order[ABOUT + 2])
-    scratch, free = _floats(order[ABOUT + 3]), atomic_add(order, COME, 1) * order[ABOUT + 12]
-    sizes = order[ABOUT + 4], order[ABOUT + 5], order[ABOUT + 6], order[ABOUT + 7]
-    kept_by = order[ABOUT + 8], order[ABOUT + 9], np.float32(numbers[ABOUT + 10])
-    return order, (qkv, out, statistics), sizes, np.float32(numbers[ABOUT + 11]), kept_by, scratch, free
+def _attention_arguments(address):
+    """The arguments that both passes of attention have, and where this thread's scratch begins."""
+    task, numbers = _task(address)
+    qkv, out, statistics = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1]), _floats(task[ARGUMENTS + 2])
+    scratch, free = _floats(task[ARGUMENTS + 3]), atomic_add(task, STARTED, 1) * task[ARGUMENTS + 12]
+    sizes = task[ARGUMENTS + 4], task[ARGUMENTS + 5], task[ARGUMENTS + 6], task[ARGUMENTS + 7]
+    kept_by = task[ARGUMENTS + 8], task[ARGUMENTS + 9], np.float32(numbers[ARGUMENTS + 10])
+    return task, (qkv, out, statistics), sizes, np.float32(numbers[ARGUMENTS + 11]), kept_by, scratch, free
 
 
 def attend(address):
-    """`training_attention.forward` of every head of every window.
+    """`train_attention.forward` for every head of every window.
 
-    About: qkv, out, statistics, scratch, windows, heads, length, head size, seed, dropped (of 2^32), factor, scale,
+    Arguments: qkv, out, statistics, scratch, windows, heads, length, head size, seed, dropped (of 2^32), factor, scale,
     floats of scratch a thread.
     """
-    order, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _about_attention(address)
+    task, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes
     while True:
-        unit = atomic_add(order, NEXT, 1)
+        unit = atomic_add(task, NEXT, 1)
         if unit >= windows * heads:
             break
         train_attention.forward(
@@ -184,15 +133,15 @@ def attend(address):
 
 
 def attend_backward(address):
-    """`training_attention.backward` of every head of every window.
+    """`train_attention.backward` of every head of every window.
 
-    About: as for `attend`, then dL/dout and where to write dL/dqkv.
+    Arguments: as for `attend`, then dL/dout and where to write dL/dqkv.
     """
-    order, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _about_attention(address)
+    task, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes
-    grad_out, grad_qkv = _floats(order[ABOUT + 13]), _floats(order[ABOUT + 14])
+    grad_out, grad_qkv = _floats(task[ARGUMENTS + 13]), _floats(task[ARGUMENTS + 14])
     while True:
-        unit = atomic_add(order, NEXT, 1)
+        unit = atomic_add(task, NEXT, 1)
         if unit >= windows * heads:
             break
         train_attention.backward(

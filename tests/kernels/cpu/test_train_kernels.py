@@ -1,6 +1,10 @@
-"""The compiled passes of a training step against plain formulas in float64, and against torch."""
+"""The compiled kernels of a training step against plain formulas in float64, and against torch."""
 
 import math
+import os
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,23 +18,26 @@ from torch.nn import functional as F
 from gptcli.config.model import GPTConfig
 from gptcli.inference.open import obstacle
 from gptcli.kernels.cpu import openmp, train_kernels
+from gptcli.kernels.cpu.train_kernels import TrainKernels, open_kernels
 from gptcli.model import dropout
 from gptcli.model.gpt import GPTModel
-from gptcli.model.loss import chunked_cross_entropy
 
 pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
 
 SEED = 0x123456789ABCDEF
 
 
+@pytest.fixture(scope="module")
+def opened() -> TrainKernels:
+    found = open_kernels()
+    assert isinstance(found, TrainKernels)
+    return found
+
+
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[train_kernels.Passes]:
-    monkeypatch.setattr(train_kernels, "_prepared", None)
-    assert train_kernels.prepare() is None
-    found = train_kernels.passes(torch.zeros(1))
-    assert found is not None
+def kernels(opened: TrainKernels) -> Iterator[TrainKernels]:
     threads = torch.get_num_threads()
-    yield found
+    yield opened
     torch.set_num_threads(threads)
 
 
@@ -41,7 +48,7 @@ def mixed(x: Any) -> Any:
 
 
 def kept(seed: int, rows: int, columns: int, rate: float) -> Tensor:
-    """(rows, columns): 0, or the factor that keeps the mean; dropout_bits.py in numpy."""
+    """(rows, columns): 0, or the factor that keeps the mean; dropout_hash.py in numpy."""
     golden = np.uint32(0x9E3779B9)
     keys = mixed(mixed(np.arange(rows, dtype=np.uint32) * golden + np.uint32(seed % 2**32)) + np.uint32(seed >> 32))
     x = keys[:, None] + np.arange(columns, dtype=np.uint32) * golden
@@ -52,25 +59,25 @@ def kept(seed: int, rows: int, columns: int, rate: float) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 4096, 10_003])
-def test_gelu_and_its_slope(passes: train_kernels.Passes, count: int) -> None:
+def test_gelu_and_its_slope(kernels: TrainKernels, count: int) -> None:
     x = torch.linspace(-40, 40, count) if count > 1 else torch.tensor([0.3])
-    y, slope = passes.gelu(x, with_slope=True)
+    y, slope = kernels.gelu(x, with_slope=True)
     exact = x.double().requires_grad_()
     expected = F.gelu(exact, approximate="tanh")
     expected.sum().backward()
     assert slope is not None
     torch.testing.assert_close(y.double(), expected.detach(), atol=2e-6, rtol=1e-6)
     torch.testing.assert_close(slope.double(), exact.grad, atol=2e-6, rtol=1e-6)
-    alone, nothing = passes.gelu(x, with_slope=False)
+    alone, nothing = kernels.gelu(x, with_slope=False)
     assert torch.equal(alone, y)
     assert nothing is None
 
 
 @pytest.mark.parametrize("count", [1, 17, 5_000])
-def test_dropout_keeps_what_the_hash_says(passes: train_kernels.Passes, count: int) -> None:
+def test_dropout_keeps_what_the_hash_says(kernels: TrainKernels, count: int) -> None:
     x = torch.randn(count)
     expected = x.double() * kept(SEED, count, 1, 0.25)[:, 0]
-    torch.testing.assert_close(passes.dropout(x, SEED, 0.25).double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(kernels.dropout(x, SEED, 0.25).double(), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -91,7 +98,7 @@ def test_the_hash_keeps_its_share_in_every_direction(rate: float) -> None:
 )
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_attention_and_its_gradient(
-    passes: train_kernels.Passes, batch: int, length: int, heads: int, size: int, rate: float
+    kernels: TrainKernels, batch: int, length: int, heads: int, size: int, rate: float
 ) -> None:
     torch.manual_seed(0)
     qkv, upstream = torch.randn(batch, length, 3 * heads * size), torch.randn(batch, length, heads * size)
@@ -105,86 +112,47 @@ def test_attention_and_its_gradient(
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        out, statistics = passes.attention(qkv, heads, SEED, rate, scale)
-        results.append((out, passes.attention_backward(qkv, out, statistics, upstream, SEED, rate, scale)))
+        out, statistics = kernels.attention(qkv, heads, SEED, rate, scale)
+        results.append((out, kernels.attention_backward(qkv, out, statistics, upstream, SEED, rate, scale)))
     torch.testing.assert_close(results[0][0].double(), expected.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(results[0][1].double(), exact.grad, atol=3e-5, rtol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_scores_far_apart_give_no_denormal_weights_and_no_nan(passes: train_kernels.Passes) -> None:
+def test_scores_far_apart_give_no_denormal_weights_and_no_nan(kernels: TrainKernels) -> None:
     qkv = 100 * torch.randn(1, 30, 3 * 16, generator=torch.Generator().manual_seed(1))
-    out, statistics = passes.attention(qkv, 1, SEED, 0.1, 1.0)
-    grad = passes.attention_backward(qkv, out, statistics, torch.ones_like(out), SEED, 0.1, 1.0)
+    out, statistics = kernels.attention(qkv, 1, SEED, 0.1, 1.0)
+    grad = kernels.attention_backward(qkv, out, statistics, torch.ones_like(out), SEED, 0.1, 1.0)
     assert out.isfinite().all()
     assert grad.isfinite().all()
 
 
-def test_tensors_may_lie_in_any_way(passes: train_kernels.Passes) -> None:
+def test_tensors_may_lie_in_any_way(kernels: TrainKernels) -> None:
     torch.manual_seed(0)
     qkv, upstream = torch.randn(3 * 32, 9, 2).permute(2, 1, 0), torch.randn(32, 9, 2).permute(2, 1, 0)
     assert not qkv.is_contiguous()
     results = []
     for x, grad in ((qkv, upstream), (qkv.contiguous(), upstream.contiguous())):
-        out, statistics = passes.attention(x, 2, SEED, 0.1, 0.2)
-        results.append((out, passes.attention_backward(x, out, statistics, grad, SEED, 0.1, 0.2)))
-        results[-1] += (passes.gelu(x, with_slope=True)[1], passes.dropout(x, SEED, 0.1))
+        out, statistics = kernels.attention(x, 2, SEED, 0.1, 0.2)
+        results.append((out, kernels.attention_backward(x, out, statistics, grad, SEED, 0.1, 0.2)))
+        results[-1] += (kernels.gelu(x, with_slope=True)[1], kernels.dropout(x, SEED, 0.1))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("width", [1, 16, 1003])
-def test_softmax_and_the_logarithm_of_its_sum(passes: train_kernels.Passes, width: int) -> None:
-    logits = 30 * torch.randn(7, width, generator=torch.Generator().manual_seed(2))
-    expected = torch.logsumexp(logits.double(), dim=-1)
-    shares = logits.double().softmax(-1)
-    before = logits.clone()
-    torch.testing.assert_close(passes.log_sums(logits).double(), expected, atol=1e-5, rtol=1e-6)
-    assert torch.equal(logits, before)
-    torch.testing.assert_close(passes.softmax_(logits).double(), expected, atol=1e-5, rtol=1e-6)
-    torch.testing.assert_close(logits.double(), shares, atol=1e-6, rtol=1e-5)
-    assert not ((logits > 0) & (logits < torch.finfo(torch.float32).tiny)).any()
-
-
-@pytest.mark.parametrize("place", [3, 20])
-def test_a_row_that_is_not_finite_does_not_go_unseen(passes: train_kernels.Passes, place: int) -> None:
-    for bad in (math.nan, math.inf):
-        logits = torch.zeros(2, 21)
-        logits[1, place] = bad
-        assert passes.log_sums(logits).isfinite().tolist() == [True, False]
-        assert not passes.softmax_(logits)[1].isfinite()
-
-
-def test_without_openmp_threads_of_python_do_it(passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openmp_threads_of_python_do_it(kernels: TrainKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv = torch.randn(2, 40, 3 * 32)
     torch.set_num_threads(2)
-    expected = passes.attention(qkv, 2, SEED, 0.1, 0.2)
+    expected = kernels.attention(qkv, 2, SEED, 0.1, 0.2)
     monkeypatch.setattr(openmp, "_openmp", lambda: None)
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        for a, b in zip(passes.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
+        for a, b in zip(kernels.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 4 * 17 * 5, 2**26])
-def test_the_chunked_loss_with_them_is_the_plain_one(
-    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
-) -> None:
-    monkeypatch.setattr("gptcli.model.loss.CHUNK_BYTES", chunk_bytes)
+def small(drop_rate: float = 0.0) -> tuple[GPTModel, Tensor, Tensor]:
     torch.manual_seed(0)
-    hidden, head = torch.randn(3, 7, 11).requires_grad_(), torch.randn(17, 11).requires_grad_()
-    targets = torch.randint(0, 17, (3, 7))
-    loss = chunked_cross_entropy(hidden, head, targets)
-    mine = torch.autograd.grad(loss, (hidden, head))
-    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(loss, plain)
-    torch.testing.assert_close(mine, torch.autograd.grad(plain, (hidden, head)), atol=1e-6, rtol=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(chunked_cross_entropy(hidden, head, targets), plain.detach())
-
-
-def small() -> tuple[GPTModel, Tensor, Tensor]:
-    torch.manual_seed(0)
-    config = GPTConfig(vocab_size=50, context_length=24, emb_dim=48, n_heads=3, n_layers=2, drop_rate=0.0)
+    config = GPTConfig(vocab_size=50, context_length=24, emb_dim=48, n_heads=3, n_layers=2, drop_rate=drop_rate)
     ids = torch.randint(0, 50, (2, 25))
     return GPTModel(config).train(), ids[:, :-1], ids[:, 1:]
 
@@ -195,20 +163,44 @@ def gradients(model: GPTModel, inputs: Tensor, targets: Tensor) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
-def test_a_model_has_the_same_gradients_with_them(
-    passes: train_kernels.Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_has_the_same_gradients_with_them(kernels: TrainKernels) -> None:
     model, inputs, targets = small()
+    model.use(kernels)
     mine = gradients(model, inputs, targets)
-    monkeypatch.setattr(train_kernels, "_prepared", None)
+    model.use(None)
     for a, b in zip(mine, gradients(model, inputs, targets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: train_kernels.Passes) -> None:
-    model, inputs, targets = small()
-    for block in model.h:
-        block.drop_rate = block.attn.drop_rate = 0.2
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_only_a_model_that_was_given_them_computes_with_them(kernels: TrainKernels, rate: float) -> None:
+    calls: list[str] = []
+
+    class Counting(TrainKernels):
+        def __init__(self) -> None:
+            self.__dict__.update(vars(kernels))
+
+        def _run(self, name: str, *arguments: Tensor | int | float) -> None:
+            calls.append(name)
+            super()._run(name, *arguments)
+
+    model, inputs, targets = small(rate)
+    gradients(model, inputs, targets)
+    assert calls == []
+    model.use(Counting())
+    gradients(model, inputs, targets)
+    blocks, dropouts = len(model.h), 1 + 2 * len(model.h)
+    dropped = {"dropout": 2 * dropouts, "attend": blocks, "attend_backward": blocks} if rate else {}
+    assert Counter(calls) == {"gelu": blocks} | dropped
+    other, *_ = small(rate)
+    calls.clear()
+    gradients(other, inputs, targets)
+    assert calls == []
+
+
+def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(kernels: TrainKernels) -> None:
+    model, inputs, targets = small(0.2)
+    model.use(kernels)
     results = []
     for seed, recompute in ((5, False), (5, True), (6, False)):
         torch.manual_seed(seed)
@@ -218,25 +210,50 @@ def test_dropout_is_drawn_from_torchs_generator_and_recomputed_alike(passes: tra
     assert not torch.equal(results[0][0], results[2][0])
 
 
-def test_gradients_of_gradients_are_refused(passes: train_kernels.Passes) -> None:
+def test_gradients_of_gradients_are_refused(kernels: TrainKernels) -> None:
     x = torch.randn(20, requires_grad=True)
-    (grad,) = torch.autograd.grad(dropout.gelu(x).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(dropout.gelu(x, kernels).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
-def test_other_tensors_are_left_to_torch(passes: train_kernels.Passes) -> None:
-    assert train_kernels.passes(torch.zeros(1, dtype=torch.bfloat16)) is None
-    assert train_kernels.passes(torch.zeros(1, device="meta")) is None
+def test_other_tensors_are_left_to_torch(kernels: TrainKernels) -> None:
+    assert not kernels.accept(torch.zeros(1, device="meta"))
+    x = torch.randn(2, 5, 12, dtype=torch.bfloat16)
+    assert torch.equal(dropout.gelu(x, kernels), F.gelu(x, approximate="tanh"))
+    for function in (
+        lambda kernels: dropout.dropout(x, 0.5, True, kernels),
+        lambda kernels: dropout.dropout_attention(x, 2, 0.5, 1.0, kernels),
+    ):
+        results = []
+        for given in (kernels, None):
+            torch.manual_seed(3)
+            results.append(function(given))
+        assert torch.equal(*results)
 
 
-def test_a_machine_without_numba_is_told_and_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_kernels, "_prepared", None)
-    monkeypatch.setitem(__import__("sys").modules, "numba", None)
-    monkeypatch.delitem(__import__("sys").modules, "gptcli.kernels.cpu.compile_cache", raising=False)
+def test_without_numba_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "gptcli.kernels.cpu.compile_cache", raising=False)
     monkeypatch.delattr("gptcli.kernels.cpu.compile_cache", raising=False)
-    assert "numba" in str(train_kernels.prepare())
-    assert train_kernels.passes(torch.zeros(1)) is None
+    assert "numba" in str(open_kernels())
+
+
+def test_a_run_with_a_numba_that_cannot_be_imported_says_so_and_is_trained_by_torch(
+    tmp_path: Path, story: Path
+) -> None:
+    (tmp_path / "broken" / "numba").mkdir(parents=True)
+    (tmp_path / "broken/numba/__init__.py").write_text("raise ImportError('Numba needs an older NumPy')\n")
+    search = os.pathsep.join([str(tmp_path / "broken"), str(Path(train_kernels.__file__).parents[3])])
+    code = "from gptcli.kernels.cpu import train_kernels; from gptcli.cli import main; import sys; "
+    code += "train_kernels.WORTHWHILE = 1; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", story, *RUN, "--max-steps", 2, "--out", tmp_path / "run"]
+    environment = os.environ | {"PYTHONPATH": search}
+    result = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Numba needs an older NumPy") == 1
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "run/model.safetensors").exists()
 
 
 RUN = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sample-every", 0, "--drop-rate", 0.1)
@@ -244,7 +261,6 @@ RUN = ("--tokenizer", "char", "--size", "tiny", "--context-length", 16, "--sampl
 
 @pytest.fixture
 def _any_run_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_kernels, "_prepared", None)
     monkeypatch.setattr(train_kernels, "WORTHWHILE", 1)
 
 
@@ -253,13 +269,20 @@ def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
     gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*RUN, "--max-steps", 2)
+    used: list[TrainKernels | None] = []
+    real = GPTModel.use
+
+    def use(model: GPTModel, kernels: TrainKernels | None) -> None:
+        used.append(kernels)
+        real(model, kernels)
+
+    monkeypatch.setattr(GPTModel, "use", use)
     assert gptcli("train", story, *options, "--out", "with").code == 0
-    assert train_kernels.passes(torch.zeros(1)) is not None
-    monkeypatch.setattr(train_kernels, "_prepared", None)
-    monkeypatch.setattr(train_kernels, "prepare", lambda tell: "no such processor")
+    monkeypatch.setattr(train_kernels, "open_kernels", lambda tell: "no such processor")
     result = gptcli("train", story, *options, "--out", "without")
     assert result.code == 0
-    assert "no such processor" in result.err
+    assert result.err.count("no such processor") == 1
+    assert [type(kernels) for kernels in used] == [TrainKernels, type(None)]
 
 
 @pytest.mark.usefixtures("_any_run_is_large_enough")
