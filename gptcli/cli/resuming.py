@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli import corpora, render, training_view
+from gptcli.cli import prepare, render, training_view
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
@@ -55,7 +55,8 @@ def resume(run: Path, given: dict[str, Any], *, device: str, threads: int | None
 
 def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | None) -> "training_view.TrainingRun":
     from gptcli.checkpoints import checkpoint
-    from gptcli.training import snapshots
+    from gptcli.data.open import TextOptions, cache_beside, open_texts
+    from gptcli.training import distributed, snapshots
     from gptcli.training.run_plan import make_plan
     from gptcli.training.trainer import Progress
 
@@ -65,9 +66,11 @@ def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | N
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
-    reading = corpora.Reading(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
-    cache = corpora.cache_beside(path)
-    corpus, _, _ = corpora.open_texts(reading, None, opened.tokenizer, cache, replace=False, advice=_NEW)
+    options = TextOptions(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
+    corpus, _, _ = open_texts(
+        options, None, opened.tokenizer, cache_beside(path), replace=False, advice=_NEW,
+        processes=distributed.from_environment().size, prepare=prepare.run, report=render.note, warn=render.warn,
+    )  # fmt: skip
     if corpus.fingerprint != source["sha256"]:
         raise GptcliError(_changed(path, source, corpus.characters, len(corpus.train) + len(corpus.validation)), _NEW)
     ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import corpora, options, resuming, training_view
+from gptcli.cli import options, prepare, render, resuming, training_view
 from gptcli.config.model import PRESETS, GPTConfig
 from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
@@ -239,17 +239,20 @@ def train(
         )
 
     from gptcli.checkpoints import checkpoint, overwrite
+    from gptcli.data.open import TextOptions, cache_beside, input_paths, open_texts, prepared_folder
+    from gptcli.training import distributed
 
     run_dir = out or checkpoint.ROOT / _run_name(texts)
     origin_path = checkpoint.find(init_from) if init_from is not None else None
-    inputs = corpora.input_paths(texts) + ([origin_path] if origin_path is not None else [])
+    inputs = input_paths(texts) + ([origin_path] if origin_path is not None else [])
     overwrite.check_output(run_dir, force=force, inputs=inputs)
-    _refuse_decoding(corpora.prepared_folder(texts), given)
+    _refuse_decoding(prepared_folder(texts), given)
     origin = checkpoint.load(origin_path) if origin_path is not None else None
-    reading = corpora.Reading(texts, recipe.train_share, encoding, errors, allow_special)
-    corpus, its_tokenizer, names = corpora.open_texts(
-        reading, tokenizer, origin.tokenizer if origin else None, corpora.cache_beside(run_dir), replace=force
-    )
+    text_options = TextOptions(texts, recipe.train_share, encoding, errors, allow_special)
+    corpus, its_tokenizer, names = open_texts(
+        text_options, tokenizer, origin.tokenizer if origin else None, cache_beside(run_dir), replace=force,
+        processes=distributed.from_environment().size, prepare=prepare.run, report=render.note, warn=render.warn,
+    )  # fmt: skip
     if origin is None:
         window = min(recipe.context_length, len(corpus.train) - 1)
         model_config = base.with_changes(vocab_size=its_tokenizer.vocab_size, context_length=window)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from runs import MODEL, TEXT
 
 from gptcli.checkpoints import checkpoint
-from gptcli.cli import corpora
 from gptcli.data import token_shards
 from gptcli.data.dataset import Permutation, Windows, open_prepared
 from gptcli.tokenizers.byte import ByteTokenizer
@@ -173,7 +172,7 @@ def test_no_validation_part(gptcli: Any, prepared: Path) -> None:
 
 def test_a_large_text_is_prepared_first(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("story.txt").write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr(corpora, "LARGE", 600)
+    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
     options = ("train", "story.txt", *FEW, "--tokenizer", "byte", "--max-steps", 12, "--sample-every", 1)
     cache = Path("checkpoints/story.tokens")
     result = gptcli(*options)
@@ -201,7 +200,7 @@ def test_a_large_text_is_prepared_first(gptcli: Any, monkeypatch: pytest.MonkeyP
 
 def test_several_processes_do_not_prepare_together(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("story.txt").write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr(corpora, "LARGE", 600)
+    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     gptcli("train", "story.txt", *FEW).assert_user_error("2 processes", "gptcli prepare")

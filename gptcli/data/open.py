@@ -1,17 +1,16 @@
-"""What gptcli train learns from: texts in memory, large texts by way of token shards, or a folder of gptcli prepare."""
+"""What a run learns from: texts in memory, large texts by way of token shards, or a folder of gptcli prepare."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gptcli.cli import render
+from gptcli import tokenizers
+from gptcli.data import documents, token_shards
+from gptcli.data.dataset import Corpus, make_corpus, open_prepared
+from gptcli.data.prepare import Preparation, Request
+from gptcli.data.text_decoding import PACKED
 from gptcli.errors import GptcliError, nearest
-
-if TYPE_CHECKING:
-    from gptcli.data.dataset import Corpus
-    from gptcli.data.prepare import Preparation
-    from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Tokenizer
 
 # From here on, a text goes through token shards. In memory, each of its tokens (about 4 bytes of text) takes 36 bytes
 # as a Python number, and one thread encodes the text twice: at this size half a gigabyte, and half a minute.
@@ -20,7 +19,7 @@ PACKED_IN = 4  # a packed text is about so many times as large as its file
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextOptions:
     """How to read texts.
 
     Attributes:
@@ -37,38 +36,48 @@ class Reading:
 
 
 def open_texts(
-    reading: Reading, kind: str | None, tokenizer: "Tokenizer | None", cache: Path, replace: bool,
-    advice: str | None = None,
-) -> "tuple[Corpus, Tokenizer, list[str]]":  # fmt: skip
+    options: TextOptions, kind: str | None, tokenizer: Tokenizer | None, cache: Path, *,
+    replace: bool, processes: int, prepare: Callable[[Preparation], None], report: Callable[[str], None],
+    warn: Callable[[str], None], advice: str | None = None,
+) -> tuple[Corpus, Tokenizer, list[str]]:  # fmt: skip
     """The tokens, the tokenizer, and what names the texts when the run goes on.
 
     Args:
-        reading: what and how.
+        options: what to read, and how.
         kind: of the tokenizer, if the user named one.
         tokenizer: the one to use; None for a new one.
         cache: the folder for the shards of a large text.
         replace: whether a cache of other texts may go.
-        advice: what to do about one, if --force is not it.
+        processes: how many open these texts at the same time; only one alone makes shards.
+        prepare: does the preparation of a large text, as `Preparation.run` would.
+        report: called with a line that says what takes a while.
+        warn: called with a line for whatever had to be changed to make the text fit.
+        advice: what to do about a cache of other texts, if --force is not it.
 
     Raises:
         GptcliError: a text that cannot be read, a folder of shards that is not whole or of another tokenizer.
     """
-    from gptcli import tokenizers
-
     if kind is not None and kind not in tokenizers.KINDS:
         raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(kind, tokenizers.KINDS))
-    folder = prepared_folder(reading.texts)
-    if folder is None and _size(reading.texts) > LARGE:
-        _make_cache(_preparation(reading, kind or "gpt2", tokenizer, cache, replace, advice))
+    folder = prepared_folder(options.texts)
+    if folder is None and _size(options.texts) > LARGE:
+        preparation = _preparation(options, kind or "gpt2", tokenizer, cache, replace, advice)
+        if processes > 1 and preparation.state != "finished":
+            raise GptcliError(
+                f"The text is large, and {processes} processes cannot encode it together.",
+                "Encode it first (gptcli prepare TEXT --out FOLDER), and train on that folder.",
+            )
+        report(f"The text is large: its tokens go to {preparation.out} first, and training reads them from there.")
+        prepare(preparation)
         folder = cache
     if folder is not None:
-        corpus, its_tokenizer = _open_prepared(folder, reading.train_share, kind, tokenizer)
+        corpus, its_tokenizer = _open_prepared(folder, options.train_share, kind, tokenizer)
         names = [str(folder.absolute())]
     else:
-        corpus, its_tokenizer = _read(reading, kind or "gpt2", tokenizer)
-        names = [text if text == "-" else str(Path(text).absolute()) for text in reading.texts]
+        corpus, its_tokenizer = _read(options, kind or "gpt2", tokenizer)
+        names = [text if text == "-" else str(Path(text).absolute()) for text in options.texts]
     for line in corpus.notes:
-        render.warn(line)
+        warn(line)
     return corpus, its_tokenizer, names
 
 
@@ -78,10 +87,12 @@ def cache_beside(run: Path) -> Path:
 
 
 def prepared_folder(texts: Sequence[str]) -> Path | None:
-    """The folder of gptcli prepare that ``texts`` name, if they name one."""
-    from gptcli.data.token_shards import MANIFEST
+    """The folder of gptcli prepare that ``texts`` name, if they name one.
 
-    found = [Path(text) for text in texts if text != "-" and (Path(text) / MANIFEST).is_file()]
+    Raises:
+        GptcliError: it is named together with other texts.
+    """
+    found = [Path(text) for text in texts if text != "-" and (Path(text) / token_shards.MANIFEST).is_file()]
     if found and len(texts) > 1:
         raise GptcliError(
             f"{found[0]} holds prepared tokens, which cannot be trained on together with other texts.",
@@ -92,8 +103,6 @@ def prepared_folder(texts: Sequence[str]) -> Path | None:
 
 def input_paths(texts: Sequence[str]) -> list[Path]:
     """The files and folders that ``texts`` name; for a glob, the files that it finds."""
-    from gptcli.data import documents
-
     named = [Path(text) for text in texts if text != "-" and Path(text).exists()]
     globs = [text for text in texts if text != "-" and not Path(text).exists()]
     return named + [path for found in documents.find(globs) for path in found.files if path is not None]
@@ -101,31 +110,20 @@ def input_paths(texts: Sequence[str]) -> list[Path]:
 
 def _size(texts: Sequence[str]) -> int:
     """Bytes of text in all files, about; stdin counts nothing."""
-    from gptcli.data import documents
-    from gptcli.data.text_decoding import PACKED
-
     files = [path for found in documents.find(texts) for path in found.files if path is not None]
     return sum(path.stat().st_size * (PACKED_IN if path.suffix.lower() in PACKED else 1) for path in files)
 
 
-def _read(reading: Reading, kind: str, tokenizer: "Tokenizer | None") -> "tuple[Corpus, Tokenizer]":
-    from gptcli import tokenizers
-    from gptcli.data import documents
-    from gptcli.data.dataset import make_corpus
-
-    read = documents.read_documents(reading.texts, encoding=reading.encoding, errors=reading.errors)
+def _read(options: TextOptions, kind: str, tokenizer: Tokenizer | None) -> tuple[Corpus, Tokenizer]:
+    read = documents.read_documents(options.texts, encoding=options.encoding, errors=options.errors)
     texts = [document.text for document in read]
     tokenizer = tokenizer or tokenizers.build(kind, "\n".join(texts))
-    return make_corpus(texts, tokenizer, reading.train_share, reading.allow_special), tokenizer
+    return make_corpus(texts, tokenizer, options.train_share, options.allow_special), tokenizer
 
 
 def _open_prepared(
-    folder: Path, train_share: float, kind: str | None, tokenizer: "Tokenizer | None"
-) -> "tuple[Corpus, Tokenizer]":
-    from gptcli import tokenizers
-    from gptcli.data import token_shards
-    from gptcli.data.dataset import open_prepared
-
+    folder: Path, train_share: float, kind: str | None, tokenizer: Tokenizer | None
+) -> tuple[Corpus, Tokenizer]:
     about = token_shards.read_manifest(folder)["tokenizer"]
     if kind is not None and kind != about["kind"]:
         raise GptcliError(
@@ -142,28 +140,12 @@ def _open_prepared(
     return corpus, tokenizer or tokenizers.load(folder, about["kind"], about["fingerprint"])
 
 
-def _make_cache(preparation: "Preparation") -> None:
-    from gptcli.cli import prepare
-    from gptcli.training import distributed
-
-    processes = distributed.from_environment().size
-    if processes > 1 and preparation.state != "finished":
-        raise GptcliError(
-            f"The text is large, and {processes} processes cannot encode it together.",
-            "Encode it first (gptcli prepare TEXT --out FOLDER), and train on that folder.",
-        )
-    render.note(f"The text is large: its tokens go to {preparation.out} first, and training reads them from there.")
-    prepare.run(preparation)
-
-
 def _preparation(
-    reading: Reading, kind: str, tokenizer: "Tokenizer | None", cache: Path, replace: bool, advice: str | None
-) -> "Preparation":
-    from gptcli.data.prepare import Preparation, Request
-
+    options: TextOptions, kind: str, tokenizer: Tokenizer | None, cache: Path, replace: bool, advice: str | None
+) -> Preparation:
     kind = tokenizer.kind if tokenizer else kind
-    how = (reading.encoding, reading.errors, None, reading.allow_special)
-    request = Request(tuple(reading.texts), kind, *how)
+    how = (options.encoding, options.errors, None, options.allow_special)
+    request = Request(tuple(options.texts), kind, *how)
     try:
         return Preparation(cache, request, tokenizer, advice=advice)
     except GptcliError:
