@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptcli.cli import render, samples
+from gptcli.cli import render
 from gptcli.cli.stopping import stop_on_signals
 from gptcli.config.fields import as_dict
 from gptcli.config.model import PRESETS, GPTConfig
@@ -52,7 +52,7 @@ class TrainingRun:
         choose_parts: bool = False,
     ) -> None:
         from gptcli.device import placement
-        from gptcli.training import distributed, tensorboard
+        from gptcli.training import distributed, samples, tensorboard
         from gptcli.training.run_plan import make_plan
 
         if recipe.log == "tensorboard":
@@ -68,7 +68,9 @@ class TrainingRun:
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.source, self.choose_parts = source, choose_parts
-        self.sample_ids = samples.prompt_ids(recipe.sample_prompt, tokenizer, corpus) if recipe.sample_every else []
+        self.sample_ids = []
+        if recipe.sample_every:
+            self.sample_ids = samples.prompt_ids(recipe.sample_prompt, tokenizer, corpus, render.note)
         self.step: int = snapshot.progress["step"] if snapshot else 0
         self.forecast, self.advised = Forecast(), False
         self.last: Evaluated | None = None
@@ -115,7 +117,7 @@ class TrainingRun:
         from gptcli.checkpoints.checkpoint import read_metrics, to_file
         from gptcli.checkpoints.layout import LOSS_PICTURE, METRICS
         from gptcli.device.placement import peak_memory
-        from gptcli.training import events, loss_plots, tensorboard, trainer
+        from gptcli.training import events, loss_plots, samples, tensorboard, trainer
         from gptcli.training.snapshots import Store
 
         model = self._make_model()
@@ -332,6 +334,8 @@ class TrainingRun:
         _say(bar, f"Ep {row.epoch} (Step {row.step:06d}): Train loss {row.train_loss:.3f}{validation}")
 
     def _print_sample(self, model: "GPTModel", epoch: int, bar: Any) -> None:
+        from gptcli.training import samples
+
         if self.recipe.shard or not self.world.is_first:  # a model in shards cannot speak in one process alone
             return
         if not self.sample_ids or epoch % self.recipe.sample_every or render.verbosity.quiet:
