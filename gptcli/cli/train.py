@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options, prepare, render, resuming, training_view
+from gptcli.cli import options, prepare, render, training_view
 from gptcli.config.model import PRESETS, GPTConfig
 from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
 
 DEFAULTS = TrainConfig()
+OF_THIS_PROCESS = {"resume", "device", "threads", "quiet", "verbose", "debug"}  # no settings of the run
 COURSE_MODEL: dict[str, Any] = {"drop_rate": 0.1, "qkv_bias": False, "tie_weights": False}
 
 model_option = partial(typer.Option, rich_help_panel="Model")
@@ -214,9 +215,9 @@ def train(
         )
     options.check_text(sample_prompt, "--sample-prompt")
     if resume is not None:
-        named = {name: value for name, value in context.params.items() if name in given}
+        named = {name: value for name, value in context.params.items() if name in given - OF_THIS_PROCESS}
         named |= {"batch_size": windows} if "batch_size" in named else {}
-        resuming.resume(resume, named, device=device, threads=threads)
+        _go_on(resume, named, device, threads)
         return
     if not texts:
         raise GptcliError(
@@ -241,6 +242,7 @@ def train(
     from gptcli.checkpoints import checkpoint, overwrite
     from gptcli.data.open import TextOptions, cache_beside, input_paths, open_texts, prepared_folder
     from gptcli.training import distributed
+    from gptcli.training.run import Run
 
     run_dir = out or checkpoint.ROOT / _run_name(texts)
     origin_path = checkpoint.find(init_from) if init_from is not None else None
@@ -248,10 +250,12 @@ def train(
     overwrite.check_output(run_dir, force=force, inputs=inputs)
     _refuse_decoding(prepared_folder(texts), given)
     origin = checkpoint.load(origin_path) if origin_path is not None else None
+    world = distributed.from_environment()
+    render.verbosity.rank = world.rank
     text_options = TextOptions(texts, recipe.train_share, encoding, errors, allow_special)
     corpus, its_tokenizer, names = open_texts(
         text_options, tokenizer, origin.tokenizer if origin else None, cache_beside(run_dir), replace=force,
-        processes=distributed.from_environment().size, prepare=prepare.run, report=render.note, warn=render.warn,
+        processes=world.size, prepare=prepare.run, report=render.note, warn=render.warn,
     )  # fmt: skip
     if origin is None:
         window = min(recipe.context_length, len(corpus.train) - 1)
@@ -265,10 +269,23 @@ def train(
         "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
         "sha256": corpus.fingerprint,
     }  # fmt: skip
-    training_view.TrainingRun(
+    training_view.show(Run(
         run_dir, recipe, corpus, its_tokenizer, model_config, origin,
         source=source, device=device, dtype=dtype, threads=threads, force=force, choose_parts=automatic,
-    ).go()  # fmt: skip
+        world=world, report=render.note, warn=render.warn,
+    ))  # fmt: skip
+
+
+def _go_on(run: Path, given: dict[str, Any], device: str, threads: int | None) -> None:
+    from gptcli.training import distributed, resume
+
+    world = distributed.from_environment()
+    render.verbosity.rank = world.rank
+    with resume.resumed(
+        run, given, device=device, threads=threads, world=world,
+        prepare=prepare.run, report=render.note, warn=render.warn,
+    ) as resumed:  # fmt: skip
+        training_view.show(resumed)
 
 
 def _run_name(texts: list[str]) -> str:

@@ -1,35 +1,50 @@
-"""gptcli train --resume RUN: the run as it was left, unless something that must not change has changed."""
+"""A run as it was left, to go on with, unless something that must not change has changed."""
 
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gptcli.cli import prepare, render, training_view
+from gptcli.checkpoints import checkpoint, run_lock
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
+from gptcli.data.open import TextOptions, cache_beside, open_texts
+from gptcli.data.prepare import Preparation
 from gptcli.errors import GptcliError
+from gptcli.training import snapshots
+from gptcli.training.distributed import World
+from gptcli.training.run import Run
+from gptcli.training.run_plan import make_plan
+from gptcli.training.snapshots import Snapshot
+from gptcli.training.trainer import Progress
 
-if TYPE_CHECKING:
-    from gptcli.training.snapshots import Snapshot
-
-# What may differ from one sitting to the next: how long, how often, where, and what does not change the arithmetic.
+# What may differ when a run goes on: how long, how often, where, and what does not change the arithmetic.
 MAY_CHANGE = (
     *("epochs", "max_steps", "max_time", "early_stop", "save_every", "keep"),
     *("accumulate", "recompute", "compile", "shard", "log", "sample_every", "sample_prompt"),
 )
-SILENT = ("resume", "texts", "device", "threads", "quiet", "verbose", "debug")
+TEXTS = ("texts", "encoding", "errors", "allow_special")  # compared with what the snapshot says of the texts
 CONTRADICTIONS = ("out", "force", "init_from", "size")
+_NEW = "Give the text that the run began with, or start a new run from its weights with --init-from."
 
 
-def resume(run: Path, given: dict[str, Any], *, device: str, threads: int | None) -> None:
-    """Go on with the run ``run``, which nobody else may do meanwhile.
+@contextmanager
+def resumed(
+    run: Path, given: dict[str, Any], *, device: str, threads: int | None, world: World,
+    prepare: Callable[[Preparation], None], report: Callable[[str], None], warn: Callable[[str], None],
+) -> Iterator[Run]:  # fmt: skip
+    """The run ``run`` where it was left; while the context lasts, nobody else may do it.
 
     Args:
         run: its directory, or its name under checkpoints/.
-        given: the options and texts that the user named, by parameter.
+        given: settings of the recipe and the model, and how to read the texts, as far as they were given anew.
         device: where to compute.
         threads: on how many; None for as many as before.
+        world: the processes that do it together.
+        prepare: does the preparation of a large text, as `Preparation.run` would.
+        report, warn: called with a line, as `Run` says.
 
     Raises:
         GptcliError: there is no such run, another process is at it, it has ended, or its text or settings are not the
@@ -41,25 +56,18 @@ def resume(run: Path, given: dict[str, Any], *, device: str, threads: int | None
                 f"{_flag(name)} cannot be combined with --resume: the run goes on as it began, where it is.",
                 "Leave one of the two out.",
             )
-    from gptcli.checkpoints import checkpoint, run_lock
-    from gptcli.training import distributed, snapshots
-
     path = checkpoint.find(run)
     snapshots.check_resumable(path)
-    first = distributed.from_environment().is_first
-    with run_lock.held(path) if first else nullcontext() as no_locks:
+    with run_lock.held(path) if world.is_first else nullcontext() as no_locks:
         if no_locks is not None:
-            render.warn(no_locks)
-        _resumed(path, given, device=device, threads=threads).go()
+            warn(no_locks)
+        yield _opened(path, given, device, threads, world, prepare, report, warn)
 
 
-def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | None) -> "training_view.TrainingRun":
-    from gptcli.checkpoints import checkpoint
-    from gptcli.data.open import TextOptions, cache_beside, open_texts
-    from gptcli.training import distributed, snapshots
-    from gptcli.training.run_plan import make_plan
-    from gptcli.training.trainer import Progress
-
+def _opened(
+    path: Path, given: dict[str, Any], device: str, threads: int | None, world: World,
+    prepare: Callable[[Preparation], None], report: Callable[[str], None], warn: Callable[[str], None],
+) -> Run:  # fmt: skip
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
     recipe = _recipe(path, snapshot, opened.config, opened.tokenizer.kind, given)
@@ -69,10 +77,11 @@ def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | N
     options = TextOptions(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
     corpus, _, _ = open_texts(
         options, None, opened.tokenizer, cache_beside(path), replace=False, advice=_NEW,
-        processes=distributed.from_environment().size, prepare=prepare.run, report=render.note, warn=render.warn,
+        processes=world.size, prepare=prepare, report=report, warn=warn,
     )  # fmt: skip
     if corpus.fingerprint != source["sha256"]:
-        raise GptcliError(_changed(path, source, corpus.characters, len(corpus.train) + len(corpus.validation)), _NEW)
+        tokens = len(corpus.train) + len(corpus.validation)
+        raise GptcliError(_changed(path, source, corpus.characters, tokens), _NEW)
     ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)
     if ended is not None:
         raise GptcliError(
@@ -80,26 +89,23 @@ def _resumed(path: Path, given: dict[str, Any], *, device: str, threads: int | N
             f"To go on, give it more: gptcli train --resume {path} {_more(ended, recipe)}",
         )
     for line in passed_over:
-        render.warn(line)
-    render.note(f"Going on with {path} after step {snapshot.progress['step']}.")
+        warn(line)
+    report(f"Going on with {path} after step {snapshot.progress['step']}.")
     if snapshot.facts["recipe"].get("dtype") == "auto":
         known = "precision" in snapshot.facts
         how = ", as it began" if known else ": its snapshots do not say what that was"
-        render.note(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
-    return training_view.TrainingRun(
+        report(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
+    return Run(
         path, recipe, corpus, opened.tokenizer, opened.config, None,
         source=source, snapshot=snapshot, device=device, dtype=recipe.dtype,
-        threads=threads or _threads_before(snapshot), force=False,
+        threads=threads or _threads_before(snapshot), force=False, world=world, report=report, warn=warn,
     )  # fmt: skip
 
 
-_NEW = "Give the text that the run began with, or start a new run from its weights with --init-from."
-
-
-def _recipe(path: Path, snapshot: "Snapshot", config: GPTConfig, tokenizer: str, given: dict[str, Any]) -> TrainConfig:
+def _recipe(path: Path, snapshot: Snapshot, config: GPTConfig, tokenizer: str, given: dict[str, Any]) -> TrainConfig:
     began = TrainConfig(**_settings(snapshot.facts))
     for name, value in given.items():
-        if name in (*MAY_CHANGE, *SILENT, "encoding", "errors", "allow_special") or (name, value) == ("dtype", "auto"):
+        if name in (*MAY_CHANGE, *TEXTS) or (name, value) == ("dtype", "auto"):
             continue
         if name == "tokenizer":
             before: Any = tokenizer
@@ -145,10 +151,8 @@ def _more(ended: str, recipe: TrainConfig) -> str:
     return f"--max-steps {2 * recipe.max_steps}" if recipe.max_steps else f"--epochs {2 * recipe.epochs}"
 
 
-def _threads_before(snapshot: "Snapshot") -> int:
+def _threads_before(snapshot: Snapshot) -> int:
     """As many as the run began with: another number changes the order of sums, and with it the last bits."""
-    import os
-
     return min(int(snapshot.facts["threads"]), os.cpu_count() or 1)
 
 
