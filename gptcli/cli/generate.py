@@ -11,6 +11,7 @@ from gptcli.config.sampling import Overflow, SamplingConfig
 from gptcli.errors import GptcliError, nearest
 
 if TYPE_CHECKING:
+    from gptcli.inference.speculative import Tally
     from gptcli.inference.streaming import Completion
     from gptcli.tokenizers import Tokenizer
 
@@ -105,8 +106,8 @@ def generate(
     from random import SystemRandom
 
     from gptcli.checkpoints import layout
-    from gptcli.cli import drafting, generate_many
-    from gptcli.inference import decode, sequence, speculative, streaming
+    from gptcli.cli import generate_many
+    from gptcli.inference import decode, drafting, sequence, speculative, streaming
     from gptcli.inference.open import check_quantization, choose_engine, drafts_itself, open_decoder
 
     bits = check_quantization(quantize)
@@ -132,13 +133,14 @@ def generate(
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     _check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
     held_bits = min(bits, layout.packed_bits(path, ours))
-    drafting.check_twin(draft, path, held_bits)
+    drafting.check_draft(draft, path, held_bits)
     decoder = opening(capacity=len(ids) + max_new_tokens)
     tally = speculative.Tally()
     if draft != "auto":
-        drafter = drafting.drafter(draft, decoder, tokenizer, engine, len(ids) + max_new_tokens, placing)
+        capacity = len(ids) + max_new_tokens
+        drafter = drafting.open_drafter(draft, decoder, tokenizer, engine, capacity, placing, render.detail)
     elif drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
-        drafter = speculative.OnTrial(drafting.twin("int8", decoder), tally)
+        drafter = speculative.OnTrial(drafting.quantized_drafter("int8", decoder, render.detail), tally)
     else:
         drafter = None
     if checkpoint is None:
@@ -166,7 +168,7 @@ def generate(
         elif steps:
             _print_steps(result, tokenizer)
     if drafter is not None and tally.proposed:
-        (render.detail if draft == "auto" else render.note)(drafting.brought(tally))
+        (render.detail if draft == "auto" else render.note)(_brought(tally))
     if as_json:
         render.print_json({"checkpoint": str(path), "prompt": text, "prompt_ids": ids, "samples": records})
 
@@ -214,6 +216,19 @@ def _print_text(prompt: str, result: "Completion", first: bool, stream: bool) ->
             render.print_text(piece, end="")
     finally:
         render.print_text("")
+
+
+def _brought(tally: "Tally") -> str:
+    """What a draft brought, in one line."""
+    share = f" ({tally.taken / tally.proposed:.0%})" if tally.proposed else ""
+    line = (
+        f"Draft: {tally.taken} of {tally.proposed} proposed tokens taken{share}; "
+        f"{tally.tokens / tally.readings:.2f} tokens for each reading of the model"
+    )
+    faster = tally.speed_up()
+    return (
+        f"{line}." if faster is None else f"{line}, {faster:.1f} × the speed of this run's own steps without a draft."
+    )
 
 
 def _record(result: "Completion", seed: int, tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:
