@@ -1,0 +1,104 @@
+"""A file of prompts: a prompt a line, or JSON lines whose options are those of each prompt alone."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gptcli.config.sampling import SamplingConfig
+from gptcli.errors import GptcliError, nearest
+from gptcli.inference.sequence import Request
+from gptcli.tokenizers import Tokenizer
+
+_WHOLE = ("max_new_tokens", "min_new_tokens", "seed", "top_k")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_KEYS = ("prompt", "stop", "max_new_tokens", "min_new_tokens", "seed", *_SAMPLING)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A line of the file.
+
+    Attributes:
+        line: its number, from 1.
+        text: to continue.
+        stops: texts to end before.
+        settings: of its own, by their names in the file.
+    """
+
+    line: int
+    text: str
+    stops: list[str]
+    settings: dict[str, Any]
+
+
+def read_prompts(content: str, file: Path, stops: Sequence[str]) -> list[Prompt]:
+    """Every prompt of a file; empty lines are passed over.
+
+    Args:
+        content: of the file.
+        file: its path; .jsonl holds JSON lines.
+        stops: of prompts that name none.
+
+    Raises:
+        GptcliError: a line is no JSON, or has an option that there is not, or one of the wrong type.
+    """
+    prompts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        settings: dict[str, Any] = _parse(line, number, file) if file.suffix == ".jsonl" else {"prompt": line}
+        text, texts = settings.pop("prompt"), settings.pop("stop", stops)
+        own = [stop for stop in ([texts] if isinstance(texts, str) else texts) if stop]
+        prompts.append(Prompt(number, text, own, settings))
+    return prompts
+
+
+def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_special: bool, file: Path) -> Request:
+    """``common`` with the prompt's tokens and settings; the n-th line is seeded with the common seed plus n - 1.
+
+    Raises:
+        GptcliError: the prompt is empty, has characters that the tokenizer does not know, or a setting out of range.
+    """
+    ids = tokenizer.encode(prompt.text, allow_special=allow_special)
+    if not ids:
+        raise GptcliError(f"{file}, line {prompt.line}: the prompt is empty.", "Give at least one character.")
+    own = prompt.settings
+    try:
+        sampling = SamplingConfig(**{**asdict(common.sampling), **{k: own[k] for k in _SAMPLING if k in own}})
+    except GptcliError as error:
+        raise GptcliError(f"{file}, line {prompt.line}: {error.message}", error.hint) from error
+    counts = {key: own[key] for key in ("max_new_tokens", "min_new_tokens") if key in own}
+    for key, value in counts.items():
+        if value < (1 if key == "max_new_tokens" else 0):
+            raise GptcliError(f"{file}, line {prompt.line}: {key} is {value}.", "Leave it out for the common one.")
+    seed = own.get("seed", common.seed + prompt.line - 1)
+    return replace(common, prompt=ids, sampling=sampling, seed=seed, **counts)
+
+
+def _parse(line: str, number: int, file: Path) -> dict[str, Any]:
+    try:
+        options = json.loads(line)
+    except ValueError as error:
+        raise GptcliError(
+            f"{file}, line {number} is not JSON: {error}.", 'A line looks like {"prompt": "Once"}.'
+        ) from error
+    if not isinstance(options, dict) or not isinstance(options.get("prompt"), str):
+        raise GptcliError(f'{file}, line {number} has no text under "prompt".', 'A line looks like {"prompt": "Once"}.')
+    for key, value in options.items():
+        if key not in _KEYS:
+            raise GptcliError(f"{file}, line {number} has an option {key!r} that there is not.", nearest(key, _KEYS))
+        if key == "stop":
+            right = isinstance(value, str) or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+        elif key == "prompt":
+            right = True
+        else:
+            right = isinstance(value, int if key in _WHOLE else int | float) and not isinstance(value, bool)
+        if not right:
+            raise GptcliError(f"{file}, line {number}: {key} is {value!r}.", f"{key} takes {_kind(key)}.")
+    return options
+
+
+def _kind(key: str) -> str:
+    return "a text or a list of texts" if key == "stop" else "a whole number" if key in _WHOLE else "a number"
