@@ -1,6 +1,6 @@
 """gptcli train: a text in, a checkpoint out."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,8 @@ from gptcli.config.training import TrainConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.data.open import Callbacks
+    from gptcli.training.distributed import World
 
 DEFAULTS = TrainConfig()
 OF_THIS_PROCESS = {"resume", "device", "threads", "quiet", "verbose", "debug"}  # no settings of the run
@@ -239,53 +240,40 @@ def train(
             "Leave one of the two out.",
         )
 
-    from gptcli.checkpoints import checkpoint, overwrite
-    from gptcli.data.open import TextOptions, cache_beside, input_paths, open_texts, prepared_folder
-    from gptcli.training import distributed
-    from gptcli.training.run import Run
+    from gptcli.checkpoints import layout
+    from gptcli.data.open import TextOptions
+    from gptcli.training.new_run import new_run
 
-    run_dir = out or checkpoint.ROOT / _run_name(texts)
-    origin_path = checkpoint.find(init_from) if init_from is not None else None
-    inputs = input_paths(texts) + ([origin_path] if origin_path is not None else [])
-    overwrite.check_output(run_dir, force=force, inputs=inputs)
-    _refuse_decoding(prepared_folder(texts), given)
-    origin = checkpoint.load(origin_path) if origin_path is not None else None
-    world = distributed.from_environment()
-    render.verbosity.rank = world.rank
-    text_options = TextOptions(texts, recipe.train_share, encoding, errors, allow_special)
-    corpus, its_tokenizer, names = open_texts(
-        text_options, tokenizer, origin.tokenizer if origin else None, cache_beside(run_dir), replace=force,
-        processes=world.size, prepare=prepare.run, report=render.note, warn=render.warn,
-    )  # fmt: skip
-    if origin is None:
-        window = min(recipe.context_length, len(corpus.train) - 1)
-        model_config = base.with_changes(vocab_size=its_tokenizer.vocab_size, context_length=window)
-    else:
-        model_config = _continued_shape(origin, shape)
-        if context_length is None:
-            recipe = replace(recipe, context_length=min(DEFAULTS.context_length, origin.config.context_length))
-    source = {
-        "texts": names, "encoding": encoding, "errors": errors, "allow_special": allow_special,
-        "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
-        "sha256": corpus.fingerprint,
-    }  # fmt: skip
-    training_view.show(Run(
-        run_dir, recipe, corpus, its_tokenizer, model_config, origin,
-        source=source, device=device, dtype=dtype, threads=threads, force=force, choose_parts=automatic,
-        world=world, report=render.note, warn=render.warn,
+    world = _world()
+    training_view.show(new_run(
+        out or layout.ROOT / _run_name(texts),
+        TextOptions(texts, recipe.train_share, encoding, errors, allow_special), recipe, base,
+        shape=shape, named=given, tokenizer=tokenizer, init_from=init_from, force=force, device=device, dtype=dtype,
+        threads=threads, choose_parts=automatic, world=world, callbacks=_callbacks(),
     ))  # fmt: skip
 
 
 def _go_on(run: Path, given: dict[str, Any], device: str, threads: int | None) -> None:
-    from gptcli.training import distributed, resume
+    from gptcli.training import resume
+
+    world = _world()
+    with resume.resumed(run, given, device=device, threads=threads, world=world, callbacks=_callbacks()) as resumed:
+        training_view.show(resumed)
+
+
+def _world() -> "World":
+    """The processes of this run; from here on only the first one prints."""
+    from gptcli.training import distributed
 
     world = distributed.from_environment()
     render.verbosity.rank = world.rank
-    with resume.resumed(
-        run, given, device=device, threads=threads, world=world,
-        prepare=prepare.run, report=render.note, warn=render.warn,
-    ) as resumed:  # fmt: skip
-        training_view.show(resumed)
+    return world
+
+
+def _callbacks() -> "Callbacks":
+    from gptcli.data.open import Callbacks
+
+    return Callbacks(render.note, render.warn, prepare.run)
 
 
 def _run_name(texts: list[str]) -> str:
@@ -294,29 +282,3 @@ def _run_name(texts: list[str]) -> str:
         return "stdin"
     path = Path(texts[0])
     return "".join(c for c in (path.stem or path.resolve().name) if c not in '*?[]<>:"|') or "run"
-
-
-def _refuse_decoding(folder: Path | None, given: set[str]) -> None:
-    for name in ("encoding", "errors", "allow_special"):
-        if folder is not None and name in given:
-            raise GptcliError(
-                f"--{name.replace('_', '-')} says how to read a text, but {folder} holds tokens already.",
-                "Leave it out, or prepare the text again with it.",
-            )
-
-
-def _continued_shape(origin: "Checkpoint", shape: dict[str, Any]) -> GPTConfig:
-    """The checkpoint's shape; dropout may change, and the windows may be shorter than its context."""
-    for name, value in shape.items():
-        theirs = getattr(origin.config, name)
-        if name == "context_length" and value is not None and value > theirs:
-            raise GptcliError(
-                f"--context-length {value} is larger than the context of {origin.path}, {theirs}.",
-                f"Give at most {theirs}: its position embeddings end there.",
-            )
-        if name not in ("context_length", "drop_rate") and value is not None and value != theirs:
-            raise GptcliError(
-                f"--{name.replace('_', '-')} is {value}, but {origin.path} has {theirs}.",
-                "Leave it out: with --init-from the checkpoint decides the shape.",
-            )
-    return origin.config.with_changes(drop_rate=shape["drop_rate"])

@@ -1,13 +1,13 @@
 """What a run learns from: texts in memory, large texts by way of token shards, or a folder of gptcli prepare."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli import tokenizers
 from gptcli.data import documents, token_shards
 from gptcli.data.dataset import Corpus, make_corpus, open_prepared
-from gptcli.data.prepare import Preparation, Request
+from gptcli.data.prepare import Preparation, Request, default_workers
 from gptcli.data.text_decoding import PACKED
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers import Tokenizer
@@ -35,11 +35,40 @@ class TextOptions:
     allow_special: bool
 
 
+def _prepare(preparation: Preparation) -> None:
+    preparation.run(default_workers())
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """How the user is told what goes on; by default he is not.
+
+    Attributes:
+        report: called with a line that says what was chosen, or takes a while.
+        warn: called with a line that no user should miss.
+        prepare: does the preparation of a large text.
+    """
+
+    report: Callable[[str], None] = _ignore
+    warn: Callable[[str], None] = _ignore
+    prepare: Callable[[Preparation], None] = _prepare
+
+
 def open_texts(
-    options: TextOptions, kind: str | None, tokenizer: Tokenizer | None, cache: Path, *,
-    replace: bool, processes: int, prepare: Callable[[Preparation], None], report: Callable[[str], None],
-    warn: Callable[[str], None], advice: str | None = None,
-) -> tuple[Corpus, Tokenizer, list[str]]:  # fmt: skip
+    options: TextOptions,
+    kind: str | None,
+    tokenizer: Tokenizer | None,
+    cache: Path,
+    callbacks: Callbacks,
+    *,
+    replace: bool,
+    processes: int,
+    advice: str | None = None,
+) -> tuple[Corpus, Tokenizer, list[str]]:
     """The tokens, the tokenizer, and what names the texts when the run goes on.
 
     Args:
@@ -47,11 +76,9 @@ def open_texts(
         kind: of the tokenizer, if the user named one.
         tokenizer: the one to use; None for a new one.
         cache: the folder for the shards of a large text.
+        callbacks: for whatever takes a while or had to be changed to make the text fit.
         replace: whether a cache of other texts may go.
         processes: how many open these texts at the same time; only one alone makes shards.
-        prepare: does the preparation of a large text, as `Preparation.run` would.
-        report: called with a line that says what takes a while.
-        warn: called with a line for whatever had to be changed to make the text fit.
         advice: what to do about a cache of other texts, if --force is not it.
 
     Raises:
@@ -67,8 +94,10 @@ def open_texts(
                 f"The text is large, and {processes} processes cannot encode it together.",
                 "Encode it first (gptcli prepare TEXT --out FOLDER), and train on that folder.",
             )
-        report(f"The text is large: its tokens go to {preparation.out} first, and training reads them from there.")
-        prepare(preparation)
+        callbacks.report(
+            f"The text is large: its tokens go to {preparation.out} first, and training reads them from there."
+        )
+        callbacks.prepare(preparation)
         folder = cache
     if folder is not None:
         corpus, its_tokenizer = _open_prepared(folder, options.train_share, kind, tokenizer)
@@ -77,7 +106,7 @@ def open_texts(
         corpus, its_tokenizer = _read(options, kind or "gpt2", tokenizer)
         names = [text if text == "-" else str(Path(text).absolute()) for text in options.texts]
     for line in corpus.notes:
-        warn(line)
+        callbacks.warn(line)
     return corpus, its_tokenizer, names
 
 
@@ -99,6 +128,16 @@ def prepared_folder(texts: Sequence[str]) -> Path | None:
             "Give it alone, or prepare all texts into one folder: gptcli prepare TEXT... --out FOLDER",
         )
     return found[0] if found else None
+
+
+def refuse_decoding(folder: Path | None, named: Collection[str]) -> None:
+    """Raise GptcliError where ``named`` says how to read a text, and there are tokens in ``folder`` already."""
+    for name in ("encoding", "errors", "allow_special"):
+        if folder is not None and name in named:
+            raise GptcliError(
+                f"--{name.replace('_', '-')} says how to read a text, but {folder} holds tokens already.",
+                "Leave it out, or prepare the text again with it.",
+            )
 
 
 def input_paths(texts: Sequence[str]) -> list[Path]:

@@ -1,7 +1,7 @@
 """A run as it was left, to go on with, unless something that must not change has changed."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,7 @@ from typing import Any
 from gptcli.checkpoints import checkpoint, run_lock
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
-from gptcli.data.open import TextOptions, cache_beside, open_texts
-from gptcli.data.prepare import Preparation
+from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
 from gptcli.errors import GptcliError
 from gptcli.training import snapshots
 from gptcli.training.distributed import World
@@ -32,9 +31,8 @@ _NEW = "Give the text that the run began with, or start a new run from its weigh
 
 @contextmanager
 def resumed(
-    run: Path, given: dict[str, Any], *, device: str, threads: int | None, world: World,
-    prepare: Callable[[Preparation], None], report: Callable[[str], None], warn: Callable[[str], None],
-) -> Iterator[Run]:  # fmt: skip
+    run: Path, given: dict[str, Any], *, device: str, threads: int | None, world: World, callbacks: Callbacks
+) -> Iterator[Run]:
     """The run ``run`` where it was left; while the context lasts, nobody else may do it.
 
     Args:
@@ -43,8 +41,7 @@ def resumed(
         device: where to compute.
         threads: on how many; None for as many as before.
         world: the processes that do it together.
-        prepare: does the preparation of a large text, as `Preparation.run` would.
-        report, warn: called with a line, as `Run` says.
+        callbacks: while the run is looked up, and later by the run.
 
     Raises:
         GptcliError: there is no such run, another process is at it, it has ended, or its text or settings are not the
@@ -60,14 +57,13 @@ def resumed(
     snapshots.check_resumable(path)
     with run_lock.held(path) if world.is_first else nullcontext() as no_locks:
         if no_locks is not None:
-            warn(no_locks)
-        yield _opened(path, given, device, threads, world, prepare, report, warn)
+            callbacks.warn(no_locks)
+        yield _opened(path, given, device, threads, world, callbacks)
 
 
 def _opened(
-    path: Path, given: dict[str, Any], device: str, threads: int | None, world: World,
-    prepare: Callable[[Preparation], None], report: Callable[[str], None], warn: Callable[[str], None],
-) -> Run:  # fmt: skip
+    path: Path, given: dict[str, Any], device: str, threads: int | None, world: World, callbacks: Callbacks
+) -> Run:
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
     recipe = _recipe(path, snapshot, opened.config, opened.tokenizer.kind, given)
@@ -76,8 +72,8 @@ def _opened(
     texts = given.get("texts") or source["texts"]
     options = TextOptions(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
     corpus, _, _ = open_texts(
-        options, None, opened.tokenizer, cache_beside(path), replace=False, advice=_NEW,
-        processes=world.size, prepare=prepare, report=report, warn=warn,
+        options, None, opened.tokenizer, cache_beside(path), callbacks,
+        replace=False, processes=world.size, advice=_NEW,
     )  # fmt: skip
     if corpus.fingerprint != source["sha256"]:
         tokens = len(corpus.train) + len(corpus.validation)
@@ -89,16 +85,17 @@ def _opened(
             f"To go on, give it more: gptcli train --resume {path} {_more(ended, recipe)}",
         )
     for line in passed_over:
-        warn(line)
-    report(f"Going on with {path} after step {snapshot.progress['step']}.")
+        callbacks.warn(line)
+    callbacks.report(f"Going on with {path} after step {snapshot.progress['step']}.")
     if snapshot.facts["recipe"].get("dtype") == "auto":
         known = "precision" in snapshot.facts
         how = ", as it began" if known else ": its snapshots do not say what that was"
-        report(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
+        callbacks.report(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
     return Run(
         path, recipe, corpus, opened.tokenizer, opened.config, None,
         source=source, snapshot=snapshot, device=device, dtype=recipe.dtype,
-        threads=threads or _threads_before(snapshot), force=False, world=world, report=report, warn=warn,
+        threads=threads or _threads_before(snapshot), force=False, world=world,
+        report=callbacks.report, warn=callbacks.warn,
     )  # fmt: skip
 
 

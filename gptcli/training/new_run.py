@@ -1,0 +1,113 @@
+"""A new run: its texts opened, its model's shape decided, from new weights or from a checkpoint's."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gptcli.checkpoints import checkpoint, overwrite
+from gptcli.checkpoints.checkpoint import Checkpoint
+from gptcli.config.model import GPTConfig
+from gptcli.config.training import TrainConfig
+from gptcli.data.open import (
+    Callbacks,
+    TextOptions,
+    cache_beside,
+    input_paths,
+    open_texts,
+    prepared_folder,
+    refuse_decoding,
+)
+from gptcli.errors import GptcliError
+from gptcli.training.distributed import World
+from gptcli.training.run import Run
+
+
+def new_run(
+    path: Path,
+    texts: TextOptions,
+    recipe: TrainConfig,
+    model_config: GPTConfig,
+    *,
+    shape: Mapping[str, Any],
+    named: Collection[str],
+    tokenizer: str | None,
+    init_from: Path | None,
+    force: bool,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    choose_parts: bool,
+    world: World,
+    callbacks: Callbacks,
+) -> Run:
+    """A run at ``path``, where nothing is written yet but the token shards of a large text beside it.
+
+    Args:
+        path: the run's directory.
+        texts: what to learn.
+        recipe: how to train; its ``context_length`` counts for a checkpoint's model only if ``shape`` has it.
+        model_config: the shape of a new model, but for its vocabulary (the tokenizer's) and context (the windows').
+        shape: fields of it that were given, None for those that were not; a checkpoint has to agree.
+        named: which of encoding, errors, allow_special were given, which prepared tokens refuse.
+        tokenizer: its kind; None for the checkpoint's, that of prepared tokens, or gpt2.
+        init_from: a checkpoint, or its name under checkpoints/, to take weights, tokenizer and shape from.
+        force, device, dtype, threads, choose_parts, world: as `Run` takes them.
+        callbacks: while texts are opened, and later by the run.
+
+    Raises:
+        GptcliError: ``path`` must not be written to, a text or the checkpoint cannot be read, they and the options do
+            not go together; and what `Run` raises.
+    """
+    origin_path = checkpoint.find(init_from) if init_from is not None else None
+    inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
+    overwrite.check_output(path, force=force, inputs=inputs)
+    refuse_decoding(prepared_folder(texts.texts), named)
+    origin = checkpoint.load(origin_path) if origin_path is not None else None
+    corpus, its_tokenizer, names = open_texts(
+        texts, tokenizer, origin.tokenizer if origin else None, cache_beside(path), callbacks,
+        replace=force, processes=world.size,
+    )  # fmt: skip
+    if origin is None:
+        window = min(recipe.context_length, len(corpus.train) - 1)
+        model_config = model_config.with_changes(vocab_size=its_tokenizer.vocab_size, context_length=window)
+    else:
+        model_config = continued_shape(origin, shape)
+        if shape.get("context_length") is None:
+            window = min(TrainConfig().context_length, origin.config.context_length)
+            recipe = replace(recipe, context_length=window)
+    source = {
+        "texts": names, "encoding": texts.encoding, "errors": texts.errors, "allow_special": texts.allow_special,
+        "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
+        "sha256": corpus.fingerprint,
+    }  # fmt: skip
+    return Run(
+        path, recipe, corpus, its_tokenizer, model_config, origin,
+        source=source, device=device, dtype=dtype, threads=threads, force=force, choose_parts=choose_parts,
+        world=world, report=callbacks.report, warn=callbacks.warn,
+    )  # fmt: skip
+
+
+def continued_shape(origin: Checkpoint, shape: Mapping[str, Any]) -> GPTConfig:
+    """The checkpoint's shape; dropout may change, and the windows may be shorter than its context.
+
+    Args:
+        origin: the checkpoint.
+        shape: fields that were given, None for those that were not.
+
+    Raises:
+        GptcliError: another field differs from the checkpoint's, or the windows are longer than its context.
+    """
+    for name, value in shape.items():
+        theirs = getattr(origin.config, name)
+        if name == "context_length" and value is not None and value > theirs:
+            raise GptcliError(
+                f"--context-length {value} is larger than the context of {origin.path}, {theirs}.",
+                f"Give at most {theirs}: its position embeddings end there.",
+            )
+        if name not in ("context_length", "drop_rate") and value is not None and value != theirs:
+            raise GptcliError(
+                f"--{name.replace('_', '-')} is {value}, but {origin.path} has {theirs}.",
+                "Leave it out: with --init-from the checkpoint decides the shape.",
+            )
+    return origin.config.with_changes(drop_rate=shape.get("drop_rate"))

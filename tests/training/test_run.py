@@ -1,0 +1,121 @@
+"""A run without the command line: the same bytes, the same events, and not a word on a stream."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import TEXT
+
+from gptcli.checkpoints import checkpoint
+from gptcli.config.model import GPTConfig
+from gptcli.config.training import TrainConfig
+from gptcli.data.open import Callbacks, TextOptions, open_texts
+from gptcli.errors import GptcliError
+from gptcli.training import resume
+from gptcli.training.distributed import ALONE
+from gptcli.training.events import EpochEnded, Evaluated, Saved, Stepped
+from gptcli.training.new_run import new_run
+from gptcli.training.run import Run
+
+SHAPE = {"emb_dim": 16, "n_heads": 2, "n_layers": 2, "context_length": 16}
+OPTIONS = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
+
+
+def open_run(path: Path, story: Path, callbacks: Callbacks, **recipe: Any) -> Run:
+    base = GPTConfig.preset("small", drop_rate=0.1, qkv_bias=False, tie_weights=False, **SHAPE)
+    return new_run(
+        path, TextOptions([str(story)], 0.9, None, "strict", False), TrainConfig(context_length=16, **recipe), base,
+        shape=SHAPE, named=(), tokenizer="char", init_from=None, force=False, device="cpu", dtype="auto", threads=1,
+        choose_parts=False, world=ALONE, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def train(run: Run) -> list[Any]:
+    with run.prepared():
+        run.begin()
+        events = list(run.events())
+        run.finish()
+    return events
+
+
+def test_a_run_and_its_resuming_say_nothing_and_give_the_command_s_bytes(
+    gptcli: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path, story: Path
+) -> None:
+    options = (*OPTIONS, "--eval-every", 5, "--save-every", 4, "--sample-every", 0, "--threads", 1, "--device", "cpu")
+    assert gptcli("train", story, *options, "--max-steps", 12, "--out", "command").code == 0
+    lines: list[str] = []
+    callbacks = Callbacks(lines.append, lines.append)
+    run = open_run(tmp_path / "ours", story, callbacks, eval_every=5, save_every=4, sample_every=0, max_steps=8)
+    events = train(run)
+    with resume.resumed(
+        tmp_path / "ours", {"max_steps": 12}, device="cpu", threads=1, world=ALONE, callbacks=callbacks
+    ) as resumed:
+        assert resumed.first_step == 8
+        events += train(resumed)
+    assert capfd.readouterr() == ("", "")
+    assert lines[-1] == f"Going on with {tmp_path / 'ours'} after step 8."
+    assert [event.step for event in events if isinstance(event, Stepped)] == list(range(12))
+    assert {4, 8, 12} <= {event.step for event in events if isinstance(event, Saved)}
+    assert [row["step"] for row in checkpoint.read_metrics(tmp_path / "ours")] == [0, 5, 7, 10, 11]
+    assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 5, 7, 10, 11]
+    assert (tmp_path / "ours/loss.png").exists()
+    assert (tmp_path / "ours/model.safetensors").read_bytes() == Path("command/model.safetensors").read_bytes()
+
+
+def test_a_sample_leaves_the_run_as_it_is(tmp_path: Path, story: Path) -> None:
+    losses = []
+    for name in ("with", "without"):
+        run = open_run(tmp_path / name, story, Callbacks(), epochs=2, eval_every=100)
+        found = []
+        with run.prepared():
+            run.begin()
+            for event in run.events():
+                if isinstance(event, EpochEnded) and run.is_sampled(event.epoch) and name == "with":
+                    assert run.sample()
+                if isinstance(event, Stepped):
+                    found.append(event.loss)
+        losses.append(found)
+    assert losses[0] == losses[1]
+
+
+def test_whoever_leaves_early_can_go_on(tmp_path: Path, story: Path) -> None:
+    run = open_run(tmp_path / "run", story, Callbacks(), eval_every=100, save_every=2, sample_every=0)
+    with run.prepared():
+        run.begin()
+        with closing(run.events()) as events:
+            saved = next(event for event in events if isinstance(event, Saved) and event.step >= 2)
+        run.finish()
+    with resume.resumed(tmp_path / "run", {}, device="cpu", threads=1, world=ALONE, callbacks=Callbacks()) as resumed:
+        assert resumed.first_step == saved.step
+
+
+def test_what_resuming_may_not_change(tmp_path: Path, story: Path) -> None:
+    train(open_run(tmp_path / "run", story, Callbacks(), max_steps=2, sample_every=0))
+    for given, words in (
+        ({"out": tmp_path}, "--out cannot be combined with --resume"),
+        ({"n_layers": 3}, "--n-layers is 3, but"),
+        ({"learning_rate": 1.0}, "--learning-rate is 1.0, but"),
+        ({"tokenizer": "byte"}, "--tokenizer is byte, but .* began with char"),
+        ({"encoding": "latin-1"}, "--encoding is latin-1"),
+        ({}, "has ended: all 2 steps are done"),
+    ):
+        with (
+            pytest.raises(GptcliError, match=words),
+            resume.resumed(tmp_path / "run", given, device="cpu", threads=1, world=ALONE, callbacks=Callbacks()),
+        ):
+            pass
+
+
+def test_a_large_text_is_prepared_without_a_word(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: Path
+) -> None:
+    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
+    options = TextOptions([str(story)], 0.9, None, "strict", False)
+    corpus, tokenizer, names = open_texts(
+        options, "char", None, tmp_path / "cache", Callbacks(), replace=False, processes=1
+    )
+    assert (corpus.characters, tokenizer.kind, names) == (len(TEXT), "char", [str((tmp_path / "cache").absolute())])
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(GptcliError, match="2 processes cannot encode it together"):
+        open_texts(options, "char", None, tmp_path / "other", Callbacks(), replace=False, processes=2)
