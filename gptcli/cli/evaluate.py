@@ -1,7 +1,6 @@
 """gptcli evaluate: a figure that says how it was measured."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from gptcli.data.documents import Document
     from gptcli.device.placement import Placement
     from gptcli.evaluation.task_files import Item, Task
+    from gptcli.evaluation.text_measurement import WindowOptions
+    from gptcli.evaluation.text_results import TextResult
 
 TASKS = ("lambada", "choices", "cloze")
 
@@ -103,11 +104,12 @@ def evaluate(
     devices.set_threads(threads)
     if task is None:
         from gptcli.data import documents
+        from gptcli.evaluation.text_measurement import WindowOptions
 
         if plot is not None:
             _check_plot(plot)
         found = documents.read_documents(texts, encoding=encoding, errors=errors)
-        windows = TextOptions(stride, context, guide, bos, batch_size, plot)
+        windows = WindowOptions(stride, context, guide, bos, batch_size, observe=plot is not None)
         results = [_measure(loaded, found, windows, placement) for loaded in _load_all(checkpoint)]
         evaluation_view.show_texts(results, found, as_json)
         if plot is not None:
@@ -125,18 +127,6 @@ def evaluate(
             for loaded in _load_all(checkpoint)
         ]
         task_view.show_task(rows, setting, as_json)
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """The options of a perplexity, as given."""
-
-    stride: int | None
-    context: int | None
-    guide: bool
-    bos: bool | None
-    batch_size: int | None
-    plot: Path | None
 
 
 def _refuse_mixed(options_given: dict[str, Any], task: str | None) -> None:
@@ -160,43 +150,25 @@ def _load_all(names: list[Path] | None) -> "Iterator[Checkpoint]":
 
 
 def _measure(
-    loaded: "Checkpoint", found: "list[Document]", wanted: TextOptions, placement: "Placement"
-) -> evaluation_view.TextResult:
+    loaded: "Checkpoint", documents: "list[Document]", wanted: "WindowOptions", placement: "Placement"
+) -> "TextResult":
     from time import perf_counter
 
-    from gptcli.checkpoints import layout
-    from gptcli.evaluation import log_likelihood, perplexity
+    from gptcli.evaluation.text_measurement import TextMeasurement
 
-    bits = layout.packed_bits(loaded.path, layout.read_config(loaded.path)[1])
-    tokenizer = loaded.tokenizer
-    protocol = perplexity.make_protocol(loaded.config.context_length, wanted.context, wanted.stride, wanted.guide)
-    bos = tokenizer.eot_id is not None if wanted.bos is None else wanted.bos
-    runs = [perplexity.encode(document.text, tokenizer, bos) for document in found]
-    size = wanted.batch_size or log_likelihood.default_batch_size(protocol.context)
-    model = loaded.runner(placement.device, placement.dtype)
-    total = sum(1 for run in runs for _ in perplexity.windows(len(run), protocol))
+    measurement = TextMeasurement(loaded, documents, wanted, placement)
     started = perf_counter()
-    with render.progress(total, "window", loaded.path.name) as bar:
-        measured = perplexity.measure(model, runs, protocol, size, wanted.plot is not None, bar.update)
+    with render.progress(measurement.windows, "window", loaded.path.name) as bar:
+        result = measurement.measure(bar.update)
     seconds = perf_counter() - started
-    if wanted.bos is None and not bos:
+    if wanted.bos is None and not measurement.bos:
         render.note(
-            f"The {tokenizer.kind} tokenizer has no end-of-text token to put before a text, so that its first token is "
-            "read and not scored."
+            f"The {result.tokenizer} tokenizer has no end-of-text token to put before a text, so that its first token "
+            "is read and not scored."
         )
-    render.detail(f"{loaded.path}: {seconds:.1f} s, {measured.tokens / seconds:,.0f} tokens/s, {size} windows at once.")
-    return evaluation_view.TextResult(
-        checkpoint=str(loaded.path),
-        tokenizer=tokenizer.kind,
-        fingerprint=tokenizer.fingerprint,
-        weights=f"int{bits}" if bits < 32 else "float32",
-        dtype=str(placement.dtype).removeprefix("torch."),
-        device=str(placement.device),
-        bos=bos,
-        protocol=protocol,
-        measured=measured,
-        tokens=sum(len(run) for run in runs) - len(runs) * bos,
-    )
+    speed, size = result.measured.tokens / seconds, measurement.batch_size
+    render.detail(f"{loaded.path}: {seconds:.1f} s, {speed:,.0f} tokens/s, {size} windows at once.")
+    return result
 
 
 def _check_plot(plot: Path) -> None:
@@ -208,7 +180,7 @@ def _check_plot(plot: Path) -> None:
         raise GptcliError(f"--plot {plot} cannot be written.", "Give a file in a folder that is there.")
 
 
-def _draw(results: list[evaluation_view.TextResult], plot: Path) -> None:
+def _draw(results: "list[TextResult]", plot: Path) -> None:
     from gptcli.evaluation import plots
 
     names = evaluation_view.short_names([result.checkpoint for result in results])
@@ -245,35 +217,14 @@ def _run_task(
     placement: "Placement",
 ) -> list[dict[str, Any]]:
     """The rows of every item, those of an earlier run of the same measurement taken from ``out``."""
-    from contextlib import ExitStack
+    from gptcli.evaluation import task_run
 
-    from gptcli.checkpoints.layout import WEIGHTS
-    from gptcli.evaluation import log_likelihood, results_log, tasks
-
-    rows: dict[int, dict[str, Any]] = {}
-    with ExitStack() as stack:
-        log = None
-        if out is not None:
-            # All that decides a row; --limit and --batch-size do not.
-            identity = setting | {
-                "file": results_log.sha256_of(Path(setting["file"])),
-                "weights": results_log.sha256_of(loaded.path / WEIGHTS),
-                "tokenizer": loaded.tokenizer.fingerprint,
-                "dtype": str(placement.dtype),
-            }
-            run = results_log.run_id(identity)
-            rows = {row["line"]: row for row in results_log.read(out, run)}
-            log = stack.enter_context(results_log.opened(out, run))
-        left = [item for item in items if item.line not in rows]
-        if len(left) < len(items):
-            render.note(f"{len(items) - len(left)} of {len(items)} items of {loaded.path} are in {out} already.")
-        size = batch_size or log_likelihood.default_batch_size(min(loaded.config.context_length, 256))
-        bar = stack.enter_context(render.progress(len(items), "item", loaded.path.name))
-        bar.update(len(items) - len(left))
-        model = loaded.runner(placement.device, placement.dtype)
-        for row in tasks.run(model, loaded.tokenizer, left, size, setting["bos"], Path(setting["file"])):
-            rows[row["line"]] = row
-            bar.update()
-            if log is not None:
-                log.append(row)
-    return [rows[item.line] for item in items]
+    with task_run.opened(loaded, items, setting, out, batch_size, placement) as run:
+        done = sum(item.line in run.done for item in items)
+        if done:
+            render.note(f"{done} of {len(items)} items of {loaded.path} are in {out} already.")
+        with render.progress(len(items), "item", loaded.path.name) as bar:
+            bar.update(done)
+            for _ in run.run():
+                bar.update()
+        return run.rows()

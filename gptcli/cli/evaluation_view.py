@@ -2,86 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli import figures, render
+from gptcli.evaluation.text_results import NATS_TO_BITS, TextResult, Units, difference, text_sha256
 
 if TYPE_CHECKING:
     from gptcli.data.documents import Document
-    from gptcli.evaluation.perplexity import Measured, Protocol
 
-NATS_TO_BITS = 1 / math.log(2)
 RIGHT = "right"
-
-
-@dataclass(frozen=True)
-class TextResult:
-    """What one checkpoint gave to the texts.
-
-    Attributes:
-        checkpoint: its path.
-        tokenizer, fingerprint: kind and SHA-256 of its tokenizer.
-        weights: how the checkpoint holds them, float32, int8 or int4.
-        dtype, device: computed in and on.
-        bos: whether the end-of-text id was before each text.
-        protocol: the windows.
-        measured: the likelihoods.
-        tokens: of the texts, scored or not.
-    """
-
-    checkpoint: str
-    tokenizer: str
-    fingerprint: str
-    weights: str
-    dtype: str
-    device: str
-    bos: bool
-    protocol: "Protocol"
-    measured: "Measured"
-    tokens: int
-
-    def how(self) -> str:
-        """The protocol in a phrase."""
-        first = "after the end-of-text id" if self.bos else "first token not scored"
-        guide = ", windows of transformers' guide" if self.protocol.guide else ""
-        return f"context {self.protocol.context:,}, stride {self.protocol.stride:,}{guide}, {first}"
-
-    def precision(self) -> str:
-        """Of weights and arithmetic in a phrase."""
-        return self.dtype if self.weights == "float32" else f"{self.weights} weights, {self.dtype}"
-
-    def nats_each(self, units: int) -> tuple[float, float]:
-        """Nats a unit of which the texts have ``units``, and the standard error.
-
-        Where some tokens are not scored, they count as average ones.
-        """
-        share = self.tokens / units
-        return self.measured.mean * share, self.measured.standard_error * share
-
-
-@dataclass(frozen=True)
-class Units:
-    """How long the texts are: words between white space, UTF-8 bytes, characters."""
-
-    word: int
-    byte: int
-    character: int
-
-    @classmethod
-    def of(cls, documents: "Sequence[Document]") -> "Units":
-        texts = [document.text for document in documents]
-        return cls(
-            sum(len(text.split()) for text in texts),
-            sum(len(text.encode("utf-8", "replace")) for text in texts),
-            sum(len(text) for text in texts),
-        )
 
 
 def show_texts(results: Sequence[TextResult], documents: "Sequence[Document]", as_json: bool) -> None:
     """Print the result of one or several checkpoints on the same texts."""
-    units, sha256 = Units.of(documents), _sha256(documents)
+    units, sha256 = Units.of(documents), text_sha256(documents)
     names = ", ".join(Path(document.name).name for document in documents[:3]) + (", …" if len(documents) > 3 else "")
     if as_json:
         render.print_json(_texts_as_json(results, documents, units, sha256))
@@ -154,20 +89,6 @@ def _print_several(results: Sequence[TextResult], names: str, units: Units, sha2
     render.print_table(f"{len(results)} checkpoints on {names}", columns, rows, caption)
 
 
-def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any]:
-    """``result`` less ``first``: in nats a token where they scored the same tokens, else in bits a byte."""
-    if result.fingerprint == first.fingerprint and result.measured.is_paired_with(first.measured):
-        value, error = result.measured.difference(first.measured)
-        return {"unit": "nats a token", "value": value, "standard_error": error, "paired": True}
-    (a, a_error), (b, b_error) = result.nats_each(units.byte), first.nats_each(units.byte)
-    return {
-        "unit": "bits a byte",
-        "value": (a - b) * NATS_TO_BITS,
-        "standard_error": math.hypot(a_error, b_error) * NATS_TO_BITS,
-        "paired": False,
-    }
-
-
 def _change(change: dict[str, Any]) -> str:
     how = "" if change["paired"] else ", not paired"
     digits = 6 if abs(change["value"]) < 0.001 else 4
@@ -234,16 +155,6 @@ def short_names(paths: Sequence[str]) -> list[str]:
     """The last part of each path, or the whole path where two are alike."""
     names = [Path(path).name for path in paths]
     return list(paths) if len(set(names)) < len(names) else names
-
-
-def _sha256(documents: "Sequence[Document]") -> str:
-    """Of the texts in UTF-8, one after the other."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.text.encode("utf-8", "replace"))
-    return digest.hexdigest()
 
 
 def _exp(nats: float) -> float:

@@ -1,0 +1,98 @@
+"""What checkpoints gave to texts, by token, word, byte and character, and how two differ. No torch is needed."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptcli.data.documents import Document
+    from gptcli.evaluation.perplexity import Measured, Protocol
+
+NATS_TO_BITS = 1 / math.log(2)
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """What one checkpoint gave to the texts.
+
+    Attributes:
+        checkpoint: its path.
+        tokenizer, fingerprint: kind and SHA-256 of its tokenizer.
+        weights: how the checkpoint holds them, float32, int8 or int4.
+        dtype, device: computed in and on.
+        bos: whether the end-of-text id was before each text.
+        protocol: the windows.
+        measured: the likelihoods.
+        tokens: of the texts, scored or not.
+    """
+
+    checkpoint: str
+    tokenizer: str
+    fingerprint: str
+    weights: str
+    dtype: str
+    device: str
+    bos: bool
+    protocol: "Protocol"
+    measured: "Measured"
+    tokens: int
+
+    def how(self) -> str:
+        """The protocol in a phrase."""
+        first = "after the end-of-text id" if self.bos else "first token not scored"
+        guide = ", windows of transformers' guide" if self.protocol.guide else ""
+        return f"context {self.protocol.context:,}, stride {self.protocol.stride:,}{guide}, {first}"
+
+    def precision(self) -> str:
+        """Of weights and arithmetic in a phrase."""
+        return self.dtype if self.weights == "float32" else f"{self.weights} weights, {self.dtype}"
+
+    def nats_each(self, units: int) -> tuple[float, float]:
+        """Nats a unit of which the texts have ``units``, and the standard error.
+
+        Where some tokens are not scored, they count as average ones.
+        """
+        share = self.tokens / units
+        return self.measured.mean * share, self.measured.standard_error * share
+
+
+@dataclass(frozen=True)
+class Units:
+    """How long the texts are: words between white space, UTF-8 bytes, characters."""
+
+    word: int
+    byte: int
+    character: int
+
+    @classmethod
+    def of(cls, documents: "Sequence[Document]") -> "Units":
+        texts = [document.text for document in documents]
+        return cls(
+            sum(len(text.split()) for text in texts),
+            sum(len(text.encode("utf-8", "replace")) for text in texts),
+            sum(len(text) for text in texts),
+        )
+
+
+def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any]:
+    """``result`` less ``first``: in nats a token where they scored the same tokens, else in bits a byte."""
+    if result.fingerprint == first.fingerprint and result.measured.is_paired_with(first.measured):
+        value, error = result.measured.difference(first.measured)
+        return {"unit": "nats a token", "value": value, "standard_error": error, "paired": True}
+    (a, a_error), (b, b_error) = result.nats_each(units.byte), first.nats_each(units.byte)
+    return {
+        "unit": "bits a byte",
+        "value": (a - b) * NATS_TO_BITS,
+        "standard_error": math.hypot(a_error, b_error) * NATS_TO_BITS,
+        "paired": False,
+    }
+
+
+def text_sha256(documents: "Sequence[Document]") -> str:
+    """SHA-256, in hex, of the texts in UTF-8, one after the other."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.text.encode("utf-8", "replace"))
+    return digest.hexdigest()
