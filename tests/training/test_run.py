@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TEXT
 
 from gptcli.checkpoints import checkpoint
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
-from gptcli.data.open import Callbacks, TextOptions, open_texts
+from gptcli.data.open import Callbacks, TextOptions
 from gptcli.errors import GptcliError
 from gptcli.training import resume
 from gptcli.training.distributed import ALONE
@@ -105,17 +104,3 @@ def test_what_resuming_may_not_change(tmp_path: Path, story: Path) -> None:
             resume.resumed(tmp_path / "run", given, device="cpu", threads=1, world=ALONE, callbacks=Callbacks()),
         ):
             pass
-
-
-def test_a_large_text_is_prepared_without_a_word(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: Path
-) -> None:
-    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
-    options = TextOptions([str(story)], 0.9, None, "strict", False)
-    corpus, tokenizer, names = open_texts(
-        options, "char", None, tmp_path / "cache", Callbacks(), replace=False, processes=1
-    )
-    assert (corpus.characters, tokenizer.kind, names) == (len(TEXT), "char", [str((tmp_path / "cache").absolute())])
-    assert capfd.readouterr() == ("", "")
-    with pytest.raises(GptcliError, match="2 processes cannot encode it together"):
-        open_texts(options, "char", None, tmp_path / "other", Callbacks(), replace=False, processes=2)

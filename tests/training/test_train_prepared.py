@@ -15,7 +15,6 @@ from runs import MODEL, TEXT
 from gptcli.checkpoints import checkpoint
 from gptcli.data import token_shards
 from gptcli.data.dataset import Permutation, Windows, open_prepared
-from gptcli.tokenizers.byte import ByteTokenizer
 
 FEW = (*MODEL, "--sample-every", 0, "--threads", 1, "--eval-every", 10)
 
@@ -168,43 +167,6 @@ def test_no_validation_part(gptcli: Any, prepared: Path) -> None:
     result = gptcli("train", prepared, *FEW, "--max-steps", 1, "--train-share", 1)
     assert result.code == 0, result.err
     assert "without a validation loss" in result.err
-
-
-def test_a_large_text_is_prepared_first(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("story.txt").write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
-    options = ("train", "story.txt", *FEW, "--tokenizer", "byte", "--max-steps", 12, "--sample-every", 1)
-    cache = Path("checkpoints/story.tokens")
-    result = gptcli(*options)
-    assert result.code == 0, result.err
-    assert f"The text is large: its tokens go to {cache} first" in result.err
-    tokens = token_shards.open_shards(cache)
-    assert tokens.rows([0], len(tokens))[0].tolist() == ByteTokenizer().encode(TEXT)
-    first = digest(Path("checkpoints/story"))
-    result = gptcli(*options, "--force")
-    assert f"{cache} is ready and whole" in result.err
-    assert digest(Path("checkpoints/story")) == first
-    result = gptcli("train", "--resume", "checkpoints/story", "--max-steps", 14)
-    assert result.code == 0, result.err
-    assert "prepare" not in result.err
-    assert gptcli("train", "story.txt", "--resume", "checkpoints/story", "--max-steps", 16).code == 0
-    # Another text takes the cache's place for a new run, but not when going on.
-    Path("story.txt").write_text(TEXT * 2, encoding="utf-8")
-    more = ("train", "story.txt", "--resume", "checkpoints/story", "--max-steps", 18)
-    changed = gptcli(*more)
-    changed.assert_user_error("story.txt has changed", "the text that the run began with")
-    assert "--force" not in changed.err
-    assert gptcli(*options, "--force").code == 0
-    assert len(token_shards.open_shards(cache)) == 2 * len(TEXT)
-
-
-def test_several_processes_do_not_prepare_together(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("story.txt").write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
-        monkeypatch.setenv(name, value)
-    gptcli("train", "story.txt", *FEW).assert_user_error("2 processes", "gptcli prepare")
-    assert not Path("checkpoints").exists()
 
 
 def test_every_rank_reads_its_own_rows(prepared: Path) -> None:
