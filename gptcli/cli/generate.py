@@ -117,7 +117,7 @@ def generate(
     tokenizer = layout.tokenizer_of(path, ours)
     layout.check_parts(path, config, tokenizer)
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
-    placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "tell": render.note}
+    placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "report": render.note}
     opening = functools.partial(
         open_decoder, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
     )
@@ -220,10 +220,10 @@ def _print_text(prompt: str, result: "Completion", first: bool, stream: bool) ->
 
 def _brought(tally: "Tally") -> str:
     """What a draft brought, in one line."""
-    share = f" ({tally.taken / tally.proposed:.0%})" if tally.proposed else ""
+    share = f" ({tally.accepted / tally.proposed:.0%})" if tally.proposed else ""
     line = (
-        f"Draft: {tally.taken} of {tally.proposed} proposed tokens taken{share}; "
-        f"{tally.tokens / tally.readings:.2f} tokens for each reading of the model"
+        f"Draft: {tally.accepted} of {tally.proposed} proposed tokens accepted{share}; "
+        f"{tally.tokens / tally.forward_passes:.2f} tokens for each forward pass of the model"
     )
     faster = tally.speed_up()
     return (

@@ -212,7 +212,7 @@ def train(
         raise GptcliError(
             f"--batch-size {batch_size} cannot be combined with {'--resume' if resume is not None else '--accumulate'}:"
             " it finds out in how many parts to compute a step.",
-            "Leave one of the two out; --accumulate N may change from one sitting to the next.",
+            "Leave one of the two out; --accumulate N may change from one session to the next.",
         )
     options.check_text(sample_prompt, "--sample-prompt")
     if resume is not None:

@@ -78,7 +78,7 @@ class _TrainingView:
             self.step = event.step + 1
             bar.update()
             _say(bar, f"Step {event.step} is skipped: loss {event.loss:g}, gradient norm {event.grad_norm:g}.")
-        elif isinstance(event, events.WentBack):
+        elif isinstance(event, events.RolledBack):
             bar.update(event.step - self.step)
             self.step = event.step
             share = f"{event.rate_factor:g} of its learning rate"

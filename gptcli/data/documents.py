@@ -126,7 +126,7 @@ def stream(
     errors: str,
     field: str | None = None,
     stdin: BinaryIO | None = None,
-    tell: Callable[[int], None] = lambda count: None,
+    report: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[str, bool, str]]:
     """Every text in pieces of about a megabyte: (name of the file, whether a text begins here, piece).
 
@@ -138,7 +138,7 @@ def stream(
         errors: likewise.
         field: the files hold a JSON object a line, and this field of each is a text of its own.
         stdin: where ``-`` reads from.
-        tell: is told how many bytes of all the files have been read so far.
+        report: is told how many bytes of all the files have been read so far.
 
     Raises:
         GptcliError: a file that is unreadable, damaged, empty, binary, not in the encoding or, with ``field``, not what
@@ -152,7 +152,7 @@ def stream(
 
             def note(count: int, before: int = before, read: list[int] = read) -> None:
                 read[0] = count
-                tell(before + count)
+                report(before + count)
 
             name = "stdin" if path is None else str(path)
             data = _counted(_read(path, stdin, note), sizes)
@@ -178,7 +178,7 @@ def _counted(data: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
         yield chunk
 
 
-def _read(path: Path | None, stdin: BinaryIO | None, tell: Callable[[int], None]) -> Iterator[bytes]:
+def _read(path: Path | None, stdin: BinaryIO | None, report: Callable[[int], None]) -> Iterator[bytes]:
     if path is None:
         source = stdin or sys.stdin.buffer
         try:
@@ -189,7 +189,7 @@ def _read(path: Path | None, stdin: BinaryIO | None, tell: Callable[[int], None]
             raise GptcliError(f"Cannot read stdin: {why}", "Give the path of a text file, or send a text.") from error
         return
     try:
-        yield from chunks(path, tell)
+        yield from chunks(path, report)
     except FileNotFoundError:
         raise GptcliError(f"No such file: {path}", _nearest_file(path)) from None
     except OSError as error:

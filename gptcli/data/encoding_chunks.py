@@ -1,4 +1,4 @@
-"""Texts cut into portions that can be encoded apart, for tokens that are those of the whole."""
+"""Texts cut into chunks that can be encoded apart, for tokens that are those of the whole."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,8 +15,8 @@ _CUT = re.compile(rf"(?<=[^{WHITE_SPACE}])[{WHITE_SPACE}]")
 Portion = list[tuple[bool, str]]
 
 
-def portions(pieces: Iterable[tuple[bool, str]], size: int = PORTION) -> Iterator[Portion]:
-    """Texts in portions of at least ``size`` characters, which depend on the texts alone and may be encoded apart.
+def chunks(pieces: Iterable[tuple[bool, str]], size: int = PORTION) -> Iterator[Portion]:
+    """Texts in chunks of at least ``size`` characters, which depend on the texts alone and may be encoded apart.
 
     A text that must be cut is cut before the first white space after ``size`` characters that follows something else.
 
@@ -24,16 +24,16 @@ def portions(pieces: Iterable[tuple[bool, str]], size: int = PORTION) -> Iterato
         pieces: texts in pieces, however cut: (whether a text begins here, piece).
         size: characters.
     """
-    portion: Portion = []
+    chunk: Portion = []
     length = 0
     for part in _cut_texts(pieces, size):
-        portion.append(part)
+        chunk.append(part)
         length += len(part[1])
         if length >= size:
-            yield portion
-            portion, length = [], 0
-    if portion:
-        yield portion
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
 
 
 def _cut_texts(pieces: Iterable[tuple[bool, str]], size: int) -> Iterator[tuple[bool, str]]:

@@ -1,7 +1,7 @@
 """Texts of any size to token shards: in parallel, in memory that does not grow, and where it stopped it goes on.
 
-The texts are read in portions (see portions.py). Where one ends depends on the texts alone, so that a shard can say at
-which token of which portion it ends: to go on, the portions before are read again, but not encoded.
+The texts are read in chunks (see chunks.py). Where one ends depends on the texts alone, so that a shard can say at
+which token of which chunk it ends: to go on, the chunks before are read again, but not encoded.
 """
 
 import os
@@ -20,7 +20,7 @@ from gptcli import tokenizers
 from gptcli.checkpoints import overwrite
 from gptcli.checkpoints.safetensors_file import clear_partials, partial_path
 from gptcli.data import documents, token_shards
-from gptcli.data.encoding_chunks import Portion, portions
+from gptcli.data.encoding_chunks import Portion, chunks
 from gptcli.data.token_shards import Place, Tokens, Writer
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers import Tokenizer
@@ -30,7 +30,7 @@ from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.tokenizers.word import WordTokenizer
 
 SHARD_TOKENS = 2**25
-IN_FLIGHT = 3  # portions a worker
+IN_FLIGHT = 3  # chunks a worker
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ class Preparation:
                 "Save the text as a file first, or choose the gpt2 or byte tokenizer.",
             )
 
-    def run(self, workers: int, tell: Callable[[int], None] = lambda count: None) -> None:
+    def run(self, workers: int, report: Callable[[int], None] = lambda count: None) -> None:
         """Do what there is left to do.
 
         Args:
             workers: threads that encode.
-            tell: is told now and then how many bytes have been read, of `bytes` times `passes`.
+            report: is told now and then how many bytes have been read, of `bytes` times `passes`.
 
         Raises:
             GptcliError: a text that cannot be read (a folder that was begun here disappears), or a disk that cannot
@@ -122,8 +122,8 @@ class Preparation:
         if self.state == "finished":
             return
         try:
-            tokenizer = self._begin(tell) if self.state == "new" else self._saved_tokenizer()
-            self._encode(tokenizer, workers, lambda count: tell(count + (self.passes - 1) * self.bytes))
+            tokenizer = self._begin(report) if self.state == "new" else self._saved_tokenizer()
+            self._encode(tokenizer, workers, lambda count: report(count + (self.passes - 1) * self.bytes))
         except GptcliError:
             if self._begun and not overwrite.foreign(self.out, token_shards.FOLDER.ours):
                 shutil.rmtree(self.out, ignore_errors=True)
@@ -213,14 +213,14 @@ class Preparation:
         about = token_shards.read_manifest(self.out)["tokenizer"]
         return tokenizers.load(self.out, about["kind"], about["fingerprint"])
 
-    def _stream(self, tell: Callable[[int], None]) -> Iterator[tuple[bool, str]]:
+    def _stream(self, report: Callable[[int], None]) -> Iterator[tuple[bool, str]]:
         request = self.request
         how: dict[str, Any] = {"encoding": request.encoding, "errors": request.errors, "field": request.field}
-        return ((begins, text) for _, begins, text in documents.stream(self._found, **how, tell=tell))
+        return ((begins, text) for _, begins, text in documents.stream(self._found, **how, report=report))
 
-    def _begin(self, tell: Callable[[int], None]) -> Tokenizer:
+    def _begin(self, report: Callable[[int], None]) -> Tokenizer:
         """Make the folder, with the tokenizer and an unfinished corpus.json in it; it appears at once."""
-        tokenizer = self._given or self._new_tokenizer(tell)
+        tokenizer = self._given or self._new_tokenizer(report)
         partial = partial_path(self.out)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -234,15 +234,15 @@ class Preparation:
             shutil.rmtree(partial, ignore_errors=True)
         return tokenizer
 
-    def _new_tokenizer(self, tell: Callable[[int], None]) -> Tokenizer:
+    def _new_tokenizer(self, report: Callable[[int], None]) -> Tokenizer:
         if self.passes == 1:
             return tokenizers.build(self.request.kind)
         several = 0
 
         def pieces() -> Iterator[str]:
             nonlocal several
-            for portion in portions(self._stream(tell)):
-                for separated, text in portion:
+            for chunk in chunks(self._stream(report)):
+                for separated, text in chunk:
                     several |= separated
                     yield text
             if several:
@@ -251,7 +251,7 @@ class Preparation:
         learned = CharTokenizer if self.request.kind == "char" else WordTokenizer
         return learned.from_pieces(pieces())
 
-    def _encode(self, tokenizer: Tokenizer, workers: int, tell: Callable[[int], None]) -> None:
+    def _encode(self, tokenizer: Tokenizer, workers: int, report: Callable[[int], None]) -> None:
         dtype = token_shards.token_dtype(tokenizer.vocab_size)
         encode = _encoder(tokenizer, self.request.allow_special)
         totals = {"documents": 1, "characters": 0, "tokens": 0}
@@ -262,21 +262,21 @@ class Preparation:
             read = count
 
         def counted() -> Iterator[tuple[Portion, int]]:
-            for portion in portions(self._stream(note)):
-                totals["documents"] += sum(separated for separated, _ in portion)
-                totals["characters"] += sum(len(text) for _, text in portion)
-                yield portion, read
+            for chunk in chunks(self._stream(note)):
+                totals["documents"] += sum(separated for separated, _ in chunk)
+                totals["characters"] += sum(len(text) for _, text in chunk)
+                yield chunk, read
 
         writer = Writer(self.out, tokenizer.fingerprint, dtype, self.request.shard_tokens, self.shards_done)
         numbered = counted()
-        for _, count in islice(numbered, self._start.portion):
-            tell(count)
-        number, first = self._start.portion, self._start.tokens
+        for _, count in islice(numbered, self._start.chunk):
+            report(count)
+        number, first = self._start.chunk, self._start.tokens
         try:
             for tokens, count in _in_order(numbered, encode, workers):
                 writer.add(tokens, number, first)
                 number, first = number + 1, 0
-                tell(count)
+                report(count)
             writer.end_shard(Place(number))
         finally:
             writer.close()
@@ -295,9 +295,9 @@ class Preparation:
 def _encoder(tokenizer: Tokenizer, allow_special: bool) -> Callable[[Portion], Tokens]:
     dtype, eot = token_shards.token_dtype(tokenizer.vocab_size), tokenizer.eot_id
 
-    def encode(portion: Portion) -> Tokens:
+    def encode(chunk: Portion) -> Tokens:
         runs: list[Tokens] = []
-        for separated, text in portion:
+        for separated, text in chunk:
             if separated and eot is not None:
                 runs.append(np.array([eot], dtype))
             if isinstance(tokenizer, GPT2Tokenizer):
@@ -310,14 +310,14 @@ def _encoder(tokenizer: Tokenizer, allow_special: bool) -> Callable[[Portion], T
 
 
 def _in_order(
-    portions: Iterable[tuple[Portion, int]], encode: Callable[[Portion], Tokens], workers: int
+    chunks: Iterable[tuple[Portion, int]], encode: Callable[[Portion], Tokens], workers: int
 ) -> Iterator[tuple[Tokens, int]]:
-    """Encode in threads (tiktoken lets go of Python's lock), a few portions ahead of the one asked for."""
+    """Encode in threads (tiktoken lets go of Python's lock), a few chunks ahead of the one asked for."""
     waiting: deque[tuple[Future[Tokens], int]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for portion, count in portions:
-                waiting.append((pool.submit(encode, portion), count))
+            for chunk, count in chunks:
+                waiting.append((pool.submit(encode, chunk), count))
                 if len(waiting) >= IN_FLIGHT * workers:
                     done, read = waiting.popleft()
                     yield done.result(), read

@@ -49,12 +49,12 @@ _BINARY_STARTS = (
 )
 
 
-def chunks(path: Path, tell: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
+def chunks(path: Path, report: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
     """The bytes of a file, a piece at a time; a .gz or .zst file is unpacked on the way.
 
     Args:
         path: the file.
-        tell: is told how many bytes of the file itself have been read so far.
+        report: is told how many bytes of the file itself have been read so far.
 
     Raises:
         GptcliError: a packed file that is damaged or cut short, or a .zst file where nothing can unpack it.
@@ -63,7 +63,7 @@ def chunks(path: Path, tell: Callable[[int], None] = lambda count: None) -> Iter
     unpack = {".gz": _gunzip, ".zst": _unzstd}.get(path.suffix.lower(), _plain)
     with path.open("rb") as file:
         for chunk in unpack(path, file):
-            tell(file.tell())
+            report(file.tell())
             if chunk:
                 yield chunk
 

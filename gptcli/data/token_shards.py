@@ -43,9 +43,9 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a text: ``portion`` portions of it are done (see portions.py), and ``tokens`` of the one after."""
+    """A place in a text: ``chunk`` chunks of it are done (see chunks.py), and ``tokens`` of the one after."""
 
-    portion: int = 0
+    chunk: int = 0
     tokens: int = 0
 
 
@@ -70,7 +70,7 @@ class Header:
     def pack(self) -> bytes:
         """As it is in the file."""
         known = (MAGIC, VERSION, self.width, self.count, self.crc, bytes.fromhex(self.fingerprint))
-        raw = _HEADER.pack(*known, self.end.portion, self.end.tokens, 0)[:-4]
+        raw = _HEADER.pack(*known, self.end.chunk, self.end.tokens, 0)[:-4]
         return raw + struct.pack("<I", zlib.crc32(raw))
 
 
@@ -103,7 +103,7 @@ def read_header(path: Path) -> Header:
         raise GptcliError(
             f"{path} is cut short: it has {size} bytes, and its header alone takes {_HEADER.size}.", _ANEW
         )
-    _, version, width, count, crc, fingerprint, portion, tokens, own_crc = _HEADER.unpack(raw)
+    _, version, width, count, crc, fingerprint, chunk, tokens, own_crc = _HEADER.unpack(raw)
     if version != VERSION:
         raise GptcliError(f"{path} is a shard of version {version}; this gptcli reads version {VERSION}.", _AGAIN)
     if zlib.crc32(raw[:-4]) != own_crc or width not in (2, 4):
@@ -112,7 +112,7 @@ def read_header(path: Path) -> Header:
     if size != needed:
         what = "is cut short" if size < needed else "is too long"
         raise GptcliError(f"{path} {what}: its {count:,} tokens take {needed:,} bytes, but it has {size:,}.", _ANEW)
-    return Header(width, count, crc, fingerprint.hex(), Place(portion, tokens))
+    return Header(width, count, crc, fingerprint.hex(), Place(chunk, tokens))
 
 
 def check_fingerprint(path: Path, header: Header, fingerprint: str) -> None:
@@ -157,8 +157,8 @@ class Writer:
         self._partial = partial_path(folder / "shard")
         clear_partials(folder / "shard")
 
-    def add(self, tokens: Tokens, portion: int, first: int = 0) -> None:
-        """Append ``tokens[first:]``, where ``tokens`` are those of portion number ``portion``."""
+    def add(self, tokens: Tokens, chunk: int, first: int = 0) -> None:
+        """Append ``tokens[first:]``, where ``tokens`` are those of chunk number ``chunk``."""
         while first < len(tokens):
             part = tokens[first : first + self._shard_tokens - self._count].astype(self._dtype, copy=False)
             if self._file is None:
@@ -169,7 +169,7 @@ class Writer:
             self._count += len(part)
             first += len(part)
             if self._count == self._shard_tokens:
-                self.end_shard(Place(portion, first))
+                self.end_shard(Place(chunk, first))
 
     def end_shard(self, end: Place) -> None:
         """Give the shard begun, if there is one, its header and its name."""

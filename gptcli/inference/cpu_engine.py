@@ -36,7 +36,7 @@ class Engine:
         capacity: tokens that each slot of the cache has room for.
         slots: sequences that can be under way at once.
         threads: how many compute, the calling one included.
-        tell: called with a line that says what takes a while.
+        report: called with a line that says what takes a while.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Engine:
         capacity: int | None = None,
         slots: int = 1,
         threads: int = 1,
-        tell: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config = config
         self.slots = slots
         self.at_once = AT_ONCE
         self.threads = min(threads, c.MAX_THREADS)
         self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
-        self._kernels = Kernels(tell)
+        self._kernels = Kernels(report)
         self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
         self._matrices = Matrices(config, self._table, self._kernels, bits, self.threads)
         self._matrices.fill(tensors)
@@ -63,17 +63,17 @@ class Engine:
         self._write_program()
         self._start(bits)
 
-    def twin(self, bits: int) -> "Engine":
+    def quantized_copy(self, bits: int) -> "Engine":
         """This model with its float32 matrices packed in ``bits`` bits (8 or 4), and everything else shared.
 
         Both have one cache and one place for logits, so each reads on where the other is, and only one at a time.
         """
-        twin = copy.copy(self)
-        twin._table = self._table.copy()
-        twin._matrices = self._matrices.packed_anew(twin._table, bits)
-        twin._write_program()
-        twin._start(bits)
-        return twin
+        packed = copy.copy(self)
+        packed._table = self._table.copy()
+        packed._matrices = self._matrices.packed_anew(packed._table, bits)
+        packed._write_program()
+        packed._start(bits)
+        return packed
 
     def draws(self, requests: Sequence[Any], drawable: Any = None) -> None:
         """Nothing: whoever asked for logits draws from them."""
@@ -97,7 +97,7 @@ class Engine:
         positions: Sequence[int],
         slots: Sequence[int],
         wanted: Sequence[int] | None = None,
-        tap: int = 0,
+        exit_at: int = 0,
     ) -> NDArray[np.float32]:
         """Read up to `max_rows` tokens at once.
 
@@ -105,10 +105,10 @@ class Engine:
             ids, positions, slots: a token each, where it stands in its sequence, and which sequence that is; tokens of
                 one sequence follow one another, and everything before them has been read.
             wanted: the rows whose logits to compute; all by default.
-            tap: compute, below these, the logits that the final norm and the head make of the layer ``tap`` (from 1).
+            exit_at: compute, below these, what the final norm and the head make of this layer (from 1); 0 for none.
 
         Returns:
-            (W, V) float32, or (2 W, V) with a tap; valid until the next step.
+            (W, V) float32, or (2 W, V) with an early exit; valid until the next step.
         """
         control, rows = self._control, self.max_rows
         self._open_panels(positions, slots)
@@ -116,23 +116,23 @@ class Engine:
         for number, values in enumerate((ids, positions, slots, wanted)):
             first = self._lists + number * rows
             control[first : first + len(values)] = values
-        control[c.ROWS], control[c.WANTED], control[c.TAP] = len(ids), len(wanted), tap
+        control[c.ROWS], control[c.WANTED], control[c.EXIT_LAYER] = len(ids), len(wanted), exit_at
         self._helpers.wake()
         self._kernels.run(*self._arguments, 0)
         logits = self._logits[: len(wanted), : self.config.vocab_size]
-        if not tap:
+        if not exit_at:
             return logits
         return np.concatenate([logits, self._logits[rows : rows + len(wanted), : self.config.vocab_size]])
 
     def read(
-        self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0
+        self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0
     ) -> NDArray[np.float32]:
         """Read tokens of one sequence from position ``start`` on; logits after the last of them, or after each.
 
         Returns:
-            (1, V) or (T, V) float32, valid until the next step; with a tap (see `step`) twice as many rows.
+            (1, V) or (T, V) float32, valid until the next step; with an early exit (see `step`) twice as many rows.
 
-        A tap cannot be read after each of more than `max_rows` tokens.
+        A exit_at cannot be read after each of more than `max_rows` tokens.
         """
         parts: list[NDArray[np.float32]] = []
         for first in range(0, len(ids), self.max_rows):
@@ -140,7 +140,7 @@ class Engine:
             last = first + len(part) == len(ids)
             wanted = range(len(part)) if every else [len(part) - 1] if last else []
             positions = range(start + first, start + first + len(part))
-            logits = self.step(part, positions, [slot] * len(part), wanted, tap if wanted else 0)
+            logits = self.step(part, positions, [slot] * len(part), wanted, exit_at if wanted else 0)
             if every:
                 parts.append(logits if last and not parts else logits.copy())
         return np.concatenate(parts) if len(parts) > 1 else logits

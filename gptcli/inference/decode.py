@@ -25,21 +25,21 @@ class Engine(Protocol):
     slots: int
     at_once: int
 
-    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Array:
+    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0) -> Array:
         """Read tokens of one sequence from position ``start`` on; what came before has been read.
 
         Returns:
-            logits (1, V) after the last of them, or (T, V) after each; below them, with a ``tap``, as many again that
+            logits (1, V) after the last of them, or (T, V) after each; below them, with ``exit_at``, as many again that
             the final norm and the head make of that layer (from 1). Valid until the next call.
         """
 
-    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, tap: int = 0) -> Array:
-        """Read one token each of several sequences: logits (B, V), as valid as `read`'s; (2 B, V) with a ``tap``."""
+    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Array:
+        """Read one token each of several sequences: logits (B, V), as valid as `read`'s; (2 B, V) with ``exit_at``."""
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Let slot ``target`` know the first ``length`` tokens of ``source``."""
 
-    def twin(self, bits: int) -> "Engine":
+    def quantized_copy(self, bits: int) -> "Engine":
         """The same model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
 
     def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "Draws | None":
@@ -131,7 +131,7 @@ class SlotDecoder:
         else:
             if self._beginning is not None and self.length < len(self._beginning[0]):
                 self._beginning = None
-            logits = self.engine.read(self.slot, ids, self.length, every=every, tap=self.contrast or 0)
+            logits = self.engine.read(self.slot, ids, self.length, every=every, exit_at=self.contrast or 0)
             if from_start:
                 self._beginning = list(ids), logits + 0.0
         self.length += len(ids)
@@ -140,9 +140,9 @@ class SlotDecoder:
     def crop(self, length: int) -> None:
         self.length = min(self.length, length)
 
-    def twin(self, bits: int) -> "SlotDecoder":
+    def quantized_copy(self, bits: int) -> "SlotDecoder":
         """A decoder of the same model packed in ``bits`` bits, whose cache is this one's: for drafts."""
-        return SlotDecoder(self.engine.twin(bits), self.slot, self.contrast, self.drawable)
+        return SlotDecoder(self.engine.quantized_copy(bits), self.slot, self.contrast, self.drawable)
 
     def draws(self, requests: Sequence[Request]) -> Draws | None:
         """What draws for requests in this slot where the model is; None where `read`'s caller draws."""
@@ -239,7 +239,7 @@ def decode_together(
     waiting = deque(enumerate(requests))
     active: dict[int, tuple[int, Continuation]] = {}
     held: list[list[int]] = [[] for _ in range(engine.slots)]  # what each slot's cache knows
-    tap = contrast or 0
+    exit_at = contrast or 0
     draws = engine.draws(requests, drawable) if contrast is None else None
     while waiting or active:
         for slot in range(engine.slots):
@@ -251,7 +251,7 @@ def decode_together(
         for slot, (_, text) in active.items():
             if text.restart:  # a prompt, or a window that has moved, is read on its own
                 known = _share(engine, held, slot, text.unread)
-                logits = engine.read(slot, text.unread[known:], known, tap=tap)
+                logits = engine.read(slot, text.unread[known:], known, exit_at=exit_at)
                 held[slot] = list(text.unread)
                 drawn[slot] = text.draw(_scores(logits, contrast, drawable))
                 if draws is not None:
@@ -268,7 +268,7 @@ def decode_together(
         elif together:
             texts = [active[slot][1] for slot in together]
             ids, positions = [text.unread[0] for text in texts], [len(held[slot]) for slot in together]
-            logits = engine.step(ids, positions, together, tap=tap)
+            logits = engine.step(ids, positions, together, exit_at=exit_at)
             for slot, token_id in zip(together, ids, strict=True):
                 held[slot].append(token_id)
             drawn |= zip(together, draw_rows(texts, _scores(logits, contrast, drawable)), strict=True)

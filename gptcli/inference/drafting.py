@@ -83,7 +83,7 @@ def quantized_drafter(kind: str, decoder: SlotDecoder, report: Callable[[str], N
     from gptcli.model import cost
 
     started = time.perf_counter()
-    drafter = speculative.twin_drafter(decoder, QUANTIZATIONS[kind])
+    drafter = speculative.quantized_drafter(decoder, QUANTIZATIONS[kind])
     size = cost.weight_bytes(decoder.config, cast(cost.WeightFormat, kind)) / 1e6
     report(f"The draft in {kind} takes {size:,.0f} MB, packed in {time.perf_counter() - started:.2f} s.")
     return drafter

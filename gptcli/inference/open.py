@@ -140,7 +140,7 @@ def open_decoder(
     capacity: int | None = None,
     contrast: int | None = None,
     compiled: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> SlotDecoder:
     """The model of the checkpoint ``path``, ready to read.
 
@@ -155,7 +155,7 @@ def open_decoder(
         capacity: tokens to make room for; the context by default.
         contrast: a layer to hold the last one against (see `sampling.contrast_layers`).
         compiled: let torch.compile make the torch engine's steps.
-        tell: called with a line that says what takes a while, or why something falls back.
+        report: called with a line that says what takes a while, or why something falls back.
 
     Raises:
         GptcliError: what is wrong with the checkpoint or an option; packing anew what is packed already.
@@ -180,7 +180,7 @@ def open_decoder(
 
         weights = WeightFile(path / WEIGHTS, config, stored)
         engine = Engine(
-            config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, tell=tell
+            config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, report=report
         )
         return SlotDecoder(engine, contrast=contrast, drawable=drawable)
     from gptcli.checkpoints import checkpoint
@@ -190,5 +190,5 @@ def open_decoder(
     placement = devices.choose(device, dtype)
     devices.set_threads(threads)
     model = checkpoint.load(path).runner(placement.device, placement.dtype, bits)
-    torch_engine = TorchEngine(model, capacity, slots, compiled=compiled, tell=tell)
+    torch_engine = TorchEngine(model, capacity, slots, compiled=compiled, report=report)
     return SlotDecoder(torch_engine, contrast=contrast, drawable=drawable)

@@ -2,7 +2,7 @@
 
 Decoding is bound by reading the weights, and reading them for a few rows costs little more than for one (Leviathan et
 al., 2023). Here a text is the same with a draft and without, token by token, greedy or sampled: every token is drawn
-from the model's own distribution by the text's own key (see `sampling.draw`), and a proposal is taken if it is that
+from the model's own distribution by the text's own key (see `sampling.draw`), and a proposal is accepted if it is that
 token. A draft that draws by the same key from a distribution near the model's is nearly always right.
 """
 
@@ -30,15 +30,15 @@ class Tally:
     """What speculation brought.
 
     Attributes:
-        proposed, taken: tokens, of both kinds.
-        readings: how often the model was read after the prompt, for how many ``tokens``.
+        proposed, accepted: tokens, of both kinds.
+        forward_passes: how often the model was read after the prompt, for how many ``tokens``.
         plain: seconds of each reading of a single token, which is what a step without a draft costs.
         seconds: of everything between the prompt and the end: drafting, reading, judging.
     """
 
     proposed: int = 0
-    taken: int = 0
-    readings: int = 0
+    accepted: int = 0
+    forward_passes: int = 0
     tokens: int = 0
     plain: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -53,7 +53,7 @@ class Tally:
 class NgramDrafter:
     """Looks the last few tokens up in the whole text so far and proposes what followed them the last time.
 
-    It trusts itself as far as it was right: twice as many tokens after a proposal that was taken whole, at most
+    It trusts itself as far as it was right: twice as many tokens after a proposal that was accepted whole, at most
     ``most``, and none at all for a while after several that were of no use.
 
     Args:
@@ -91,9 +91,9 @@ class NgramDrafter:
         at, proposed = self._last
         if proposed:
             came = seen[at : at + len(proposed)]
-            taken = next((n for n, (a, b) in enumerate(zip(proposed, came, strict=False)) if a != b), len(came))
-            self._reach = min(2 * self._reach, self.most) if taken == len(proposed) else max(1, taken)
-            self._useless = 0 if taken else self._useless + 1
+            accepted = next((n for n, (a, b) in enumerate(zip(proposed, came, strict=False)) if a != b), len(came))
+            self._reach = min(2 * self._reach, self.most) if accepted == len(proposed) else max(1, accepted)
+            self._useless = 0 if accepted else self._useless + 1
             self._pause = 0 if self._useless < 2 else min(2**self._useless, 32)
         self._last = 0, []
         for place in range(max(self._indexed, 1), len(seen)):
@@ -114,15 +114,15 @@ class ModelDrafter:
     """Another model with the same tokenizer, drawing from its own distribution under the same request by the same keys.
 
     It stops where the next token is not worth its step: a text with a draft comes about twice as fast, so a step of
-    the draft has to bring ``2 cost`` tokens, and what it brings is the chance that all tokens before are taken. When
+    the draft has to bring ``2 cost`` tokens, and what it brings is the chance that all tokens before are accepted. When
     drawing is greedy, that chance is told from how far ahead the likeliest token is, 1 - exp(-margin / noise), the
-    scale of the noise between the models being learned from what was refused. Else it is the share taken lately.
+    scale of the noise between the models being learned from what was refused. Else it is the share accepted lately.
 
     Args:
         decoder: the draft's.
         cost: of a step of it; a reading of the model is 1.
         most: tokens to propose at once.
-        shared: the draft reads on in the model's own cache (see `decoding.SlotDecoder.twin`).
+        shared: the draft reads on in the model's own cache (see `decode.SlotDecoder.quantized_copy`).
     """
 
     def __init__(self, decoder: Decoder, cost: float = 0.2, most: int = 7, shared: bool = False) -> None:
@@ -163,7 +163,7 @@ class ModelDrafter:
         return proposals
 
     def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[int, float]:
-        """The next token, and the chance that it is taken if those before are."""
+        """The next token, and the chance that it is accepted if those before are."""
         if text.request.sampling.temperature == 0:
             token_id, margin = text.likeliest(logits, ahead)
             return token_id, -expm1(-margin / self._noise)
@@ -173,10 +173,10 @@ class ModelDrafter:
         """Judge the last proposals by what came; nothing is known of those behind the first that was refused."""
         at, proposed = self._last
         for (token_id, chance), came in zip(proposed, seen[at:], strict=False):
-            taken = token_id == came
-            self._taken += 0.05 * (taken - self._taken)
-            self._noise *= exp(chance - taken)
-            if not taken:
+            accepted = token_id == came
+            self._taken += 0.05 * (accepted - self._taken)
+            self._noise *= exp(chance - accepted)
+            if not accepted:
                 break
 
     def _known(self, ids: list[int]) -> int:
@@ -217,10 +217,10 @@ class OnTrial:
         return self._draft.propose(text, count)
 
 
-def twin_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
+def quantized_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
     """The model of ``decoder`` as its own draft, packed in ``bits`` bits (8 or 4)."""
     most = decoder.engine.at_once - 1
-    return ModelDrafter(decoder.twin(bits), cost={8: 0.3, 4: 0.22}[bits], most=most, shared=True)
+    return ModelDrafter(decoder.quantized_copy(bits), cost={8: 0.3, 4: 0.22}[bits], most=most, shared=True)
 
 
 def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 11) -> Iterator[Token]:
@@ -252,13 +252,13 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
         logits = decoder.read([text.unread[-1], *proposals], every=True)
         single = None if proposals else started
         start = decoder.length - len(proposals)
-        tally.readings += 1
+        tally.forward_passes += 1
         tally.proposed += len(proposals)
         for number in range(len(proposals) + 1):
             token = text.draw(logits[number : number + 1])
             drawn = request.eot_id if token is None else token.id
-            taken = number < len(proposals) and proposals[number] == drawn
-            tally.taken += taken
+            accepted = number < len(proposals) and proposals[number] == drawn
+            tally.accepted += accepted
             tally.seconds += perf_counter() - started
             if single is not None:
                 tally.plain.append(perf_counter() - single)
@@ -266,6 +266,6 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
                 tally.tokens += 1
                 yield token
             started = perf_counter()  # what the reader of the text does counts for nothing
-            if not taken or text.done:
+            if not accepted or text.done:
                 break
         decoder.crop(start + number)

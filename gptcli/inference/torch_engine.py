@@ -85,7 +85,7 @@ class TorchEngine:
         capture: replay steps as CUDA graphs, where the device has them.
         compiled: let torch.compile make the steps.
         kernels: let Triton's kernels compute the steps, where they can; with ``compiled`` they do not.
-        tell: called with a line where one of the two cannot work, and the plain step serves.
+        report: called with a line where one of the two cannot work, and the plain step serves.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class TorchEngine:
         capture: bool = True,
         compiled: bool = False,
         kernels: bool = True,
-        tell: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config = config = model.config
         self.model, self.slots, self.at_once = model, slots, AT_ONCE
-        self._span, self._tell = span, tell
+        self._span, self._report = span, report
         kept = min(capacity or config.context_length, config.context_length)
         places = -(-(kept + AT_ONCE) // span) * span
         self._aside = places - AT_ONCE  # where rows that have no part in a step write
@@ -143,25 +143,25 @@ class TorchEngine:
             except Exception as error:
                 reason = _first_line(error)
         if reason is not None and device.type == "cuda":
-            self._tell(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
+            self._report(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
 
     def _without_kernels(self, error: Exception) -> None:
         """Say that a kernel cannot run, and do without from now on."""
         self._kernels, self._prompts, self._draws = None, None, None
         self._drawn.clear()
         self._graphs.clear()
-        self._tell(f"Triton's kernels cannot run here ({_first_line(error)}); decoding goes on without.")
+        self._report(f"Triton's kernels cannot run here ({_first_line(error)}); decoding goes on without.")
 
-    def twin(self, bits: int) -> "TorchEngine":
+    def quantized_copy(self, bits: int) -> "TorchEngine":
         """This model with its matrices packed in ``bits`` bits (8 or 4), on this engine's cache."""
         weights = {name: t.detach().to("cpu", torch.float32).numpy() for name, t in self.model.state_dict().items()}
-        twin = copy.copy(self)
-        twin.model = PackedModel(self.config, weights, bits, self.model.device, self.model.dtype)
-        twin._graphs, twin._compiled = {}, None
-        twin._draws, twin._drawn = None, {}
+        packed = copy.copy(self)
+        packed.model = PackedModel(self.config, weights, bits, self.model.device, self.model.dtype)
+        packed._graphs, packed._compiled = {}, None
+        packed._draws, packed._drawn = None, {}
         if self._kernels is not None:
-            twin._open_kernels()
-        return twin
+            packed._open_kernels()
+        return packed
 
     @torch.no_grad()
     def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
@@ -193,12 +193,12 @@ class TorchEngine:
         return draws
 
     @torch.no_grad()
-    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, tap: int = 0) -> Tensor:
+    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0) -> Tensor:
         """As `decoding.Engine.read`."""
         if (
             self._prompts is not None
             and start == 0
-            and not (every or tap)
+            and not (every or exit_at)
             and self.slots + len(ids) > 2
             and len(ids) <= PART
         ):
@@ -209,53 +209,53 @@ class TorchEngine:
             except Exception as error:
                 self._without_kernels(error)
         if self.slots == 1 and len(ids) <= AT_ONCE:
-            logits = self._run([ids], [start], tap)
+            logits = self._run([ids], [start], exit_at)
             return logits if every else logits[len(ids) - 1 :: len(ids)]
         parts: list[Tensor] = []
         for first in range(0, len(ids), PART):
             part = torch.tensor([ids[first : first + PART]], device=self.model.device)
             cache = KVCache.over(self._store[:, :, slot : slot + 1], start + first)
             if every:
-                parts.append(self._logits(part, cache, slice(None), tap))
+                parts.append(self._logits(part, cache, slice(None), exit_at))
             elif first + PART >= len(ids):
-                return self._logits(part, cache, slice(-1, None), tap)
+                return self._logits(part, cache, slice(-1, None), exit_at)
             else:
                 self.model.hidden(part, cache)
-        if len(parts) == 1 or not tap:
+        if len(parts) == 1 or not exit_at:
             return torch.cat(parts)
         halves = [part.chunk(2) for part in parts]
         return torch.cat([half[side] for side in (0, 1) for half in halves])
 
     @torch.no_grad()
-    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, tap: int = 0) -> Tensor:
+    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Tensor:
         """As `decoding.Engine.step`."""
         all_ids, places = [[0]] * self.slots, [self._aside] * self.slots
         for slot, token_id, position in zip(slots, ids, positions, strict=True):
             all_ids[slot], places[slot] = [token_id], position
-        logits = self._run(all_ids, places, tap)
+        logits = self._run(all_ids, places, exit_at)
         if len(slots) == self.slots and list(slots) == sorted(slots):
             return logits
-        return logits[[*slots, *(self.slots + slot for slot in slots if tap)]]
+        return logits[[*slots, *(self.slots + slot for slot in slots if exit_at)]]
 
     @torch.no_grad()
     def fork(self, source: int, target: int, length: int) -> None:
         """As `decoding.Engine.fork`."""
         self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
 
-    def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], tap: int) -> Tensor:
-        """One step of every row: T ids each, the first at its place. Logits (B T, V), or twice as many with a tap."""
+    def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], exit_at: int) -> Tensor:
+        """One step of every row: T ids each, the first at its place. Logits (B T, V); twice as many with ``exit_at``."""
         count = len(ids[0])
         self._ids[:, :count] = torch.tensor(ids)
         self._places[:] = torch.tensor(places)
         last = max(place for place in places if place < self._aside) + count
-        if self._kernels is not None and not tap:
+        if self._kernels is not None and not exit_at:
             try:
                 return self._replayed((count, 0, 0))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 self._without_kernels(error)
-        key = count, -(-last // self._span) * self._span, tap
+        key = count, -(-last // self._span) * self._span, exit_at
         if self._captures:
             try:
                 return self._replayed(key)
@@ -263,11 +263,11 @@ class TorchEngine:
                 raise
             except RuntimeError as error:
                 self._captures = False
-                self._tell(f"No CUDA graph could be captured ({_first_line(error)}); decoding goes on without.")
+                self._report(f"No CUDA graph could be captured ({_first_line(error)}); decoding goes on without.")
         return self._step(*key)
 
     def _replayed(self, key: tuple[int, int, int]) -> Tensor:
-        """The step of (tokens, span, tap) by its graph, which is captured if it must be; without graphs as it is."""
+        """The step of (tokens, span, exit_at) by its graph, captured if it must be; without graphs as it is."""
         if not self._captures:
             return self._step(*key)
         if key not in self._graphs:
@@ -295,32 +295,32 @@ class TorchEngine:
         graph, _ = self._capture(run)
         return lambda: graph.replay()
 
-    def _step(self, count: int, span: int, tap: int) -> Tensor:
+    def _step(self, count: int, span: int, exit_at: int) -> Tensor:
         """The step that the tensors describe, by the kernels (span 0), or compiled if asked for and possible."""
         if not span and self._kernels is not None:
             return self._kernels.run(count)
-        if self._compiled is not None and not tap:
+        if self._compiled is not None and not exit_at:
             try:
-                return self._compiled(count, span, tap)
+                return self._compiled(count, span, exit_at)
             except Exception as error:
                 self._compiled = None
-                self._tell(f"torch.compile cannot work here ({_first_line(error)}); decoding goes on without.")
-        return self._compute(count, span, tap)
+                self._report(f"torch.compile cannot work here ({_first_line(error)}); decoding goes on without.")
+        return self._compute(count, span, exit_at)
 
-    def _compute(self, count: int, span: int, tap: int) -> Tensor:
+    def _compute(self, count: int, span: int, exit_at: int) -> Tensor:
         cache = RaggedCache(self._store, self._places, span, self.config.context_length)
-        return self._logits(self._ids[:, :count], cache, slice(None), tap)
+        return self._logits(self._ids[:, :count], cache, slice(None), exit_at)
 
-    def _logits(self, ids: Tensor, cache: Cache, wanted: slice, tap: int) -> Tensor:
-        """Logits (B W, V) of the ``wanted`` ones of ids (B, T); below them what the head makes of layer ``tap``."""
+    def _logits(self, ids: Tensor, cache: Cache, wanted: slice, exit_at: int) -> Tensor:
+        """Logits (B W, V) of the ``wanted`` ones of ids (B, T); below them what the head makes of layer ``exit_at``."""
         layers: list[Tensor] = []
-        hook = self.model.h[tap - 1].register_forward_hook(lambda _, __, x: layers.append(x)) if tap else None
+        hook = self.model.h[exit_at - 1].register_forward_hook(lambda _, __, x: layers.append(x)) if exit_at else None
         try:
             hidden = self.model.hidden(ids, cache)[:, wanted].flatten(0, 1)  # (B W, C)
         finally:
             if hook is not None:
                 hook.remove()
-        if tap:
+        if exit_at:
             hidden = torch.cat([hidden, self.model.ln_f(layers[0][:, wanted].flatten(0, 1))])
         return self.model.logits(hidden)
 

@@ -9,7 +9,7 @@ class Stepped:
     """One optimizer step.
 
     Loss in nats and gradient norm are from before the update; ``tokens_per_second`` is the speed of recent steps, the
-    first of a sitting left out; ``mfu`` the share of the devices' peak that it makes use of, None where the peak is not
+    first of a session left out; ``mfu`` the share of the devices' peak that it makes use of, None where the peak is not
     known; ``seconds_left`` how long the run will still take, None while too little has been measured.
     """
 
@@ -33,7 +33,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class WentBack:
+class RolledBack:
     """Too many such steps in a row: the run is at ``step`` steps again, and trains at ``rate_factor`` of its rate."""
 
     step: int
@@ -86,4 +86,4 @@ class Noted:
     text: str
 
 
-Event = Stepped | Skipped | WentBack | Evaluated | EpochEnded | Saved | Noted
+Event = Stepped | Skipped | RolledBack | Evaluated | EpochEnded | Saved | Noted

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from gptcli.config.training import TrainConfig
 
-WARM_UP = 4  # steps of a sitting: they compile, allocate, choose algorithms and capture graphs
+WARM_UP = 4  # steps of a session: they compile, allocate, choose algorithms and capture graphs
 RECENT, RECENT_STEPS = 60.0, 16  # the rate is that of the last minute, and of so many steps at least
-GROUND, GROUND_SHARE = 1.0, 0.1  # no forecast before so long has been measured, or so much of the sitting is done
+GROUND, GROUND_SHARE = 1.0, 0.1  # no forecast before so long has been measured, or so much of the session is done
 WRONG, WRONG_SECONDS = 0.2, 30.0  # a forecast is corrected when it is off by both
 SAVING_SHARE = 0.02  # of the time, where the run chooses itself when to save
 
@@ -69,7 +69,7 @@ class _Mean:
 
 
 class Pace:
-    """The speed of one sitting of a run.
+    """The speed of one session of a run.
 
     A step's seconds are those until its loss is known; none of them may be counted in an evaluation or a save as well.
     """

@@ -195,11 +195,11 @@ class Run:
                 if isinstance(event, Evaluated) and self.world.is_first:
                     checkpoint.append_metrics(self.path, asdict(event))
                 if log is not None:
-                    log.tell(event)
+                    log.record(event)
                 yield event
 
     def finish(self) -> None:
-        """Draw the losses of all sittings into the run's directory."""
+        """Draw the losses of all sessions into the run's directory."""
         if self.world.is_first and (self.path / METRICS).exists():
             rows, per_epoch = checkpoint.read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
             loss_plots.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)

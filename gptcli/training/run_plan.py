@@ -76,7 +76,7 @@ def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
     return Windows(corpus.validation, config.context_length, config.context_length)
 
 
-def judged_windows(
+def evaluation_windows(
     windows: Windows, validation: Windows | None, config: TrainConfig, batch_size: int
 ) -> tuple[Sequence[int], Sequence[int]]:
     """Which windows every evaluation looks at: the same ones throughout the run, so that its losses compare."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gptcli.checkpoints.layout import EVENT_FILES
 from gptcli.errors import GptcliError
-from gptcli.training.events import Evaluated, Event, Saved, Stepped, WentBack
+from gptcli.training.events import Evaluated, Event, RolledBack, Saved, Stepped
 
 
 def require() -> None:
@@ -37,7 +37,7 @@ class EventLog:
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def tell(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Write what ``event`` measured; once a snapshot is on the disk, so is everything up to it.
 
         Raises:
@@ -53,7 +53,7 @@ class EventLog:
                 self._add(event.step, {
                     "loss/train": event.train_loss, "loss/validation": event.val_loss, "memory_bytes": event.memory,
                 })  # fmt: skip
-            elif isinstance(event, WentBack):
+            elif isinstance(event, RolledBack):
                 self.writer.close()
                 self._open(event.step)
             if isinstance(event, Evaluated | Saved):

@@ -16,10 +16,10 @@ from gptcli.errors import GptcliError
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
 from gptcli.training.distributed import ALONE, World
-from gptcli.training.events import EpochEnded, Evaluated, Event, Noted, Saved, Skipped, Stepped, WentBack
+from gptcli.training.events import EpochEnded, Evaluated, Event, Noted, RolledBack, Saved, Skipped, Stepped
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
-from gptcli.training.run_plan import Plan, judged_windows, make_plan, train_windows, validation_windows
+from gptcli.training.run_plan import Plan, evaluation_windows, make_plan, train_windows, validation_windows
 from gptcli.training.snapshots import Snapshot, Store, newest
 from gptcli.training.step import Launched, MeanLoss, Stepper
 
@@ -40,7 +40,7 @@ class Progress:
         best_snapshot, best_snapshot_loss: the snapshot with the lowest validation loss, and that loss.
         skipped: steps that changed nothing; ``bad_in_a_row`` of them just now.
         rate_factor: of the schedule's learning rate; under 1 once the run has gone back.
-        seconds: of all sittings.
+        seconds: of all sessions.
     """
 
     step: int = 0
@@ -135,7 +135,7 @@ class _Run:
         self.model, self.config, self.store, self.world = model, config, store, world
         self.plan = make_plan(corpus, config)
         self.windows, self.validation = train_windows(corpus, config), validation_windows(corpus, config)
-        self.judged = judged_windows(self.windows, self.validation, config, self.plan.batch_size)
+        self.evaluated = evaluation_windows(self.windows, self.validation, config, self.plan.batch_size)
         self.stepper = Stepper(model, config, world)
         self.progress = Progress()
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
@@ -161,7 +161,7 @@ class _Run:
             yield from self._finished(but=0 if evaluates or ends_epoch else int(self.stepper.is_late))
             self.progress.seconds = time.perf_counter() - began
             if self.progress.bad_in_a_row >= BAD_STEPS:
-                yield self._go_back()
+                yield self._roll_back()
                 continue
             better = False
             if evaluates:
@@ -244,10 +244,10 @@ class _Run:
         started, progress = time.perf_counter(), self.progress
         size = -(-self.plan.batch_size // (self.config.accumulate * self.world.size))  # what memory has room for
         forward = self.stepper.forward
-        train_loss = mean_loss(self.model, self.windows, self.judged[0], size, forward)
+        train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
         val_loss = None
         if self.validation is not None:
-            val_loss = mean_loss(self.model, self.validation, self.judged[1], size, forward)
+            val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward)
             if progress.best_loss is None or val_loss < progress.best_loss:
                 progress.best_loss, progress.waited = val_loss, 0
             else:
@@ -255,7 +255,7 @@ class _Run:
         progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
         took = time.perf_counter() - started
         progress.seconds += took
-        self.pace.evaluated(sum(map(len, self.judged)) * self.plan.context_length, took)
+        self.pace.evaluated(sum(map(len, self.evaluated)) * self.plan.context_length, took)
         return Evaluated(
             progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
             self.pace.tokens_per_second, progress.seconds, self.grad_norm, peak_memory(self.model.device),
@@ -277,7 +277,7 @@ class _Run:
         if not all(all_finite(tensor) for tensor in weights.values()):
             if self._ended():
                 raise self._diverged(progress.step - 1)
-            return self._go_back()
+            return self._roll_back()
         found = progress.val_loss if progress.evaluated_at == progress.step else None
         if found is not None and (progress.best_snapshot_loss is None or found < progress.best_snapshot_loss):
             progress.best_snapshot, progress.best_snapshot_loss = progress.step, found
@@ -296,14 +296,14 @@ class _Run:
         if self.store is not None and self.world.is_first:
             self.store.cut_metrics(snapshot)
 
-    def _go_back(self) -> WentBack:
+    def _roll_back(self) -> RolledBack:
         """To the last snapshot, at a lower rate; once."""
         failed_at = self.progress.step - 1
         if self.store is None or self.progress.rate_factor < 1:
             raise self._diverged(failed_at)
         self._restore(newest(self.store.run)[0])
         self.progress.rate_factor = LOWER_RATE
-        return WentBack(self.progress.step, LOWER_RATE)
+        return RolledBack(self.progress.step, LOWER_RATE)
 
     def _diverged(self, step: int) -> GptcliError:
         rate = self.config.learning_rate

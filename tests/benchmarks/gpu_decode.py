@@ -130,10 +130,10 @@ class Weights(dict[str, Any]):
 def engine_of(name: str, model: GPTModel, slots: int) -> TorchEngine:
     """The plain engine or the kernels'; the latter changes where the model's weights lie, so it comes last."""
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         print(f"  engine: {line}", flush=True)
 
-    return TorchEngine(model, 640, slots, kernels=name == "kernels", tell=tell)
+    return TorchEngine(model, 640, slots, kernels=name == "kernels", report=report)
 
 
 def decode_rate(engine: TorchEngine, slots: int, new: int = 96) -> tuple[float, list[list[int]]]:

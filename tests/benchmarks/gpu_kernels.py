@@ -81,7 +81,7 @@ def tune(size: str, rows: int, kind: str) -> None:
     """The products of a layer in several shapes of a program, on weights that no cache holds."""
     bits = {"int8": 8, "int4": 4}
     model = model_of(size, n_layers=1) if kind == "float" else packed_of(size, bits[kind], n_layers=1)
-    engine = TorchEngine(model, 640, rows, tell=print)
+    engine = TorchEngine(model, 640, rows, report=print)
     step = engine._kernels
     assert step is not None
     step.places.fill_(100)
@@ -131,7 +131,7 @@ def prompts(size: str) -> None:
     prompt_launches.NARROW = 2**20
     for own in ((), ("qkv",), ("qkv", "proj"), ("qkv", "fc"), ("qkv", "out"), ("qkv", "proj", "fc", "out")):
         prompt_launches.OWN = own
-        engine = TorchEngine(model, 640, 1, tell=print)
+        engine = TorchEngine(model, 640, 1, report=print)
         read = functools.partial(engine.read, 0, ids, 0)
         for _ in range(3):
             read()

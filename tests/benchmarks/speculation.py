@@ -69,7 +69,9 @@ def main() -> None:
             raise SystemExit("The drafted text differs.")
     print(f"{options.tokens} tokens: {median(plain):.2f} s without, {median(drafted):.2f} s with --draft ngram")
     print(f"{median(a / b for a, b in zip(plain, drafted, strict=True)):.2f} x as fast (rounds of a pair, the median)")
-    print(f"{tally.taken} of {tally.proposed} proposed tokens taken, {tally.tokens / tally.readings:.2f} a reading")
+    print(
+        f"{tally.accepted} of {tally.proposed} proposed tokens accepted, {tally.tokens / tally.forward_passes:.2f} a pass"
+    )
 
 
 if __name__ == "__main__":

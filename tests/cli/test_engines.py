@@ -171,7 +171,7 @@ def test_a_draft_changes_no_text_and_says_what_it_brought(
             assert drafted == generated(gptcli, "-c", run, *how, *engine)
     for draft in ("ngram", "draft", "int8", "int4"):
         err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
-        assert "proposed tokens taken" in err
+        assert "proposed tokens accepted" in err
         assert "tokens for each reading of the model" in err
         assert "speed of this run's own steps" in err or draft != "ngram"
     err = gptcli("generate", "abab", "-c", run, "--draft", "int8", *engine, "--verbose").err
@@ -186,7 +186,7 @@ def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_aski
     def drafts(*options: object) -> bool:
         result = gptcli("generate", "abab", "-c", run, "--device", "cpu", "--ignore-eot", "-v", *options)
         assert result.code == 0, result.err
-        assert ("proposed tokens taken" in result.err) == ("The draft in int8" in result.err)
+        assert ("proposed tokens accepted" in result.err) == ("The draft in int8" in result.err)
         return "The draft in int8" in result.err
 
     assert not drafts("-n", 48)  # a tiny model

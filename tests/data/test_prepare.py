@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from gptcli import tokenizers
 from gptcli.data import prepare, token_shards
 from gptcli.data.dataset import encode_texts
-from gptcli.data.encoding_chunks import portions
+from gptcli.data.encoding_chunks import chunks
 from gptcli.data.prepare import Preparation, Request
 from gptcli.data.text_decoding import decoded
 from gptcli.errors import GptcliError
@@ -95,20 +95,20 @@ def test_portions_encoded_apart_are_the_text_encoded_at_once(
     text: str, size: int, places: list[int], allow_special: bool
 ) -> None:
     pieces = [(number == 0, piece) for number, piece in enumerate(filter(None, split(text, places)))]
-    found = list(portions(pieces, size))
-    assert "".join(piece for portion in found for _, piece in portion) == text
-    assert found == list(portions([(True, text)] if text else [], size)), "how the text was read must not matter"
+    found = list(chunks(pieces, size))
+    assert "".join(piece for chunk in found for _, piece in chunk) == text
+    assert found == list(chunks([(True, text)] if text else [], size)), "how the text was read must not matter"
     for kind in ("gpt2", "byte", "word"):
         tokenizer = tokenizers.build(kind, "The a 7 '")
         encode = prepare._encoder(tokenizer, allow_special)
-        apart = [int(token) for portion in found for token in encode(portion)]
+        apart = [int(token) for chunk in found for token in encode(chunk)]
         assert apart == tokenizer.encode(text, allow_special=allow_special)
 
 
 def test_portions_are_no_larger_than_they_must_be() -> None:
-    found = list(portions([(True, "word " * 1000)], 100))
-    assert {sum(len(text) for _, text in portion) for portion in found[:-1]} <= set(range(100, 106))
-    assert [separated for portion in portions([(True, "a b"), (True, "c")], 1) for separated, _ in portion] == [
+    found = list(chunks([(True, "word " * 1000)], 100))
+    assert {sum(len(text) for _, text in chunk) for chunk in found[:-1]} <= set(range(100, 106))
+    assert [separated for chunk in chunks([(True, "a b"), (True, "c")], 1) for separated, _ in chunk] == [
         False, False, True,
     ]  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_rows_run_over_the_ends_of_shards(shard_tokens: int, starts: list[int], 
 
 
 def test_workers_change_nothing(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portions, "__defaults__", (300,))
+    monkeypatch.setattr(chunks, "__defaults__", (300,))
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     for workers in (1, 3):
         assert gptcli("prepare", "a.txt", "--out", f"w{workers}", "--workers", workers, "--shard-tokens", 77).code == 0
@@ -268,7 +268,7 @@ def test_no_torch_is_loaded(tmp_path: Path) -> None:
 
 def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(portions, "__defaults__", (300,))
+    monkeypatch.setattr(chunks, "__defaults__", (300,))
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     Path("b.txt").write_text(TEXT[::-1], encoding="utf-8")
     end_shard, left = token_shards.Writer.end_shard, 0
@@ -287,10 +287,10 @@ def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, mo
         assert count > 5
         with monkeypatch.context() as patch:
             patch.setattr(token_shards.Writer, "end_shard", stop)
-            for sitting in range(count):
-                left = int(sitting > 0)
+            for session in range(count):
+                left = int(session > 0)
                 before = Preparation(Path("out"), request)
-                assert before.shards_done == max(0, sitting - 1)
+                assert before.shards_done == max(0, session - 1)
                 with pytest.raises(KeyboardInterrupt):
                     before.run(2)
                 assert not list(Path("out").glob(".*"))

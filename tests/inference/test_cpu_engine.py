@@ -141,7 +141,7 @@ def test_the_kernels_pack_to_the_bit_as_numpy_does(shape: dict[str, Any], bits: 
     ids = some_ids(model)
     expected = Engine(model.config, packed, bits=bits).read(0, ids, 0, every=True)
     assert np.abs(expected).max() > 0
-    for cpu in (engine(model, bits=bits, threads=2), engine(model, threads=2).twin(bits)):
+    for cpu in (engine(model, bits=bits, threads=2), engine(model, threads=2).quantized_copy(bits)):
         np.testing.assert_array_equal(cpu.read(0, ids, 0, every=True), expected)
 
 
@@ -149,9 +149,9 @@ def test_a_twin_reads_on_where_the_model_is_and_the_model_writes_over_it() -> No
     model = tiny_model()
     ids = some_ids(model, 12)
     cpu = engine(model, threads=2)
-    twin = cpu.twin(8)
+    packed = cpu.quantized_copy(8)
     cpu.read(0, ids[:8], 0)
-    guessed = twin.read(0, ids[8:10], 8)[0].copy()
+    guessed = packed.read(0, ids[8:10], 8)[0].copy()
     np.testing.assert_allclose(guessed, torch_logits(model, ids[:10])[-1], atol=0.2)
     np.testing.assert_array_equal(cpu.read(0, ids[8:], 8, every=True), engine(model).read(0, ids, 0, every=True)[8:])
 
@@ -228,14 +228,14 @@ def test_a_fork_goes_its_own_way(read: int, known: int) -> None:
     np.testing.assert_allclose(second, torch_logits(model, [*ids[:known], 5])[-1], atol=1e-4)
 
 
-@pytest.mark.parametrize("tap", [1, 2, 3])
-def test_a_tapped_layer_gives_what_the_norm_and_the_head_make_of_it(tap: int) -> None:
+@pytest.mark.parametrize("exit_at", [1, 2, 3])
+def test_a_tapped_layer_gives_what_the_norm_and_the_head_make_of_it(exit_at: int) -> None:
     model = tiny_model(n_layers=3)
     ids = some_ids(model, 11)
-    shorter = GPTModel(model.config.with_changes(n_layers=tap), init=None).eval()
+    shorter = GPTModel(model.config.with_changes(n_layers=exit_at), init=None).eval()
     shorter.load_state_dict({n: t for n, t in model.state_dict().items() if n in shorter.state_dict()})
     cpu = engine(model, threads=2)
-    both = cpu.step(ids, range(11), [0] * 11, [2, 10], tap=tap)
+    both = cpu.step(ids, range(11), [0] * 11, [2, 10], exit_at=exit_at)
     np.testing.assert_allclose(both[:2], torch_logits(model, ids)[[2, 10]], atol=1e-4)
     np.testing.assert_allclose(both[2:], torch_logits(shorter, ids)[[2, 10]], atol=1e-4)
     np.testing.assert_allclose(cpu.read(0, [3], 11)[0], torch_logits(model, [*ids, 3])[-1], atol=1e-4)
@@ -281,6 +281,6 @@ def test_a_cache_directory_that_cannot_be_written_is_said_and_harms_nothing(
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     model = tiny_model(n_layers=1)
     lines: list[str] = []
-    cpu = engine(model, tell=lines.append)
+    cpu = engine(model, report=lines.append)
     np.testing.assert_allclose(cpu.read(0, [1, 2], 0)[0], torch_logits(model, [1, 2])[-1], atol=1e-4)
     assert "cannot be written" in lines[0]

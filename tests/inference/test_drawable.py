@@ -18,7 +18,7 @@ from gptcli.inference.decode import SlotDecoder, decode, decode_together
 from gptcli.inference.generation import UncachedDecoder, generate
 from gptcli.inference.sampling import Drawable, keep_drawable
 from gptcli.inference.sequence import Request
-from gptcli.inference.speculative import ModelDrafter, NgramDrafter, Tally, twin_drafter
+from gptcli.inference.speculative import ModelDrafter, NgramDrafter, Tally, quantized_drafter
 from gptcli.inference.speculative import decode as decode_drafted
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.gpt import GPTModel
@@ -92,7 +92,7 @@ def test_every_way_to_a_token_draws_the_same_and_none_without_text(
     for number, token in decode_together(engine(kind, model(), slots=3), requests(sampling), contrast, DRAWABLE):
         together[number] += [token.id] if token is not None else []
     assert together == [[token.id for token in tokens] for tokens in alone]
-    drafts = [NgramDrafter(), twin_drafter(decoder, 8)]
+    drafts = [NgramDrafter(), quantized_drafter(decoder, 8)]
     # A draft whose own vocabulary is padded further than the model's.
     drafts.append(ModelDrafter(SlotDecoder(engine(kind, model(1, vocab_size=80)), drawable=DRAWABLE)))
     for drafter in drafts:

@@ -61,10 +61,10 @@ def model_of(shape: str, dtype: torch.dtype, bits: int = 32) -> GPTModel:
 def engine_of(model: GPTModel, slots: int = 1, **options: Any) -> TorchEngine:
     """The engine under test, which says nothing and keeps its kernels."""
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         raise AssertionError(line)
 
-    engine = TorchEngine(model, slots=slots, tell=tell, **options)
+    engine = TorchEngine(model, slots=slots, report=report, **options)
     assert engine._kernels is not None
     return engine
 
@@ -225,7 +225,7 @@ def test_a_text_that_is_dropped_leaves_the_engine_ready() -> None:
 def test_drafts_change_no_text(draft: str | int) -> None:
     model = model_of("even", torch.float32)
     decoder = SlotDecoder(engine_of(model))
-    drafter = speculative.NgramDrafter() if isinstance(draft, str) else speculative.twin_drafter(decoder, draft)
+    drafter = speculative.NgramDrafter() if isinstance(draft, str) else speculative.quantized_drafter(decoder, draft)
     for sampling in (SamplingConfig(0), SamplingConfig(0.8)):
         request = Request([1, 2, 3, 1, 2, 3, 1], 40, sampling, seed=3)
         tally = speculative.Tally()

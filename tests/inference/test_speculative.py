@@ -1,4 +1,4 @@
-"""Speculation: the same greedy text, the same distribution of sampled ones, and fewer readings of the model."""
+"""Speculation: the same greedy text, the same distribution of sampled ones, and fewer forward_passes of the model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -51,9 +51,9 @@ def test_greedy_text_is_identical_past_the_context_too(kind: str, prompts: int, 
         plain = [token.id for token in decode.decode(model, request)]
         guess = ModelDrafter(draft) if drafter == "model" else NgramDrafter()
         assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
-    assert 0 < tally.taken < tally.proposed  # both branches were taken
+    assert 0 < tally.accepted < tally.proposed  # both branches were accepted
     assert tally.tokens == prompts * 40
-    assert tally.readings < tally.tokens
+    assert tally.forward_passes < tally.tokens
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -62,7 +62,7 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
     kind: str, prompts: int, bits: int
 ) -> None:
     model, _ = decoders(kind)
-    guess = speculative.twin_drafter(model, bits)
+    guess = speculative.quantized_drafter(model, bits)
     rng = np.random.default_rng(0)
     tally = Tally()
     for number in range(prompts):
@@ -71,8 +71,8 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
         request = Request(prompt, 40, sampling, seed=1, overflow="slide" if number % 3 else "crop")
         plain = [token.id for token in decode.decode(model, request)]
         assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
-    assert tally.proposed / 2 < tally.taken < tally.proposed
-    assert tally.readings < 0.7 * tally.tokens
+    assert tally.proposed / 2 < tally.accepted < tally.proposed
+    assert tally.forward_passes < 0.7 * tally.tokens
 
 
 def test_a_twin_drafts_under_the_layer_contrast_too() -> None:
@@ -82,9 +82,9 @@ def test_a_twin_drafts_under_the_layer_contrast_too() -> None:
     request = Request([1, 2, 3], 20, SamplingConfig(temperature=0), seed=1)
     plain = [token.id for token in decode.decode(contrasted, request)]
     tally = Tally()
-    drafted = speculative.decode(contrasted, speculative.twin_drafter(contrasted, 8), request, tally)
+    drafted = speculative.decode(contrasted, speculative.quantized_drafter(contrasted, 8), request, tally)
     assert [token.id for token in drafted] == plain
-    assert tally.taken > 0.7 * tally.proposed  # it draws from the same contrast
+    assert tally.accepted > 0.7 * tally.proposed  # it draws from the same contrast
 
 
 def test_a_draft_that_is_never_right_is_soon_asked_for_one_token_at_a_time() -> None:
@@ -93,8 +93,8 @@ def test_a_draft_that_is_never_right_is_soon_asked_for_one_token_at_a_time() -> 
     tally = Tally()
     request = Request([0], 100, SamplingConfig(temperature=0), seed=0)
     assert len(list(speculative.decode(circle, ModelDrafter(wrong), request, tally))) == 100
-    assert tally.taken == 0
-    assert tally.proposed < 1.5 * tally.readings
+    assert tally.accepted == 0
+    assert tally.proposed < 1.5 * tally.forward_passes
 
 
 class Table:
@@ -120,12 +120,12 @@ MODEL = [[0.0, 1.0, -1.0], [0.5, 0.0, 1.0], [1.0, -0.5, 0.0]]
 DRAFT = [[1.0, 0.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 0.5, -1.0]]
 
 
-@pytest.mark.parametrize("drafter", ["model", "ngram", "twin"])
+@pytest.mark.parametrize("drafter", ["model", "ngram", "quantized"])
 @pytest.mark.parametrize("kind", ["cpu", "torch"])
 def test_sampled_text_is_identical_too(kind: str, drafter: str) -> None:
     model, draft = decoders(kind)
     rng = np.random.default_rng(1)
-    twin = speculative.twin_drafter(model, 8)
+    quantized = speculative.quantized_drafter(model, 8)
     tally = Tally()
     for number in range(20 if kind == "cpu" else 6):
         prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
@@ -137,14 +137,14 @@ def test_sampled_text_is_identical_too(kind: str, drafter: str) -> None:
         ][number % 4]
         request = Request(prompt, 40, sampling, seed=number, eot_id=3, min_new_tokens=number, n_candidates=2)
         plain = list(decode.decode(model, request))
-        guess = {"model": ModelDrafter(draft), "ngram": NgramDrafter(), "twin": twin}[drafter]
+        guess = {"model": ModelDrafter(draft), "ngram": NgramDrafter(), "quantized": quantized}[drafter]
         drafted = list(speculative.decode(model, guess, request, tally))
         assert [token.id for token in drafted] == [token.id for token in plain]
         for one, other in zip(drafted, plain, strict=True):
             assert one.probability == pytest.approx(other.probability, abs=1e-5)
             assert [i for i, _ in one.candidates] == [i for i, _ in other.candidates]
-    assert tally.taken > 0
-    assert tally.taken > 0.9 * tally.proposed if drafter == "twin" else tally.taken < tally.proposed
+    assert tally.accepted > 0
+    assert tally.accepted > 0.9 * tally.proposed if drafter == "quantized" else tally.accepted < tally.proposed
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=0.7, top_k=2)], ids=str)
@@ -171,7 +171,7 @@ def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: Sam
             for text in product(range(3), repeat=length)
         },
     )
-    assert drafter == "none" or 0 < tally.taken < tally.proposed
+    assert drafter == "none" or 0 < tally.accepted < tally.proposed
 
 
 def assert_proportions(counts: Counter[tuple[int, ...]], shares: dict[tuple[int, ...], float]) -> None:
@@ -196,13 +196,13 @@ def test_texts_sampled_with_a_twin_come_in_the_exact_proportions() -> None:
         model.crop(0)
         table = distribution(model.read([*prompt, *text], every=True), sampling)[len(prompt) - 1 :]
         shares[text] = float(np.prod([table[place, token] for place, token in enumerate(text)]))
-    guess, tally = speculative.twin_drafter(model, 4), Tally()
+    guess, tally = speculative.quantized_drafter(model, 4), Tally()
     counts = Counter(
         tuple(token.id for token in speculative.decode(model, guess, Request(prompt, length, sampling, seed), tally))
         for seed in range(runs)
     )
     assert_proportions(counts, shares)
-    assert 0.8 * tally.proposed < tally.taken < tally.proposed
+    assert 0.8 * tally.proposed < tally.accepted < tally.proposed
 
 
 class Clock:
@@ -253,7 +253,7 @@ def test_text_that_repeats_is_read_in_far_fewer_steps() -> None:
     tally = Tally()
     ids = [token.id for token in speculative.decode(circle, NgramDrafter(), request, tally)]
     assert ids == [(i + 1) % 16 for i in range(150)]
-    assert tally.tokens / tally.readings > 3
+    assert tally.tokens / tally.forward_passes > 3
 
 
 def test_end_of_text_among_the_proposals_ends_it() -> None:

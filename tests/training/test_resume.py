@@ -35,7 +35,7 @@ def left_behind(run: Path) -> tuple[bytes, bytes, list[Any]]:
 # Killed
 
 
-def sitting(folder: Path, arguments: tuple[Any, ...]) -> None:
+def session(folder: Path, arguments: tuple[Any, ...]) -> None:
     """One process of a run, its words in a file."""
     from gptcli.cli import main
 
@@ -47,18 +47,18 @@ def sitting(folder: Path, arguments: tuple[Any, ...]) -> None:
 
 
 def start(folder: Path, *arguments: Any) -> Any:
-    """A sitting in a child of a server that has imported torch but never computed: it starts at once."""
+    """A session in a child of a server that has imported torch but never computed: it starts at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["gptcli.cli", "gptcli.training.trainer", "gptcli.data.documents", "matplotlib.figure"]
     )
-    process = context.Process(target=sitting, args=(folder, arguments))
+    process = context.Process(target=session, args=(folder, arguments))
     process.start()
     return process
 
 
 def kill_until_done(folder: Path, story: Path, kills: int, seed: int) -> int:
-    """Train in sittings that are killed with -9 at random instants, from scratch again once done; the kills it took."""
+    """Train in sessions that are killed with -9 at random instants, from scratch again once done; the kills it took."""
     instants, done, whole = random.Random(seed), 0, None
     begin = ("train", story, *OFTEN, "--epochs", 1, "--out", "run")
     while True:
@@ -309,13 +309,13 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
         told.append(type(event).__name__)
         if isinstance(event, events.Evaluated):
             rates[event.step] = event.learning_rate
-        elif isinstance(event, events.WentBack):
+        elif isinstance(event, events.RolledBack):
             assert event.step == 4
             step, bad = 4, {9}
         elif isinstance(event, events.Stepped | events.Skipped):
             step = event.step + 1
     assert told.count("Skipped") == 1 + 3 + 1
-    assert told.count("WentBack") == 1
+    assert told.count("RolledBack") == 1
     assert rates[11] == recipe.learning_rate * trainer.LOWER_RATE
     assert snapshots.newest(tmp_path / "run")[0].progress["skipped"] == 2  # those before going back are forgotten
     poison.remove()
@@ -348,7 +348,7 @@ def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
 
     def poison_twice() -> None:
         for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
-            if isinstance(event, events.WentBack):
+            if isinstance(event, events.RolledBack):
                 went_back.append(event.step)
             elif isinstance(event, events.Stepped) and event.step == 2:
                 with torch.no_grad():

@@ -63,9 +63,9 @@ def test_tensorboard_shows_what_the_metrics_say_also_after_a_resume(gptcli: Any,
 def test_a_run_that_goes_back_takes_back_what_it_told(tmp_path: Path) -> None:
     log = tensorboard.EventLog(tmp_path, 0)
     for step in (0, 1, 2):
-        log.tell(events.Stepped(step, 1, 4.0 - step, 100.0, 1.0, 1e-3, None))
-    log.tell(events.WentBack(1, 0.25))
-    log.tell(events.Stepped(1, 1, 7.0, 100.0, 1.0, 1e-3, None))
+        log.record(events.Stepped(step, 1, 4.0 - step, 100.0, 1.0, 1e-3, None))
+    log.record(events.RolledBack(1, 0.25))
+    log.record(events.Stepped(1, 1, 7.0, 100.0, 1.0, 1e-3, None))
     log.close()
     assert scalars(tmp_path)["loss/batch"] == {0: 4.0, 1: 7.0}
     assert "speed/mfu" not in scalars(tmp_path)

@@ -31,7 +31,7 @@ def ctranslate2(setting: Setting) -> list[Contender]:
     return [
         Contender(
             f"ctranslate2 {name}", DECODING - {"prefill"}, partial(_ctranslate2, setting, name),
-            cost.weight_bytes(setting.config, name), peer=True, rest=SPINNING,
+            cost.weight_bytes(setting.config, name), peer=True, cooldown=SPINNING,
         )
         for name in names
     ]  # fmt: skip

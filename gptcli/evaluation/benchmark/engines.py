@@ -124,7 +124,7 @@ class Contender:
         ready: makes what the work of a name takes.
         model_bytes: about what its model takes in memory.
         peer: whether the others are held beside it.
-        rest: seconds for which its threads go on spinning when it has finished.
+        cooldown: seconds for which its threads go on spinning when it has finished.
     """
 
     subject: str
@@ -132,7 +132,7 @@ class Contender:
     ready: Callable[[str], Task]
     model_bytes: int
     peer: bool = False
-    rest: float = 0.0
+    cooldown: float = 0.0
 
 
 def ours(setting: Setting) -> list[Contender]:
@@ -200,12 +200,12 @@ def _drafted(setting: Setting, _: str) -> Task:
 
     engine = Kernels(setting.config, setting.weights, capacity=capacity(setting), threads=setting.threads)
     decoder = SlotDecoder(engine)
-    twin = speculative.twin_drafter(decoder, 8)
+    packed = speculative.quantized_drafter(decoder, 8)
     request = Request(setting.first_ids()[:1], setting.tokens, SamplingConfig(temperature=0), seed=0)
 
     def decode() -> list[list[int]]:
         tally = speculative.Tally()
-        drawn = speculative.decode(decoder, speculative.OnTrial(twin, tally), request, tally)
+        drawn = speculative.decode(decoder, speculative.OnTrial(packed, tally), request, tally)
         return [[token.id for token in drawn]]
 
     return Task(decode, engine.weight_bytes)

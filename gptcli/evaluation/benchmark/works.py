@@ -172,7 +172,7 @@ def measure(
                 if not at_once or number == 0:
                     task.run()
                 if number > 0:
-                    turns[place].append(_turn(work, task, limits, contender.rest))
+                    turns[place].append(_turn(work, task, limits, contender.cooldown))
                 del task
             done()
     peers = [own for own, contender in zip(turns, contenders, strict=True) if contender.peer]
@@ -187,10 +187,10 @@ def fit_at_once(work: Work, contenders: Sequence[Contender], device: torch.devic
     return needed < SHARE_OF_MEMORY * placement.available_memory(device)
 
 
-def _turn(work: Work, task: Task, limits: Limits, rest: float) -> Turn:
+def _turn(work: Work, task: Task, limits: Limits, cooldown: float) -> Turn:
     before = limits.allowed(work, task.weight_bytes)
     took = seconds(task.run, limits.device)
-    time.sleep(rest)
+    time.sleep(cooldown)
     after = limits.allowed(work, task.weight_bytes)
     allowed = (before + after) / 2 if before is not None and after is not None else None
     return Turn(work.tokens / took if work.tokens else took, allowed)

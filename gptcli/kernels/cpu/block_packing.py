@@ -1,7 +1,7 @@
 """Matrices into the blocks that kernels.py walks through: as they come, or from blocks of float32 into int8 or int4.
 
 A block is 16 outputs of a matrix, laid out (in, 16); see products.py. What `quantize` makes of a weight is what
-quantization.py makes of it: a model that is in memory already gets its packed twin in a fraction of a second.
+quantization.py makes of it: a model that is in memory already gets its packed copy in a fraction of a second.
 """
 
 # mypy: ignore-errors

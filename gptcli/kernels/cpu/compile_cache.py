@@ -90,11 +90,11 @@ def _kept_in(directory: Path) -> Iterator[bool]:
         numba.config.CACHE_DIR = before
 
 
-def _announce(kind: str, marker: Path | None, tell: Callable[[str], None]) -> None:
+def _announce(kind: str, marker: Path | None, report: Callable[[str], None]) -> None:
     if marker is None:
-        tell(f"Compiling the CPU kernels for {kind} (10 to 30 s, each time: the cache directory cannot be written) …")
+        report(f"Compiling the CPU kernels for {kind} (10 to 30 s, each time: the cache directory cannot be written) …")
     elif not marker.exists():
-        tell(f"Compiling the CPU kernels for {kind} on this machine, once (10 to 30 s) …")
+        report(f"Compiling the CPU kernels for {kind} on this machine, once (10 to 30 s) …")
 
 
 def are_kept() -> bool:
@@ -102,7 +102,7 @@ def are_kept() -> bool:
     return _can_write(cache_directory())
 
 
-def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def training_passes(report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The kernels of train_passes.py by name, as C functions of one address."""
     import numba
     from numba import types
@@ -112,7 +112,7 @@ def training_passes(tell: Callable[[str], None] = lambda line: None) -> dict[str
     directory = cache_directory()
     with _kept_in(directory) as cached:
         marker = _marker(directory, "training") if cached else None
-        _announce("training", marker, tell)
+        _announce("training", marker, report)
         compile_ = numba.cfunc(types.void(types.int64), cache=cached, error_model="numpy")
         functions = {name: compile_(getattr(train_passes, name)) for name in train_passes.PASSES}
     _mark(marker)
@@ -137,10 +137,10 @@ class Kernels:
     """The compiled functions, from the user's cache where it has them.
 
     Args:
-        tell: called with a line that says what takes a while.
+        report: called with a line that says what takes a while.
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, report: Callable[[str], None] = lambda line: None) -> None:
         import numba
 
         directory = cache_directory()
@@ -150,13 +150,13 @@ class Kernels:
             self.pack_pairs = numba.njit(block_packing.pack_pairs, nogil=True, cache=cached)
             self.quantize = numba.njit(block_packing.quantize, nogil=True, cache=cached, error_model="numpy")
         self.directory = directory if cached else None
-        self._tell = tell
+        self._report = report
 
     def prepare(self, bits: int) -> None:
         """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
         data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
         marker = None if self.directory is None else _marker(self.directory, f"{data.dtype}")
-        _announce("float32" if bits == 32 else f"int{bits}", marker, self._tell)
+        _announce("float32" if bits == 32 else f"int{bits}", marker, self._report)
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
         table, control = (
             np.zeros(memory_layout.PROGRAM, np.int64),

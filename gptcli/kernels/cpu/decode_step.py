@@ -310,8 +310,8 @@ def run(data, scale, floats, work, table, control, thread):
                 rows = control[c.WANTED] if table[step + c.SELECTION] == c.WANTED_ROWS else control[c.ROWS]
                 if rows == 0 or (
                     condition != c.ALWAYS
-                    and condition != control[c.TAP]
-                    and not (condition == c.IF_TAPPED and control[c.TAP] > 0)
+                    and condition != control[c.EXIT_LAYER]
+                    and not (condition == c.IF_EARLY_EXIT and control[c.EXIT_LAYER] > 0)
                 ):
                     continue
                 operation = table[step + c.OPERATION]

@@ -31,11 +31,11 @@ EMBED, NORM, ARRANGE, MULTIPLY, ATTEND = range(5)
 OPERATION, WHICH, LAYER, SOURCE, TARGET, STRIDE, THEN, SELECTION, CONDITION = range(9)
 STEP = 9
 ALL_ROWS, WANTED_ROWS = 0, 1  # SELECTION
-ALWAYS, IF_TAPPED = 0, -1  # CONDITION; or a layer (counted from 1): only if that one is tapped
+ALWAYS, IF_EARLY_EXIT = 0, -1  # CONDITION; or a layer (counted from 1): only if that one is early_exit
 
 # Cells of control; those that threads fight over have a cache line each.
 LINE = 8
-OPEN, INSIDE, ROWS, WANTED, TAP, EPOCH, ASLEEP = 0, 8, 16, 17, 18, 19, 24
+OPEN, INSIDE, ROWS, WANTED, EXIT_LAYER, EPOCH, ASLEEP = 0, 8, 16, 17, 18, 19, 24
 MAX_THREADS = 64
 COUNTERS = ASLEEP + LINE * MAX_THREADS  # then ids, positions, slots and the wanted rows, MAX_ROWS each
 

@@ -21,7 +21,7 @@ def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
     inner = int(table[c.CONTRACT + c.INPUTS])
     activation = {"gelu_new": c.GELU, "relu": c.RELU}[config.activation]
     final, beside = 2 * config.n_layers, logits + rows * vocabulary
-    tapped = normed + rows * width
+    early_exit = normed + rows * width
     arranged = hidden + rows * inner
     program: list[tuple[int, ...]] = [(c.EMBED,)]
     for n in range(config.n_layers):
@@ -35,11 +35,11 @@ def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
             (c.MULTIPLY, c.EXPAND, n, normed, hidden, inner, activation),
             (c.ARRANGE, c.CONTRACT, n, hidden, arranged),
             (c.MULTIPLY, c.CONTRACT, n, arranged, x, width, c.ADD),
-            (c.NORM, final, n, x, tapped, 0, 0, c.WANTED_ROWS, n + 1),
+            (c.NORM, final, n, x, early_exit, 0, 0, c.WANTED_ROWS, n + 1),
         ]
     program += [
         (c.NORM, final, 0, x, normed, 0, 0, c.WANTED_ROWS),
         (c.MULTIPLY, c.HEAD, 0, normed, logits, vocabulary, c.PLAIN, c.WANTED_ROWS),
-        (c.MULTIPLY, c.HEAD, 0, tapped, beside, vocabulary, c.PLAIN, c.WANTED_ROWS, c.IF_TAPPED),
+        (c.MULTIPLY, c.HEAD, 0, early_exit, beside, vocabulary, c.PLAIN, c.WANTED_ROWS, c.IF_EARLY_EXIT),
     ]
     return program

@@ -99,11 +99,11 @@ def is_worthwhile(tokens: int, width: int) -> bool:
     return tokens * width >= WORTHWHILE
 
 
-def open_kernels(tell: Callable[[str], None] = lambda line: None) -> TrainKernels | str:
+def open_kernels(report: Callable[[str], None] = lambda line: None) -> TrainKernels | str:
     """Load the kernels from the user's cache, in a second or two, or compile them, in about ten.
 
     Args:
-        tell: called with a line before they are compiled.
+        report: called with a line before they are compiled.
 
     Returns:
         the kernels, or in a line why there are none: numba is missing or cannot be imported, does not know this
@@ -112,7 +112,7 @@ def open_kernels(tell: Callable[[str], None] = lambda line: None) -> TrainKernel
     try:
         from gptcli.kernels.cpu import compile_cache, train_attention, train_passes
 
-        functions = compile_cache.training_passes(tell)
+        functions = compile_cache.training_passes(report)
     except Exception as error:  # numba and LLVM raise many kinds, and none of them need end a run
         return " ".join(str(error).split())[:200] or type(error).__name__
     return TrainKernels(functions, train_passes.CELLS, train_passes.ARGUMENTS, train_attention.scratch_size)

@@ -278,7 +278,7 @@ def test_a_large_enough_run_uses_them_and_says_so_where_it_cannot(
 
     monkeypatch.setattr(GPTModel, "use", use)
     assert gptcli("train", story, *options, "--out", "with").code == 0
-    monkeypatch.setattr(train_kernels, "open_kernels", lambda tell: "no such processor")
+    monkeypatch.setattr(train_kernels, "open_kernels", lambda report: "no such processor")
     result = gptcli("train", story, *options, "--out", "without")
     assert result.code == 0
     assert result.err.count("no such processor") == 1

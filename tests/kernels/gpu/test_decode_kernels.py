@@ -115,7 +115,7 @@ def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch:
     for kind, what in ((DecodeStep, "run"), (PromptStep, "run")):
         model = tiny_model()
         told: list[str] = []
-        engine = TorchEngine(model, tell=told.append)
+        engine = TorchEngine(model, report=told.append)
         with monkeypatch.context() as patch:
             patch.setattr(kind, what, fail)
             ids = [1] if kind is DecodeStep else list(range(12))
@@ -123,7 +123,7 @@ def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch:
                 torch.testing.assert_close(engine.read(0, ids, 0), model(torch.tensor([ids]))[0, -1:])
             engine.read(0, ids, 0)
         assert told == ["Triton's kernels cannot run here (ptxas: no such thing); decoding goes on without."]
-        engine = TorchEngine(model, tell=told.append)
+        engine = TorchEngine(model, report=told.append)
         with monkeypatch.context() as patch:
             patch.setattr(kind, what, memory)
             with pytest.raises(torch.OutOfMemoryError):
@@ -132,5 +132,5 @@ def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch:
 
 def test_a_cpu_says_nothing_about_kernels() -> None:
     told: list[str] = []
-    assert TorchEngine(tiny_model(), tell=told.append)._kernels is None
+    assert TorchEngine(tiny_model(), report=told.append)._kernels is None
     assert told == []
