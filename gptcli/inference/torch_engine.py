@@ -243,7 +243,7 @@ class TorchEngine:
         self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
 
     def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], exit_at: int) -> Tensor:
-        """One step of every row: T ids each, the first at its place. Logits (B T, V); twice as many with ``exit_at``."""
+        """One step of every row: T ids each, the first at its place. Logits (B T, V); twice that with ``exit_at``."""
         count = len(ids[0])
         self._ids[:, :count] = torch.tensor(ids)
         self._places[:] = torch.tensor(places)

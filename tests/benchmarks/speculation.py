@@ -70,7 +70,8 @@ def main() -> None:
     print(f"{options.tokens} tokens: {median(plain):.2f} s without, {median(drafted):.2f} s with --draft ngram")
     print(f"{median(a / b for a, b in zip(plain, drafted, strict=True)):.2f} x as fast (rounds of a pair, the median)")
     print(
-        f"{tally.accepted} of {tally.proposed} proposed tokens accepted, {tally.tokens / tally.forward_passes:.2f} a pass"
+        f"{tally.accepted} of {tally.proposed} proposed tokens accepted, "
+        f"{tally.tokens / tally.forward_passes:.2f} a pass"
     )
 
 

@@ -172,7 +172,7 @@ def test_a_draft_changes_no_text_and_says_what_it_brought(
     for draft in ("ngram", "draft", "int8", "int4"):
         err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
         assert "proposed tokens accepted" in err
-        assert "tokens for each reading of the model" in err
+        assert "tokens for each forward pass of the model" in err
         assert "speed of this run's own steps" in err or draft != "ngram"
     err = gptcli("generate", "abab", "-c", run, "--draft", "int8", *engine, "--verbose").err
     assert "The draft in int8 takes 0 MB, packed in" in err
