@@ -1,4 +1,4 @@
-"""What test_gpu_kernels.py runs in a process of its own, where Triton's interpreter is on: cases by their names."""
+"""What test_decode_kernels.py runs in a process of its own, where Triton's interpreter is on: cases by their names."""
 
 import sys
 from pathlib import Path

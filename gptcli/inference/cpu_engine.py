@@ -1,4 +1,4 @@
-"""The CPU engine: a model packed for kernels.py, with a cache of its own and a team of threads.
+"""The CPU engine: a model packed for decode_step.py, with a cache of its own and a team of threads.
 
 It speaks numpy and needs no torch. Rows are the unit of work: a token at a position of a slot, a slot being one
 sequence's place in the cache.
@@ -30,7 +30,7 @@ class Engine:
     """A packed model, its cache and its threads.
 
     Args:
-        config: the model's shape; `decoders.obstacle` knows what the kernels do not.
+        config: the model's shape; `open.obstacle` knows what the kernels do not.
         tensors: float32 weights by the model's names, or `Packed` ones; each is asked for once and let go.
         bits: 32, 8 or 4: float32 matrices are quantised on the way in.
         capacity: tokens that each slot of the cache has room for.
@@ -153,7 +153,7 @@ class Engine:
         self._open[target] = self._open[source]
 
     def _open_panels(self, positions: Sequence[int], slots: Sequence[int]) -> None:
-        """Turn back the panel of keys that a sequence goes on in, where it is a full one (see attention.py)."""
+        """Turn back the panel of keys that a sequence goes on in, where it is a full one (see cached_attention.py)."""
         ends: dict[int, int] = {}
         for position, slot in zip(positions, slots, strict=True):
             if slot not in ends and position % LANES and self._open[slot] != position // LANES:

@@ -1,4 +1,4 @@
-"""A model's weights in the flat arrays that the kernels read (see cells.py): laid out, filled, packed anew."""
+"""A model's weights in the flat arrays that the kernels read (see memory_layout.py): laid out, filled, packed anew."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

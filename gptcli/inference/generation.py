@@ -16,11 +16,11 @@ from gptcli.model.gpt import GPTModel
 
 
 class UncachedDecoder:
-    """A `GPTModel` as a `decoding.Decoder` that reads everything again each time: slow, and what caches are held to.
+    """A `GPTModel` as a `decode.Decoder` that reads everything again each time: slow, and what caches are held to.
 
     Args:
         model: in eval mode.
-        drawable: as `decoding.SlotDecoder` has it.
+        drawable: as `decode.SlotDecoder` has it.
     """
 
     def __init__(self, model: GPTModel, drawable: Drawable | None = None) -> None:
@@ -52,7 +52,7 @@ def generate(
     drawable: Drawable | None = None,
     **options: Any,
 ) -> Iterator[Token]:
-    """`decoding.decode` with the torch model: ``options`` are a `Request`'s.
+    """`decode.decode` with the torch model: ``options`` are a `Request`'s.
 
     Without ``use_cache`` everything is read again for every token; a ``drafter`` proposes tokens, so that the weights
     are read less often than there are tokens; only ``drawable`` ids are drawn.

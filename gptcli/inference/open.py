@@ -1,6 +1,5 @@
 """Which engine continues a text, and a decoder of that kind. Nothing here imports torch before it must."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError, nearest
 from gptcli.inference.decode import SlotDecoder
 from gptcli.inference.sampling import Drawable
+from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.tokenizers import Tokenizer
 
 ENGINES = ("auto", "cpu", "torch")
@@ -30,11 +30,9 @@ class Choice:
 
 def obstacle(config: GPTConfig) -> str | None:
     """Why the CPU kernels cannot run a model of this shape on this machine, or None."""
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed"
     if config.activation == "gelu":
         return "the CPU kernels have no exact gelu"
-    return None
+    return numba_reason()
 
 
 def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> Choice:
@@ -51,9 +49,8 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
         f"--device {device} is no CPU" if device not in ("auto", "cpu") else None,
         f"--dtype {dtype} is not float32" if dtype not in ("auto", "float32") else None,
         "--compile is torch's" if compiled else None,
-        obstacle(config),
     ]
-    hindrance = next((reason for reason in hindrances if reason), None)
+    hindrance = next((reason for reason in hindrances if reason), None) or obstacle(config)
     if engine == "cpu":
         if hindrance:
             raise GptcliError(
@@ -148,7 +145,7 @@ def open_decoder(
         path: a checkpoint directory.
         choice: which engine.
         tokenizer: the checkpoint's; ids that it has no text for are never drawn.
-        slots: sequences that `decoding.decode_together` may have under way at once.
+        slots: sequences that `decode.decode_together` may have under way at once.
         device, dtype: where and in what the torch engine computes.
         threads: CPU threads; None for the physical cores.
         bits: 8 or 4 packs float32 weights on the way in; a packed checkpoint stays as it is.

@@ -224,7 +224,7 @@ def quantized_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
 
 
 def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 11) -> Iterator[Token]:
-    """`decoding.decode`, with tokens proposed by ``drafter``: the same text.
+    """`decode.decode`, with tokens proposed by ``drafter``: the same text.
 
     Args:
         decoder: the model's; has room for the prompt and the new tokens, or for its context.
@@ -237,7 +237,7 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
         each token once it is certain.
 
     Raises:
-        GptcliError: as `decoding.decode` does.
+        GptcliError: as `decode.decode` does.
     """
     context = decoder.config.context_length
     text = Continuation(request, context)

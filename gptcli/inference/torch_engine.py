@@ -75,7 +75,7 @@ class RaggedCache:
 
 
 class TorchEngine:
-    """A `GPTModel`, its cache and its steps, as a `decoding.Engine`.
+    """A `GPTModel`, its cache and its steps, as a `decode.Engine`.
 
     Args:
         model: in eval mode.
@@ -165,7 +165,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
-        """As `decoding.Engine.draws`: the device draws where the kernels serve and one graph can draw for all."""
+        """As `decode.Engine.draws`: the device draws where the kernels serve and one graph can draw for all."""
         if self._kernels is None:
             return None
         from gptcli.inference.device_draws import DeviceDraws, filters_of, plainly
@@ -194,7 +194,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0) -> Tensor:
-        """As `decoding.Engine.read`."""
+        """As `decode.Engine.read`."""
         if (
             self._prompts is not None
             and start == 0
@@ -228,7 +228,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Tensor:
-        """As `decoding.Engine.step`."""
+        """As `decode.Engine.step`."""
         all_ids, places = [[0]] * self.slots, [self._aside] * self.slots
         for slot, token_id, position in zip(slots, ids, positions, strict=True):
             all_ids[slot], places[slot] = [token_id], position
@@ -239,7 +239,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def fork(self, source: int, target: int, length: int) -> None:
-        """As `decoding.Engine.fork`."""
+        """As `decode.Engine.fork`."""
         self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
 
     def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], exit_at: int) -> Tensor:

@@ -175,7 +175,7 @@ def v100_years(flops: float) -> float:
 def activation_bytes(
     config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True, itemsize: int = 4
 ) -> int:
-    """Bytes that a forward pass in train mode holds for its backward pass, as model.py and autograd.py do it.
+    """Bytes that a forward pass in train mode holds for its backward pass, as gpt.py and dropout.py do it.
 
     With R = batch_size · context rows, a block holds, in bytes (of float32; half of what is not statistics or masks on
     a GPU in bfloat16):

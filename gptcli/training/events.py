@@ -1,4 +1,4 @@
-"""What happens in a training run, told one by one by training.py."""
+"""What happens in a training run, one by one, as trainer.py yields it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -15,7 +15,7 @@ from gptcli.config.fields import as_dict
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
 from gptcli.data.dataset import Corpus
-from gptcli.device import peak_flops, placement
+from gptcli.device import allocator, peak_flops, placement
 from gptcli.device.placement import Precision
 from gptcli.errors import GptcliError
 from gptcli.kernels.cpu import train_kernels
@@ -110,7 +110,7 @@ class Run:
         self.placement = distributed.place(self.world, placement.choose(device, dtype))
         self.dtype = dtype
         self.threads = placement.set_threads(threads)
-        placement.reuse_freed_memory()  # already for --batch-size auto
+        allocator.reuse_freed_memory()  # already for --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.source, self.choose_parts = source, choose_parts
@@ -269,7 +269,7 @@ class Run:
         itemsize = 4 if on_cpu else self.precision.dtype.itemsize
         memory = cost.training_memory(self.model_config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize)
         if on_cpu:
-            placement.reuse_freed_memory(expected=memory.resident)
+            allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
         self.memory_free = placement.available_memory(device)
 

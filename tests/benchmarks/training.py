@@ -13,7 +13,7 @@ import torch
 
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
-from gptcli.device import placement
+from gptcli.device import allocator, placement
 from gptcli.kernels.cpu import train_kernels
 from gptcli.model import cost
 from gptcli.model.gpt import GPTModel
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     threads = placement.set_threads(options.threads)
     config = GPTConfig.preset(options.size)
-    placement.reuse_freed_memory(cost.training_memory(config, options.batch, options.context).resident)
+    allocator.reuse_freed_memory(cost.training_memory(config, options.batch, options.context).resident)
     recipe = TrainConfig(context_length=options.context, batch_size=options.batch)
     model, kernels = GPTModel(config).train(), train_kernels.open_kernels()
     if isinstance(kernels, str):

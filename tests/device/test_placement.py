@@ -29,7 +29,8 @@ def test_memory_that_is_expected_lies_on_huge_pages() -> None:
     program = """
 import torch
 from pathlib import Path
-from gptcli.device.placement import reuse_freed_memory, resident_memory
+from gptcli.device.allocator import reuse_freed_memory
+from gptcli.device.placement import resident_memory
 before = resident_memory()
 if reuse_freed_memory(expected=2**28):
     assert resident_memory() - before < 2**24  # asked for, not taken

@@ -284,7 +284,8 @@ import torch
 from gptcli.config.model import GPTConfig
 from gptcli.config.training import TrainConfig
 from gptcli.data.dataset import Corpus
-from gptcli.device.placement import peak_memory, resident_memory, reuse_freed_memory
+from gptcli.device.allocator import reuse_freed_memory
+from gptcli.device.placement import peak_memory, resident_memory
 from gptcli.model.gpt import GPTModel
 from gptcli.training.trainer import train
 config = {config!r}

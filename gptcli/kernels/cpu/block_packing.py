@@ -1,6 +1,6 @@
-"""Matrices into the blocks that kernels.py walks through: as they come, or from blocks of float32 into int8 or int4.
+"""Matrices into the blocks that decode_step.py reads: as they come, or from blocks of float32 into int8 or int4.
 
-A block is 16 outputs of a matrix, laid out (in, 16); see products.py. What `quantize` makes of a weight is what
+A block is 16 outputs of a matrix, laid out (in, 16); see matmul.py. What `quantize` makes of a weight is what
 quantization.py makes of it: a model that is in memory already gets its packed copy in a fraction of a second.
 """
 
@@ -27,7 +27,7 @@ def pack(source, target, first, inputs):
 
 
 def pack_pairs(source, target, first, inputs):
-    """Write a matrix (in, out) of int8 into blocks (inputs / 2, 16) of int16: see integers.py."""
+    """Write a matrix (in, out) of int8 into blocks (inputs / 2, 16) of int16: see int16_matmul.py."""
     rows, columns = source.shape
     for block in range((columns + LANES - 1) // LANES):
         kept = min(LANES, columns - block * LANES)
@@ -72,7 +72,7 @@ def _int8_scale(source, start, inputs):
 
 
 def _int8_block_of_pairs(source, start, target, at, scale, scale_at, inputs, block):
-    """See integers.py: input 2j in the low byte of an int16, 2j + 1 in the high one."""
+    """See int16_matmul.py: input 2j in the low byte of an int16, 2j + 1 in the high one."""
     factor = _int8_scale(source, start, inputs)
     v.store(scale, scale_at + block * LANES, factor)
     byte = v.splat(np.float32(256.0))

@@ -1,4 +1,4 @@
-"""One head's look at the cache: what kernels.py does between two products of weights.
+"""One head's look at the cache: what decode_step.py does between two products of weights.
 
 A sequence has, for each layer and head, its values position by position (capacity, head size), and its keys in panels
 of 16 positions (head size, 16), so that both are walked through like weights. One key alone would touch as many lines

@@ -3,8 +3,8 @@
 Decoding reads every weight once a token, so memory sets the pace, and the kernels are built around that stream. A
 matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
 sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
-of 32 inputs (see quantization.py); products.py widens them in registers. Where the machine multiplies pairs of int16
-twice as fast as floats, int8 weights meet rows that are quantised to int16 before each product (see integers.py).
+of 32 inputs (see quantization.py); matmul.py widens them in registers. Where the machine multiplies pairs of int16
+twice as fast as floats, int8 weights meet rows that are quantised to int16 before each product (see int16_matmul.py).
 
 Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
 has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
@@ -12,7 +12,7 @@ and in a batch, on one thread and on many.
 
 Threads take work (blocks of outputs, heads, rows) from shared counters, phase by phase. The caller never waits for a
 thread, only for work that somebody has taken: a late or absent helper costs time, not correctness. All share the
-arrays that cells.py describes.
+arrays that memory_layout.py describes.
 """
 
 # mypy: ignore-errors

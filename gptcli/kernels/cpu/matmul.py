@@ -1,4 +1,4 @@
-"""Weights meet rows: the inner loops of kernels.py, for each kind of weights and each number of rows.
+"""Weights meet rows: the inner loops of decode_step.py, for each kind of weights and each number of rows.
 
 A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16 or two int4 in a
 byte; each function exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end
@@ -8,7 +8,7 @@ the same order in all of these functions.
 Rows lie in tiles (in, TILE), so that what meets one vector of weights lies together: taken from whole rows, the
 addresses alone would cost a quarter of the products. A row without company lies alone, (in, 1). A row's inputs are thus
 ``pitch`` cells apart, `TILE` or 1 (`write_part`). They are floats, but for pairs of int8: those meet integers, and
-integers.py has what is done with them.
+int16_matmul.py has what is done with them.
 """
 
 # mypy: ignore-errors

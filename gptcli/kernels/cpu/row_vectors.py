@@ -1,4 +1,4 @@
-"""A vector for each of several rows, kept in registers: what products.py adds its sums up in.
+"""A vector for each of several rows, kept in registers: what matmul.py adds its sums up in.
 
 Such a tuple of `lanes` has as many vectors as rows meet a weight together. Every function of this file works inside
 numba-compiled code only.

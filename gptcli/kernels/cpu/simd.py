@@ -1,4 +1,4 @@
-"""Sixteen floats at a time: the few primitives that numba lacks for kernels.py.
+"""Sixteen floats at a time: the few primitives that numba lacks for decode_step.py.
 
 A value of type `lanes` is a vector of 16 float32. LLVM turns it into one AVX-512 register, two AVX2 or four NEON ones,
 so the same code runs everywhere at the machine's own width. Arrays are flat and C-contiguous, offsets count elements.

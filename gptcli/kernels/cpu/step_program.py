@@ -1,4 +1,4 @@
-"""The phases of a decode step: what kernels.py does one after the other, from where to where."""
+"""The phases of a decode step: what decode_step.py does one after the other, from where to where."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from gptcli.kernels.cpu import memory_layout as c
 
 
 def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
-    """One row a phase, its cells in the order that kernels.py names them; those that are left out are 0.
+    """One row a phase, its cells in the order that decode_step.py names them; those that are left out are 0.
 
     Args:
         config: the model's shape.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.kernels.cpu import openmp
+from gptcli.kernels.cpu.numba_support import numba_reason
 
 WORTHWHILE = 2**18  # activations of a step
 
@@ -106,9 +107,11 @@ def open_kernels(report: Callable[[str], None] = lambda line: None) -> TrainKern
         report: called with a line before they are compiled.
 
     Returns:
-        the kernels, or in a line why there are none: numba is missing or cannot be imported, does not know this
-        processor, or fails.
+        the kernels, or in a line why there are none: see `numba_support.numba_reason`, or what failed to compile.
     """
+    reason = numba_reason()
+    if reason is not None:
+        return reason
     try:
         from gptcli.kernels.cpu import compile_cache, train_attention, train_passes
 

@@ -14,8 +14,8 @@ class Helpers:
     """Threads for one kernel and its arrays.
 
     Args:
-        run: the kernel (`kernels.run`): called with the arrays and a number from 1 on, it helps with steps until there
-            have been none for a while, then says in its cell of control that it is asleep, and returns.
+        run: the kernel (`decode_step.run`): called with the arrays and a number from 1 on, it helps with steps until
+            there have been none for a while, then sets its cell of control to asleep, and returns.
         arrays: what the kernel works on, control last.
         count: how many threads.
     """

@@ -1,0 +1,32 @@
+"""A numba that is missing or does not load is one line, and torch serves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import tiny_checkpoint
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise ImportError('this numba is for another NumPy')", "numba cannot be loaded: this numba is for another"),
+        ("raise ModuleNotFoundError('No module named numba', name='numba')", "numba is not installed"),
+        ("import no_such_module", "numba cannot be loaded: No module named"),
+    ],
+)
+def test_generate_goes_on_with_torch(tmp_path: Path, module: str, reason: str) -> None:
+    (tmp_path / "numba.py").write_text(module, encoding="utf-8")
+    tiny_checkpoint(tmp_path / "model")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "gptcli", "generate", "ab", "-c", str(tmp_path / "model"), "-n", "3", "-v"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"engine torch ({reason}" in result.stderr
+    refused = subprocess.run([*command, "--engine", "cpu"], capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2
+    assert reason in refused.stderr
