@@ -28,7 +28,6 @@ OUTPUTS = 16  # of a program of one row, at most
 LONG = 3072  # inputs from which on a program of few rows has 8 warps
 SHARED = 96 * 2**10  # bytes of shared memory that blocks under way may take
 EXPONENT = 0x4B000000  # of 2^23 in float32
-FETCH = True  # with few rows, fetch a product's weights into the second-level cache while the last kernel runs
 
 
 class DecodeStep:
@@ -72,11 +71,6 @@ class DecodeStep:
         self._lse = torch.zeros(self._splits, config.n_heads, device=device, dtype=wide)
         self._hidden = torch.zeros(rows, config.hidden_dim, device=device, dtype=model.dtype)
         self.logits: Tensor = torch.zeros(rows, config.vocab_size, device=device, dtype=wide)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights that a step of one row reads, but for single rows of embeddings."""
-        return sum(launch.weight_bytes for launch in self.launches(1))
 
     def run(self, count: int) -> Tensor:
         """Queue a step of ``count`` tokens of every slot: logits (B T, V) float32, valid until the next."""
@@ -209,9 +203,7 @@ class DecodeStep:
         shape = few_rows_shape(rows, outputs, inputs, self.dtype.itemsize)
         stride = weights.rows.stride(0) * weights.rows.itemsize
         aligned = stride % 16 == 0 and weights.rows.data_ptr() % 16 == 0
-        options = self._options(
-            **shared, **shape, DTYPE=_triton_dtype(self.dtype), FETCH=stride if FETCH and aligned else 0
-        )
+        options = self._options(**shared, **shape, DTYPE=_triton_dtype(self.dtype), FETCH=stride if aligned else 0)
         grid = -(-outputs // shape["BLOCK_N"]), -(-rows // shape["BLOCK_M"])
         return Launch(name, few_rows_kernel, grid, arguments, options, **work)
 
