@@ -38,7 +38,7 @@ class DecodeStep:
         store: (L, 2, B, H, S, D), the cache.
         ids: (B, AT_ONCE) int64: row b's next tokens.
         places: (B) int64: where the first of them stands.
-        aside: a row at this place takes no part.
+        padding: a row at this place takes no part.
         dependent: let each kernel begin before the last has ended (Hopper's programmatic dependent launch).
 
     Attributes:
@@ -46,10 +46,10 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: GPTModel, store: Tensor, ids: Tensor, places: Tensor, aside: int, *, dependent: bool = False
+        self, model: GPTModel, store: Tensor, ids: Tensor, places: Tensor, padding: int, *, dependent: bool = False
     ) -> None:
         self.config = config = model.config
-        self.store, self.ids, self.places, self.aside, self.dependent = store, ids, places, aside, dependent
+        self.store, self.ids, self.places, self.padding, self.dependent = store, ids, places, padding, dependent
         self.tokens, self.head = embeddings(model)
         self.positions, self.norm = model.wpe.weight, model.ln_f
         blocks: list[Any] = list(model.h)
@@ -117,7 +117,7 @@ class DecodeStep:
         scale = float(block.attn.query_scale) / config.head_dim**0.5
         arguments = (
             self._q, cache, self.places, self._parts if split else self._context, self._lse, count, config.n_heads,
-            cache.size(3), self.aside, cache.stride(0), scale,
+            cache.size(3), self.padding, cache.stride(0), scale,
         )  # fmt: skip
         width, tokens = power_of_two(config.head_dim), BLOCK if config.head_dim <= 128 else 32
         fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks of keys and of values

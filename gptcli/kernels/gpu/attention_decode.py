@@ -21,7 +21,7 @@ def attend_kernel(
     T,
     H,
     S,
-    aside,
+    padding,
     part_stride,
     scale,
     D: tl.constexpr,
@@ -40,7 +40,7 @@ def attend_kernel(
     head = tl.program_id(0) % H
     slot = row // T
     place = tl.load(places + slot)
-    last = tl.where(place < aside, place + row % T + 1, 0).to(tl.int32)  # a row without a text looks at nothing
+    last = tl.where(place < padding, place + row % T + 1, 0).to(tl.int32)  # a row without a text looks at nothing
     first = 0
     if SPLIT:
         first = tl.program_id(1) * CHUNK

@@ -112,7 +112,7 @@ def settle_kernel(
     out,
     ids_stride,
     V,
-    aside,
+    padding,
     P,
     MASKED: tl.constexpr,
     PROBABILITIES: tl.constexpr,
@@ -159,7 +159,7 @@ def settle_kernel(
     tl.store(out + row * 3 + 1, share.to(tl.int32, bitcast=True))
     tl.store(out + row * 3 + 2, broken.to(tl.int32))
     place = tl.load(places + row)
-    if place < aside:
+    if place < padding:
         tl.store(ids + row * ids_stride, token.to(tl.int64))
         tl.store(places + row, place + 1)
         tl.store(counts + row, tl.load(counts + row) + 1)
