@@ -28,7 +28,7 @@ class PromptStep:
 
     Args:
         step: its matrices, its cache and its head.
-        capture: makes a graph of what a function queues, and returns what replays it; None where there are none.
+        capture: makes a CUDA graph of what a function queues and returns what replays it; None for no graphs.
     """
 
     def __init__(self, step: DecodeStep, capture: Callable[[Callable[[], None]], Callable[[], None]] | None) -> None:
@@ -36,7 +36,7 @@ class PromptStep:
         device = step.store.device
         self._seen: Counter[int] = Counter()
         self._graphs: dict[int, Callable[[], None]] = {}
-        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids at once
+        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids: one copy
         self._slot, self._last, self._ids = self._numbers[:1], self._numbers[1:2], self._numbers[None, 2:]
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
         self._dependent: dict[str, Any] = {"DEPENDENT": step.dependent}
@@ -64,7 +64,7 @@ class PromptStep:
         return self._step.logits[:1]
 
     def _read(self, ids: Tensor) -> None:
-        """Read ids (1, T), of which the last that counts is at `_last`, into `_slot`."""
+        """Read ids (1, T), of which those after `_last` are padding, into `_slot`; logits in the step's first row."""
         step, config = self._step, self._step.config
         count, C, width = ids.size(1), config.emb_dim, power_of_two(config.emb_dim)
         x = torch.empty(count, C, device=ids.device, dtype=step.dtype)
@@ -87,22 +87,22 @@ class PromptStep:
         step.run_head()
 
     def _attention(self, x: Tensor, qkv: Matrix, number: int, block: Any) -> Tensor:
-        """What attention makes of the layer norm x (T, C), whose keys and values are put into the cache: (T, C)."""
+        """Attention (T, C) of the layer norm x (T, C), whose keys and values are written into the cache."""
         config, cache = self._step.config, self._step.store[number]
         count, C, D = x.size(0), config.emb_dim, config.head_dim
         scale = float(block.attn.query_scale) / D**0.5
-        made = self._product(x, qkv)
+        qkv_rows = self._product(x, qkv)
         write_cache_kernel[(count, 2)](
-            made, cache, self._slot, C, config.n_heads, D, cache.size(3), cache.stride(0), WIDTH=power_of_two(C)
+            qkv_rows, cache, self._slot, C, config.n_heads, D, cache.size(3), cache.stride(0), WIDTH=power_of_two(C)
         )
         queries, keys, values = (
-            part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in made.chunk(3, dim=1)
+            part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in qkv_rows.chunk(3, dim=1)
         )
         seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
         return seen.transpose(1, 2).reshape(count, C)
 
     def _norm(self, x: Tensor, bias: Tensor | None, norm: torch.nn.LayerNorm) -> Tensor:
-        """The layer norm of x + bias (T, C), which x becomes."""
+        """Add the bias to x (T, C) in place; the layer norm of the sum."""
         out = torch.empty_like(x)
         norm_kernel[(len(x),)](
             x, x if bias is None else bias, norm.weight, norm.bias, out, x.size(1), norm.eps,
@@ -113,7 +113,7 @@ class PromptStep:
     def _product(self, x: Tensor, weights: Matrix, activation: str = "none") -> Tensor:
         """x W + b (T, N), activated."""
         weight, bias = self._weight(weights), weights.bias
-        if activation == "gelu_new" and bias is not None and x.is_cuda:  # cuBLAS does the tanh form by the way
+        if activation == "gelu_new" and bias is not None and x.is_cuda:  # cuBLAS fuses the tanh form
             fused: Tensor = torch._addmm_activation(bias, x, weight, use_gelu=True)
             return fused
         y = x @ weight if bias is None else torch.addmm(bias, x, weight)
@@ -122,7 +122,7 @@ class PromptStep:
         return F.gelu(y) if activation == "gelu" else F.relu_(y) if activation == "relu" else y
 
     def _weight(self, weights: Matrix) -> Tensor:
-        """W (K, N), widened if it is packed; valid until the next one."""
+        """W (K, N) in the model's dtype; if it is packed, valid until the next call."""
         if weights.kind == "float":
             return weights.rows.t()
         size: Any = weights.outputs, weights.inputs

@@ -57,7 +57,7 @@ class RaggedCache:
         return self.places[:, None] + torch.arange(count, device=self.places.device)
 
     def positions(self, count: int) -> Tensor:
-        """Where the next tokens stand, (B, T); what is put aside stands anywhere."""
+        """Positions of the next tokens, (B, T); those of padding rows may be any."""
         return self._rows(count).clamp(max=self._last)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class TorchEngine:
         self._span, self._tell = span, tell
         kept = min(capacity or config.context_length, config.context_length)
         places = -(-(kept + AT_ONCE) // span) * span
-        self._padding = places - AT_ONCE  # where rows that have no part in a step write
+        self._padding = places - AT_ONCE  # where padding rows of a step write
         shape = (config.n_layers, 2, slots, config.n_heads, places, config.head_dim)
         # Zeros: what is masked is multiplied by 0, and NaN times 0 would not be 0.
         self._store = torch.zeros(shape, device=model.device, dtype=model.dtype)

@@ -13,7 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def norm_kernel(x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: tl.constexpr, DEPENDENT: tl.constexpr):
-    """A row of x (T, C) becomes x + bias, and out (T, C) its layer norm."""
+    """Add bias to a row of x (T, C) in place; out (T, C) is the sum's layer norm."""
     if DEPENDENT:
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
@@ -34,7 +34,7 @@ def norm_kernel(x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: 
 
 @triton.jit
 def write_cache_kernel(qkv, cache, slots, C, H, D, S, part_stride, WIDTH: tl.constexpr):
-    """Keys and values of token t, columns C to 3C of qkv (T, 3C), into place t of the slot in cache (2, B, H, S, D)."""
+    """Keys and values of token t, columns C to 3C of qkv (T, 3C), to position t of a slot of cache (2, B, H, S, D)."""
     token, part = tl.program_id(0), tl.program_id(1)
     k = tl.arange(0, WIDTH)
     inside = k < C
@@ -46,7 +46,7 @@ def write_cache_kernel(qkv, cache, slots, C, H, D, S, part_stride, WIDTH: tl.con
 
 @triton.jit
 def widen_kernel(rows, scale, out, N, K, KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """out (N, K) from packed rows (row_weights.py)."""
+    """out (N, K): packed rows (row_weights.py) in the dtype of out."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (n < N)[:, None] & (k < K)[None, :]
