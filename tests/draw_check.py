@@ -25,7 +25,7 @@ def check_draws(place: str) -> None:
         store = torch.zeros(1, 2, rows, 1, 1, 1, device=place)
         ids = torch.zeros(rows, 8, dtype=torch.int64, device=place)
         places = torch.zeros(rows, dtype=torch.int64, device=place)
-        aside, dependent = 99, False
+        padding, dependent = 99, False
 
         def launches(self, count: int) -> list[Any]:
             return []

@@ -116,7 +116,7 @@ class DeviceDraws:
         )  # fmt: skip
         settle = (
             logits, mask, self.temperatures, self._parts, self._winners, step.ids, step.places, self.counts, self._seen,
-            self.out, step.ids.stride(0), vocab, step.aside, self._parts_of_row,
+            self.out, step.ids.stride(0), vocab, step.padding, self._parts_of_row,
         )  # fmt: skip
         width = 1 << (self._parts_of_row - 1).bit_length()
         return [
@@ -159,7 +159,7 @@ class DeviceDraws:
     def leave(self, slot: int) -> None:
         """Let ``slot`` take no part; what is under way for it is dropped."""
         self._tickets.pop(slot, None)
-        self._step.places[slot] = self._step.aside
+        self._step.places[slot] = self._step.padding
 
     def queue(self) -> None:
         """Queue a step of all slots that take part."""
@@ -193,7 +193,7 @@ class DeviceDraws:
         """Forget everyone and everything under way."""
         self._tickets.clear()
         self._queued.clear()
-        self._step.places.fill_(self._step.aside)
+        self._step.places.fill_(self._step.padding)
 
 
 def plainly(launches: Sequence[Launch]) -> Callable[[], None]:

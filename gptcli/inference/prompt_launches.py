@@ -1,10 +1,9 @@
-"""A prompt read at once into one slot of the cache, on the kernels' weights: seven or eight launches a layer.
+"""A prompt read at once into one slot of the cache, on the kernels' weights: eight launches a layer.
 
-Layer norm takes the bias and the residual sum before it along, products write into the residual stream, and the head
-sees the last token only. Lengths that come again are read by a graph of the next of a few padded lengths.
-
-Where a model is narrow its launches count, and products that also write the cache or the residual stream save some;
-elsewhere they are cuBLAS's, and attention is torch's.
+Matrix products are cuBLAS's and attention is torch's; kernels do what lies between them. Layer norm also adds the bias
+of the product before it, two of the four products of a layer add to the residual stream in place, and the head sees the
+last token only. A padded length that comes again is replayed as a CUDA graph. Packed weights take a launch more for
+each product, and activations other than the tanh form of GELU one more a layer.
 """
 
 from collections import Counter
@@ -18,22 +17,10 @@ from torch.nn import functional as F
 from gptcli.inference.row_weights import Matrix
 from gptcli.inference.step_launches import DecodeStep, power_of_two
 from gptcli.kernels.gpu.attention_decode import embed_kernel
-from gptcli.kernels.gpu.prompt import (
-    causal_kernel,
-    norm_kernel,
-    pick_kernel,
-    product_kernel,
-    widen_kernel,
-    write_cache_kernel,
-)
+from gptcli.kernels.gpu.prompt import norm_kernel, pick_kernel, widen_kernel, write_cache_kernel
 
-LENGTHS = (64, 128, 256, 512, 1024)  # of padded prompts
-NARROW = 1024  # inputs up to which `OWN` products are not cuBLAS's
-OWN = ("qkv", "proj")  # of qkv, proj, fc and out
-ENOUGH = 64  # programs of a product, where smaller tiles make as many
-LOG2_E = 1.4426950408889634
-BLOCK = 64  # tokens that an attention program looks at together
-WORTH_CAPTURING = 2  # times that a length has come before
+LENGTHS = (64, 128, 256, 512, 1024)  # tokens that prompts are padded to
+WORTH_CAPTURING = 2  # prompts of a padded length that are read before a graph is captured for it
 
 
 class PromptStep:
@@ -41,7 +28,7 @@ class PromptStep:
 
     Args:
         step: its matrices, its cache and its head.
-        capture: makes a graph of what a function queues, and returns what replays it; None where there are none.
+        capture: makes a CUDA graph of what a function queues and returns what replays it; None for no graphs.
     """
 
     def __init__(self, step: DecodeStep, capture: Callable[[Callable[[], None]], Callable[[], None]] | None) -> None:
@@ -49,11 +36,9 @@ class PromptStep:
         device = step.store.device
         self._seen: Counter[int] = Counter()
         self._graphs: dict[int, Callable[[], None]] = {}
-        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids at once
+        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids: one copy
         self._slot, self._last, self._ids = self._numbers[:1], self._numbers[1:2], self._numbers[None, 2:]
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
-        narrow = step.dtype.itemsize == 2 and step.config.emb_dim <= NARROW and step.config.head_dim <= 128
-        self._own = frozenset(OWN) if narrow else frozenset()
         self._dependent: dict[str, Any] = {"DEPENDENT": step.dependent}
         if step.dependent:
             self._dependent["launch_pdl"] = True
@@ -79,7 +64,7 @@ class PromptStep:
         return self._step.logits[:1]
 
     def _read(self, ids: Tensor) -> None:
-        """Read ids (1, T), of which the last that counts is at `_last`, into `_slot`."""
+        """Read ids (1, T), of which those after `_last` are padding, into `_slot`; logits in the step's first row."""
         step, config = self._step, self._step.config
         count, C, width = ids.size(1), config.emb_dim, power_of_two(config.emb_dim)
         x = torch.empty(count, C, device=ids.device, dtype=step.dtype)
@@ -91,14 +76,10 @@ class PromptStep:
         bias: Tensor | None = None  # of the last product, which the next norm adds
         for number, (block, (qkv, proj, fc, out)) in enumerate(zip(step.blocks, step.matrices, strict=True)):
             found = self._attention(self._norm(x, bias, block.ln_1), qkv, number, block)
-            bias = self._add(x, found, proj, "proj")
-            normed = self._norm(x, bias, block.ln_2)
-            if "fc" in self._own:
-                hidden = torch.empty(count, config.hidden_dim, device=x.device, dtype=x.dtype)
-                self._own_product(normed, fc, hidden, "act", config.activation)
-            else:
-                hidden = self._product(normed, fc, config.activation)
-            bias = self._add(x, hidden, out, "out")
+            x.addmm_(found, self._weight(proj))
+            hidden = self._product(self._norm(x, proj.bias, block.ln_2), fc, config.activation)
+            x.addmm_(hidden, self._weight(out))
+            bias = out.bias
         pick_kernel[(1,)](
             x, x if bias is None else bias, self._last, step.residual, C, BIASED=bias is not None, WIDTH=width,
             **self._dependent,
@@ -106,54 +87,22 @@ class PromptStep:
         step.run_head()
 
     def _attention(self, x: Tensor, qkv: Matrix, number: int, block: Any) -> Tensor:
-        """What attention makes of the layer norm x (T, C), whose keys and values are put into the cache: (T, C)."""
+        """Attention (T, C) of the layer norm x (T, C), whose keys and values are written into the cache."""
         config, cache = self._step.config, self._step.store[number]
         count, C, D = x.size(0), config.emb_dim, config.head_dim
         scale = float(block.attn.query_scale) / D**0.5
-        if "qkv" in self._own:
-            queries, found = torch.empty_like(x), torch.empty_like(x)
-            self._own_product(x, qkv, queries, "qkv", cache=cache)
-            causal_kernel[(-(-count // BLOCK), config.n_heads)](
-                queries, cache, self._slot, found, count, config.n_heads, D, cache.size(3), cache.stride(0),
-                scale * LOG2_E, WIDTH=max(16, power_of_two(D)), BLOCK_M=BLOCK, BLOCK_N=BLOCK, num_warps=4,
-                **self._dependent,
-            )  # fmt: skip
-            return found
-        made = self._product(x, qkv)
+        qkv_rows = self._product(x, qkv)
         write_cache_kernel[(count, 2)](
-            made, cache, self._slot, C, config.n_heads, D, cache.size(3), cache.stride(0), WIDTH=power_of_two(C)
+            qkv_rows, cache, self._slot, C, config.n_heads, D, cache.size(3), cache.stride(0), WIDTH=power_of_two(C)
         )
         queries, keys, values = (
-            part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in made.chunk(3, dim=1)
+            part.view(1, count, config.n_heads, -1).transpose(1, 2) for part in qkv_rows.chunk(3, dim=1)
         )
         seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
         return seen.transpose(1, 2).reshape(count, C)
 
-    def _add(self, x: Tensor, y: Tensor, weights: Matrix, name: str) -> Tensor | None:
-        """Add y W to x; the bias, if it remains to be added."""
-        if name in self._own:
-            self._own_product(y, weights, x, "add")
-            return None
-        x.addmm_(y, self._weight(weights))
-        return weights.bias
-
-    def _own_product(
-        self, x: Tensor, weights: Matrix, out: Tensor, epilogue: str, activation: str = "none",
-        cache: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        rows, config = self._weight(weights).t(), self._step.config
-        block_m, block_n, warps = own_shape(x.size(0), weights.outputs)
-        grid = -(-weights.outputs // block_n), -(-x.size(0) // block_m)
-        product_kernel[grid](
-            x, rows, x if weights.bias is None else weights.bias, out, x if cache is None else cache, self._slot,
-            x.size(0), weights.outputs, weights.inputs, config.n_heads, config.head_dim, self._step.store.size(4),
-            0 if cache is None else cache.stride(0), EPILOGUE=epilogue, ACTIVATION=activation,
-            BIASED=weights.bias is not None, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=64, num_warps=warps,
-            num_stages=4, **self._dependent,
-        )  # fmt: skip
-
     def _norm(self, x: Tensor, bias: Tensor | None, norm: torch.nn.LayerNorm) -> Tensor:
-        """The layer norm of x + bias (T, C), which x becomes."""
+        """Add the bias to x (T, C) in place; the layer norm of the sum."""
         out = torch.empty_like(x)
         norm_kernel[(len(x),)](
             x, x if bias is None else bias, norm.weight, norm.bias, out, x.size(1), norm.eps,
@@ -164,7 +113,7 @@ class PromptStep:
     def _product(self, x: Tensor, weights: Matrix, activation: str = "none") -> Tensor:
         """x W + b (T, N), activated."""
         weight, bias = self._weight(weights), weights.bias
-        if activation == "gelu_new" and bias is not None and x.is_cuda:  # cuBLAS does the tanh form by the way
+        if activation == "gelu_new" and bias is not None and x.is_cuda:  # cuBLAS fuses the tanh form
             fused: Tensor = torch._addmm_activation(bias, x, weight, use_gelu=True)
             return fused
         y = x @ weight if bias is None else torch.addmm(bias, x, weight)
@@ -173,7 +122,7 @@ class PromptStep:
         return F.gelu(y) if activation == "gelu" else F.relu_(y) if activation == "relu" else y
 
     def _weight(self, weights: Matrix) -> Tensor:
-        """W (K, N), widened if it is packed; valid until the next one."""
+        """W (K, N) in the model's dtype; if it is packed, valid until the next call."""
         if weights.kind == "float":
             return weights.rows.t()
         size: Any = weights.outputs, weights.inputs
@@ -181,11 +130,3 @@ class PromptStep:
         grid = -(-weights.outputs // 32), -(-weights.inputs // 128)
         widen_kernel[grid](weights.rows, weights.scale, wide, *size, KIND=weights.kind, BLOCK_N=32, BLOCK_K=128)
         return wide.t()
-
-
-def own_shape(tokens: int, outputs: int) -> tuple[int, int, int]:
-    """Rows and outputs of a program, and its warps: the largest tile of which there are enough."""
-    for block_m, block_n, warps in ((128, 128, 8), (128, 64, 4)):
-        if -(-tokens // block_m) * -(-outputs // block_n) >= ENOUGH:
-            return block_m, block_n, warps
-    return 64, 64, 4

@@ -1,9 +1,9 @@
-"""A step of decoding as launches of Triton's kernels: for each of B slots T tokens, or for one slot up to `AT_ONCE`.
+"""A decode step as launches of Triton's kernels: one token in each of B slots, or several tokens in a single slot.
 
 A layer takes five launches: layer norm with the fused projection and the write into the cache; attention; projection
 with the residual sum; layer norm with the first matrix of the feed-forward layer and its activation; the second matrix
-with the residual sum. With several rows the norms are launches of their own, since every program of a product would
-read all of the rows twice. The residual stream and the sums are float32, whatever the weights are.
+with the residual sum. With several rows the norms are launches of their own, since otherwise every program of a
+product would read all of the rows twice. The residual stream and sums are float32, whatever the weights' dtype.
 """
 
 from typing import Any
@@ -19,38 +19,37 @@ from gptcli.kernels.gpu.matvec import one_row_kernel
 from gptcli.kernels.gpu.prompt import norm_kernel
 from gptcli.model.gpt import GPTModel, TransformerBlock
 
-MOST_ROWS = 128  # more make matrix products of a step, which cuBLAS does better
-BLOCK = 128  # tokens of the cache that an attention program looks at together
-SPLITS = 8  # parts of a text that one row's attention is shared out over, about
-PROGRAMS = 132  # as many as an H100 has multiprocessors: a product has at least so many if it can
-TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a program of 8 warps holds
-OUTPUTS = 16  # of a program of one row, at most
-LONG = 3072  # inputs from which on a program of few rows has 8 warps
-SHARED = 96 * 2**10  # bytes of shared memory that blocks under way may take
-EXPONENT = 0x4B000000  # of 2^23 in float32
-FETCH = True  # with few rows, fetch a product's weights into the second-level cache while the last kernel runs
+MOST_ROWS = 128  # slots; with more, cuBLAS's products are faster
+BLOCK = 128  # positions of the cache that an attention program loads together, for heads of up to 128 elements
+SPLITS = 8  # parts of the cache that one row's attention is divided into, at most
+PROGRAMS = 132  # multiprocessors of an H100: a product has at least as many programs where its shape allows
+TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a one-row program of 8 warps holds
+OUTPUTS = 16  # of a one-row program, at most
+LONG = 3072  # inputs from which on a program of up to 16 rows has 8 warps
+SHARED = 96 * 2**10  # bytes of shared memory for the blocks that a program loads ahead
+EXPONENT = 0x4B000000  # 2^23 in float32
 
 
 class DecodeStep:
-    """What the steps of one model over one cache take.
+    """The steps of one model over one cache, and their buffers.
 
     Args:
         model: in eval mode; its projections become views of what the kernels read (see row_weights.py).
         store: (L, 2, B, H, S, D), the cache.
-        ids: (B, AT_ONCE) int64: row b's next tokens.
-        places: (B) int64: where the first of them stands.
-        aside: a row at this place takes no part.
-        dependent: let each kernel begin before the last has ended (Hopper's programmatic dependent launch).
+        ids: (B, T) int64: each slot's next tokens; T is the most that a step reads.
+        places: (B) int64: the position of the first of them.
+        padding: the position of padding rows, beyond those of texts.
+        dependent: let each kernel begin before the previous one has ended (Hopper's programmatic dependent launch).
 
     Attributes:
-        logits: (R, V) float32, what `launches` leave.
+        logits: (R, V) float32, the result of `launches`.
     """
 
     def __init__(
-        self, model: GPTModel, store: Tensor, ids: Tensor, places: Tensor, aside: int, *, dependent: bool = False
+        self, model: GPTModel, store: Tensor, ids: Tensor, places: Tensor, padding: int, *, dependent: bool = False
     ) -> None:
         self.config = config = model.config
-        self.store, self.ids, self.places, self.aside, self.dependent = store, ids, places, aside, dependent
+        self.store, self.ids, self.places, self.padding, self.dependent = store, ids, places, padding, dependent
         self.tokens, self.head = embeddings(model)
         self.positions, self.norm = model.wpe.weight, model.ln_f
         blocks: list[Any] = list(model.h)
@@ -73,11 +72,6 @@ class DecodeStep:
         self._hidden = torch.zeros(rows, config.hidden_dim, device=device, dtype=model.dtype)
         self.logits: Tensor = torch.zeros(rows, config.vocab_size, device=device, dtype=wide)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights that a step of one row reads, but for single rows of embeddings."""
-        return sum(launch.weight_bytes for launch in self.launches(1))
-
     def run(self, count: int) -> Tensor:
         """Queue a step of ``count`` tokens of every slot: logits (B T, V) float32, valid until the next."""
         run_all(self.launches(count))
@@ -85,15 +79,15 @@ class DecodeStep:
 
     @property
     def residual(self) -> Tensor:
-        """(R, C) float32: what `run_head` reads the first row of."""
+        """(R, C) float32: the residual stream, of which `run_head` reads the first row."""
         return self._x
 
     def run_head(self) -> None:
-        """Queue the final norm and the head of the first row of `residual`: `logits` (1, V) afterwards."""
+        """Queue the final norm and the head of the first row of `residual`, into the first row of `logits`."""
         run_all(self._normed_product("head", 1, 1, self.head, self.logits, "act", self.norm))
 
     def launches(self, count: int) -> list[Launch]:
-        """A step of ``count`` tokens of every slot, in order: logits (B T, V) are in `logits` afterwards."""
+        """A step of ``count`` tokens of every slot, in order; its last launch writes `logits` (B T, V)."""
         rows = self.store.size(2) * count
         steps = [self._embedding(rows, count)]
         for number, (block, (qkv, proj, fc, out)) in enumerate(zip(self.blocks, self.matrices, strict=True)):
@@ -123,10 +117,10 @@ class DecodeStep:
         scale = float(block.attn.query_scale) / config.head_dim**0.5
         arguments = (
             self._q, cache, self.places, self._parts if split else self._context, self._lse, count, config.n_heads,
-            cache.size(3), self.aside, cache.stride(0), scale,
+            cache.size(3), self.padding, cache.stride(0), scale,
         )  # fmt: skip
         width, tokens = power_of_two(config.head_dim), BLOCK if config.head_dim <= 128 else 32
-        fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks of keys and of values
+        fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks of keys and two of values
         options = self._options(
             D=config.head_dim, WIDTH=width, BLOCK=tokens, CHUNK=self._chunk, SPLIT=split,
             STAGES=1 if split or not fits else 3, num_warps=4 if split else 8,
@@ -151,7 +145,7 @@ class DecodeStep:
         activation: str = "none",
         cache: Tensor | None = None,
     ) -> list[Launch]:
-        """The product of the residual stream's layer norm."""
+        """The product of the residual stream's layer norm, in one launch for one row and in two for several."""
         if rows == 1:
             return [self._product(name, 1, count, self._x, weights, out, "norm", epilogue, activation, norm, cache)]
         arguments = (
@@ -198,7 +192,7 @@ class DecodeStep:
                 x, packed, scale, bias, gain, shift, *into, self._lse, outputs, inputs, eps, *sizes, EXPONENT
             )  # fmt: skip
             width, block_n, warps = one_row_shape(outputs, inputs, weights.kind)
-            if prologue == "combine":  # which holds the parts beside the weights
+            if prologue == "combine":  # the parts of the attention take registers beside the weights
                 warps = max(4, warps)
             options = self._options(
                 **shared, PROLOGUE=prologue, WIDTH=width, BLOCK_N=block_n, SPLITS=self._splits, CHUNK=self._chunk,
@@ -209,9 +203,7 @@ class DecodeStep:
         shape = few_rows_shape(rows, outputs, inputs, self.dtype.itemsize)
         stride = weights.rows.stride(0) * weights.rows.itemsize
         aligned = stride % 16 == 0 and weights.rows.data_ptr() % 16 == 0
-        options = self._options(
-            **shared, **shape, DTYPE=_triton_dtype(self.dtype), FETCH=stride if FETCH and aligned else 0
-        )
+        options = self._options(**shared, **shape, DTYPE=_triton_dtype(self.dtype), FETCH=stride if aligned else 0)
         grid = -(-outputs // shape["BLOCK_N"]), -(-rows // shape["BLOCK_M"])
         return Launch(name, few_rows_kernel, grid, arguments, options, **work)
 
@@ -221,7 +213,7 @@ class DecodeStep:
 
 
 def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
-    """Padded inputs, outputs of a program, and its warps: whole rows, a tile of weights for every 8 warps."""
+    """Padded inputs, outputs of a program, and its warps: 8 for every `TILES` weights, at most 16."""
     width, tile = max(32, power_of_two(inputs)), TILES[kind]
     block = max(1, tile // width) if width <= 4096 else 4
     while block > 1 and -(-outputs // block) < PROGRAMS:
@@ -231,7 +223,7 @@ def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
 
 
 def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[str, int]:
-    """Rows and outputs of a program, its blocks of inputs (see few_rows.py), warps and blocks under way."""
+    """Rows and outputs of a program, its blocks of inputs (see few_rows.py), warps and pipeline stages."""
     block_m = min(64, max(16, power_of_two(rows)))
     wide = outputs >= 64 * 2 * PROGRAMS
     if itemsize == 4 or wide:
@@ -239,12 +231,12 @@ def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[
     else:
         block_n = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8)
         kb, kw = 8 if inputs >= LONG and block_m == 16 else 4, 64
-    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # one more than there are blocks
+    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # one more than blocks held
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": max(4, kb), "num_stages": stages}
 
 
 def power_of_two(number: int) -> int:
-    """The next one that is not less."""
+    """The smallest power of two that is not less than ``number``."""
     return 1 << (number - 1).bit_length()
 
 

@@ -57,7 +57,7 @@ class RaggedCache:
         return self.places[:, None] + torch.arange(count, device=self.places.device)
 
     def positions(self, count: int) -> Tensor:
-        """Where the next tokens stand, (B, T); what is put aside stands anywhere."""
+        """Positions of the next tokens, (B, T); those of padding rows may be any."""
         return self._rows(count).clamp(max=self._last)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class TorchEngine:
         self._span, self._report = span, report
         kept = min(capacity or config.context_length, config.context_length)
         places = -(-(kept + AT_ONCE) // span) * span
-        self._aside = places - AT_ONCE  # where rows that have no part in a step write
+        self._padding = places - AT_ONCE  # where padding rows of a step write
         shape = (config.n_layers, 2, slots, config.n_heads, places, config.head_dim)
         # Zeros: what is masked is multiplied by 0, and NaN times 0 would not be 0.
         self._store = torch.zeros(shape, device=model.device, dtype=model.dtype)
@@ -135,7 +135,7 @@ class TorchEngine:
                     nvidia = self._captures and torch.version.hip is None
                     hopper = nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
                     self._kernels = DecodeStep(
-                        self.model, self._store, self._ids, self._places, self._aside, dependent=hopper
+                        self.model, self._store, self._ids, self._places, self._padding, dependent=hopper
                     )
                     self._prompts = PromptStep(self._kernels, self._replaying if self._captures else None)
             except torch.OutOfMemoryError:
@@ -229,7 +229,7 @@ class TorchEngine:
     @torch.no_grad()
     def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Tensor:
         """As `decode.Engine.step`."""
-        all_ids, places = [[0]] * self.slots, [self._aside] * self.slots
+        all_ids, places = [[0]] * self.slots, [self._padding] * self.slots
         for slot, token_id, position in zip(slots, ids, positions, strict=True):
             all_ids[slot], places[slot] = [token_id], position
         logits = self._run(all_ids, places, exit_at)
@@ -247,7 +247,7 @@ class TorchEngine:
         count = len(ids[0])
         self._ids[:, :count] = torch.tensor(ids)
         self._places[:] = torch.tensor(places)
-        last = max(place for place in places if place < self._aside) + count
+        last = max(place for place in places if place < self._padding) + count
         if self._kernels is not None and not exit_at:
             try:
                 return self._replayed((count, 0, 0))

@@ -1,6 +1,6 @@
 """The kernels of a decode step one by one: by time in the profiler, and products in several shapes of a program.
 
-`python tests/benchmarks/gpu_kernels.py [--profile SIZE …] [--tune SIZE:ROWS:KIND …] [--prompts SIZE …]`, on a CUDA GPU.
+`python tests/benchmarks/gpu_kernels.py [--profile SIZE …] [--tune SIZE:ROWS:KIND …]`, on a CUDA GPU.
 """
 
 import argparse
@@ -13,20 +13,8 @@ import torch
 from gpu_decode import model_of, packed_of, run, say, seconds, step_seconds
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import prompt_launches
 from gptcli.inference.sequence import Request
 from gptcli.inference.torch_engine import TorchEngine
-
-
-def by_time(call: Callable[[], object], times: int) -> None:
-    """The kernels of a call, by time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        for _ in range(times):
-            call()
-        torch.cuda.synchronize()
-    for event in sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:12]:
-        took = event.device_time_total
-        say(event.key[:60], f"{event.count // times}", f"{took / times:.1f} us", f"{took / event.count:.2f} each")
 
 
 def profile(size: str, rows: int = 1) -> None:
@@ -35,7 +23,13 @@ def profile(size: str, rows: int = 1) -> None:
     step_seconds(engine, rows)
     draws = engine.draws([Request([5], 400, SamplingConfig(0.8), seed=n) for n in range(rows)])
     assert draws is not None
-    by_time(draws._run, 20)  # type: ignore[attr-defined]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(20):
+            draws._run()
+        torch.cuda.synchronize()
+    for event in sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:12]:
+        took = event.device_time_total
+        say(event.key[:60], f"{event.count // 20}", f"{took / 20:.1f} us", f"{took / event.count:.2f} each")
     if engine._kernels is None:
         return
     for launch in {launch.name: launch for launch in engine._kernels.launches(1)}.values():
@@ -123,29 +117,6 @@ def tune_named(what: str) -> None:
     tune(size, int(rows), kind)
 
 
-def prompts(size: str) -> None:
-    """A prompt of 512 with each product as a kernel of its own in turn, against cuBLAS's; and its kernels by time."""
-    model = model_of(size)
-    ids = torch.randint(0, 50_000, (512,), generator=torch.Generator().manual_seed(1)).tolist()
-    before = prompt_launches.OWN, prompt_launches.NARROW
-    prompt_launches.NARROW = 2**20
-    for own in ((), ("qkv",), ("qkv", "proj"), ("qkv", "fc"), ("qkv", "out"), ("qkv", "proj", "fc", "out")):
-        prompt_launches.OWN = own
-        engine = TorchEngine(model, 640, 1, report=print)
-        read = functools.partial(engine.read, 0, ids, 0)
-        for _ in range(3):
-            read()
-        took = seconds(read, 20)
-        found = f"{took * 1e6:.0f} us"
-        for graph in engine._prompts._graphs.values() if engine._prompts is not None else ():
-            found += f", {seconds(graph, 20) * 1e6:.0f} on the device"
-        say(f"prompt 512, {size}", " ".join(own) or "cuBLAS", found)
-        if own in ((), ("qkv", "proj", "fc", "out")):
-            by_time(read, 10)
-        del engine, read
-    prompt_launches.OWN, prompt_launches.NARROW = before
-
-
 def timed_together(launches: Sequence[Any]) -> float:
     """Seconds of each of these launches in one graph."""
     return captured([launch.run for launch in launches])
@@ -176,7 +147,6 @@ def timed(launch: Any, times: int = 50) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", nargs="*", default=[], help="SIZE or SIZE:ROWS, as small xl:8")
-    parser.add_argument("--prompts", nargs="*", default=[], help="sizes, as small")
     parser.add_argument(
         "--tune", nargs="*", default=[], help="SIZE:ROWS:KIND, as small:1:float xl:1:int4 small:8:float"
     )
@@ -186,7 +156,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for what in options.profile:
         size, _, rows = what.partition(":")
         jobs.append((f"profile {what}", functools.partial(profile, size, int(rows or 1))))
-    jobs += [(f"prompts {size}", functools.partial(prompts, size)) for size in options.prompts]
     jobs += [(f"tune {what}", functools.partial(tune_named, what)) for what in options.tune]
     run(jobs)
 

@@ -29,7 +29,7 @@ SAMPLINGS = [
 ]
 NAN, INF = float("nan"), float("inf")
 BROKEN = [[NAN] * 4, [1.0, NAN, 2.0, 3.0], [1.0, INF, 2.0, 3.0], [INF] * 4, [-INF] * 4, [NAN, INF, -INF, 0.0]]
-OPTIONS = ("--dtype", "float32", "-n", 5)
+OPTIONS = ("--dtype", "float32", "-n", 5, "--seed", 1)  # a byte that begins a character is held back
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""Attention of a few new tokens over the cache, and what begins a step: embedding rows.
+"""Attention of a few new tokens over the cache, and the embedding of tokens and positions.
 
-The length of each text is read on the device, so one launch serves all lengths. A single row is shared out over parts
-of its text (after Dao et al., "Flash-Decoding", 2023); the product that follows puts the parts together.
+The length of each text is read on the device, so one launch serves all lengths. A single row's attention is divided
+into parts of the cache (after Dao et al., "Flash-Decoding", 2023), which the product that follows combines.
 """
 
 # mypy: ignore-errors
@@ -21,7 +21,7 @@ def attend_kernel(
     T,
     H,
     S,
-    aside,
+    padding,
     part_stride,
     scale,
     D: tl.constexpr,
@@ -32,7 +32,7 @@ def attend_kernel(
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (R, H, D) of queries q (R, H, D); with SPLIT, for one row, out (splits, H, D) and lse (splits, H)."""
+    """out (R, H, D) of queries q (R, H, D); with SPLIT, of one row, out (splits, H, D) and log-sum-exps (splits, H)."""
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()
@@ -40,7 +40,7 @@ def attend_kernel(
     head = tl.program_id(0) % H
     slot = row // T
     place = tl.load(places + slot)
-    last = tl.where(place < aside, place + row % T + 1, 0).to(tl.int32)  # a row without a text looks at nothing
+    last = tl.where(place < padding, place + row % T + 1, 0).to(tl.int32)  # a padding row attends to nothing
     first = 0
     if SPLIT:
         first = tl.program_id(1) * CHUNK
@@ -89,7 +89,7 @@ def embed_kernel(
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (R, C) float32: the token's row and the position's; tokens as row_weights.py has them."""
+    """out (R, C): the sum of the token's and the position's embedding; tokens are rows of row_weights.py."""
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()

@@ -1,16 +1,15 @@
 """Softmax cross-entropy of rows of logits in one kernel: the loss, and the gradient in place of the logits.
 
-Each program takes a row and reads it twice: for the sum of its exponentials, and to write the gradient. A program has
-1,024 threads, so that an SM holds two rows and all SMs together hold about 26 MB of logits in bfloat16: the second
-reading finds them in the L2 cache, and memory sees one reading and one writing.
+A program of 512 threads takes a row. It reads the row twice, for the sum of its exponentials and for the gradient, and
+writes it once; the second reading comes partly from the L2 cache. A row whose sum overflows is read once more.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 8192  # logits that a program reads at once: 16 bytes of bfloat16 a thread
-WARPS = 32
+BLOCK = 4096  # logits that a program reads at once: 16 bytes of bfloat16 a thread
+WARPS = 16
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""A token drawn from logits on the device, and the step's state moved on: `sampling.distribution` and `sampling.draw`.
+"""A token drawn on the device as by `sampling.distribution` and `sampling.draw`, and the inputs of the next step.
 
-The race of `sampling.draw` in two launches: programs over parts of the vocabulary find their winner, their largest
-logit and their sum of exponentials; then one program a row joins them. Keys are splitmix64 of seed and count, computed
-here, so a row's draws are those of its seed in any company.
+The exponential race of `sampling.draw` in two launches: programs over parts of the vocabulary find their winner, their
+largest logit and their sum of exponentials; then one program a row combines them. Keys are splitmix64 of seed and
+count, computed here, so a row's draws depend on its seed and not on the other rows.
 """
 
 # mypy: ignore-errors
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-TO_UNIT = tl.constexpr(-(2**-32) * (1 - 2**-20))  # as sampling.py has it
+TO_UNIT = tl.constexpr(-(2**-32) * (1 - 2**-20))  # minus `sampling._TO_UNIT`
 
 
 @triton.jit
@@ -32,7 +32,8 @@ def _times(token, key):
     h = (h ^ (h >> 15)) * 0x846CA68B
     h = h ^ (h >> 16)
     x = (h.to(tl.float32) + 0.5) * TO_UNIT
-    # The hardware's log is absolute to 2e-7, and the winner's time is near 0: there the series of atanh, to 3e-10.
+    # The hardware's log has an absolute error of 2e-7, and the winner's time is near 0: there the series of atanh,
+    # to 3e-10.
     near = tl.maximum(x, -0.25)
     s = near / (2.0 + near)
     q = s * s
@@ -59,7 +60,7 @@ def race_kernel(
 ):
     """A part of a row: parts (R, 4, P) float32 largest, sum, best, and whether a logit is NaN or inf; winners (R, P).
 
-    With PROBABILITIES, logits are those of `sampling.distribution`.
+    With PROBABILITIES, ``logits`` holds the probabilities of `sampling.distribution`.
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -112,7 +113,7 @@ def settle_kernel(
     out,
     ids_stride,
     V,
-    aside,
+    padding,
     P,
     MASKED: tl.constexpr,
     PROBABILITIES: tl.constexpr,
@@ -120,9 +121,9 @@ def settle_kernel(
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Join a row's parts: out (R, 3) int32 is the id, the bits of its probability, and whether a logit was NaN or inf.
+    """Combine a row's parts: out (R, 3) int32 is the id, its probability's bits, and whether a logit is NaN or inf.
 
-    A row that takes part reads its id next, one place on.
+    Except in padding rows, the id becomes the next input, at the next position.
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -159,7 +160,7 @@ def settle_kernel(
     tl.store(out + row * 3 + 1, share.to(tl.int32, bitcast=True))
     tl.store(out + row * 3 + 2, broken.to(tl.int32))
     place = tl.load(places + row)
-    if place < aside:
+    if place < padding:
         tl.store(ids + row * ids_stride, token.to(tl.int64))
         tl.store(places + row, place + 1)
         tl.store(counts + row, tl.load(counts + row) + 1)

@@ -1,8 +1,9 @@
 """Products of a matrix with a few rows of activations, fused with the bias, activation, residual sum or cache write.
 
-A program takes a few outputs whole. Its warps share the inputs out: each sums a part of every block of them by
-`tl.dot`, and the parts are added at the end, so that a program of 8 outputs still keeps several warps busy. Weights lie
-in rows (see row_weights.py); while the last kernel still runs, they are fetched into the second-level cache.
+A program computes a few outputs over all inputs. Its warps divide every block of inputs among themselves: each sums its
+part by `tl.dot`, and the sums are added at the end, so a program of 8 outputs still uses several warps. Weights lie in
+rows (see row_weights.py); with programmatic dependent launch they are prefetched into the L2 cache while the previous
+kernel still runs.
 """
 
 # mypy: ignore-errors
@@ -16,7 +17,7 @@ from gptcli.kernels.gpu.matvec import activated, store_qkv
 
 @triton.jit
 def _fetch(pointer, offset, size):
-    """Ask for bytes behind a pointer, all multiples of 16, into the second-level cache (Hopper)."""
+    """Prefetch ``size`` bytes from pointer + offset into the L2 cache (Hopper); all three are multiples of 16."""
     tl.inline_asm_elementwise(
         """
         {
@@ -41,8 +42,7 @@ def _weights(
     weight, scale, n, live, start, K: tl.constexpr, KIND: tl.constexpr, KB: tl.constexpr, KW: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """(KB, KW, n): the weights of inputs from start on; int8's without their scale."""
-    kb = tl.arange(0, KB)[:, None, None] * KW
+    """(KB, KW, n): the weights of inputs from start on; those of int8 unscaled."""
     if KIND == "int4":
         GROUPS: tl.constexpr = (K + 31) // 32
         byte = start // 2 + (tl.arange(0, KB) * (KW // 2))[:, None, None] + tl.arange(0, KW // 2)[None, None, :]
@@ -55,7 +55,7 @@ def _weights(
         high = (w >> 4 & 0xF | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
         q = tl.reshape(tl.join(low, high), (KB, n.shape[0], KW // 32, 32)) * s.to(tl.float32)[:, :, :, None]
         return tl.permute(tl.reshape(q.to(DTYPE), (KB, n.shape[0], KW)), (0, 2, 1))
-    k = start + kb + tl.arange(0, KW)[None, :, None]
+    k = start + tl.arange(0, KB)[:, None, None] * KW + tl.arange(0, KW)[None, :, None]
     ROW: tl.constexpr = (K + 15) // 16 * 16 if KIND == "int8" else K
     inside = live[None, None, :] & (k < K)
     return tl.load(weight + n[None, None, :] * ROW + k, mask=inside, other=0).to(DTYPE)
@@ -90,14 +90,14 @@ def few_rows_kernel(
     FETCH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (R, N) of x (R, K): what the epilogue makes of x W + bias. Blocks of KB x KW inputs, KB summed apart."""
+    """out (R, N) of x (R, K): the epilogue of x W + bias. Blocks have KB x KW inputs, in KB separate sums."""
     first = tl.program_id(0) * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     live, live_n = row < R, n < N
     if DEPENDENT:
         gdc_launch_dependents()
-        if FETCH > 0 and tl.program_id(1) == 0:  # bytes of a row of weights
+        if FETCH > 0 and tl.program_id(1) == 0:  # FETCH: bytes of a row of weights, 0 for no prefetch
             _fetch(weight, first.to(tl.int64) * FETCH, tl.minimum(N - first, BLOCK_N) * FETCH)
     b = tl.zeros((BLOCK_N,), tl.float32)
     if BIASED:
@@ -110,7 +110,7 @@ def few_rows_kernel(
     both = live[:, None] & live_n[None, :]
     where = row[:, None] * N + n[None, :]
     slot = row // T
-    if EPILOGUE == "qkv":  # what is used last is loaded first
+    if EPILOGUE == "qkv":  # loaded early, though used last: the load overlaps the product
         place = tl.load(places + slot, mask=live, other=0) + row % T
     elif EPILOGUE == "add":
         old = tl.load(out + where, mask=both, other=0.0)

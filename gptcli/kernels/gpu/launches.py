@@ -1,4 +1,4 @@
-"""One launch of a kernel with everything it takes, so that a step is a list that can be run, counted and captured."""
+"""One launch of a kernel with its arguments: a step is a list of them that can be run, counted and captured."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ class Launch:
     """A kernel, ready to run.
 
     Attributes:
-        name: of what it does in a step.
-        kernel: what `triton.jit` made, or a plain function, whose grid is ().
+        name: its part of a step.
+        kernel: a function of `triton.jit`, or a plain one, whose grid is ().
         grid: programs in each dimension.
         arguments: by position.
-        options: by name: the constants it is compiled for, and num_warps.
+        options: by name: compile-time constants and launch options such as num_warps.
         weight_bytes: of the weights that it reads.
-        flops: of its product with those.
+        flops: of its product with the weights.
     """
 
     name: str
@@ -33,6 +33,6 @@ class Launch:
 
 
 def run_all(launches: Iterable[Launch]) -> None:
-    """Queue launches one behind the other."""
+    """Queue launches in order."""
     for launch in launches:
         launch.run()

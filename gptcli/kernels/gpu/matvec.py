@@ -1,11 +1,12 @@
-"""Products of a matrix with one row of activations, fused with what stands before and after them.
+"""Products of a matrix with one row of activations, fused with the operations before and after them.
 
-A decode step is bound by reading the weights, so a product also does the layer norm in front of it and the bias,
-activation, residual sum or cache write behind it. Weights lie in rows (N, K), one for each output (see row_weights.py):
-float, int8 with a scale a row, or int4 in groups of 32 inputs with a scale a group; packed ones widen in registers.
+A decode step is bound by reading the weights, so a product also computes the layer norm before it, or combines the
+parts of the attention, and the bias, activation, residual sum or cache write after it. Weights lie in rows (N, K), one
+for each output (see row_weights.py): float, int8 with a scale a row, or int4 in groups of 32 inputs with a scale a
+group; packed weights become float32 in registers.
 
-Each program takes a few outputs whole, all weights of them loaded at once and before the previous kernel has ended
-(programmatic dependent launch), multiplied and summed in float32.
+Each program computes a few outputs over all inputs. It loads all of its weights at once, where the device has
+programmatic dependent launch before the previous kernel has ended, and multiplies and sums in float32.
 """
 
 # mypy: ignore-errors
@@ -30,7 +31,7 @@ def activated(y, ACTIVATION: tl.constexpr):
 def _combined(
     parts, lse, length, H, H_PADDED: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """(H_PADDED, D): the attention of one row from its parts (SPLITS, H, D), each weighted by exp(lse)."""
+    """(H_PADDED, D): the attention of one row from its parts (SPLITS, H, D), weighted by exp(lse); 0 in padding."""
     head = tl.arange(0, H_PADDED)
     element = head[:, None] * D + tl.arange(0, D)[None, :]
     largest = tl.full((H_PADDED,), -float("inf"), tl.float32)
@@ -50,7 +51,7 @@ def _combined(
 
 @triton.jit
 def store_qkv(y, live, n, q, cache, slot, place, row, C, D, S, H, part_stride):
-    """Outputs n of the fused projection: queries to q (R, C), keys and values to their place in the cache."""
+    """Outputs n of the fused projection: queries to q (R, C), keys and values to their positions in the cache."""
     tl.store(q + row * C + n, y, mask=live & (n < C))
     inner = n % C
     part = (n // C - 1).to(tl.int64)
@@ -60,9 +61,10 @@ def store_qkv(y, live, n, q, cache, slot, place, row, C, D, S, H, part_stride):
 
 @triton.jit
 def _term(bits, exponent, MASK: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr, x):
-    """What the masked bits, whole numbers times UNIT plus ZERO of them, contribute when multiplied by x.
+    """q x, where the masked bits are UNIT (q + ZERO) for an integer q.
 
-    Conversions of integers are slow, so bits become the low end of the mantissa of 2^23, at whatever place they stand.
+    Converting integers is slow. As mantissa bits of a float32 whose exponent is that of 2^23 they make 2^23 plus their
+    value, so a subtraction replaces the conversion, and x is divided by UNIT in place of a shift of the bits.
     """
     q = (bits & MASK | exponent).to(tl.float32, bitcast=True) - (8388608.0 + ZERO * UNIT)
     return q * (x * (1.0 / UNIT))[None, :]
@@ -70,7 +72,7 @@ def _term(bits, exponent, MASK: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.const
 
 @triton.jit
 def _packed_sums(w, row, exponent, FOUR_BITS: tl.constexpr, COUNT: tl.constexpr):
-    """(n, COUNT): sums over each of w (n, COUNT), four inputs, times row (4 COUNT); without scale."""
+    """(n, COUNT): dot products of each element of w (n, COUNT), four packed weights, and its four of row; unscaled."""
     even, odd = tl.split(tl.reshape(row, (COUNT, 2, 2)))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
@@ -109,7 +111,7 @@ def one_row_kernel(
     D: tl.constexpr,
     S,
     part_stride,
-    exponent,  # 0x4B000000, which as an immediate would take an instruction more
+    exponent,  # 0x4B000000; as an immediate operand it would take one more instruction
     KIND: tl.constexpr,
     PROLOGUE: tl.constexpr,
     EPILOGUE: tl.constexpr,
@@ -121,12 +123,13 @@ def one_row_kernel(
     CHUNK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
+    """out (N): the epilogue of W y + bias, where y (K) is x, its layer norm, or its parts combined."""
     if DEPENDENT:
         gdc_launch_dependents()
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, WIDTH)
     live = n < N
-    # What no kernel writes is loaded before the wait: the weights are on their way while the last kernel still runs.
+    # Loads of what no kernel writes are issued before the wait, so they overlap the previous kernel.
     if KIND == "int4":
         groups = (K + 31) // 32
         short = tl.arange(0, WIDTH // 4)
@@ -163,7 +166,7 @@ def one_row_kernel(
         shifts = tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
-    if EPILOGUE == "qkv":  # what is used last is loaded first
+    if EPILOGUE == "qkv":  # loaded early, though used last: the load overlaps the product
         place = tl.load(places)
     elif EPILOGUE == "add":
         old = tl.load(out + n, mask=live, other=0.0)

@@ -21,9 +21,7 @@ from gptcli.model.quantized import PackedModel
 TESTS = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "case", ["steps", "half", "long_texts", "draws", "texts", "together", "prompts", "own_products"]
-)
+@pytest.mark.parametrize("case", ["steps", "half", "long_texts", "draws", "texts", "together", "prompts"])
 def test_kernels_in_the_interpreter(case: str) -> None:
     """triton_cases.py says what each holds."""
     pytest.importorskip("triton")
