@@ -36,13 +36,13 @@ def _combined(
     element = head[:, None] * D + tl.arange(0, D)[None, :]
     largest = tl.full((H_PADDED,), -float("inf"), tl.float32)
     for split in tl.static_range(SPLITS):
-        there = (head < H) & (split * CHUNK < length)
+        there = (head < H) & (head * 0 + split * CHUNK < length)
         largest = tl.maximum(largest, tl.load(lse + split * H + head, mask=there, other=-float("inf")))
     largest = tl.where(head < H, largest, 0.0)
     total = tl.zeros((H_PADDED,), tl.float32)
     found = tl.zeros((H_PADDED, D), tl.float32)
     for split in tl.static_range(SPLITS):
-        there = (head < H) & (split * CHUNK < length)
+        there = (head < H) & (head * 0 + split * CHUNK < length)
         share = tl.exp(tl.load(lse + split * H + head, mask=there, other=-float("inf")) - largest)
         total += share
         found += share[:, None] * tl.load(parts + split * H * D + element, mask=there[:, None], other=0.0)
