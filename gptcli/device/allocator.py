@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""Settings of glibc's malloc: whether freed memory returns to the system, and huge pages for the heap."""
 
 import ctypes
 import mmap
@@ -8,18 +8,17 @@ HUGE_PAGE = 2**21  # bytes
 
 
 def reuse_freed_memory(expected: int = 0) -> bool:
-    """Have the C library keep freed memory for the next tensor of its kind, for the rest of the process.
+    """Have glibc keep freed memory in its heap for later tensors, for the rest of the process.
 
-    By default glibc hands every large buffer back to the system, and the next step pays a page fault for each 4 KiB
-    of it: a third of a small model's training step.
+    By default glibc returns every large freed buffer to the system, and the next step has a page fault for each 4 KiB
+    of it: a third of a small model's training step. M_MMAP_MAX = 0 and M_TRIM_THRESHOLD = -1 turn this off.
 
     Args:
-        expected: bytes that will be needed. So much room is asked for on huge pages, where the system gives them to
-            those who ask: a twentieth of a step goes into translating the addresses of small ones. Nothing of it is
-            used before it is needed.
+        expected: bytes that the process will need. The heap grows by this size on 2 MiB pages, if madvise can get them:
+            address translation of 4 KiB pages takes a twentieth of a step. A page takes memory on first access only.
 
     Returns:
-        True if freed memory will be kept.
+        True if glibc will keep freed memory.
     """
     libc = _glibc()
     if libc is None:
@@ -45,7 +44,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
-    """Let the heap grow by ``size`` bytes, ask for huge pages there, and free it: it stays the heap's."""
+    """Allocate ``size`` bytes, madvise huge pages for them, and free them: they stay in the heap."""
     start = libc.malloc(size)
     if start and hasattr(mmap, "MADV_HUGEPAGE"):
         first = -(-start // HUGE_PAGE) * HUGE_PAGE

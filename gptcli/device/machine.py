@@ -1,4 +1,4 @@
-"""What this machine's processor can do and how its GPUs are split, found without torch and without measuring."""
+"""The processor's instruction sets and the MIG instances of the GPUs, read from Linux and the NVIDIA driver."""
 
 import re
 import shutil
@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
-# As Linux names them: Intel's and AMD's vector and tile instructions, and ARM's.
+# Linux's names in /proc/cpuinfo: avx512_bf16 (Intel, AMD), amx_bf16 (Intel), bf16 (ARM).
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets of the first processor, as Linux names them; empty elsewhere."""
+    """The flags of the first processor in /proc/cpuinfo; empty on other systems than Linux."""
     if not sys.platform.startswith("linux"):
         return frozenset()
     try:
@@ -26,13 +26,13 @@ def cpu_flags() -> frozenset[str]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16 numbers; False where that is not known."""
+    """Whether the processor has instructions for bfloat16 products; False where its flags are unknown."""
     return not BFLOAT16_FLAGS.isdisjoint(cpu_flags())
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A part of a split GPU (MIG): its profile as in "3g.40gb", and its UUID, MIG-… in either of the driver's forms."""
+    """A MIG instance of a GPU: its profile, such as "3g.40gb", and its UUID, which begins with "MIG-"."""
 
     profile: str
     uuid: str
@@ -40,7 +40,7 @@ class Instance:
 
 @cache
 def driver_listing() -> str | None:
-    """What ``nvidia-smi -L`` prints: a line for each GPU, and one for each instance of it. None where there is none."""
+    """The output of ``nvidia-smi -L``: a line per GPU and per MIG instance. None if the command is absent or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -54,6 +54,6 @@ def driver_listing() -> str | None:
 
 
 def instances(listing: str) -> list[Instance]:
-    """The instances that `driver_listing` names."""
+    """The MIG instances in ``listing``, the result of `driver_listing`."""
     found = re.findall(r"^\s+MIG (\S+)\s+Device\s+\d+:\s+\(UUID: (MIG-[^)\s]+)\)", listing, flags=re.MULTILINE)
     return [Instance(profile, uuid) for profile, uuid in found]

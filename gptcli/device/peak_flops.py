@@ -1,4 +1,4 @@
-"""How many floating-point operations a second a device could do: known for GPUs by name, else measured."""
+"""Peak FLOP/s of a device in matrix products: from the data sheet for known GPUs, else measured."""
 
 import time
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-# TFLOP/s of dense products in float16 (bfloat16, where there is any) with float32 sums, and in float32 without TF32:
-# NVIDIA's data sheets and whitepapers, at boost clock and without sparsity. Then the multiprocessors of a whole one,
-# for GPUs that can be split (MIG). A name counts if it has all the words; the first row that fits is taken.
+# Name; TFLOP/s of dense products in float16 (and bfloat16, if the GPU has it) with float32 sums; TFLOP/s in float32
+# without TF32; multiprocessors of the whole GPU, 0 for GPUs without MIG. Source: NVIDIA's data sheets and whitepapers,
+# at boost clock, without sparsity. A row matches if the GPU's name has all its words; the first match counts.
 GPUS: tuple[tuple[str, float, float, int], ...] = (
     ("B200", 2250, 75, 148),
     ("GH200", 989, 67, 132),
@@ -31,24 +31,24 @@ GPUS: tuple[tuple[str, float, float, int], ...] = (
     ("4090", 165.2, 82.6, 0),
     ("3090", 71, 35.6, 0),
 )
-SECONDS = 0.1
+SECONDS = 0.1  # least duration of a measurement
 
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s that could be reached, and where the figure is from, in a word or two."""
+    """Peak FLOP/s, and a short phrase on the source of the figure."""
 
     flops: float
     source: str
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """What ``device`` could do in matrix products of ``dtype``: by its data sheet, or measured where we know none."""
+    """Peak of ``device`` in matrix products of ``dtype``: from `GPUS`, or measured if the device is not listed."""
     return data_sheet(device, dtype) or Peak(measured_rate(device, dtype, torch.get_num_threads()), "measured")
 
 
 def data_sheet(device: torch.device, dtype: torch.dtype) -> Peak | None:
-    """What the maker of ``device`` says of matrix products of ``dtype``; None for a CPU and an unknown GPU."""
+    """Peak of ``device`` in matrix products of ``dtype`` from `GPUS`; None for a CPU and an unlisted GPU."""
     if device.type != "cuda":
         return None
     found = torch.cuda.get_device_properties(device)
@@ -56,12 +56,12 @@ def data_sheet(device: torch.device, dtype: torch.dtype) -> Peak | None:
 
 
 def known_peak(name: str, dtype: torch.dtype, multiprocessors: int = 0) -> Peak | None:
-    """The peak of the GPU that calls itself ``name``; None where we know none of that name.
+    """Peak of the GPU whose driver name is ``name``; None if `GPUS` has no match.
 
-    An instance of a split GPU has the whole one's peak in proportion to its ``multiprocessors``.
+    A MIG instance has the whole GPU's peak times its share of the ``multiprocessors``.
     """
     words = set(name.replace("-", " ").split())
-    if words & {"Laptop", "Ti"}:  # another chip
+    if words & {"Laptop", "Ti"}:  # a different chip from the desktop GPU of that number
         return None
     for row, half, single, whole in GPUS:
         if words.issuperset(row.split()):
@@ -77,16 +77,16 @@ def known_peak(name: str, dtype: torch.dtype, multiprocessors: int = 0) -> Peak 
 
 @cache
 def measured_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """FLOP/s of the fastest of the large matrix products that a tenth of a second has room for; at least three.
+    """The highest FLOP/s over large square matrix products, timed for `SECONDS` and at least three times.
 
     Args:
         device: where to multiply.
-        dtype: of what.
-        threads: how many work now: a measurement holds for as many.
+        dtype: of the matrices.
+        threads: the current number of CPU threads; results are cached per number.
     """
     on_cpu = device.type == "cpu"
-    size, at_once = (4096, 4) if not on_cpu else (2048 if threads > 8 else 1024, 1)  # to wait for a GPU takes time, too
-    # Random numbers: a GPU multiplies ones in less time, since its wires change less.
+    size, at_once = (4096, 4) if not on_cpu else (2048 if threads > 8 else 1024, 1)  # 4: spreads the cost of a GPU wait
+    # Random numbers: a GPU multiplies constant matrices faster, since fewer bit changes take less power.
     numbers = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
     square, fastest = numbers.to(device, dtype), 0.0
     _seconds(square, at_once)
@@ -99,7 +99,7 @@ def measured_rate(device: torch.device, dtype: torch.dtype, threads: int) -> flo
 
 
 def _seconds(square: torch.Tensor, at_once: int) -> float:
-    """How long so many products take, one after the other."""
+    """Duration of ``at_once`` products in sequence."""
     started = time.perf_counter()
     for _ in range(at_once):
         product = square @ square

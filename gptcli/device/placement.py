@@ -1,4 +1,4 @@
-"""Device, dtype and threads: probed, and explained in words a user can act on."""
+"""Selects device, dtype and CPU threads, with a reason for the user; reports the memory of a device."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ class Placement:
     Attributes:
         device: the torch device.
         dtype: the floating-point type of weights and activations.
-        reason: one phrase for the header of a run.
+        reason: a phrase on why, for the header of a run.
     """
 
     device: torch.device
@@ -31,7 +31,7 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """The device with its number and what it calls itself, as in "cuda:0, NVIDIA H100 80GB HBM3 MIG 3g.40gb"."""
+        """The device with its index and driver name, such as "cuda:0, NVIDIA H100 80GB HBM3 MIG 3g.40gb"."""
         if self.device.type != "cuda":
             return str(self.device)
         number = torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -42,8 +42,8 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve ``--device`` and ``--dtype``.
 
     Raises:
-        GptcliError: an unknown name, a device that this machine does not have, or CUDA_VISIBLE_DEVICES names an
-            instance of a split GPU that the driver does not have.
+        GptcliError: an unknown name, a device that this machine does not have, bfloat16 on a GPU without it, or
+            CUDA_VISIBLE_DEVICES names a MIG instance that the driver does not list.
     """
     if dtype != "auto":
         _known_dtype(dtype)
@@ -83,12 +83,12 @@ def _named_device(name: str) -> torch.device:
 
 
 def _unseen_instance() -> str:
-    """Where torch finds no GPU: half a sentence on an instance of a split one that it could use, or nothing.
+    """If torch finds no GPU: a clause that names a MIG instance to use, or an empty string.
 
-    CUDA finds the instances by itself, but where CUDA_VISIBLE_DEVICES names one that is not there it only finds no GPU.
+    CUDA finds MIG instances without a setting, but finds no GPU if CUDA_VISIBLE_DEVICES names an absent instance.
 
     Raises:
-        GptcliError: it names an instance that the driver does not list.
+        GptcliError: CUDA_VISIBLE_DEVICES names an instance that the driver does not list.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible == "" or (listing := machine.driver_listing()) is None:
@@ -106,22 +106,22 @@ def _unseen_instance() -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision of matrix products in training, and one phrase on why."""
+    """The precision of matrix products in training, and a phrase on why."""
 
     name: PrecisionName
     reason: str
 
     @property
     def dtype(self) -> torch.dtype:
-        """As torch has it."""
+        """The torch dtype of that name."""
         return DTYPES[self.name]
 
 
 def training_precision(name: str, device: torch.device) -> Precision:
-    """The precision of matrix products in training: ``name``, or what "auto" stands for on such a device.
+    """The precision of matrix products in training: ``name``, or the choice of "auto" for ``device``.
 
-    A GPU gets bfloat16 where it has it, else float16 with scaled gradients; everything else float32, so that a run on
-    a CPU gives the same numbers whatever the CPU. Weights and moments are float32 in any case.
+    "auto" is bfloat16 on a CUDA GPU that supports it, float16 with loss scaling on another CUDA GPU, and float32
+    elsewhere, so that the precision of a CPU run does not depend on the CPU. Weights and moments are always float32.
 
     Raises:
         GptcliError: an unknown name.
@@ -142,31 +142,31 @@ def _known_dtype(name: str) -> PrecisionName:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor`` on ``device``; to a GPU from memory that stays in its place, so that the host need not wait."""
+    """``tensor`` on ``device``; from CPU to CUDA through pinned memory, so that the copy is asynchronous."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor, also where several processes hold a shard of it each (every one of them has to ask)."""
+    """The full tensor; a DTensor is gathered from all processes, each of which has to call this function."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
 def placed_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """``tensor``, which every process has whole, on ``parameter``'s device, and in shards where that is."""
+    """``tensor``, full in every process, on ``parameter``'s device, and sharded like it if it is a DTensor."""
     tensor = tensor.to(parameter.device)
     if not hasattr(parameter, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor  # takes a second to load
+    from torch.distributed.tensor import DTensor, distribute_tensor  # the import takes a second
 
     assert isinstance(parameter, DTensor)
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
 
 
 def set_threads(threads: int | None) -> int:
-    """Use ``threads`` CPU threads (None: torch's own choice, the physical cores) and return how many it is.
+    """Set torch's number of CPU threads (None: torch's default, the physical cores) and return it.
 
     Raises:
         GptcliError: fewer than 1.
@@ -179,19 +179,19 @@ def set_threads(threads: int | None) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a run may take on ``device`` without pushing others out."""
+    """Free bytes of CUDA memory, or bytes of main memory available without swapping."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def resident_memory() -> int:
-    """Bytes of main memory that this process holds now."""
+    """Resident bytes of this process in main memory."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: on a GPU by torch, else by this process."""
+    """Peak bytes so far: allocated by torch on a CUDA GPU, else resident in this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     info = psutil.Process().memory_info()
@@ -204,7 +204,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until ``device`` has done all that it was given."""
+    """Wait until ``device`` has finished all queued work; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

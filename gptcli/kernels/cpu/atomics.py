@@ -1,4 +1,4 @@
-"""Counters that threads share: work is taken from them, and its end waited for.
+"""Atomic operations on int64 counters that threads share: threads take work from them and wait for its end.
 
 Every function of this file works inside numba-compiled code only.
 """
@@ -16,7 +16,7 @@ from gptcli.kernels.cpu.simd import pointer_to
 
 @intrinsic
 def atomic_add(typingctx, counters, index, amount):
-    """Add to one counter of an int64 array and return what it was before, as one step for all threads."""
+    """Add to one element of an int64 array atomically and return its value before; sequentially consistent."""
 
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
@@ -27,7 +27,7 @@ def atomic_add(typingctx, counters, index, amount):
 
 @intrinsic
 def atomic_load(typingctx, counters, index):
-    """What a counter of an int64 array is now, with everything that was written before it was set."""
+    """Load one element of an int64 array; sequentially consistent, so writes before the matching store are visible."""
 
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
@@ -38,7 +38,7 @@ def atomic_load(typingctx, counters, index):
 
 @intrinsic
 def atomic_store(typingctx, counters, index, value):
-    """Set a counter of an int64 array, after everything written so far."""
+    """Store one element of an int64 array; sequentially consistent, so earlier writes become visible before it."""
 
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
@@ -48,5 +48,5 @@ def atomic_store(typingctx, counters, index, value):
     return types.void(counters, types.intp, types.int64), codegen
 
 
-# Lets another thread have the core; both functions are in every process of their system.
+# Yields the core to another thread. SwitchToThread (kernel32) and sched_yield (libc) are in every process.
 give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())

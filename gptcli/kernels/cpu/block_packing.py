@@ -1,7 +1,7 @@
-"""Matrices into the blocks that decode_step.py reads: as they come, or from blocks of float32 into int8 or int4.
+"""Packs matrices into the blocks that decode_step.py reads, and quantizes float32 blocks to int8 or int4.
 
-A block is 16 outputs of a matrix, laid out (in, 16); see matmul.py. What `quantize` makes of a weight is what
-quantization.py makes of it: a model that is in memory already gets its packed copy in a fraction of a second.
+A block is 16 outputs of a matrix, laid out (in, 16); see matmul.py. `quantize` gives the same integers and scales as
+quantization.py; it packs a copy of a model in memory in a fraction of a second.
 """
 
 # mypy: ignore-errors
@@ -27,7 +27,10 @@ def pack(source, target, first, inputs):
 
 
 def pack_pairs(source, target, first, inputs):
-    """Write a matrix (in, out) of int8 into blocks (inputs / 2, 16) of int16: see int16_matmul.py."""
+    """Write an int8 matrix (in, out) into int16 blocks (inputs / 2, 16), from element ``first`` on.
+
+    int16_matmul.py describes the layout.
+    """
     rows, columns = source.shape
     for block in range((columns + LANES - 1) // LANES):
         kept = min(LANES, columns - block * LANES)
@@ -49,7 +52,7 @@ def quantize(source, source_at, target, at, scale, scale_at, inputs, count):
 
 
 def quantize_block(source, start, target, at, scale, scale_at, inputs, block):
-    """Pack the float32 block at source[start:] as the block of that number of ``target`` and ``scale``."""
+    """Pack the float32 block at source[start:] as block number ``block`` after target[at:] and scale[scale_at:]."""
 
 
 @overload(quantize_block, jit_options=OPTIONS)
@@ -72,7 +75,7 @@ def _int8_scale(source, start, inputs):
 
 
 def _int8_block_of_pairs(source, start, target, at, scale, scale_at, inputs, block):
-    """See int16_matmul.py: input 2j in the low byte of an int16, 2j + 1 in the high one."""
+    """Put input 2j in the low byte of an int16 and input 2j + 1 in the high byte; see int16_matmul.py."""
     factor = _int8_scale(source, start, inputs)
     v.store(scale, scale_at + block * LANES, factor)
     byte = v.splat(np.float32(256.0))
@@ -92,7 +95,10 @@ def _int8_block(source, start, target, at, scale, scale_at, inputs, block):
 
 
 def _int4_block(source, start, target, at, scale, scale_at, inputs, block):
-    """Of the scales around each group's largest weight, the one with the smallest squared error."""
+    """Give each group and output the scale w / s, s in {-8, -7.3, 7.5}, with the smallest squared error.
+
+    w is the weight of the largest magnitude in the group.
+    """
     for group in range(inputs // GROUP):
         here = start + group * GROUP * LANES
         low = high = v.load(source, here)
@@ -116,7 +122,7 @@ def _int4_block(source, start, target, at, scale, scale_at, inputs, block):
 
 @jit
 def _fit(source, here, largest, steps):
-    """The scale that makes the largest weights of a group ``steps``, and each one's sum of squared errors."""
+    """The scales largest / ``steps`` of a group as bfloat16, one per output, and their sums of squared errors."""
     factor = v.to_bfloat16(v.divide(largest, v.splat(steps)))
     inverse, error = _inverse(factor), v.splat(np.float32(0.0))
     for k in range(GROUP):
@@ -128,14 +134,14 @@ def _fit(source, here, largest, steps):
 
 @jit
 def _whole(weights, inverse):
-    """The whole numbers in [-8, 7] that come closest."""
+    """weights * inverse, rounded to the nearest integers and limited to [-8, 7]."""
     values = v.maximum(v.nearest(v.multiply(weights, inverse)), v.splat(np.float32(-8.0)))
     return v.where_less(values, v.splat(np.float32(7.0)), values, v.splat(np.float32(7.0)))
 
 
 @jit
 def _inverse(factor):
-    """One over each; 1 where it is 0, as then all weights are."""
+    """1 / factor for each lane; 1 where factor is 0, since all weights of that group are then 0."""
     size, one = v.maximum(factor, _minus(factor)), v.splat(np.float32(1.0))
     return v.divide(one, v.where_less(v.splat(np.float32(0.0)), size, factor, one))
 

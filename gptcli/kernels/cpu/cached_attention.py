@@ -1,10 +1,10 @@
-"""One head's look at the cache: what decode_step.py does between two products of weights.
+"""Attention of one head over the key-value cache, for decode_step.py.
 
-A sequence has, for each layer and head, its values position by position (capacity, head size), and its keys in panels
-of 16 positions (head size, 16), so that both are walked through like weights. One key alone would touch as many lines
-of memory as a head has channels. So the panel that is being filled holds positions (16, head size) instead and is
-turned round when it is full; until then `attend` makes a copy that is. Which panel of a sequence that is, the engine
-keeps account of, for sequences that go back.
+For each sequence, layer and head, the cache holds values as (capacity, head size padded to 16), and keys in panels of
+16 positions, (head size, 16), so that both products read memory in order. A single key written into such a panel would
+touch one cache line per channel. The panel that is not full therefore holds (16, head size); `remember` transposes it
+when it is full, and until then `attend` transposes it into scratch. cpu_engine.py records which panel is not full, and
+transposes a full panel back after a rollback into it.
 """
 
 # mypy: ignore-errors
@@ -20,7 +20,7 @@ from gptcli.kernels.cpu.simd import jit
 
 @jit
 def remember(work, table, control, row, layer, head, thread):
-    """Write the key and the value of a row into the cache."""
+    """Write the key and the value of a row into the cache, at the row's position."""
     size = table[c.HEAD_SIZE]
     keys, values = _cache_of(table, control, row, layer, head)
     position = control[_positions(table) + row]
@@ -35,13 +35,13 @@ def remember(work, table, control, row, layer, head, thread):
             v.store(work, panel + i, v.load(work, turned + i))
     source += table[c.EMB_DIM]
     spread = (size + LANES - 1) // LANES * LANES
-    for i in range(0, spread, LANES):  # what lies past the head's end is never looked at
+    for i in range(0, spread, LANES):  # the padding past the head size is never used
         v.store(work, values + position * spread + i, v.load(work, source + i))
 
 
 @jit
 def attend(floats, work, table, control, row, count, layer, head, thread):
-    """Let ``count`` rows of one sequence, at consecutive positions that are in the cache, look at it."""
+    """Causal attention of ``count`` rows of one sequence; their positions are consecutive and already in the cache."""
     capacity, size = table[c.CAPACITY], table[c.HEAD_SIZE]
     panels = (size + LANES - 1) // LANES
     spread = panels * LANES
@@ -71,13 +71,13 @@ def attend(floats, work, table, control, row, count, layer, head, thread):
 
 @jit
 def _positions(table):
-    """Where control has the rows' positions; their slots follow."""
+    """Index in control of the rows' positions; `MAX_ROWS` elements later come their slots."""
     return c.COUNTERS + table[c.STEPS] * 2 * c.LINE + table[c.MAX_ROWS]
 
 
 @jit
 def _cache_of(table, control, row, layer, head):
-    """Where the keys and the values of a row's sequence begin."""
+    """Indices in work of the first key and the first value of a row's sequence, for one layer and head."""
     capacity, size = table[c.CAPACITY], table[c.HEAD_SIZE]
     panels = (size + LANES - 1) // LANES
     slot = control[_positions(table) + table[c.MAX_ROWS] + row]
@@ -87,14 +87,14 @@ def _cache_of(table, control, row, layer, head):
 
 @jit
 def _turn(work, panel, count, size, to):
-    """Write ``count`` positions of a panel (16, size) as (size, 16), in whole squares."""
+    """Write ``count`` positions of a panel (16, size) as (size, 16), in squares of 16 x 16."""
     for i in range(0, size, LANES):
         row_vectors.transpose(work, panel + i, size, count, to + i * LANES)
 
 
 @jit
 def _softmax(work, at, length, padded, factor):
-    """exp(factor (s - max)) of a row of scores, zeros after ``length``; returns 1 / their sum."""
+    """Replace a row of scores s by exp(factor (s - max s)), zeros after ``length``; return 1 / the sum."""
     whole = length // LANES * LANES
     peaks = v.splat(work[at])
     for i in range(0, whole, LANES):
@@ -119,7 +119,7 @@ def _softmax(work, at, length, padded, factor):
 def _products(work, start, step, apart, panels, inputs, x, stride, count, y, y_stride):
     """y[i, 16 p : 16 p + 16] = x[i] times panel p (inputs, 16); see `row_times_four_panels`.
 
-    Of more than one row, `TILE` are computed: y has room for those past the end, and nothing of them is kept.
+    For more than one row, `TILE` rows are computed: y holds `TILE` rows, and the caller ignores those past ``count``.
     """
     panel = np.int64(0)
     while panel < panels:

@@ -1,4 +1,4 @@
-"""The compiled kernels, kept in the user's cache directory: compiling happens once a machine."""
+"""The compiled kernels, kept in the user's cache directory: each machine compiles them once."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def cache_directory() -> Path:
 
 @cache
 def _sources() -> str:
-    """A few digits that change with any file of this folder."""
+    """12 hexadecimal digits of a SHA-256 over the names and texts of this folder's Python files."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
@@ -45,7 +45,10 @@ def _sources() -> str:
 
 @cache
 def _machine() -> str:
-    """A few digits that change with the processor, Python, numba or LLVM: numba compiles anew for each."""
+    """8 hexadecimal digits that depend on the processor and the versions of Python, numba and llvmlite.
+
+    numba compiles again when one of them changes.
+    """
     import llvmlite
     import numba
     from llvmlite import binding
@@ -61,24 +64,24 @@ def _machine() -> str:
 
 
 def _marker(directory: Path, what: str) -> Path:
-    """The file that says that ``what`` has been compiled for this machine."""
+    """The empty file whose presence means that ``what`` is compiled for this machine; its mtime is the last use."""
     return directory / f"{what}-{_machine()}.compiled"
 
 
 def _prune(current: Path) -> None:
-    """Remove the kernels of other versions that nobody has used for a month."""
+    """Remove the kernels of other versions that were last used more than `UNUSED` seconds ago."""
     for folder in current.parent.glob("*"):
         try:
             used = max((file.stat().st_mtime for file in folder.glob("*.compiled")), default=folder.stat().st_mtime)
             if folder != current and _FOLDER.fullmatch(folder.name) and time.time() - used > UNUSED:
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # another process was quicker
+        except OSError:  # another process has removed it
             continue
 
 
 @contextmanager
 def _kept_in(directory: Path) -> Iterator[bool]:
-    """Let what numba compiles be kept in ``directory``; whether that is possible."""
+    """Set numba's cache directory to ``directory``; yield whether it is writable."""
     import numba
 
     cached, before = _can_write(directory), numba.config.CACHE_DIR
@@ -98,7 +101,7 @@ def _announce(kind: str, marker: Path | None, report: Callable[[str], None]) -> 
 
 
 def are_kept() -> bool:
-    """Whether kernels that are compiled for decoding can be kept for the next time."""
+    """Whether the cache directory is writable, so that later processes need not compile."""
     return _can_write(cache_directory())
 
 
@@ -107,7 +110,7 @@ def training_passes(report: Callable[[str], None] = lambda line: None) -> dict[s
     import numba
     from numba import types
 
-    from gptcli.kernels.cpu import train_passes  # not needed where a model only generates
+    from gptcli.kernels.cpu import train_passes  # not needed for generation
 
     directory = cache_directory()
     with _kept_in(directory) as cached:
@@ -120,7 +123,7 @@ def training_passes(report: Callable[[str], None] = lambda line: None) -> dict[s
 
 
 def _mark(marker: Path | None) -> None:
-    """Say that something is compiled, and used now."""
+    """Create the marker or set its mtime to now; prune the folders of other versions when it is new."""
     if marker is not None:
         is_new = not marker.exists()
         marker.touch()
@@ -128,16 +131,16 @@ def _mark(marker: Path | None) -> None:
             _prune(marker.parent)
 
 
-# Bits of a weight -> the dtypes that decode_step.py tells its kinds apart by; int16 is two int8, for integer products.
+# Bits of a weight -> dtype of data, by which decode_step.py selects its functions; an int16 holds two int8 weights.
 DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int16 if int16_matmul.AVAILABLE else np.int8, 4: np.uint8}
 SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
 class Kernels:
-    """The compiled functions, from the user's cache where it has them.
+    """The compiled functions of decoding, loaded from the user's cache where it has them.
 
     Args:
-        report: called with a line that says what takes a while.
+        report: called with a line before a compilation.
     """
 
     def __init__(self, report: Callable[[str], None] = lambda line: None) -> None:
@@ -153,7 +156,7 @@ class Kernels:
         self._report = report
 
     def prepare(self, bits: int) -> None:
-        """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or fetch it from the cache."""
+        """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or load it from the cache."""
         data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
         marker = None if self.directory is None else _marker(self.directory, f"{data.dtype}")
         _announce("float32" if bits == 32 else f"int{bits}", marker, self._report)

@@ -1,18 +1,18 @@
 """A whole decode step as one compiled function: embedding, every layer, the final norm and the head, on CPU threads.
 
-Decoding reads every weight once a token, so memory sets the pace, and the kernels are built around that stream. A
-matrix (in, out) is cut into blocks of 16 outputs, each laid out (in, 16): a thread walks through a block in order, all
-sums stay in registers. Weights are float32, int8 with one scale an output, or int4 with one bfloat16 scale per group
-of 32 inputs (see quantization.py); matmul.py widens them in registers. Where the machine multiplies pairs of int16
-twice as fast as floats, int8 weights meet rows that are quantised to int16 before each product (see int16_matmul.py).
+Decoding reads every weight once per token, so memory bandwidth limits its speed. A matrix (in, out) is cut into blocks
+of 16 outputs, each laid out (in, 16): a thread reads a block in order of addresses and keeps all sums in registers.
+Weights are float32, int8 with one scale per output, or int4 with one bfloat16 scale per output and group of 32 inputs
+(see quantization.py); matmul.py converts them to float32 in registers. On a processor with AVX-512 VNNI, each row is
+quantized to int16 before its product with int8 weights (see int16_matmul.py).
 
-Rows are tokens: one when decoding, many when a prompt is read, one of each sequence in a batch. Every row's arithmetic
-has the same order whatever the company and the threads, so results are equal to the bit: cached and uncached, alone
-and in a batch, on one thread and on many.
+Rows are tokens: one when decoding, many when a prompt is read, one per sequence in a batch. The order of a row's
+floating-point operations depends on neither the other rows nor the number of threads, so results are bit-identical:
+cached and uncached, alone and in a batch, on one thread and on many.
 
-Threads take work (blocks of outputs, heads, rows) from shared counters, phase by phase. The caller never waits for a
-thread, only for work that somebody has taken: a late or absent helper costs time, not correctness. All share the
-arrays that memory_layout.py describes.
+Threads take work (blocks of outputs, heads, rows) from shared counters, phase by phase. The caller waits only for work
+that a thread has taken, never for a thread to start: a late or absent helper thread changes the time, not the result.
+All threads share the arrays that memory_layout.py describes.
 """
 
 # mypy: ignore-errors
@@ -29,13 +29,13 @@ from gptcli.kernels.cpu.simd import jit
 
 @jit
 def _take(control, phase, amount):
-    """The first of the next ``amount`` units of work of a phase."""
+    """Take the next ``amount`` units of work of a phase and return the first."""
     return atomics.atomic_add(control, c.COUNTERS + phase * 2 * c.LINE, amount)
 
 
 @jit
 def _finish(control, phase, amount, total):
-    """Report ``amount`` units as done, then wait until all ``total`` are."""
+    """Add ``amount`` to the phase's count of finished units, then wait until the count is ``total``."""
     cell = c.COUNTERS + phase * 2 * c.LINE + c.LINE
     if amount > 0:
         atomics.atomic_add(control, cell, amount)
@@ -51,13 +51,13 @@ def _finish(control, phase, amount, total):
 
 @jit
 def _pitch(rows):
-    """Cells between two inputs of a row, as products take it."""
+    """Distance in work between two inputs of a row, in the layout that products read: (in, TILE) or (in, 1)."""
     return np.int64(TILE) if rows > 1 else np.int64(1)
 
 
 @jit
 def _place(data, width, row, pitch):
-    """Where a row begins among those that products take."""
+    """Offset of a row's first input in the layout that products read."""
     if pitch == 1:
         return row * matmul.row_size(data, width)
     return row // TILE * TILE * matmul.row_size(data, width) + row % TILE
@@ -70,9 +70,9 @@ def _parts(width):
 
 @jit
 def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, work, source, pitch, sums):
-    """Sums of one block or two for as many rows as there are ``zeros``; returns that number.
+    """Write to work the sums of one or two blocks for len(zeros) rows; return len(zeros).
 
-    It may be more rows than there are: those past the end are whatever lies there, and nothing of them is kept.
+    Rows past the last one are computed from whatever memory holds there; the caller ignores their sums.
     """
     if unpacked:
         floats = sums + 2 * TILE * LANES
@@ -91,7 +91,7 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
 
 @jit
 def _complete(data, scale, floats, work, table, step, block, sums, row, count):
-    """Turn the sums (count, 16) of a block into what the phase asks for: scale, bias and what comes then."""
+    """Apply scale, bias and the phase's THEN to the sums (count, 16) of a block; write them to the phase's target."""
     matrix = table[step + c.WHICH]
     stride, then = table[step + c.STRIDE], table[step + c.THEN]
     where = table[step + c.LAYER] * (table[matrix + c.OUTPUTS] // LANES) + block
@@ -112,7 +112,7 @@ def _complete(data, scale, floats, work, table, step, block, sums, row, count):
 
 @jit
 def _multiply(data, scale, floats, work, table, control, step, rows, thread, phase):
-    """y = x @ W + b for all rows, or y = gelu(…), or y += …"""
+    """y = x @ W + b, y = gelu(x @ W + b), y = relu(x @ W + b) or y += x @ W + b for all rows, as THEN says."""
     matrix, x = table[step + c.WHICH], table[step + c.SOURCE]
     width = table[matrix + c.INPUTS]
     blocks = table[matrix + c.OUTPUTS] // LANES
@@ -139,7 +139,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
                 continue
             together = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
             unpacked = False
-            if together == 2 and rows > TILE:  # once, and not for every tile of rows
+            if together == 2 and rows > TILE:  # once for all tiles of rows
                 unpacked = matmul.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
@@ -182,7 +182,7 @@ def _gelu(x):
 
 @jit
 def _norm(floats, work, table, x, which, y):
-    """Layer norm of one row (biased variance); the padding, zero in x, weight and bias, stays zero."""
+    """Layer norm of one row (biased variance). The padding is zero in x, weight and bias, and so in y."""
     emb_dim, width = table[c.EMB_DIM], table[c.QKV + c.INPUTS]
     sums = v.splat(np.float32(0.0))
     for i in range(0, width, LANES):
@@ -203,13 +203,13 @@ def _norm(floats, work, table, x, which, y):
 
 @jit
 def _norm_rows(data, floats, work, table, control, step, rows, thread, phase):
-    """Layer norm of every row, or of those whose logits are wanted, as products take it."""
+    """Layer norm of every row, or of those whose logits are wanted, written in the layout that products read."""
     width, pitch = table[c.QKV + c.INPUTS], _pitch(rows)
     scratch = table[c.SCRATCH] + thread * table[c.SCRATCH_SIZE]
     listed = c.COUNTERS + table[c.STEPS] * 2 * c.LINE + 3 * table[c.MAX_ROWS]
     done = np.int64(0)
     while True:
-        first = _take(control, phase, pitch)  # threads would fight over the lines of a tile
+        first = _take(control, phase, pitch)  # a whole tile: its rows share cache lines
         if first >= rows:
             break
         for i in range(first, min(first + pitch, rows)):
@@ -224,7 +224,7 @@ def _norm_rows(data, floats, work, table, control, step, rows, thread, phase):
 
 @jit
 def _arrange(data, work, table, control, step, rows, phase):
-    """Rows of floats as the product with this matrix takes them."""
+    """Copy rows (rows, in) into the layout that the product with this matrix reads."""
     width, pitch = table[table[step + c.WHICH] + c.INPUTS], _pitch(rows)
     parts = _parts(width)
     total = (rows + pitch - 1) // pitch * parts
@@ -246,7 +246,7 @@ def _arrange(data, work, table, control, step, rows, phase):
 
 @jit
 def _embed(data, scale, floats, work, table, control, rows, phase):
-    """Token plus position."""
+    """x = token embedding + position embedding, for every row."""
     emb_dim, width = table[c.EMB_DIM], table[c.QKV + c.INPUTS]
     ids = c.COUNTERS + table[c.STEPS] * 2 * c.LINE
     done = np.int64(0)
@@ -264,7 +264,10 @@ def _embed(data, scale, floats, work, table, control, rows, phase):
 
 @jit
 def _attention(floats, work, table, control, layer, rows, thread, phase):
-    """Causal attention of all rows, head by head; their keys and values go into the cache first."""
+    """Causal attention of all rows; a unit of work is a head. Keys and values are written to the cache first.
+
+    Up to `TILE` consecutive rows of one slot are computed together, fewer than 3 one by one.
+    """
     slots = c.COUNTERS + table[c.STEPS] * 2 * c.LINE + 2 * table[c.MAX_ROWS]
     done = np.int64(0)
     while True:
@@ -286,7 +289,7 @@ def _attention(floats, work, table, control, layer, rows, thread, phase):
 
 
 def run(data, scale, floats, work, table, control, thread):
-    """Thread 0 computes one step and returns; any other helps with steps until there have been none for a while."""
+    """Thread 0 computes one step and returns; any other joins steps until `IDLE` loads in a row find none."""
     last, looks, epoch = np.int64(0), np.int64(0), np.int64(0)
     steps = table[c.STEPS]
     if thread == 0:

@@ -1,4 +1,6 @@
-"""What dropout keeps, as a function of a seed and a place: nothing to store, the same on every thread, made twice.
+"""The dropout mask as a hash of seed, row and column.
+
+The backward pass computes the mask again instead of storing it; the mask does not depend on the number of threads.
 
 Every function of this file works inside numba-compiled code only.
 """
@@ -35,7 +37,7 @@ def _splat(builder, number):
 
 @intrinsic
 def row_keys(typingctx, seed, first):
-    """The keys (bits, as 16 floats) of rows ``first``, first + 1, …, first + 15; seed of 64 bits."""
+    """The 32-bit hash keys, as the bits of 16 floats, of rows ``first`` to first + 15; ``seed`` has 64 bits."""
 
     def codegen(context, builder, signature, args):
         low, high = args[0], builder.lshr(args[0], ir.Constant(args[0].type, 32))
@@ -48,13 +50,13 @@ def row_keys(typingctx, seed, first):
 
 @intrinsic
 def kept(typingctx, keys, column, dropped, factor):
-    """``factor`` where the rows of ``keys`` keep this column, else 0; ``dropped`` of 2^32 hashes are not kept."""
+    """``factor`` where the hash of (key, column) is at least ``dropped``, else 0; rate dropped / 2^32."""
 
     def codegen(context, builder, signature, args):
         keys = builder.bitcast(args[0], v.INTS)
         x = builder.add(keys, builder.mul(_splat(builder, args[1]), _ints(GOLDEN)))
         x = builder.mul(_shifted(builder, x, 16), _ints(0x7FEB352D))
-        x = builder.add(_shifted(builder, x, 15), keys)  # again: rows whose keys are near must not repeat each other
+        x = builder.add(_shifted(builder, x, 15), keys)  # again, so that near keys give different masks
         x = _shifted(builder, builder.mul(x, _ints(0x846CA68B)), 16)
         keep = builder.icmp_unsigned(">=", x, _splat(builder, args[2]))
         return builder.select(keep, v.splat_of(builder, args[3], v.FLOATS), ir.Constant(v.FLOATS, [0.0] * v.WIDTH))

@@ -1,13 +1,14 @@
-"""Products in whole numbers: int8 weights meet rows of int16, where one instruction multiplies and adds 32 of them.
+"""Integer matrix products of int8 weights and int16 rows, by AVX-512 VNNI.
 
-That is AVX-512's VNNI; a float instruction does half as many, and int8 weights would have to be widened for it. A row
-is quantised anew for every product, in chunks of 256 inputs with one scale each, to int16 in [-32767, 32767]: 258 times
-finer than int8. A chunk's sums are exact, 256 * 127 * 32767 < 2^31; floats add up the chunks, in order.
+vpdpwssd multiplies and adds 32 pairs of int16 per instruction; a float32 fma does 16, and int8 weights would have to be
+converted for it. A row is quantized for every product, in chunks of 256 inputs with one scale each, to int16 in
+[-32767, 32767]: 258 times finer than int8. A chunk's int32 sums are exact, since 256 * 127 * 32767 < 2^31; the chunks
+are added up in float32, in order.
 
-    weights  int16 (in / 2, 16) a block: input 2j's int8 in the low byte, 2j + 1's in the high one
-    a row    `row_size` cells of float32, ``pitch`` apart: a scale a chunk, then the bits of in / 2 pairs of int16
+    weights  int16 (in / 2, 16) per block: int8 of input 2j in the low byte, of input 2j + 1 in the high byte
+    a row    `row_size` float32, ``pitch`` elements apart: one scale per chunk, then the bits of in / 2 pairs of int16
 
-Vectors of integers go by the type `lanes` too: 16 int32, or 16 pairs of int16.
+The type `lanes` also holds vectors of integers here: 16 int32, or 16 pairs of int16.
 """
 
 # mypy: ignore-errors
@@ -23,14 +24,14 @@ from gptcli.kernels.cpu import simd as v
 
 LANES = v.WIDTH
 CHUNK = 256  # inputs that share a scale
-AHEAD = 1024  # pairs of weights asked for before their turn: the core alone looks too few lines of memory ahead
+AHEAD = 1024  # prefetch distance in pairs of weights (2 KiB): the core by itself loads too few lines ahead
 AVAILABLE = v.WIDE_REGISTERS and bool(get_host_cpu_features().get("avx512vnni", False))
 _PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
 
 
 def _add_products(builder, weights, x, sums):
-    """sums + the products of pairs (all of them lanes): LLVM makes one vpdpwssd of the two."""
+    """sums + products of pairs, all of type lanes; LLVM combines the product and the sum into one vpdpwssd."""
     signature = ir.FunctionType(v.INTS, [_PAIRS, _PAIRS])
     multiply = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.pmaddw.d.512")
     products = builder.call(multiply, [builder.bitcast(weights, _PAIRS), builder.bitcast(x, _PAIRS)])
@@ -39,7 +40,7 @@ def _add_products(builder, weights, x, sums):
 
 @intrinsic
 def load_pairs(typingctx, array, offset):
-    """16 pairs of int8 of an int16 array, widened to pairs of int16."""
+    """16 pairs of int8 from an int16 array, sign-extended to pairs of int16."""
 
     def codegen(context, builder, signature, args):
         small = ir.VectorType(ir.IntType(8), 2 * LANES)
@@ -51,7 +52,7 @@ def load_pairs(typingctx, array, offset):
 
 @intrinsic
 def add_products(typingctx, weights, pair, sums):
-    """sums + weights[2i] pair[0] + weights[2i + 1] pair[1]; ``pair`` is the cell of a row, a float32."""
+    """sums[i] + weights[2i] pair[0] + weights[2i + 1] pair[1]; ``pair``: two int16 in the bits of a float32."""
 
     def codegen(context, builder, signature, args):
         return _add_products(builder, args[0], v.splat_of(builder, args[1], v.FLOATS), args[2])
@@ -59,7 +60,7 @@ def add_products(typingctx, weights, pair, sums):
     return v.lanes(v.lanes, types.float32, v.lanes), codegen
 
 
-# Sums + the products of weights and of the pair in each row.
+# sums[i] + the products of weights and the pair of row i, for each i.
 add_rows, add_rows_twice = row_vectors.over_rows(
     lambda builder, pair, weights, sums: _add_products(builder, weights, pair, sums)
 )
@@ -67,7 +68,7 @@ add_rows, add_rows_twice = row_vectors.over_rows(
 
 @intrinsic
 def scale_rows(typingctx, integers, x, offset, stride, accumulators):
-    """accumulators[i] + integers[i] x[offset + i stride], for each i: what a chunk adds to the sums."""
+    """accumulators[i] + integers[i] x[offset + i stride], for each i; x holds the chunk's scales."""
 
     def codegen(context, builder, signature, args):
         _, array, position, step, _ = args
@@ -84,7 +85,7 @@ def scale_rows(typingctx, integers, x, offset, stride, accumulators):
 
 @intrinsic
 def larger(typingctx, a, b):
-    """The larger of |a| and |b|; NaN is larger than everything."""
+    """The larger of |a| and |b| by their bits, so that NaN is larger than every number."""
 
     def codegen(context, builder, signature, args):
         bits = ir.Constant(v.INTS, [0x7FFFFFFF] * LANES)
@@ -96,7 +97,7 @@ def larger(typingctx, a, b):
 
 @intrinsic
 def largest(typingctx, vector):
-    """The largest of 16 floats that `larger` returned."""
+    """The largest of 16 floats without sign bits, as `larger` returns them."""
 
     def codegen(context, builder, signature, args):
         kind = ir.FunctionType(ir.IntType(32), [v.INTS])
@@ -108,7 +109,7 @@ def largest(typingctx, vector):
 
 @intrinsic
 def store_pairs(typingctx, array, offset, pitch, vector):
-    """Write 16 floats, rounded to the nearest int16, as 8 pairs to cells of a float32 array, ``pitch`` apart."""
+    """Write 16 floats, rounded to the nearest int16, as 8 pairs to a float32 array, ``pitch`` elements apart."""
 
     def codegen(context, builder, signature, args):
         data, position, step, values = args
@@ -127,25 +128,25 @@ def store_pairs(typingctx, array, offset, pitch, vector):
 
 @v.jit
 def chunks(inputs):
-    """How many there are in a row: its cells before the pairs."""
+    """Number of chunks of a row, so of the scales before its pairs."""
     return (inputs + CHUNK - 1) // CHUNK
 
 
 @v.jit
 def row_size(inputs):
-    """Cells of a row."""
+    """Number of float32 elements of a row."""
     return chunks(inputs) + inputs // 2
 
 
 @v.jit
 def quantise(work, source, inputs, chunk, target, pitch):
-    """Write a chunk of the floats work[source : + inputs] to the row that begins at work[target]."""
+    """Quantize one chunk of the floats work[source : + inputs] into the row that begins at work[target]."""
     first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, inputs)
     peaks = v.splat(np.float32(0.0))
     for i in range(first, last, LANES):
         peaks = larger(v.load(work, source + i), peaks)
     peak = largest(peaks)
-    work[target + chunk * pitch] = peak / np.float32(32767.0)  # not a number where there is one among them
+    work[target + chunk * pitch] = peak / np.float32(32767.0)  # NaN if one of the inputs is NaN
     factor = v.splat(np.float32(32767.0) / peak if peak > np.float32(1e-30) else np.float32(0.0))
     pairs = target + chunks(inputs) * pitch
     for i in range(first, last, LANES):
@@ -154,7 +155,7 @@ def quantise(work, source, inputs, chunk, target, pitch):
 
 @v.jit
 def rows_times_block(sums, data, start, inputs, x, at, pitch):
-    """sums[i] + row i, which begins at x[at + i], times a block."""
+    """sums[i] + row i @ block, for each i; row i begins at x[at + i]."""
     pairs = at + chunks(inputs) * pitch
     for first in range(0, inputs, CHUNK):
         whole = row_vectors.zeros_like(sums)
@@ -166,7 +167,7 @@ def rows_times_block(sums, data, start, inputs, x, at, pitch):
 
 @v.jit
 def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
-    """As `rows_times_block` for two blocks that follow one another: every pair fetched meets two vectors of weights."""
+    """As `rows_times_block` for two adjacent blocks: each pair loaded multiplies two vectors of weights."""
     a, b = sums, sums
     pairs, step = at + chunks(inputs) * pitch, inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -184,7 +185,7 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
 
 @v.jit
 def row_times_four_blocks(data, start, inputs, x, at):
-    """One row, alone in its tile, times four blocks that follow one another: sums that do not wait for each other."""
+    """One row of pitch 1 times four adjacent blocks: four independent chains of sums hide the latency."""
     sums = row_vectors.zeros(4)
     pairs, step = at + chunks(inputs), inputs // 2 * LANES
     for first in range(0, inputs, CHUNK):
@@ -196,7 +197,7 @@ def row_times_four_blocks(data, start, inputs, x, at):
             b = add_products(load_pairs(data, p + step), pair, b)
             c = add_products(load_pairs(data, p + 2 * step), pair, c)
             d = add_products(load_pairs(data, p + 3 * step), pair, d)
-            if k % 2 == 0:  # two pairs of inputs share a line of the cache
+            if k % 2 == 0:  # a cache line (64 bytes) holds the weights of two pairs of inputs
                 for i in range(4):
                     v.prefetch(data, p + i * step + AHEAD)
         sums = scale_rows((a, b, c, d), x, at + first // CHUNK, 0, sums)
@@ -205,6 +206,6 @@ def row_times_four_blocks(data, start, inputs, x, at):
 
 @v.jit
 def weight(data, start, inputs, k, n):
-    """The int8 from input k to output n."""
+    """The int8 weight from input k to output n."""
     pair = data[start + (n // LANES * (inputs // 2) + k // 2) * LANES + n % LANES]
     return np.int8(pair >> 8 if k % 2 else pair & 255)

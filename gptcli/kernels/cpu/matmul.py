@@ -1,14 +1,14 @@
-"""Weights meet rows: the inner loops of decode_step.py, for each kind of weights and each number of rows.
+"""The matrix products of decode_step.py: one function per dtype of weights and per number of blocks or rows.
 
 A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16 or two int4 in a
-byte; each function exists once for each kind, told apart by the array's type. What int8 is scaled by comes at the end
-(`output_scale`); an int4 scale multiplies the sum of its group. All sums stay in registers, and a row's are added up in
-the same order in all of these functions.
+uint8; numba selects the function by the array's dtype. An int8 scale multiplies the complete sum (`output_scale`); an
+int4 scale multiplies the sum of its group. All sums stay in registers, and all functions add up a row's products in the
+same order.
 
-Rows lie in tiles (in, TILE), so that what meets one vector of weights lies together: taken from whole rows, the
-addresses alone would cost a quarter of the products. A row without company lies alone, (in, 1). A row's inputs are thus
-``pitch`` cells apart, `TILE` or 1 (`write_part`). They are floats, but for pairs of int8: those meet integers, and
-int16_matmul.py has what is done with them.
+Rows are stored in tiles (in, TILE), so that the elements multiplied by one vector of weights are adjacent: from
+row-major rows, the address arithmetic alone would take a quarter of the time of the products. A single row is stored
+(in, 1). A row's inputs are thus ``pitch`` elements apart, `TILE` or 1 (`write_part`). They are float32, except for int8
+weights in int16: int16_matmul.py multiplies those by rows of int16.
 """
 
 # mypy: ignore-errors
@@ -24,15 +24,16 @@ from gptcli.kernels.cpu.simd import OPTIONS, jit
 
 LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
-# Floats fetched ahead where several rows meet a weight: their products fill the core's queue, which then looks too few
-# lines of memory ahead by itself. Packed weights are bound by products there.
+# Prefetch distance in float32 weights (2 KiB) for several rows: their products fill the core's instruction queue, so
+# that by itself it loads too few cache lines ahead. int8 and int4 need none: arithmetic is their limit.
+# int16 has a distance of its own (int16_matmul.py).
 AHEAD = 512
 PART = int16_matmul.CHUNK  # inputs of a row that are written at once
-TILE = 12 if v.WIDE_REGISTERS else 6  # rows that meet a weight while it is in a register: as many as registers allow
+TILE = 12 if v.WIDE_REGISTERS else 6  # rows per weight loaded; the sums of more do not fit in registers
 
 
 def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, pitch):
-    """sums[i] + the row from x[at + i] on @ a block of weights (inputs, 16), but for the scale of int8."""
+    """sums[i] + row i @ block (inputs, 16), without the int8 scale; row i begins at x[at + i]."""
 
 
 @overload(rows_times_block, jit_options=OPTIONS)
@@ -71,7 +72,7 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
 
 
 def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, pitch):
-    """As `rows_times_block` for two blocks that follow one another: every x fetched meets two vectors of weights."""
+    """As `rows_times_block` for two adjacent blocks: each input loaded multiplies two vectors of weights."""
 
 
 @overload(rows_times_two_blocks, jit_options=OPTIONS)
@@ -120,9 +121,9 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
 
 def unpack(data, start, count, work, to):
-    """Write ``count`` bytes of int4 weights as floats, but for their scale; False, and nothing, for other weights.
+    """Write ``count`` bytes of int4 weights as 2 count float32 without the scale and return True; else return False.
 
-    Int8 is as fast without: it is read from the cache in a quarter of the bytes.
+    int8 is as fast without unpacking: it takes a quarter of the bytes of float32 from the CPU cache.
     """
 
 
@@ -144,7 +145,7 @@ def _unpack_of(data, start, count, work, to):
 
 @jit
 def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, pitch):
-    """As `rows_times_two_blocks`, to the bit, for two blocks of int4 that `unpack` wrote to work[start:]."""
+    """As `rows_times_two_blocks`, bit-identical, for two blocks of int4 that `unpack` wrote to work[start:]."""
     a, b = sums, sums
     step, scale_step = inputs * LANES, inputs // GROUP * LANES
     for group in range(inputs // GROUP):
@@ -160,7 +161,7 @@ def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, p
 
 
 def row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
-    """x[at : + inputs] times four blocks that follow one another: four sums that do not wait for each other."""
+    """x[at : + inputs] times four adjacent blocks: four independent chains of sums hide the latency of an fma."""
 
 
 @overload(row_times_four_blocks, jit_options=OPTIONS)
@@ -206,7 +207,7 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
 
 @jit
 def row_times_four_panels(data, start, step, apart, inputs, x, at):
-    """x[at : + inputs] times four panels (inputs, 16): they begin ``step`` apart, an input's vectors lie ``apart``."""
+    """x[at : + inputs] times four panels (inputs, 16): panels are ``step``, a panel's rows ``apart`` elements apart."""
     a, b, c, d = r.zeros(4)
     for k in range(inputs):
         scalar = v.splat(x[at + k])
@@ -220,7 +221,7 @@ def row_times_four_panels(data, start, step, apart, inputs, x, at):
 
 @jit
 def rows_times_panel(sums, data, start, apart, inputs, x, at, stride):
-    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16), its vectors ``apart``."""
+    """sums[i] + x[at + i stride : + inputs] times one panel (inputs, 16), its rows ``apart`` elements apart."""
     for k in range(inputs):
         sums = r.fma_rows(sums, v.load(data, start + k * apart), x, at + k, stride)
     return sums
@@ -237,7 +238,7 @@ def rows_times_two_panels(sums, data, start, step, apart, inputs, x, at, stride)
 
 
 def output_scale(data, scale, at):
-    """What the sums of a block are multiplied by at the end."""
+    """The 16 factors of a block's complete sums: the int8 scales, or 1 for other weights."""
 
 
 @overload(output_scale, jit_options=OPTIONS)
@@ -285,7 +286,7 @@ def _weight_of(data, start, scale, scale_start, inputs, k, n):
 
 
 def block_size(data, inputs):
-    """Elements of data in a block."""
+    """Number of elements of data per block."""
 
 
 @overload(block_size, jit_options=OPTIONS)
@@ -296,7 +297,7 @@ def _block_size_of(data, inputs):
 
 
 def scale_size(data, inputs):
-    """Elements of scale in a block."""
+    """Number of elements of scale per block; not used for float32 weights."""
 
 
 @overload(scale_size, jit_options=OPTIONS)
@@ -307,7 +308,7 @@ def _scale_size_of(data, inputs):
 
 
 def row_size(data, inputs):
-    """Cells of work that a row takes of its tile."""
+    """Number of elements of work per row."""
 
 
 @overload(row_size, jit_options=OPTIONS)
@@ -318,7 +319,7 @@ def _row_size_of(data, inputs):
 
 
 def write_part(data, work, source, inputs, part, target, pitch):
-    """Write the part ``part`` (of `PART` inputs) of the floats work[source : + inputs] as a row from ``target`` on."""
+    """Write part number ``part`` (`PART` inputs) of the floats work[source : + inputs] to the row at work[target]."""
 
 
 @overload(write_part, jit_options=OPTIONS)

@@ -1,4 +1,4 @@
-"""Whether numba's kernels can be compiled here: found out in this one place."""
+"""Whether numba can be loaded to compile the kernels."""
 
 import importlib
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 
 @cache
 def numba_reason() -> str | None:
-    """Why numba cannot serve, or None. One that is installed may fail to load, beside a NumPy that it is not for."""
+    """Why numba cannot be used, or None. An installed numba fails to load with a NumPy that it does not support."""
     try:
         importlib.import_module("numba")
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """Runs a compiled function on the threads of torch's OpenMP library.
 
-An idle OpenMP thread spins before it sleeps: threads of a second library would share their cores with it and lose up to
-half of their time.
+An idle OpenMP thread spins before it sleeps. Threads of a second pool would share the cores with spinning threads and
+lose up to half of their time.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-_ENTRY = "GOMP_parallel"  # GCC's entry, which LLVM's library has as well: function, argument, threads, flags
+_ENTRY = "GOMP_parallel"  # of GCC's libgomp and LLVM's libomp: function, argument, threads, flags
 
 
 @cache
@@ -34,9 +34,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def run(function: int, argument: int) -> None:
-    """Call the C function at an address (of one pointer) on as many threads as torch has; return when all have.
+    """Call the C function at address ``function`` with the pointer ``argument`` on each of torch's threads, and wait.
 
-    The function divides the work among the threads that call it, and may get fewer than it could use.
+    The function divides the work among the threads that call it; OpenMP may start fewer than asked for.
     """
     threads, openmp = torch.get_num_threads(), _openmp()
     if openmp is not None:

@@ -1,7 +1,6 @@
-"""A vector for each of several rows, kept in registers: what matmul.py adds its sums up in.
+"""Operations on a tuple of `lanes`, one vector of 16 sums per row, that LLVM keeps in registers; see matmul.py.
 
-Such a tuple of `lanes` has as many vectors as rows meet a weight together. Every function of this file works inside
-numba-compiled code only.
+Every function of this file works inside numba-compiled code only.
 """
 
 # mypy: ignore-errors
@@ -25,10 +24,10 @@ def zeros(typingctx, count):
 
 
 def over_rows(combine):
-    """Two operations in which cells of rows meet vectors of weights; ``combine(builder, cell, weights, sum)`` adds.
+    """Return two operations built on ``combine(builder, scalar, weights, sum)``, which emits the new sum.
 
-    The first: accumulators[i] combined with weights and x[offset + i stride], for each i. The second does so for two
-    sets of accumulators with a vector each: what is fetched of x is used for both before the next.
+    The first returns combine(x[offset + i stride], weights, accumulators[i]) for each i. The second does so for two
+    sets of accumulators with a vector of weights each; it loads each element of x once for both.
     """
 
     def cell(context, builder, array_type, array, position):
@@ -71,7 +70,7 @@ fma_rows, fma_rows_twice = over_rows(v.fma_of)  # sums + x * weights
 
 @intrinsic
 def zeros_like(typingctx, accumulators):
-    """As many zero vectors as there are accumulators."""
+    """A tuple of as many zero vectors as ``accumulators`` has."""
 
     def codegen(context, builder, signature, args):
         return context.make_tuple(builder, accumulators, [ir.Constant(v.FLOATS, [0.0] * v.WIDTH)] * accumulators.count)
@@ -93,7 +92,7 @@ def fma_all(typingctx, vectors, factor, accumulators):
 
 @intrinsic
 def load_rows(typingctx, accumulators, array, offset, stride):
-    """As many vectors as there are accumulators: array[offset + i stride : + 16], for each i."""
+    """array[offset + i stride : + 16] for each i, as many vectors as ``accumulators`` has."""
 
     def codegen(context, builder, signature, args):
         _, data, position, step = args
@@ -124,7 +123,10 @@ def store_rows(typingctx, array, offset, stride, vectors):
 
 @intrinsic
 def transpose(typingctx, array, offset, stride, count, to):
-    """array[to + 16 k + i] = array[offset + i stride + k] for i < ``count`` (at least 1) and k < 16; any for others."""
+    """array[to + 16 k + i] = array[offset + i stride + k] for i < ``count`` and k < 16, count >= 1.
+
+    The other elements of the 16 x 16 square at ``to`` get copies of row count - 1.
+    """
 
     def codegen(context, builder, signature, args):
         data, position, step, number, target = args
@@ -135,7 +137,7 @@ def transpose(typingctx, array, offset, stride, count, to):
             row = builder.select(builder.icmp_signed("<", index, last), index, last)
             place = builder.add(position, builder.mul(row, step))
             rows.append(builder.load(v.pointer_to(context, builder, signature.args[0], data, place, v.FLOATS), align=4))
-        for size in (8, 4, 2, 1):  # squares of this size change places across the diagonal
+        for size in (8, 4, 2, 1):  # exchange squares of this size across the diagonal
             low = [n if not n & size else n - size + v.WIDTH for n in range(v.WIDTH)]
             high = [n + size if not n & size else n + v.WIDTH for n in range(v.WIDTH)]
             for i in range(v.WIDTH):

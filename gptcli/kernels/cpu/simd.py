@@ -1,7 +1,7 @@
-"""Sixteen floats at a time: the few primitives that numba lacks for decode_step.py.
+"""Vectors of 16 float32 for numba-compiled code, which has no vector type of its own.
 
-A value of type `lanes` is a vector of 16 float32. LLVM turns it into one AVX-512 register, two AVX2 or four NEON ones,
-so the same code runs everywhere at the machine's own width. Arrays are flat and C-contiguous, offsets count elements.
+A value of type `lanes` is a vector of 16 float32. LLVM maps it to one AVX-512, two AVX2 or four NEON registers, so the
+same code uses each machine's vector width. Arrays are flat and C-contiguous; offsets count elements.
 Every function of this file works inside numba-compiled code only.
 """
 
@@ -46,13 +46,13 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def pointer_to(context, builder, array_type, array, offset, element):
-    """A pointer to ``offset`` elements into ``array``, seen as ``element``s."""
+    """A pointer to array[offset], cast to a pointer to ``element``."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), element.as_pointer())
 
 
 def integers_at(context, builder, array_type, array, offset, bits):
-    """16 integers of ``bits`` bits from an array; aligned to one element only."""
+    """16 integers of ``bits`` bits from array[offset:]; no alignment is assumed."""
     vector = ir.VectorType(ir.IntType(bits), WIDTH)
     return builder.load(pointer_to(context, builder, array_type, array, offset, vector), align=1)
 
@@ -72,7 +72,7 @@ def _ints(value):
 
 
 def fma_of(builder, a, b, c):
-    """a b + c, rounded once: the same on every path, so that a row does not depend on its company."""
+    """a b + c, rounded once. Every path uses it, so that a row's result does not depend on the other rows."""
     signature = ir.FunctionType(FLOATS, [FLOATS] * 3)
     function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{WIDTH}f32")
     return builder.call(function, [a, b, c])
@@ -84,7 +84,7 @@ def float_at(context, builder, array_type, array, offset):
 
 @intrinsic
 def load(typingctx, array, offset):
-    """16 values of a float32 array, of an int8 array as floats, or of a uint16 array of bfloat16 bits."""
+    """16 values of a float32, int8 or uint16 (bits of bfloat16) array, converted to float32."""
 
     def codegen(context, builder, signature, args):
         array_type = signature.args[0]
@@ -100,13 +100,13 @@ def load(typingctx, array, offset):
 
 @intrinsic
 def load_nibbles(typingctx, array, offset):
-    """16 bytes of a uint8 array as two vectors of 4-bit weights: low half - 8, high half - 8."""
+    """16 bytes of a uint8 array as two vectors of float32: low four bits - 8, high four bits - 8."""
     pair = types.UniTuple(lanes, 2)
 
     def codegen(context, builder, signature, args):
         both = builder.zext(integers_at(context, builder, signature.args[0], *args, 8), INTS)
         high = builder.lshr(both, _ints(4))
-        if WIDE_REGISTERS:  # one look into a table of 16; it minds the lowest four bits of a lane alone
+        if WIDE_REGISTERS:  # vpermps looks up 16 values; its index is the lowest four bits of a lane
             table = ir.Constant(FLOATS, [float(value - 8) for value in range(WIDTH)])
             signature = ir.FunctionType(FLOATS, [FLOATS, INTS])
             look = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512.permvar.sf.512")
@@ -121,7 +121,10 @@ def load_nibbles(typingctx, array, offset):
 
 @intrinsic
 def store(typingctx, array, offset, value):
-    """Write 16 floats to a float32 array, whole numbers to int8, uint8 or int16, bfloat16 bits to uint16."""
+    """Write 16 floats to a float32 array, as integers to int8, uint8 or int16, or as bfloat16 bits to uint16.
+
+    Integers must be whole already, bfloat16 rounded (`nearest`, `to_bfloat16`): the rest is cut off.
+    """
 
     def codegen(context, builder, signature, args):
         data, position, vector = args
@@ -140,7 +143,7 @@ def store(typingctx, array, offset, value):
 
 @intrinsic
 def splat(typingctx, scalar):
-    """16 times the same float32."""
+    """A vector of 16 copies of ``scalar``, a float32."""
 
     def codegen(context, builder, signature, args):
         return splat_of(builder, args[0], FLOATS)
@@ -160,14 +163,14 @@ def iota(typingctx):
 
 @intrinsic
 def prefetch(typingctx, array, offset):
-    """Ask for what an array has at an offset, to be in the cache soon; it may lie past the end."""
+    """Prefetch the cache line of array[offset] for reading; ``offset`` may be past the end."""
 
     def codegen(context, builder, signature, args):
         byte, hint = ir.IntType(8), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), hint, hint, hint])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         pointer = pointer_to(context, builder, signature.args[0], *args, byte)
-        builder.call(function, [pointer, hint(0), hint(3), hint(1)])  # to read; the nearest cache; data
+        builder.call(function, [pointer, hint(0), hint(3), hint(1)])  # read; highest locality (L1); data cache
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
@@ -204,7 +207,7 @@ def where_less(typingctx, a, b, yes, no):
 
 @intrinsic
 def nearest(typingctx, x):
-    """The nearest whole numbers, halves to the even one."""
+    """x rounded to the nearest integers, ties to even."""
 
     def codegen(context, builder, signature, args):
         rounding = ir.FunctionType(FLOATS, [FLOATS])
@@ -216,7 +219,7 @@ def nearest(typingctx, x):
 
 @intrinsic
 def to_bfloat16(typingctx, x):
-    """The nearest bfloat16, ties to even, as floats."""
+    """x rounded to bfloat16, ties to even, as float32."""
 
     def codegen(context, builder, signature, args):
         bits = builder.bitcast(args[0], INTS)
@@ -239,7 +242,7 @@ def fma(typingctx, a, b, c):
 
 @intrinsic
 def lane(typingctx, vector, index):
-    """One of the 16 floats."""
+    """vector[index], a float32."""
 
     def codegen(context, builder, signature, args):
         return builder.extract_element(args[0], builder.trunc(args[1], ir.IntType(32)))
@@ -258,7 +261,7 @@ def total(vector):
 
 @intrinsic
 def exp(typingctx, x):
-    """e to the x, within 2 units in the last place; below -87 it is 0 (nearly), above 88 it stays at e^88.
+    """e^x, within 2 units in the last place, for x limited to [-87, 88].
 
     e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln 2 / 2, e^r by the Taylor polynomial of degree 7.
     """
@@ -270,7 +273,7 @@ def exp(typingctx, x):
         half = builder.select(builder.fcmp_ordered("<", x, _constant(0.0)), _constant(-0.5), _constant(0.5))
         n = builder.fptosi(fma_of(builder, x, _constant(1.4426950408889634), half), INTS)
         n_float = builder.sitofp(n, FLOATS)
-        # ln 2 in two parts: the first has so few bits that n times it is exact.
+        # ln 2 as a sum of two constants; the first has 9 significant bits, so that its product with n is exact.
         r = fma_of(builder, n_float, _constant(-0.693359375), x)
         r = fma_of(builder, n_float, _constant(2.12194440e-4), r)
         result = _constant(1 / 5040)

@@ -1,4 +1,4 @@
-"""The phases of a decode step: what decode_step.py does one after the other, from where to where."""
+"""The program of a decode step: the phases that decode_step.py executes in order."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from gptcli.kernels.cpu import memory_layout as c
 
 
 def phases(config: GPTConfig, table: NDArray[Any]) -> list[tuple[int, ...]]:
-    """One row a phase, its cells in the order that decode_step.py names them; those that are left out are 0.
+    """One row per phase, in the order of fields that memory_layout.py defines (OPERATION, …); omitted fields are 0.
 
     Args:
         config: the model's shape.
-        table: int64, with the sizes and places of everything but the program.
+        table: int64, with all sizes and offsets; its program may be empty.
     """
     x, normed, context, projected, hidden, logits = (int(table[cell]) for cell in range(c.X, c.SCRATCH))
     width, rows = int(table[c.QKV + c.INPUTS]), int(table[c.MAX_ROWS])

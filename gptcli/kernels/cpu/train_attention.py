@@ -1,11 +1,11 @@
 """Causal attention with dropout on its weights, forward and backward, compiled: one head of one window at a time.
 
-A head's weights are held key by key for a block of `QUERIES` queries, (keys, 48). So the softmax needs no sum across a
-vector, and each product finds what it multiplies lying together. Nothing of them outlives the call: the backward pass
-makes them again from each query's largest score and sum of exponentials (FlashAttention, Dao et al., 2022), and what
-dropout kept from its place (dropout_hash.py).
+The attention weights of a block of `QUERIES` queries are stored (keys, 48), so that the softmax needs no sum across a
+vector and each product reads adjacent elements. They are not kept after the call: the backward pass computes them again
+from each query's largest score and 1 / its sum of exponentials (FlashAttention, Dao et al., 2022), and the dropout mask
+from row and column (dropout_hash.py).
 
-Keys, values and channels are copied to a thread's scratch, filled up with zeros to whole tiles and panels.
+Queries, keys and values are copied to a thread's scratch, padded with zeros to whole tiles and panels.
 """
 
 # mypy: ignore-errors
@@ -20,13 +20,13 @@ from gptcli.kernels.cpu.memory_layout import padded
 from gptcli.kernels.cpu.simd import jit
 
 PANELS = 3
-QUERIES = PANELS * LANES  # whole tiles, too
-NEVER = np.float32(-3e38)  # the score of a key that a query may not see
-LEAST = np.float32(-80.0)  # what is smaller by more is 0: products of denormal numbers take a hundred times as long
+QUERIES = PANELS * LANES  # 48, also a multiple of TILE (12 or 6)
+NEVER = np.float32(-3e38)  # the score of a masked key, in place of -inf
+LEAST = np.float32(-80.0)  # e^x is set to 0 below: products with denormal numbers take a hundred times as long
 
 
 def scratch_size(length: int, head_size: int) -> int:
-    """Floats of scratch that a thread needs for windows of ``length`` tokens."""
+    """Number of float32 of scratch per thread for windows of ``length`` tokens."""
     keys, channels = padded(length, TILE), padded(head_size, LANES)
     tiles_of_keys = keys // TILE * LANES * channels
     return 3 * keys * channels + 2 * (tiles_of_keys + keys * QUERIES) + (5 * channels + 2 * TILE + 3) * QUERIES
@@ -49,7 +49,7 @@ def _copy(source, at, count, size, stride, target, to, target_stride, factor):
 
 @jit
 def _rows(source, at, stride, count, whole, size, channels, factor, scratch, to):
-    """Rows (count, size) of source times a factor, as (whole, channels)."""
+    """Write rows (count, size) of source times a factor as (whole, channels), padded with zeros."""
     _copy(source, at, count, size, stride, scratch, to, channels, factor)
     if size < channels:
         for i in range(count):
@@ -61,7 +61,7 @@ def _rows(source, at, stride, count, whole, size, channels, factor, scratch, to)
 
 @jit
 def _turned(scratch, rows, channels, whole, width, to):
-    """Rows (whole, channels) as whole / width tiles (channels, 16), of which ``width`` columns count."""
+    """Transpose rows (whole, channels) into whole / width tiles (channels, 16); only ``width`` columns are used."""
     for first in range(0, whole, width):
         tile = to + first // width * channels * LANES
         for k in range(0, channels, LANES):
@@ -70,9 +70,9 @@ def _turned(scratch, rows, channels, whole, width, to):
 
 @jit
 def _multiply(scratch, start, step, apart, panels, inputs, at, pitch, stride, to, to_stride, add):
-    """to[i, 16 p :] = the sum over k of scratch[at + k pitch + i stride] times vector k of panel p, or += it.
+    """to[i, 16 p :] = (``add``: +=) the sum over k of scratch[at + k pitch + i stride] times vector k of panel p.
 
-    For `TILE` rows i and all panels; panel p begins at start + p step, and its vectors lie ``apart``.
+    For `TILE` rows i and all panels; panel p begins at start + p step, and its vectors are ``apart`` elements apart.
     """
     panel = np.int64(0)
     while panel < panels:
@@ -94,7 +94,7 @@ def _multiply(scratch, start, step, apart, panels, inputs, at, pitch, stride, to
 
 @jit
 def _visible(scores, key, query):
-    """Scores of one key, for the queries from ``query`` on; `NEVER` where it is in their future."""
+    """Scores of one key for 16 queries from ``query`` on; `NEVER` for queries before the key."""
     if key <= query:
         return scores
     position = v.add(v.splat(np.float32(query)), v.iota())
@@ -103,7 +103,7 @@ def _visible(scores, key, query):
 
 @jit
 def _power(score, peak):
-    """e^(score - peak), or 0 where that is next to nothing."""
+    """e^(score - peak), or 0 where score - peak < `LEAST`."""
     below = v.subtract(score, peak)
     return v.where_less(below, v.splat(LEAST), v.splat(np.float32(0.0)), v.exp(below))
 
@@ -121,7 +121,10 @@ def _dot(a, at, b, place, size):
 
 @jit
 def forward(qkv, out, statistics, window, head, heads, length, size, scale, seed, dropped, factor, scratch, free):
-    """What a head's queries find: out (B, T, C) and, for `backward`, statistics (B, H, 2, T)."""
+    """Write one head's part of out (B, T, C) and, for `backward`, of statistics (B, H, 2, T).
+
+    Statistics are each query's largest score and 1 / its sum of exponentials.
+    """
     keys, channels, width = _padded(length, TILE), _padded(size, LANES), heads * size
     stride, panels, tile, panel = 3 * width, channels // LANES, channels * LANES, channels * LANES
     values = free
@@ -178,7 +181,7 @@ def backward(
     qkv, out, statistics, grad_out, grad_qkv, window, head, heads, length, size, scale, seed, dropped, factor, scratch,
     free,
 ):  # fmt: skip
-    """The gradient of a head's queries, keys and values, (B, T, 3C), from that of what they found, (B, T, C)."""
+    """Write one head's part of dL/dqkv (B, T, 3C), from dL/dout (B, T, C)."""
     keys, channels, width = _padded(length, TILE), _padded(size, LANES), heads * size
     stride, panels, tile, panel = 3 * width, channels // LANES, channels * LANES, channels * LANES
     key_rows = free
@@ -187,7 +190,7 @@ def backward(
     grad_keys = value_tiles + keys // TILE * tile
     grad_values = grad_keys + keys * channels
     weights = grad_values + keys * channels
-    grads = weights + keys * QUERIES  # of the scores
+    grads = weights + keys * QUERIES  # dL/dscores
     query_rows = grads + keys * QUERIES
     queries = query_rows + QUERIES * channels
     wanted_rows = queries + PANELS * panel  # dL/dout
@@ -215,7 +218,7 @@ def backward(
         _turned(scratch, query_rows, channels, QUERIES, LANES, queries)
         _rows(grad_out, at_out, width, count, QUERIES, size, channels, one, scratch, wanted_rows)
         _turned(scratch, wanted_rows, channels, QUERIES, LANES, wanted)
-        for i in range(QUERIES):  # those past the end have no weights, and so no gradient
+        for i in range(QUERIES):  # padding has weights and gradients of 0
             inside, row = i < count, at_out + i * width
             scratch[deltas + i] = _dot(grad_out, row, out, row, size) if inside else np.float32(0.0)
             scratch[peaks + i] = statistics[unit * 2 * length + query + i] if inside else np.float32(0.0)
@@ -239,7 +242,7 @@ def backward(
             inputs, to = min(seen, query + i + TILE), found + i * channels
             _multiply(scratch, key_rows, LANES, channels, panels, inputs, grads + i, QUERIES, 1, to, channels, False)
         for key in range(0, seen, TILE):
-            skipped = max(0, key - query) // TILE * TILE  # queries that come before these keys
+            skipped = max(0, key - query) // TILE * TILE  # queries before these keys
             inputs, place = QUERIES - skipped, key * QUERIES + skipped
             _multiply(
                 scratch, wanted_rows + skipped * channels, LANES, channels, panels, inputs, weights + place, 1, QUERIES,

@@ -1,7 +1,7 @@
 """The compiled kernels of a training step on the CPU, as functions of tensors.
 
-A model computes with the kernels that it is given (`GPTModel.use`); without them it computes the same with torch,
-except that dropout draws other random numbers.
+`GPTModel.use` sets the kernels of a model. Without kernels a model computes the same functions with torch; only the
+random numbers of dropout differ.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from torch import Tensor
 from gptcli.kernels.cpu import openmp
 from gptcli.kernels.cpu.numba_support import numba_reason
 
-WORTHWHILE = 2**18  # activations of a step
+WORTHWHILE = 2**18  # tokens * channels of a step
 
 
 class TrainKernels:
-    """GELU, dropout and attention, on tensors that they `accept`, of any strides; what they return is new.
+    """GELU, dropout and attention, on tensors that `accept` allows, of any strides; results are new tensors.
 
     Args:
-        functions: kernels by name, C functions of a task's address (see train_passes.py).
-        cells: int64s of a task.
+        functions: name -> kernel, a C function of a task's address (see train_passes.py).
+        cells: number of int64 of a task.
         first_argument: index of a task's first argument.
-        scratch_size: of a window's length and a head's size: the floats of scratch that a thread needs.
+        scratch_size: (length of a window, head size) -> float32 of scratch per thread.
     """
 
     def __init__(
@@ -38,14 +38,17 @@ class TrainKernels:
         return x.device.type == "cpu" and x.dtype == torch.float32
 
     def gelu(self, x: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-        """GELU in its tanh form, and its derivative at x."""
+        """GELU in its tanh form and, if ``with_slope``, its derivative at x."""
         x = x.contiguous()
         y, slope = torch.empty_like(x), torch.empty_like(x) if with_slope else None
         self._run("gelu", x, y, 0 if slope is None else slope, x.numel())
         return y, slope
 
     def dropout(self, x: Tensor, seed: int, rate: float) -> Tensor:
-        """x with a share ``rate`` of its elements zeroed and the rest scaled to the same mean; its own backward."""
+        """x with a share ``rate`` of its elements zeroed and the rest scaled by 1 / (1 - rate).
+
+        With the same seed and rate it is also its own backward pass.
+        """
         x = x.contiguous()
         y = torch.empty_like(x)
         self._run("dropout", x, y, x.numel(), seed, *_dropped(rate))
@@ -90,24 +93,24 @@ class TrainKernels:
 
 
 def _dropped(rate: float) -> tuple[int, float]:
-    """How many of 2³² hashes are dropped, and the factor that keeps the mean of what is left."""
+    """How many of 2³² hashes are dropped, and the factor of kept elements, 1 / (1 - rate)."""
     dropped = min(round(rate * 2**32), 2**32 - 1)
     return dropped, 2**32 / (2**32 - dropped)
 
 
 def is_worthwhile(tokens: int, width: int) -> bool:
-    """Whether a step of so many tokens, ``width`` channels each, is worth the second that `open_kernels` takes."""
+    """Whether ``tokens`` * ``width`` (channels) per step repays the second or two that `open_kernels` takes."""
     return tokens * width >= WORTHWHILE
 
 
 def open_kernels(report: Callable[[str], None] = lambda line: None) -> TrainKernels | str:
-    """Load the kernels from the user's cache, in a second or two, or compile them, in about ten.
+    """Load the kernels from the user's cache in a second or two, or compile them in about ten seconds.
 
     Args:
-        report: called with a line before they are compiled.
+        report: called with a line before a compilation.
 
     Returns:
-        the kernels, or in a line why there are none: see `numba_support.numba_reason`, or what failed to compile.
+        the kernels, or one line on why there are none: `numba_support.numba_reason`, or the error of a compilation.
     """
     reason = numba_reason()
     if reason is not None:
@@ -116,6 +119,6 @@ def open_kernels(report: Callable[[str], None] = lambda line: None) -> TrainKern
         from gptcli.kernels.cpu import compile_cache, train_attention, train_passes
 
         functions = compile_cache.training_passes(report)
-    except Exception as error:  # numba and LLVM raise many kinds, and none of them need end a run
+    except Exception as error:  # numba and LLVM raise many types; torch can compute instead
         return " ".join(str(error).split())[:200] or type(error).__name__
     return TrainKernels(functions, train_passes.CELLS, train_passes.ARGUMENTS, train_attention.scratch_size)

@@ -1,8 +1,8 @@
 """The compiled kernels of a training step; train_kernels.py calls them with tensors.
 
-A kernel is a function of one address, which several threads call at once. A task (int64) lies there: how many threads
-have started, the next unit of work that none has taken, and the kernel's arguments in the order of its docstring.
-Arrays are given by their address and hold float32; a number with a fraction is float64.
+Several threads call a kernel at once, with the address of a task as its one argument. A task is an int64 array: the
+number of threads that have started, the next unit of work to take, and the kernel's arguments in the order of its
+docstring. An argument is the address of a float32 array, an int64, or the bits of a float64 (factor, scale).
 """
 
 # mypy: ignore-errors
@@ -20,9 +20,9 @@ from gptcli.kernels.cpu.matmul import LANES
 from gptcli.kernels.cpu.simd import jit
 
 PASSES = ("gelu", "dropout", "attend", "attend_backward")
-STARTED, NEXT, ARGUMENTS = 0, 8, 16  # counters a cache line apart
+STARTED, NEXT, ARGUMENTS = 0, 8, 16  # indices into a task; counters are a cache line (64 bytes) apart
 CELLS = ARGUMENTS + 16
-CHUNK = 4096  # elements that a thread takes at once where each is computed alone
+CHUNK = 4096  # elements that a thread takes at once in elementwise kernels
 
 
 @intrinsic
@@ -35,19 +35,19 @@ def _pointer(typingctx, address):
 
 @jit
 def _floats(address):
-    """The floats from an address on; the caller knows how many."""
+    """The float32 array at an address, without its true length (2^40 stands for it)."""
     return carray(_pointer(address), (np.int64(1) << 40,), np.float32)
 
 
 @jit
 def _task(address):
-    """A task as integers and as floats."""
+    """A task as int64 and as float64, two views of the same memory."""
     return carray(_pointer(address), (CELLS,), np.int64), carray(_pointer(address), (CELLS,), np.float64)
 
 
 @jit
 def _chunk(task, count):
-    """The next elements that no thread has taken: first, the end of whole vectors, and the end."""
+    """Take the next `CHUNK` elements; return the first, the end of whole vectors of 16, and the end."""
     first = atomic_add(task, NEXT, CHUNK)
     last = min(first + CHUNK, count)
     return first, last - (last - first) % LANES, last
@@ -67,7 +67,7 @@ def _gelu_of(x):
 
 
 def gelu(address):
-    """y = gelu(x) and, unless its address is 0, the slope there. Arguments: x, y, slope, count."""
+    """y = gelu(x) and, unless the address of slope is 0, slope = gelu'(x). Arguments: x, y, slope, count."""
     task, _ = _task(address)
     x, y, slope = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1]), _floats(task[ARGUMENTS + 2])
     with_slope, count = task[ARGUMENTS + 2] != 0, task[ARGUMENTS + 3]
@@ -88,7 +88,7 @@ def gelu(address):
 
 
 def dropout(address):
-    """y = what dropout keeps of x. Arguments: x, y, count, seed, dropped (of 2^32), factor."""
+    """y = dropout(x). Arguments: x, y, count, seed, dropped (of 2^32), factor."""
     task, numbers = _task(address)
     x, y = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1])
     count, seed, dropped = task[ARGUMENTS + 2], task[ARGUMENTS + 3], task[ARGUMENTS + 4]
@@ -105,7 +105,7 @@ def dropout(address):
 
 @jit
 def _attention_arguments(address):
-    """The arguments that both passes of attention have, and where this thread's scratch begins."""
+    """The arguments common to both passes of attention, and the offset of this thread's scratch."""
     task, numbers = _task(address)
     qkv, out, statistics = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1]), _floats(task[ARGUMENTS + 2])
     scratch, free = _floats(task[ARGUMENTS + 3]), atomic_add(task, STARTED, 1) * task[ARGUMENTS + 12]
@@ -118,7 +118,7 @@ def attend(address):
     """`train_attention.forward` for every head of every window.
 
     Arguments: qkv, out, statistics, scratch, windows, heads, length, head size, seed, dropped (of 2^32), factor, scale,
-    floats of scratch a thread.
+    float32 of scratch per thread.
     """
     task, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes
@@ -135,7 +135,7 @@ def attend(address):
 def attend_backward(address):
     """`train_attention.backward` of every head of every window.
 
-    Arguments: as for `attend`, then dL/dout and where to write dL/dqkv.
+    Arguments: those of `attend`, then dL/dout and dL/dqkv, which is written.
     """
     task, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes

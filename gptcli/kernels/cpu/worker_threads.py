@@ -1,4 +1,4 @@
-"""Threads that help the caller with each step of an engine, and sleep between steps that are far apart."""
+"""Threads that compute parts of each decode step beside the calling thread, and sleep when no step comes."""
 
 import contextlib
 import threading
@@ -14,10 +14,10 @@ class Helpers:
     """Threads for one kernel and its arrays.
 
     Args:
-        run: the kernel (`decode_step.run`): called with the arrays and a number from 1 on, it helps with steps until
-            there have been none for a while, then sets its cell of control to asleep, and returns.
-        arrays: what the kernel works on, control last.
-        count: how many threads.
+        run: the kernel (`decode_step.run`): called with the arrays and a thread number from 1 on, it joins steps until
+            `IDLE` loads in a row find none, then sets control[ASLEEP + LINE * number] to 1 and returns.
+        arrays: the arguments of the kernel, control last.
+        count: number of threads.
     """
 
     def __init__(self, run: Callable[..., None], arrays: tuple[NDArray[Any], ...], count: int) -> None:
@@ -30,17 +30,17 @@ class Helpers:
             threading.Thread(target=_help, args=(run, arrays, number, lock, self._ended), daemon=True).start()
 
     def wake(self) -> None:
-        """Have all of them look for work."""
+        """Wake all threads that are asleep."""
         for number, lock in enumerate(self._locks, start=1):
             if self._control[c.ASLEEP + c.LINE * number]:
                 self._control[c.ASLEEP + c.LINE * number] = 0
                 lock.release()
 
     def end(self) -> None:
-        """Let the threads return: those asleep now, the others once they have been idle."""
+        """End the threads: those asleep now, the others when the kernel returns."""
         self._ended.set()
         for lock in self._locks:
-            with contextlib.suppress(RuntimeError):  # it is awake already
+            with contextlib.suppress(RuntimeError):  # released already: the thread is waking up
                 lock.release()
 
 
