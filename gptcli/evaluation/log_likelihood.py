@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens: the one place where evaluation reads logits."""
+"""The log-likelihood of given tokens under a model; no other evaluation module reads logits."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens that a model reads at once, the last of which are scored.
+    """A sequence of tokens for one row of a forward pass; its last tokens are scored.
 
     Attributes:
-        ids: (n) integers; the model reads the first n - 1 and is asked for all but the first.
+        ids: (n) integers; the model reads the first n - 1 and predicts the last n - 1.
         first: index in ``ids`` of the first token to be scored, 1 … n - 1.
     """
 
@@ -29,12 +29,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model gave to the m scored tokens of a span.
+    """The scores of the m scored tokens of a span.
 
     Attributes:
         log_probs: (m) float64, log-likelihood in nats.
-        confidences: (m) float32, the probability of the likeliest token; empty unless asked for.
-        hits: (m) bool, whether that was the token that came; empty unless asked for.
+        confidences: (m) float32, the probability of the likeliest token; empty unless ``ranked``.
+        hits: (m) bool, whether the likeliest token is the actual one; empty unless ``ranked``.
     """
 
     log_probs: Tensor
@@ -43,11 +43,11 @@ class Scores:
 
 
 def token_log_probs(model: GPTModel, hidden: Tensor, targets: Tensor, ranked: bool = False) -> Scores:
-    """log_softmax of the model's logits at ``targets``; they exist for a few hundred tokens at a time.
+    """log_softmax of the model's logits at ``targets``, computed for at most `CHUNK_BYTES` of float32 logits at a time.
 
     Args:
-        model: the head is its.
-        hidden: (m, C), after the final norm.
+        model: the one whose output head is applied.
+        hidden: (m, C), the output of the final norm.
         targets: (m) int64.
         ranked: also find the likeliest token.
 
@@ -71,21 +71,21 @@ def token_log_probs(model: GPTModel, hidden: Tensor, targets: Tensor, ranked: bo
 
 @torch.inference_mode()
 def score(model: GPTModel, spans: Iterable[Span], batch_size: int, ranked: bool = False) -> Iterator[Scores]:
-    """Score every span, ``batch_size`` of them at once; memory does not depend on how many there are.
+    """Score every span, ``batch_size`` of them at once; the memory does not depend on the number of spans.
 
-    Shorter spans are padded on the right, where causal attention never looks.
+    Shorter spans are padded on the right, which causal attention hides from the tokens before.
 
     Args:
         model: in eval mode.
         spans: of at most context_length + 1 tokens each.
-        batch_size: spans a forward pass.
+        batch_size: spans per forward pass.
         ranked: also find the likeliest tokens.
 
     Yields:
-        the scores of one span after the other.
+        the scores of each span, in the order of ``spans``.
 
     Raises:
-        GptcliError: the model gives NaN or infinity.
+        GptcliError: a log-likelihood is NaN or infinite.
     """
     remaining = iter(spans)
     while batch := list(islice(remaining, batch_size)):
@@ -111,5 +111,5 @@ def score(model: GPTModel, spans: Iterable[Span], batch_size: int, ranked: bool 
 
 
 def default_batch_size(context_length: int) -> int:
-    """Spans a forward pass that keep its activations at some 4,096 tokens."""
+    """Spans per forward pass so that it reads at most `BATCH_TOKENS` tokens (at least one span)."""
     return max(1, BATCH_TOKENS // context_length)

@@ -1,7 +1,7 @@
-"""Perplexity with its protocol: sliding windows over a text, every token scored once.
+"""Perplexity of a text by sliding windows: every token is scored once.
 
-With a context of N and a stride of S, window k reads N tokens from token kS on, and the tokens that no window before
-has scored are scored: each has at least N - S + 1 tokens of context, but for those of the first window.
+With a context of N and a stride of S, window k reads N tokens from token kS on and scores the tokens that no earlier
+window has scored: each has at least N - S + 1 tokens of context, except those of the first window.
 """
 
 import math
@@ -27,9 +27,9 @@ class Protocol:
     """How a text is cut into windows.
 
     Attributes:
-        context: N, the most tokens that a window reads; with ``guide`` its targets are among them.
+        context: N, the largest number of tokens that a window reads; with ``guide``, N includes the last target.
         stride: S, tokens from one window's start to the next's.
-        guide: the windows of the guide "Perplexity of fixed-length models" in transformers' documentation: the last
+        guide: windows of the guide "Perplexity of fixed-length models" in transformers' documentation: the last
             of a window's N tokens is only predicted, and the first token of a window that overlaps no other is never
             scored.
     """
@@ -40,7 +40,7 @@ class Protocol:
 
     @property
     def reach(self) -> int:
-        """Tokens that a window reads to predict the next."""
+        """Tokens that the model reads in a window."""
         return self.context - self.guide
 
 
@@ -48,7 +48,7 @@ def make_protocol(context_length: int, context: int | None, stride: int | None, 
     """``--context``, ``--stride`` and ``--guide`` for a model; N is its context and S is N / 2 by default.
 
     Raises:
-        GptcliError: a context that the model does not have, or a stride outside [1, N].
+        GptcliError: ``context`` is larger than the model's, or ``stride`` is outside [1, N].
     """
     least = 2 if guide else 1
     if context is not None and not least <= context <= context_length:
@@ -66,9 +66,9 @@ def make_protocol(context_length: int, context: int | None, stride: int | None, 
 
 
 def windows(length: int, protocol: Protocol) -> Iterator[tuple[int, int, int]]:
-    """The windows over a run of ``length`` tokens, as (start, end, first).
+    """The windows over a sequence of ``length`` tokens, as (start, end, first).
 
-    The model reads tokens [start, end - 1) and tokens [first, end) are scored. Token 0 never is: nothing is before it.
+    The model reads tokens [start, end - 1) and tokens [first, end) are scored. Token 0, without context, is not scored.
     """
     start, scored = 0, 1
     while scored < length:
@@ -81,13 +81,14 @@ def windows(length: int, protocol: Protocol) -> Iterator[tuple[int, int, int]]:
 
 
 def encode(text: str, tokenizer: Tokenizer, bos: bool) -> Tensor:
-    """A text as one run of tokens (n) int32, after the end-of-text id if ``bos``.
+    """A text as one sequence of tokens (n) int32, with the end-of-text id in front if ``bos``.
 
-    The text is encoded in parts that end at a line's end before a line that begins with a letter or digit, where no
-    tokenizer's token crosses: a Python list of all ids would take ten times the memory of the text.
+    The text is encoded in parts of at least PART_CHARACTERS, since a Python list of all ids would take ten times the
+    memory of the text. A part ends after a newline between a character that is no white space and a letter or digit:
+    no tokenizer has a token across that place.
 
     Raises:
-        GptcliError: ``bos``, and the tokenizer has no end-of-text id; characters that it does not know.
+        GptcliError: ``bos``, but the tokenizer has no end-of-text id; or a character that it cannot encode.
     """
     ids = array("i")
     if bos:
@@ -115,17 +116,18 @@ def _part_end(text: str, start: int) -> int:
 
 @dataclass
 class Measured:
-    """The likelihoods of a text, summed up.
+    """Sums of the likelihoods of the scored tokens.
 
     Attributes:
-        tokens: scored.
-        windows: forward passes a batch of one would take.
+        tokens: number of scored tokens.
+        windows: number of windows.
         nats: negative log-likelihood of all scored tokens.
-        block_nats, block_sizes: the same of every block of successive tokens, (blocks) float64.
-        position_nats, position_counts: by the number of tokens a token had before it in its window, less one,
-            (N) float64; over every position of every window if asked for, else over the scored tokens.
-        bin_counts, bin_hits, bin_confidence: of the likeliest token's probability, (CALIBRATION_BINS) float64; all 0
-            unless asked for.
+        block_nats, block_sizes: negative log-likelihood and tokens of every block of successive tokens, (blocks)
+            float64.
+        position_nats, position_counts: the same at index c - 1 for tokens with c tokens of context in their window,
+            (N) float64; over every position of every window if ``for_plot``, else over the scored tokens.
+        bin_counts, bin_hits, bin_confidence: tokens, hits and sum of probabilities, by the probability of the
+            likeliest token, (CALIBRATION_BINS) float64; all 0 unless ``for_plot``.
     """
 
     tokens: int
@@ -141,12 +143,12 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Nats a token."""
+        """The mean negative log-likelihood, in nats a token."""
         return self.nats / self.tokens
 
     @property
     def standard_error(self) -> float:
-        """Of ``mean``: that of a ratio over blocks, since neighbouring tokens are not independent."""
+        """The standard error of ``mean`` as a ratio of sums over blocks, as neighbouring tokens are not independent."""
         return _block_error(self.block_nats - self.mean * self.block_sizes, self.tokens)
 
     def difference(self, other: "Measured") -> tuple[float, float]:
@@ -159,7 +161,7 @@ class Measured:
         return float((self.bin_confidence - self.bin_hits).abs().sum() / self.bin_counts.sum())
 
     def is_paired_with(self, other: "Measured") -> bool:
-        """Whether both scored equally many tokens in equal blocks."""
+        """Whether both have blocks of the same sizes, and so the same number of scored tokens."""
         return torch.equal(self.block_sizes, other.block_sizes)
 
 
@@ -176,18 +178,18 @@ def measure(
     for_plot: bool = False,
     advance: Callable[[int], object] = lambda windows: None,
 ) -> Measured:
-    """Score texts, each on its own.
+    """Score texts, each without context from the others.
 
     Args:
         model: in eval mode.
-        runs: token runs (n) of the texts, with the end-of-text id in front where it is to be there.
+        runs: the tokens (n) of each text, as `encode` returns them.
         protocol: the windows.
-        batch_size: windows a forward pass; it does not change the result.
-        for_plot: also score every position of every window, for loss by position, and rank the tokens.
-        advance: called with the number of windows done.
+        batch_size: windows per forward pass; it changes results by no more than rounding.
+        for_plot: also collect the loss at every position of every window, and the likeliest tokens for calibration.
+        advance: called with 1 after each window.
 
     Raises:
-        GptcliError: under 2 tokens to score; logits that are not finite.
+        GptcliError: fewer than 2 tokens to score; or logits that are not finite.
     """
     plan = [(end - first, end - start - 1) for run in runs for start, end, first in windows(len(run), protocol)]
     tokens = sum(scored for scored, _ in plan)

@@ -1,4 +1,4 @@
-"""Two pictures of an evaluation: how much context helps, and how far the probabilities can be trusted."""
+"""Two plots of an evaluation: loss by position in the context, and calibration (reliability)."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -11,10 +11,10 @@ COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#525252")
 
 
 def draw(results: Mapping[str, Measured], file: Path, title: str) -> None:
-    """Loss by position in the context, and reliability, of one or several models.
+    """Plot loss by position in the context, and reliability, of one or several models.
 
     Args:
-        results: name -> what was measured with ``for_plot``.
+        results: name -> result of `perplexity.measure` with ``for_plot``.
         file: the PNG to write.
         title: over the picture.
     """
@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Measured], file: Path, title: str) -> None:
 
 
 def loss_by_position(measured: Measured) -> list[tuple[int, float, int]]:
-    """(tokens of context at the middle of a bin, mean nats, tokens), bins widening by a factor of √2."""
+    """(tokens of context at a bin's geometric middle, mean nats, tokens); each bin is √2 times as wide as the last."""
     counts, nats = measured.position_counts, measured.position_nats
     edges = sorted({round(2 ** (half / 2)) for half in range(2 * len(counts).bit_length() + 1)})
     edges = [edge for edge in edges if edge <= len(counts)] + [len(counts) + 1]
@@ -59,7 +59,7 @@ def loss_by_position(measured: Measured) -> list[tuple[int, float, int]]:
 
 
 def reliability_bins(measured: Measured) -> list[tuple[float, float, int]]:
-    """(mean probability of the likeliest token, share of hits, tokens) of every bin that has any."""
+    """(mean probability of the likeliest token, share of hits, tokens) of every bin that is not empty."""
     return [
         (float(measured.bin_confidence[i] / count), float(measured.bin_hits[i] / count), int(count))
         for i, count in enumerate(measured.bin_counts.tolist()[:CALIBRATION_BINS])

@@ -1,4 +1,4 @@
-"""Rows of finished work on disk, so that a long evaluation goes on where it was interrupted."""
+"""A file of the rows of scored items (JSON lines), from which an interrupted evaluation resumes."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from gptcli.errors import GptcliError
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
-    """A short name for all that decides a result: equal for equal values, else different."""
+    """A hash (16 hex digits of SHA-256) of all values that determine a result."""
     canonical = json.dumps(identity, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
 
 def read(path: Path, run: str) -> list[dict[str, Any]]:
-    """The rows of ``run`` in ``path``; none where there is no such file. A line cut off by a crash does not count.
+    """The rows of ``run`` in ``path``; none where there is no such file. A last line without newline is ignored.
 
     Raises:
-        GptcliError: a file that cannot be read, or that is no journal: it must not be written to.
+        GptcliError: the file cannot be read, or was not written by `Journal`.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -45,7 +45,7 @@ def read(path: Path, run: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def opened(path: Path, run: str) -> Iterator["Journal"]:
-    """A journal to append rows of ``run`` to; a line that a crash cut off is removed.
+    """A journal to append rows of ``run`` to; a last line without newline, cut off by a crash, is removed.
 
     Raises:
         GptcliError: the file cannot be written.
@@ -63,14 +63,14 @@ def opened(path: Path, run: str) -> Iterator["Journal"]:
 
 
 class Journal:
-    """See ``opened``."""
+    """Appends the rows of one measurement to a file; see `opened`."""
 
     def __init__(self, file: Any, run: str) -> None:
         self._file = file
         self._run = run
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row, at once: a crash of this process loses nothing."""
+        """Write and flush one row: a crash of this process does not lose it."""
         self._file.write(json.dumps({"run": self._run, **row}).encode("ascii") + b"\n")
         self._file.flush()
 
@@ -82,7 +82,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether a file could be written there, without writing it."""
+    """Whether the permissions allow writing ``path``; nothing is written."""
     if path.exists():
         return path.is_file() and os.access(path, os.W_OK)
     return path.parent.is_dir() and os.access(path.parent, os.W_OK)

@@ -1,14 +1,14 @@
 """Files of task items, one a line: lambada (the last word), choices (one of several endings), cloze (a blank).
 
-Three lines of each, in JSON, one item a line; further fields are ignored:
+The fields of each format, as JSON, one item a line; further fields are ignored:
 
 lambada   {"text": "He looked for his keys and could not find his keys"}
 choices   {"context": "The kettle boiled, so she", "endings": ["made tea.", "was a kettle."], "label": 0}
 cloze     {"text": "The ___ barked at the cat.", "options": ["dog", "stone"], "label": 0}
           {"text": "The capital of France is ___", "answer": "Paris"}
 
-A text is encoded whole and its context alone, and the tokens after the context's are scored, as lm-eval does. Items
-longer than the model's context lose tokens on the left.
+The text and its context are encoded separately; the tokens of the text after as many as the context has are scored, as
+in lm-eval. Items longer than the model's context lose tokens on the left.
 """
 
 import json
@@ -34,10 +34,10 @@ class Candidate:
     """One way to complete an item.
 
     Attributes:
-        before: what the model has read.
-        scored: the text whose likelihood counts.
-        after: text behind it; empty but in a cloze.
-        length: bytes of the answer as the file has it.
+        before: the context.
+        scored: the text that is scored.
+        after: the text that follows, scored too; empty except in a cloze with options.
+        length: UTF-8 bytes of the answer in the file.
     """
 
     before: str
@@ -52,8 +52,8 @@ class Item:
 
     Attributes:
         line: its number, from 1.
-        candidates: the completions; a single one where the model is asked for the word itself.
-        label: which of them is right.
+        candidates: the completions; a single one where the model has to predict the word itself.
+        label: index of the right one.
     """
 
     line: int
@@ -62,17 +62,17 @@ class Item:
 
 
 def read_items(file: Path, task: Task, convention: Convention = "openai", limit: int | None = None) -> list[Item]:
-    """The items of a task file (UTF-8; empty lines are passed over).
+    """The items of a task file (UTF-8; empty lines are skipped).
 
     Args:
-        file: see the module for the formats.
-        task: which of them.
+        file: in a format of the module's docstring.
+        task: the format.
         convention: for lambada, "openai" writes curly quotes, `` and '' as ", as OpenAI's copy of the set has them
             (lm-eval's lambada_openai); "raw" takes the text as it is (lambada_standard).
-        limit: only the first so many items.
+        limit: read at most this number of items.
 
     Raises:
-        GptcliError: a file that cannot be read or has no item; a line that is no JSON or not of the task's shape.
+        GptcliError: the file cannot be read or has no item; a line is not JSON or lacks the task's fields.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -150,7 +150,7 @@ def _filling(before: str, option: str, after: str) -> Candidate:
 
 
 def _with_space(before: str, scored: str, after: str, length: int) -> Candidate:
-    """White space before a scored text belongs to it: GPT-2's tokens begin with their space."""
+    """A candidate with the white space before the scored text moved into it: GPT-2's tokens begin with their space."""
     context = before.rstrip()
     return Candidate(context, before[len(context) :] + scored, after, length)
 

@@ -1,4 +1,4 @@
-"""The items of a task through one checkpoint, going on where an earlier run of the same measurement was interrupted."""
+"""Score the items of a task with one checkpoint; resume from the rows of an interrupted run of the same measurement."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from gptcli.evaluation.task_files import Item
 
 
 class TaskRun:
-    """See `opened`.
+    """One measurement of a task; made by `opened`.
 
     Attributes:
-        items: of the task.
-        done: rows that are there already, by the line of their item.
+        items: the items of the task.
+        done: the rows of the items scored so far, by the line of the item.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class TaskRun:
         self._batch_size = batch_size or log_likelihood.default_batch_size(min(loaded.config.context_length, 256))
 
     def run(self) -> Iterator[dict[str, Any]]:
-        """Measure every item that is left, and yield its row once that is on the disk."""
+        """Score every item without a row; yield each row after it has been written."""
         left = [item for item in self.items if item.line not in self.done]
         model = self._loaded.runner(self._placement.device, self._placement.dtype)
         bos, file = self._setting["bos"], Path(self._setting["file"])
@@ -41,7 +41,7 @@ class TaskRun:
             yield row
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of all items, in their order; after `run`."""
+        """The rows of all items, in the order of ``items``; call it after `run`."""
         return [self.done[item.line] for item in self.items]
 
 
@@ -54,15 +54,15 @@ def opened(
     batch_size: int | None,
     placement: Placement,
 ) -> Iterator[TaskRun]:
-    """The measurement of ``items``; rows go to ``out``, and those of the same measurement are taken from there.
+    """The measurement of ``items``; it writes its rows to ``out`` and reuses those of the same measurement there.
 
     Args:
         loaded: the checkpoint.
-        items: at most all of the task's file.
+        items: the items of the task's file, or the first of them.
         setting: ``task``, ``file``, ``convention`` and ``bos``.
-        out: a file of rows; None for none.
-        batch_size: items at once; None for about 4,096 tokens.
-        placement: where to compute, and in what.
+        out: the file of rows; None to write none.
+        batch_size: candidates per forward pass; None for 4,096 tokens, at up to 256 tokens a candidate.
+        placement: the device and dtype.
 
     Raises:
         GptcliError: ``out`` was not written by an evaluation, or cannot be written.
@@ -70,7 +70,7 @@ def opened(
     if out is None:
         yield TaskRun(loaded, items, setting, batch_size, placement, {}, None)
         return
-    # All that decides a row; the number of items and the batch size do not.
+    # All that determines a row; the number of items and the batch size do not.
     identity = {
         **setting,
         "file": results_log.sha256_of(Path(setting["file"])),

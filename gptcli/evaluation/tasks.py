@@ -1,4 +1,4 @@
-"""How well a model does a task: its items scored, and the scores summed up."""
+"""Score the items of a task, and compute accuracies and perplexities from the scores."""
 
 import math
 from collections import deque
@@ -15,7 +15,7 @@ from gptcli.evaluation.task_files import Candidate, Item
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
 
-# What an item's row may hold, and how it reads. Perplexities are made of log-likelihoods, accuracies of zeros and ones.
+# Fields of an item's row -> label in tables. Accuracies are means of 0 and 1, the perplexity is exp(-mean) of nats.
 METRICS = {
     "accuracy": "accuracy",
     "accuracy_per_byte": "accuracy, per byte",
@@ -26,11 +26,11 @@ METRICS = {
 
 
 def make_span(candidate: Candidate, tokenizer: Tokenizer, context_length: int, bos: bool) -> tuple[Span, int]:
-    """The tokens of a candidate, and how many of them are behind the scored text.
+    """The span of a candidate, and the number of its tokens after the scored text.
 
     Raises:
-        GptcliError: nothing comes before the scored text and there is no end-of-text id to put there, or it alone
-            is longer than the model's context.
+        GptcliError: the scored text has no context and the tokenizer no end-of-text id; or the scored tokens are more
+            than the model's context.
     """
     before = tokenizer.encode(candidate.before)
     through = tokenizer.encode(candidate.before + candidate.scored)
@@ -62,21 +62,22 @@ def run(
     bos: bool = False,
     file: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Score the items one after the other.
+    """Score the items in their order.
 
     Args:
         model: in eval mode.
-        tokenizer: the model's.
-        items: to be scored.
-        batch_size: candidates a forward pass.
-        bos: put the end-of-text id before every item; where nothing else is before a scored text it is put anyway.
-        file: named when an item cannot be scored.
+        tokenizer: the tokenizer of the model.
+        items: the items to score.
+        batch_size: candidates per forward pass.
+        bos: put the end-of-text id before every item; a scored text without context gets it in any case.
+        file: the task file, for error messages.
 
     Yields:
-        a row an item: its line, its METRICS, and for choices ``log_likelihoods``, ``chosen`` and ``label``.
+        one row per item: its line, its METRICS, and for several candidates ``log_likelihoods`` (nats), ``chosen`` and
+        ``label``.
 
     Raises:
-        GptcliError: an item that cannot be scored, by its line; logits that are not finite.
+        GptcliError: an item cannot be scored, with its line; or logits are not finite.
     """
     behind: deque[int] = deque()
 
@@ -133,7 +134,7 @@ class Figure:
 
     Attributes:
         value: an accuracy in [0, 1], or a perplexity.
-        standard_error: of it; for a perplexity by the delta method.
+        standard_error: of ``value``; for a perplexity by the delta method.
     """
 
     value: float
@@ -141,7 +142,7 @@ class Figure:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Metric -> figure, for the metrics that every row has."""
+    """Metric -> mean over the rows, for the metrics that every row has."""
     figures = {}
     for metric in METRICS:
         if all(metric in row for row in rows):
@@ -154,9 +155,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
 
 
 def differences(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Metric -> mean of rows - others, item by item, with its paired standard error.
+    """Metric -> mean of the differences rows - others per item, with its paired standard error.
 
-    A log-likelihood's is that of nats (negative log-likelihood), so that less is better, as with perplexity.
+    For ``log_likelihood`` it is the difference in negative log-likelihood (nats): lower is better, as for perplexity.
     """
     signs = {metric: -1 if metric == "log_likelihood" else 1 for metric in METRICS}
     return {

@@ -1,4 +1,4 @@
-"""The perplexity of one checkpoint on texts: what is to be done is known first, then it is done."""
+"""The perplexity of one checkpoint on texts; the number of windows is known before the measurement."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from gptcli.evaluation.text_results import TextResult
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """How to measure; None for the default.
+    """The options of a measurement; None for the default.
 
     Attributes:
-        stride, context, guide: as `perplexity.make_protocol` says.
-        bos: whether the end-of-text id is before each text; None if the tokenizer has one.
-        batch_size: windows at once.
-        observe: keep what plots need: losses by position, and calibration.
+        stride, context, guide: as in `perplexity.make_protocol`.
+        bos: whether to put the end-of-text id before each text; None: if the tokenizer has one.
+        batch_size: windows per forward pass.
+        observe: collect the data of the plots: losses by position, and calibration.
     """
 
     stride: int | None = None
@@ -31,16 +31,16 @@ class WindowOptions:
 
 
 class TextMeasurement:
-    """A checkpoint, its model on a device, and texts as its tokens.
+    """A checkpoint, its model on a device, and the texts as its tokens.
 
     Attributes:
-        protocol: the windows.
+        protocol: how texts are cut into windows.
         bos: whether the end-of-text id is before each text.
-        batch_size: windows at once.
-        windows: in all texts.
+        batch_size: windows per forward pass.
+        windows: number of windows in all texts.
 
     Raises:
-        GptcliError: the checkpoint has no such context, or its tokenizer does not know a character.
+        GptcliError: context or stride do not suit the model, or its tokenizer cannot encode a character.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TextMeasurement:
         self.windows = sum(1 for run in self._runs for _ in perplexity.windows(len(run), self.protocol))
 
     def measure(self, on_windows: Callable[[int], object]) -> TextResult:
-        """Score every token; ``on_windows`` is called with how many windows have just been read."""
+        """Score every token; ``on_windows`` is called with the number of windows scored since its last call."""
         measured = perplexity.measure(
             self._model, self._runs, self.protocol, self.batch_size, self._observe, on_windows
         )

@@ -1,4 +1,4 @@
-"""What checkpoints gave to texts, by token, word, byte and character, and how two differ. No torch is needed."""
+"""Perplexity results by token, word, byte and character, and their differences. Does not import torch."""
 
 import hashlib
 import math
@@ -15,17 +15,17 @@ NATS_TO_BITS = 1 / math.log(2)
 
 @dataclass(frozen=True)
 class TextResult:
-    """What one checkpoint gave to the texts.
+    """The result of one checkpoint on the texts.
 
     Attributes:
         checkpoint: its path.
         tokenizer, fingerprint: kind and SHA-256 of its tokenizer.
-        weights: how the checkpoint holds them, float32, int8 or int4.
-        dtype, device: computed in and on.
+        weights: format of the weights in the checkpoint: float32, int8 or int4.
+        dtype, device: of the computation.
         bos: whether the end-of-text id was before each text.
-        protocol: the windows.
-        measured: the likelihoods.
-        tokens: of the texts, scored or not.
+        protocol: how texts were cut into windows.
+        measured: the sums of likelihoods.
+        tokens: tokens of the texts, scored or not, without the end-of-text ids in front.
     """
 
     checkpoint: str
@@ -40,19 +40,19 @@ class TextResult:
     tokens: int
 
     def how(self) -> str:
-        """The protocol in a phrase."""
+        """The protocol, for a table's caption."""
         first = "after the end-of-text id" if self.bos else "first token not scored"
         guide = ", windows of transformers' guide" if self.protocol.guide else ""
         return f"context {self.protocol.context:,}, stride {self.protocol.stride:,}{guide}, {first}"
 
     def precision(self) -> str:
-        """Of weights and arithmetic in a phrase."""
+        """The precision of weights and arithmetic, for a table."""
         return self.dtype if self.weights == "float32" else f"{self.weights} weights, {self.dtype}"
 
     def nats_each(self, units: int) -> tuple[float, float]:
-        """Nats a unit of which the texts have ``units``, and the standard error.
+        """Mean nats per unit (word, byte, character), of which the texts have ``units``, and its standard error.
 
-        Where some tokens are not scored, they count as average ones.
+        Tokens that are not scored count with the mean of the scored ones.
         """
         share = self.tokens / units
         return self.measured.mean * share, self.measured.standard_error * share
@@ -60,7 +60,7 @@ class TextResult:
 
 @dataclass(frozen=True)
 class Units:
-    """How long the texts are: words between white space, UTF-8 bytes, characters."""
+    """The length of the texts in words (separated by white space), UTF-8 bytes and characters."""
 
     word: int
     byte: int
@@ -77,7 +77,7 @@ class Units:
 
 
 def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any]:
-    """``result`` less ``first``: in nats a token where they scored the same tokens, else in bits a byte."""
+    """``result`` minus ``first``: in nats a token where both scored the same tokens, else in bits a byte."""
     if result.fingerprint == first.fingerprint and result.measured.is_paired_with(first.measured):
         value, error = result.measured.difference(first.measured)
         return {"unit": "nats a token", "value": value, "standard_error": error, "paired": True}
@@ -91,7 +91,7 @@ def difference(result: TextResult, first: TextResult, units: Units) -> dict[str,
 
 
 def text_sha256(documents: "Sequence[Document]") -> str:
-    """SHA-256, in hex, of the texts in UTF-8, one after the other."""
+    """SHA-256, in hex, of the concatenated texts in UTF-8."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.text.encode("utf-8", "replace"))

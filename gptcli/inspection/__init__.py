@@ -1,1 +1,1 @@
-"""What happens inside the model: captured by hooks on the one model, measured, drawn."""
+"""Inspection of a model: activations captured by forward hooks, measures of them, and plots."""

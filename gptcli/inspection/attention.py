@@ -1,4 +1,4 @@
-"""What attention weights say: scores that tell heads apart, names for the clear ones, links, rollout."""
+"""Measures of attention weights: scores per head, names of clear roles, strongest links, rollout."""
 
 import math
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ EVEN = 0.95
 
 @dataclass(frozen=True)
 class HeadScores:
-    """One number a head and measure, each (L, H): means over all tokens but the first, which can see only itself.
+    """Scores of every head, each (L, H) float32: means over all tokens but the first, which attends only to itself.
 
     Attributes:
-        entropy: of a row, in bits.
-        evenness: entropy as a share of what even attention would have.
-        distance: how many tokens back a row looks, on average.
-        shares: attention on the first token, on the previous one, on itself, and on those that followed an earlier
-            occurrence of the present token (induction: Olsson et al., 2022), by the name of what such a head does.
-            NaN where no token of the text has such a place to look at.
-        lifts: how far each share goes from what even attention gives (0) to everything (1); NaN as there.
+        entropy: entropy of a row, in bits.
+        evenness: entropy divided by that of a uniform row.
+        distance: mean distance back to the attended tokens, in tokens.
+        shares: attention weight on the first token, on the previous one, on the token itself, and on tokens that
+            follow an earlier occurrence of the same token (induction: Olsson et al., 2022), by the name of the
+            pattern. NaN where the text has no position with such a target.
+        lifts: each share, rescaled so that uniform attention gives 0 and a share of 1 gives 1; NaN as in shares.
     """
 
     entropy: Tensor
@@ -35,12 +35,12 @@ FIRST, PREVIOUS, INDUCTION, ITSELF = "first token", "previous token", "induction
 
 
 def places(ids: Tensor) -> dict[str, Tensor]:
-    """Where each kind of head looks from each token of ids (T): (T, T) masks, True at (from, to), never the future."""
+    """The targets of each attention pattern in ids (T): (T, T) bool masks, True at (from, to), to ≤ from."""
     length = ids.size(0)
     position = torch.arange(length)
-    back = position[:, None] - position[None, :]  # (T, T), how far back
+    back = position[:, None] - position[None, :]  # (T, T), distance back in tokens
     followed = torch.zeros(length, length, dtype=torch.bool)
-    followed[:, 1:] = ids[:, None] == ids[None, :-1]  # the token before `to` is the present one
+    followed[:, 1:] = ids[:, None] == ids[None, :-1]  # the token before `to` is the same as `from`
     return {
         FIRST: (position[None, :] == 0) & (back > 0),
         PREVIOUS: back == 1,
@@ -54,7 +54,7 @@ def head_scores(weights: Tensor, ids: Tensor) -> HeadScores:
 
     Args:
         weights: (L, H, T, T), as captured without a cache.
-        ids: (T) the tokens.
+        ids: (T) token ids.
     """
     layers, heads, length, _ = weights.shape
     position = torch.arange(length, dtype=torch.float32)
@@ -64,7 +64,7 @@ def head_scores(weights: Tensor, ids: Tensor) -> HeadScores:
     lifts = {name: torch.full((layers, heads), math.nan) for name in masks}
     if length < 2:
         return HeadScores(entropy, evenness, distance, shares, lifts)
-    for layer, maps in enumerate(weights):  # one layer at a time: a long text's weights are large
+    for layer, maps in enumerate(weights):  # one layer at a time, which bounds the memory of temporaries
         bits = torch.special.entr(maps).sum(-1)[:, 1:] / math.log(2)  # (H, T - 1)
         entropy[layer] = bits.mean(-1)
         evenness[layer] = (bits / torch.log2(position[1:] + 1)).mean(-1)
@@ -80,7 +80,7 @@ def head_scores(weights: Tensor, ids: Tensor) -> HeadScores:
 
 
 def role(scores: HeadScores, layer: int, head: int) -> str:
-    """What a head does, if one of its scores is clear: more than half the way from even attention to everything."""
+    """The pattern of a head whose best lift is over `CLEAR`; "spread evenly" for an evenness over `EVEN`; else ""."""
     lift, name = best_lift(scores, layer, head)
     if lift > CLEAR:
         return name
@@ -88,14 +88,15 @@ def role(scores: HeadScores, layer: int, head: int) -> str:
 
 
 def best_lift(scores: HeadScores, layer: int, head: int) -> tuple[float, str]:
-    """The clearest score of a head, and its name; induction before the others, as they can be met by chance."""
+    """The highest lift of a head, and its pattern; at equal lifts induction wins, which occurs least by chance."""
     order = (INDUCTION, PREVIOUS, FIRST, ITSELF)
     found = [(scores.lifts[name][layer, head].item(), name) for name in order]
     return max((pair for pair in found if not math.isnan(pair[0])), key=lambda pair: pair[0], default=(0.0, ""))
 
 
 def most_telling(scores: HeadScores, count: int) -> list[tuple[int, int]]:
-    """(layer, head) of ``count`` heads, the clearest scores first; the best of each kind is among them."""
+    """(layer, head) of ``count`` heads, the highest lift first; the best head of each role is included, as far as
+    ``count`` allows."""
     layers, heads = scores.entropy.shape
     ranked = sorted(
         ((layer, head) for layer in range(layers) for head in range(heads)),
@@ -108,15 +109,15 @@ def most_telling(scores: HeadScores, count: int) -> list[tuple[int, int]]:
 
 
 def strongest(row: Tensor, count: int) -> list[tuple[int, float]]:
-    """(position, weight) of the largest entries of row (S), largest first, zeros left out."""
+    """(position, weight) of the ``count`` largest entries of row (S), largest first, without zeros."""
     values, places = row.topk(min(count, row.size(0)))
     return [(int(p), float(v)) for p, v in zip(places, values, strict=True) if v > 0]
 
 
 def rollout(weights: Tensor) -> Tensor:
-    """Attention rollout (Abnar & Zuidema, 2020): weights of all layers up to each, multiplied through.
+    """Attention rollout (Abnar & Zuidema, 2020): for each layer, the product of the matrices of all layers up to it.
 
-    Each layer counts as the mean of its heads and the residual connection, half and half.
+    The matrix of a layer is (mean over heads + identity) / 2; the identity stands for the residual connection.
 
     Args:
         weights: (L, H, T, T).
@@ -133,9 +134,9 @@ def rollout(weights: Tensor) -> Tensor:
 
 
 def pooled(maps: Tensor, size: int) -> Tensor:
-    """Maps (..., T, S) at most ``size`` wide and high: the attention that a group of tokens gives to another one.
+    """Maps (..., T, S) reduced to at most ``size`` rows and columns: attention between groups of adjacent tokens.
 
-    Rows of a group are averaged, columns added, so that rows still sum to 1.
+    The rows of a group are averaged and its columns are added, so that rows still sum to 1.
     """
     rows, columns = _groups(maps.size(-2), size), _groups(maps.size(-1), size)
     return rows / rows.sum(-1, keepdim=True) @ maps @ columns.T

@@ -1,4 +1,4 @@
-"""Everything that passes through the model in one run, by forward hooks on the one GPTModel."""
+"""The activations of one forward pass, captured by forward hooks on GPTModel."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from gptcli.model.gpt import GPTModel, KVCache, attention_weights
 
 @dataclass(frozen=True)
 class Capture:
-    """What one run of T tokens left behind; L layers, the other letters as in model.py. All float32, on the CPU.
+    """Activations of a forward pass over T tokens; L layers, H heads, C channels. All float32 but ids, on the CPU.
 
     Attributes:
         ids: (T) the tokens, int64.
         tokens: (T, C) token vectors.
         positions: (T, C) position vectors.
-        weights: (L, H, T, S) attention weights: rows sum to 1, the future is exactly 0. S > T where a cache was read.
-            L is 0 where they were not asked for.
-        attention: (L, T, C) what attention adds to the residual stream.
-        feed_forward: (L, T, C) what the feed-forward layer adds.
+        weights: (L, H, T, S) attention weights: rows sum to 1, later tokens have exactly 0. S > T where the cache held
+            tokens. L is 0 unless weights were requested.
+        attention: (L, T, C) the output of attention, which the block adds to the residual stream.
+        feed_forward: (L, T, C) the output of the feed-forward layer, added likewise.
         stream: (L + 1, T, C) the residual stream before the first block, and after each.
-        final: (T, C) after the final norm: what the output head reads.
+        final: (T, C) the output of the final norm, which is the input of the output head.
     """
 
     ids: Tensor
@@ -37,15 +37,15 @@ class Capture:
 
 
 def capture(model: GPTModel, ids: Tensor, cache: KVCache | None = None, weights: bool = True) -> Capture:
-    """Run the model once over ``ids`` and keep what passes.
+    """Run the model once over ``ids`` and keep its activations.
 
-    Fused attention shows no weights, so they are computed a second time, from the same input, beside it.
+    Fused attention does not return its weights, so a hook computes them again from the same input.
 
     Args:
-        model: in eval mode; its hooks are gone again afterwards.
+        model: in eval mode; the hooks are removed at the end.
         ids: (T), int64.
-        cache: of one sequence; read, and extended by T tokens, as the model does it.
-        weights: keep attention weights, L·H·T·S numbers.
+        cache: KV cache of one sequence; the forward pass reads it and appends T tokens.
+        weights: keep attention weights, 4·L·H·T·S bytes.
     """
     config, length = model.config, ids.size(0)
     seen = length + (0 if cache is None else cache.length)

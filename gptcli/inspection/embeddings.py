@@ -1,4 +1,4 @@
-"""Token vectors compared: cosines, neighbours, analogies, two dimensions."""
+"""Comparisons of token vectors: cosines, nearest neighbours, analogies, principal components."""
 
 from collections.abc import Collection, Sequence
 
@@ -14,7 +14,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nearest(vector: Tensor, table: Tensor, count: int, leave_out: Collection[int] = ()) -> list[tuple[int, float]]:
-    """(id, cosine) of the rows of table (V, C) most like vector (C), most alike first."""
+    """(id, cosine) of the ``count`` rows of table (V, C) with the highest cosine to vector (C), highest first."""
     similar = cosines(vector[None], table)[0]
     if leave_out:
         similar[list(leave_out)] = -torch.inf
@@ -23,9 +23,9 @@ def nearest(vector: Tensor, table: Tensor, count: int, leave_out: Collection[int
 
 
 def two_dimensions(vectors: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Principal components: coordinates (N, 2) of vectors (N, C), and the share of the variance that each explains.
+    """Principal components: coordinates (N, 2) of vectors (N, C), and the share of variance that each axis explains.
 
-    The sign of an axis is free; here its largest coordinate is positive, so that the same vectors give one picture.
+    The sign of an axis is arbitrary; here its coordinate largest in size is positive, so that results are repeatable.
     """
     centred = (vectors - vectors.mean(0)).double()
     left, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -40,7 +40,7 @@ def two_dimensions(vectors: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
 
 def occurrences(ids: Sequence[int], words: Sequence[Sequence[int]]) -> list[int]:
-    """Where one of ``words`` (each the ids of a spelling) ends in ``ids``."""
+    """The positions in ``ids`` at which one of ``words`` (each the token ids of a spelling) ends."""
     return [
         end - 1
         for end in range(1, len(ids) + 1)
@@ -49,7 +49,7 @@ def occurrences(ids: Sequence[int], words: Sequence[Sequence[int]]) -> list[int]
 
 
 def similarity_by_layer(captured: Capture, first: int, second: int) -> list[tuple[str, float]]:
-    """Cosine of two positions of one text: their token vectors, with positions added, and after each layer."""
+    """Cosines between two positions of a text: of token vectors, with position vectors added, and after each layer."""
     stages = [("token vector", captured.tokens), ("with its position", captured.stream[0])]
     stages += [(f"after layer {n}", stream) for n, stream in enumerate(captured.stream[1:])]
     return [(name, float(cosines(x[first][None], x[second][None])[0, 0])) for name, x in stages]

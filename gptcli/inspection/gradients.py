@@ -1,4 +1,4 @@
-"""How far gradients reach: norms by layer and component, with the residual connections and without."""
+"""Gradient norms by layer and component, with the residual connections and without."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from gptcli.model.gpt import GPTModel
 COMPONENTS = ("attention", "feed-forward", "norms")
 _COMPONENT_OF = {"attn": "attention", "mlp": "feed-forward", "ln_1": "norms", "ln_2": "norms"}
 
-# The course's example: five layers of this many numbers, one input, one target, torch.manual_seed(123).
+# The course's example: five linear layers with these input and output widths, one input, torch.manual_seed(123).
 DEMO_SIZES = (3, 3, 3, 3, 3, 1)
 DEMO_INPUT = (1.0, 0.0, -1.0)
 DEMO_SEED = 123
@@ -24,14 +24,14 @@ def gradient_norms(model: GPTModel, ids: Tensor, shortcuts: bool = True) -> dict
     """L2 norms of the gradients of the mean next-token loss over ids (T), after one backward pass.
 
     Args:
-        model: in eval mode; its own gradients are left empty.
+        model: in eval mode; its gradients are None afterwards.
         ids: (T), at least two tokens.
-        shortcuts: whether the residual connections are there; without them each block is
+        shortcuts: whether to keep the residual connections; without them each block is
             mlp(ln_2(attn(ln_1(x)))).
 
     Returns:
-        "loss" in nats; "layers", a dict of COMPONENTS to norms a layer; "token vectors" and "position vectors" (the
-        first with the output head, where that is the same tensor), "final norm", and "output head" where it has one.
+        "loss" in nats a token; "layers", a dict of COMPONENTS to one norm per layer; "token vectors" (the output head
+        included where weights are tied), "position vectors", "final norm", and "output head" where it is untied.
     """
     ids = ids.to(model.device)
     with ExitStack() as hooks:
@@ -64,7 +64,7 @@ def gradient_norms(model: GPTModel, ids: Tensor, shortcuts: bool = True) -> dict
 
 
 def _without_shortcuts(block: Any, inputs: tuple[Any, ...], _output: Tensor) -> Tensor:
-    """A forward hook: the block's own layers once more, nothing added to what comes out of them."""
+    """A forward hook that replaces a block's output by that of its layers without residual connections."""
     after_attention: Tensor = block.attn(block.ln_1(inputs[0]), *inputs[1:])
     result: Tensor = block.mlp(block.ln_2(after_attention))
     return result
@@ -78,7 +78,7 @@ def _norm(parameters: Iterable[Tensor]) -> float:
 def demo(shortcuts: bool) -> list[float]:
     """The course's demonstration: mean absolute weight gradient of each of five layers (linear, GELU in its tanh form).
 
-    The squared error of one input against 0; with shortcuts, a layer that keeps its width adds to what came in.
+    The loss is the squared error against 0; with shortcuts, a layer of equal input and output width adds its input.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(DEMO_SEED)

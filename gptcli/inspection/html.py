@@ -1,4 +1,4 @@
-"""One page that works offline: no network, no library, every text escaped."""
+"""Self-contained HTML pages: no network access, no library, every text escaped."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ SCALE = 10_000
 
 
 def check_length(length: int) -> None:
-    """Refuse what no browser would enjoy.
+    """Refuse texts that are too long for the interactive page.
 
     Raises:
         GptcliError: more than LONGEST tokens.
@@ -40,14 +40,14 @@ def attention_page(
     layer: int | None = None,
     head: int | None = None,
 ) -> str:
-    """The interactive view of all heads.
+    """The interactive page of all heads, as HTML.
 
     Args:
         labels: T tokens as shown; any text.
         weights: (L, H, T, T); kept to four decimals, the lower triangles as 16-bit numbers in base64.
-        scores: of these heads.
-        title: over the page, any text.
-        layer, head: what is open at first.
+        scores: the scores of these heads.
+        title: heading of the page; any text.
+        layer, head: the view that is open at first.
     """
     layers, heads, length, _ = weights.shape
     row, column = torch.tril_indices(length, length)
@@ -63,13 +63,13 @@ def attention_page(
         "start": [layer or 0, head or 0],
         "scores": [[_scores_of(scores, n, h) for h in range(heads)] for n in range(layers)],
     }
-    # In a script element only "<" could end it or open a comment.
+    # Inside a script element, only "<" can start an end tag or a comment.
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     return _template("attention.html", {"TITLE": html.escape(title), "DATA": text})
 
 
 def report_page(title: str, about: str, picture: bytes, tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
-    """A page of one picture (PNG) and tables, each (heading, rows), the first row of which names the columns."""
+    """A page of one PNG and of tables, each (heading, rows); the first of its rows holds the column names."""
     body = []
     for heading, rows in tables:
         body.append(f"<h2>{html.escape(heading)}</h2><div class=wide><table>")
@@ -95,6 +95,6 @@ def _scores_of(scores: HeadScores, layer: int, head: int) -> dict[str, Any]:
 
 
 def _template(name: str, parts: dict[str, str]) -> str:
-    """The page with each {{NAME}} replaced, all at once: what is put in is never searched for names."""
+    """The template with each {{NAME}} replaced in one pass, so that inserted text is not searched for names."""
     page = resources.files("gptcli.inspection").joinpath("assets", name).read_text(encoding="utf-8")
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], page)

@@ -1,7 +1,7 @@
-"""One perceptually even scale of colours for every picture: in the terminal, in PNG and in HTML."""
+"""The perceptually uniform colour scale of all plots: in the terminal, in PNG and in HTML."""
 
-# Nine points of matplotlib's "magma", a scale whose steps look equally large; between them a straight line is exact
-# to the eye. From 0 to 1; on white paper it is read the other way round, so that nothing is nearly white.
+# Nine points of matplotlib's perceptually uniform "magma", from 0 to 1; linear interpolation between them shows no
+# visible difference. On a white background the scale is reversed, so that 0 is nearly white.
 MAGMA = (
     (0, 0, 4),
     (28, 16, 68),
@@ -17,7 +17,7 @@ SHADES = " .:-=+*#%@"
 
 
 def colour(value: float) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a value in [0, 1]."""
+    """Red, green and blue, each 0 to 255, of a value; values outside [0, 1] are clamped."""
     place = min(max(value, 0.0), 1.0) * (len(MAGMA) - 1)
     low = min(int(place), len(MAGMA) - 2)
     share = place - low
@@ -26,10 +26,10 @@ def colour(value: float) -> tuple[int, int, int]:
 
 
 def brightness(weight: float) -> float:
-    """Where an attention weight in [0, 1] lies on the scale: its root, or one 64th would look like nothing."""
+    """The place on the scale of an attention weight in [0, 1]: its square root, so that 1/64 is at 1/8 and visible."""
     return float(max(weight, 0.0) ** 0.5)
 
 
 def shade(weight: float) -> str:
-    """A character as dark as an attention weight is large, for where there is no colour."""
+    """A character whose darkness grows with an attention weight, for terminals without colour."""
     return SHADES[min(int(brightness(weight) * len(SHADES)), len(SHADES) - 1)]

@@ -1,4 +1,4 @@
-"""Pictures to keep, as PNG bytes: dark on white, one even scale of colours, every unit named."""
+"""Plots as PNG bytes: dark on white, one perceptually uniform colour scale, units named."""
 
 import io
 import math
@@ -16,7 +16,7 @@ TICKS = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
 
 
 def attention_map(weights: Array, labels: Sequence[str], title: str) -> bytes:
-    """One map (T, T), the token that looks on the left, what it looks at below."""
+    """One attention map (T, T): the attending token on the y axis, the attended token on the x axis."""
     length = len(labels)
     side = min(max(3.6, 0.13 * min(length, MOST_LABELS) + 2), 11)
     figure = _figure(side + 1.4, side + 0.4)
@@ -37,7 +37,7 @@ def attention_map(weights: Array, labels: Sequence[str], title: str) -> bytes:
 
 
 def head_grid(maps: Array, title: str) -> bytes:
-    """Small maps (L, H, n, n) of all heads: layers from top to bottom, heads from left to right."""
+    """Attention maps (L, H, n, n) of all heads in a grid: layers from top to bottom, heads from left to right."""
     layers, heads, size, _ = maps.shape
     gap = max(1, round(size / 8))
     canvas = np.full((layers * (size + gap) - gap, heads * (size + gap) - gap), np.nan)
@@ -62,7 +62,7 @@ def head_grid(maps: Array, title: str) -> bytes:
 
 
 def surprise(labels: Sequence[str], bits: Sequence[float], title: str) -> bytes:
-    """Bars: how many bits each token but the first took by surprise."""
+    """Bars of the surprise (-log2 p, in bits) of each token but the first."""
     length = len(labels)
     figure = _figure(min(max(4.5, 0.15 * min(length, MOST_LABELS) + 1.5), 11), 3.6)
     axes = figure.add_subplot()
@@ -77,7 +77,7 @@ def surprise(labels: Sequence[str], bits: Sequence[float], title: str) -> bytes:
 
 
 def lens(labels: Sequence[str], layers: Sequence[str], words: Sequence[Sequence[str]], shares: Array) -> bytes:
-    """What each layer would say next, words[layer][position] on their probabilities (layers, T); the last 32 tokens."""
+    """The logit lens: words[layer][position] on a map of their probabilities (layers, T), for the last 32 tokens."""
     first = max(0, len(labels) - 32)
     labels, shares, words = labels[first:], shares[:, first:], [row[first:] for row in words]
     figure = _figure(1.9 + 0.62 * max(4, len(labels)), 1.9 + 0.3 * len(layers))
@@ -106,7 +106,7 @@ def lens(labels: Sequence[str], layers: Sequence[str], words: Sequence[Sequence[
 
 
 def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explained: tuple[float, float]) -> bytes:
-    """Vectors in two dimensions (N, 2): the words that were given, and their neighbours, paler."""
+    """A scatter plot of points (N, 2): the given words, and their neighbours in a paler colour."""
     figure = _figure(7, 5.4)
     axes = figure.add_subplot()
     for chosen, colour, name in ((True, BLUE, "given"), (False, GREY, "nearest neighbours")):
@@ -136,7 +136,7 @@ def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explain
 
 
 def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label: str, title: str) -> bytes:
-    """One line a name over layers, logarithmic; dashed where it says "without", one colour up to the comma."""
+    """One line per name over layers, on a log scale; dashed if the name contains "without", one colour per `_kind`."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     colours = {name: (BLUE, ORANGE, GREEN)[n] for n, name in enumerate(dict.fromkeys(map(_kind, series)))}
@@ -145,7 +145,7 @@ def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label:
         axes.plot(range(len(layers)), values, style, marker="o", markersize=4, color=colours[_kind(name)], label=name)
     axes.set_yscale("log")
     values = [value for line in series.values() for value in line]
-    narrow = max(values) < 20 * min(values)  # less than two labelled powers of ten
+    narrow = max(values) < 20 * min(values)  # a log axis would label less than two powers of ten
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if narrow else "")
     axes.set_xticks(range(len(layers)), layers)
@@ -159,7 +159,7 @@ def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label:
 
 
 def contributions(stages: Sequence[str], values: Sequence[float], title: str) -> bytes:
-    """Horizontal bars from top to bottom: what each stage adds to one logit."""
+    """Horizontal bars, in order from the top: the contribution of each stage to one logit."""
     figure = _figure(6.5, 1.3 + 0.22 * len(stages))
     axes = figure.add_subplot()
     axes.barh(range(len(stages)), values, color=[BLUE if value >= 0 else ORANGE for value in values], height=0.75)
@@ -186,7 +186,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _hide_overlaps(figure: Any, names: Sequence[Any]) -> None:
-    """Of two names that would lie on each other only the earlier is shown."""
+    """Hide each name that overlaps an earlier visible one."""
     figure.canvas.draw()
     shown: list[Any] = []
     for name in names:
@@ -218,7 +218,7 @@ def _plain(axes: Any) -> None:
 
 
 def _ticks(labels: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Places and names along an axis: every token where there is room, else every so many with its number."""
+    """Tick positions and labels: every token up to MOST_LABELS, else every n-th one with its number."""
     step = math.ceil(len(labels) / MOST_LABELS)
     places = list(range(0, len(labels), step))
     cut = [name if len(name) <= 14 else name[:13] + "…" for name in labels]
@@ -226,7 +226,7 @@ def _ticks(labels: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def _drawable(text: str) -> str:
-    """``text`` with escapes for what the font has no picture of."""
+    """``text`` with escapes for characters that the font has no glyph for."""
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 

@@ -1,4 +1,4 @@
-"""What the model expects: next tokens, surprise, the same at every layer, and who votes for a token."""
+"""Next-token predictions, surprise, the logit lens, and the contributions of each stage to a logit."""
 
 import math
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ ROWS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is expected after each of T tokens, and how what came had been expected.
+    """The likeliest next tokens after each of T tokens, and the surprise and rank of each actual token.
 
     Attributes:
         top_ids: (T, k) the likeliest next tokens, likeliest first.
-        top_probabilities: (T, k).
-        bits: (T) surprise at each token given those before it, -log2 p; NaN for the first, which nothing precedes.
-        ranks: (T) its place among all tokens, 1 for the likeliest; 0 for the first.
+        top_probabilities: (T, k) float32, their probabilities.
+        bits: (T) surprise of each token given those before it, -log2 p; NaN for the first, which has no context.
+        ranks: (T) int64, rank of its probability in the vocabulary, 1 for the likeliest; 0 for the first token.
     """
 
     top_ids: Tensor
@@ -31,24 +31,24 @@ class Predictions:
 
     @property
     def total_bits(self) -> float:
-        """Bits of the whole text but its first token."""
+        """Sum of the bits of all tokens but the first."""
         return float(self.bits[1:].double().sum())
 
     @property
     def perplexity(self) -> float:
-        """2 to the mean bits a token, first token aside; NaN where there is no other."""
+        """2 to the power of the mean bits a token, without the first token; NaN for a text of one token."""
         counted = self.bits.size(0) - 1
         return 2.0 ** (self.total_bits / counted) if counted else math.nan
 
 
 @torch.no_grad()
 def predictions(model: GPTModel, hidden: Tensor, ids: Tensor, k: int) -> Predictions:
-    """Read the residual stream through the output head, a few rows of logits at a time.
+    """Apply the output head to the hidden states, `ROWS_AT_ONCE` rows at a time.
 
     Args:
-        hidden: (T, C) after the final norm.
-        ids: (T) the tokens.
-        k: how many candidates to keep.
+        hidden: (T, C), the output of the final norm.
+        ids: (T) token ids.
+        k: number of likeliest tokens to keep.
     """
     length, k = ids.size(0), min(k, model.config.vocab_size)
     head = model.head.float()
@@ -60,7 +60,7 @@ def predictions(model: GPTModel, hidden: Tensor, ids: Tensor, k: int) -> Predict
         values, best = shares.topk(k)
         end = start + logits.size(0)
         top_ids[start:end], top_probabilities[start:end] = best, values.exp()
-        came = ids[start + 1 : end + 1, None]  # the token after each row, where there is one
+        came = ids[start + 1 : end + 1, None]  # the actual next token of each row but the text's last
         share = shares[: came.size(0)].gather(1, came)
         bits[start + 1 : end + 1] = -share[:, 0] / math.log(2)
         ranks[start + 1 : end + 1] = (shares[: came.size(0)] > share).sum(-1) + 1
@@ -69,30 +69,30 @@ def predictions(model: GPTModel, hidden: Tensor, ids: Tensor, k: int) -> Predict
 
 @torch.no_grad()
 def lens(model: GPTModel, captured: Capture) -> list[Predictions]:
-    """What the model would say before the first block and after each (the logit lens: nostalgebraist, 2020)."""
+    """Predictions from the residual stream before the first block and after each (logit lens: nostalgebraist, 2020)."""
     return [predictions(model, normed(model, stream), captured.ids, 1) for stream in captured.stream]
 
 
 @torch.no_grad()
 def normed(model: GPTModel, stream: Tensor) -> Tensor:
-    """The final norm of a residual stream (T, C), on the CPU."""
+    """The final norm of a residual stream (T, C), as float32 on the CPU."""
     return model.ln_f(stream.to(model.device)).float().cpu()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One token's way through the model.
+    """The contributions of all stages to the prediction after one token.
 
     Attributes:
-        position: which token.
-        logits: (V) for what follows it.
-        chosen: the id of the largest.
-        stages: what was added to the residual stream, in order: "token vector", "position vector", "layer 0
+        position: position of the token.
+        logits: (V) logits of the next token.
+        chosen: id of the largest logit.
+        stages: names of the vectors added to the residual stream, in order: "token vector", "position vector", "layer 0
             attention", "layer 0 feed-forward", …
-        norms: (stages) length of what was added.
-        stream_norms: (stages) length of the stream with it.
-        votes: (stages) direct contribution to the chosen token's logit.
-        bias_vote: what the final norm's bias adds to it; with ``votes`` it sums to the logit.
+        norms: (stages) L2 norm of the added vector.
+        stream_norms: (stages) L2 norm of the stream after the addition.
+        votes: (stages) direct contribution of the added vector to the logit of ``chosen``.
+        bias_vote: contribution of the final norm's bias; the sum of ``votes`` and ``bias_vote`` is the logit.
     """
 
     position: int
@@ -107,10 +107,10 @@ class Walk:
 
 @torch.no_grad()
 def walk(model: GPTModel, captured: Capture, position: int) -> Walk:
-    """Follow the token at ``position``.
+    """Split the largest logit after the token at ``position`` into the contributions of all stages.
 
-    The final norm is (x - mean x) / σ · w + b. With the σ of the whole stream held fixed it is linear, so the logit is
-    a sum over everything that was added to the stream (direct logit attribution: Elhage et al., 2021).
+    The final norm is (x - mean x) / σ · w + b. With σ fixed at that of the whole stream the norm is affine, so the
+    logit is a sum over the vectors added to the stream (direct logit attribution: Elhage et al., 2021).
     """
     parts = [captured.tokens[position], captured.positions[position]]
     stages = ["token vector", "position vector"]

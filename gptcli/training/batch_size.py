@@ -1,4 +1,4 @@
-"""How many windows of a step fit into memory at once: by trying on a GPU, by the forecast elsewhere."""
+"""How many windows of a step fit into memory at once: measured with real steps on a GPU, forecast elsewhere."""
 
 import gc
 from collections.abc import Callable
@@ -14,25 +14,25 @@ from gptcli.model.gpt import GPTModel
 from gptcli.training.distributed import World
 from gptcli.training.step import Stepper
 
-ROOM = 0.9  # of what is free may be taken where a forecast decides
-SPARE = 0.03  # of a GPU's memory stays free in a trial: later steps may find it in other pieces
+ROOM = 0.9  # share of the free memory that a step may need by the forecast
+SPARE = 0.03  # share of a GPU's memory kept out of a trial's reach: fragmentation in later steps may need it
 
 
 def fewest_parts(
     model: GPTConfig, recipe: TrainConfig, windows: int, context: int, device: torch.device, world: World
 ) -> int | None:
-    """The fewest parts, of as equal size as can be, that a step has to be computed in to fit into memory.
+    """The fewest parts, as equal in size as possible, into which a step must be split to fit into memory.
 
-    A GPU is asked by taking real steps with a model of that shape, except for shards (``recipe.shard``), whose steps
-    need every process: they, a CPU and Apple's GPU are asked by the forecast, with a tenth of the free memory to spare.
+    On CUDA the function trains a model of that shape for two steps per candidate. A step on shards (``recipe.shard``)
+    needs every process, so for shards, for a CPU and for Apple's GPU `forecast_fits` answers instead.
 
     Args:
-        model: the shape.
-        recipe: how to train; its ``accumulate`` does not count.
-        windows: of ``context`` tokens, this process's in one step.
+        model: the model's shape.
+        recipe: how to train; its ``accumulate`` is ignored.
+        windows: that this process computes in one step, each of ``context`` tokens.
         context: T.
-        device: this process's.
-        world: the processes; the answer is the same in each.
+        device: the device of this process.
+        world: the processes; all of them get the same result, the largest that any process needs.
 
     Returns:
         from 1 to ``windows``; None where not even one window fits.
@@ -51,7 +51,7 @@ def fewest_parts(
 
 
 def smallest(fits: Callable[[int], bool], most: int) -> int | None:
-    """The smallest number from 1 to ``most`` that fits, if all larger ones do too: by doubling, then by halving."""
+    """The smallest number from 1 to ``most`` that fits, if all larger ones fit too: doubling, then bisection."""
     too_few, enough = 0, 1
     while not fits(enough):
         if enough == most:
@@ -64,9 +64,9 @@ def smallest(fits: Callable[[int], bool], most: int) -> int | None:
 
 
 def step_fits(model: GPTConfig, recipe: TrainConfig, rows: int, context: int, device: torch.device, size: int) -> bool:
-    """Whether two steps on ``rows`` windows work beside what ``size`` processes need to share gradients.
+    """Whether two steps on ``rows`` windows fit, beside DDP's float32 gradient buckets where ``size`` is over 1.
 
-    Changes torch's random numbers, and nothing else.
+    The only side effect: torch's random number generators advance.
     """
     try:
         _take_steps(model, recipe, rows, context, device, size)
@@ -82,7 +82,7 @@ def step_fits(model: GPTConfig, recipe: TrainConfig, rows: int, context: int, de
 def _take_steps(
     model: GPTConfig, recipe: TrainConfig, rows: int, context: int, device: torch.device, size: int
 ) -> None:
-    """Two: the second has the optimizer's memory from its beginning."""
+    """Train a new model for two steps: the first allocates the optimizer's moments, the second runs beside them."""
     spare = int(SPARE * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
     spare += 4 * parameter_count(model) if size > 1 else 0
     ballast = torch.empty(spare, dtype=torch.uint8, device=device)
@@ -98,7 +98,7 @@ def _take_steps(
 def forecast_fits(
     model: GPTConfig, recipe: TrainConfig, rows: int, context: int, device: torch.device, world: World
 ) -> bool:
-    """Whether the forecast of a step on ``rows`` windows leaves a tenth of this process's share of free memory."""
+    """Whether a step on ``rows`` windows needs, by the forecast, at most `ROOM` of this process's free memory."""
     on_cpu = device.type == "cpu"
     itemsize = 4 if on_cpu or recipe.dtype in ("auto", "float32") else 2
     need = training_memory(model, rows, context, recipe.recompute, on_cpu=on_cpu, itemsize=itemsize)

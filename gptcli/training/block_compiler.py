@@ -7,14 +7,14 @@ from torch import Tensor
 
 from gptcli.kernels.gpu.triton_support import triton_reason
 
-WORTHWHILE = 1e15  # FLOPs of a run: some seconds of a fast GPU, as long as compiling takes
+WORTHWHILE = 1e15  # FLOPs of a run: a fast GPU computes them in some seconds, which is what compiling takes
 
 
 def choose(asked: bool | None, device: torch.device, flops: float, processes: int = 1) -> tuple[bool, str | None]:
-    """Whether to compile the blocks for a run of so many FLOPs, and a line for its user, if there is something to say.
+    """Whether to compile the blocks for a run of ``flops`` FLOPs, and a line to report to the user, or None.
 
-    Unasked they are compiled on one GPU, for a run that gains from it. The answer hangs on the run and on what is
-    installed, never on a clock.
+    Where ``asked`` is None (no --compile), blocks are compiled for one GPU and a run of `WORTHWHILE` FLOPs or more. The
+    result depends on the arguments and the installed packages, never on a measured time.
     """
     reason = _reason_not_to(device, flops, processes)
     if asked or (asked is None and reason is None):
@@ -35,11 +35,11 @@ def _reason_not_to(device: torch.device, flops: float, processes: int) -> str | 
 class CompiledBlocks:
     """Calls blocks through one compiled function, which takes the block as an argument.
 
-    Only the first shape that training meets is compiled; evaluations, samples and a smaller last part of a step take
-    the plain way, so that nothing is ever compiled twice.
+    Only the first shape of x in training is compiled; evaluations, samples and a smaller last part of a step run
+    uncompiled, so that there is one compilation per session.
 
     Attributes:
-        proven: whether forward and backward pass have worked once.
+        proven: whether one forward and backward pass has succeeded; `Stepper` sets it.
     """
 
     def __init__(self) -> None:

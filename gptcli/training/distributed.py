@@ -1,4 +1,4 @@
-"""torchrun's world: which process this is, how the processes share a step, and how they agree."""
+"""torchrun's process group: this process's rank, its share of a step, and the collective operations."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ PATIENCE = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class World:
-    """``size`` processes, of which this is number ``rank``; number ``local_rank`` of ``local_size`` on its machine."""
+    """This process's ``rank`` among ``size`` processes, and ``local_rank`` among ``local_size`` on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -34,18 +34,18 @@ class World:
 
     @property
     def share(self) -> slice:
-        """Which rows of a step's batch are this process's."""
+        """The rows of a step's batch that this process computes: every ``size``-th one from ``rank``."""
         return slice(self.rank, None, self.size)
 
     def mean(self, value: Tensor) -> float:
-        """The mean of every process's scalar."""
+        """The mean of ``value``, a scalar, over the processes; ``value`` is overwritten by the sum."""
         if self.size > 1:
             torch.distributed.all_reduce(value)
             value = value / self.size
         return float(value)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether ``flag`` is True in any process."""
         if self.size == 1:
             return flag
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -54,11 +54,11 @@ class World:
         return bool(votes)
 
     def first_says(self, flag: bool) -> bool:
-        """What the first process says: its clock decides for all."""
+        """The first process's ``flag``: decisions by time use its clock alone, so that all processes agree."""
         return self.any(flag and self.is_first)
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank."""
+        """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -66,7 +66,7 @@ class World:
         return cast(list[T], found)
 
     def waiting(self, loss: nn.Module, wait: bool) -> AbstractContextManager[None]:
-        """Where gradients are only added up, to be shared with the other processes by a later part of the step."""
+        """A context in which DDP, if ``wait``, only accumulates gradients; a later part of the step reduces them."""
         if isinstance(loss, nn.parallel.DistributedDataParallel) and wait:
             return cast(AbstractContextManager[None], loss.no_sync())
         return nullcontext()
@@ -76,7 +76,7 @@ ALONE = World()
 
 
 def from_environment() -> World:
-    """The world that torchrun's environment variables describe; alone without them."""
+    """The world that torchrun's environment variables describe; `ALONE` where they are not set."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -89,14 +89,14 @@ def from_environment() -> World:
 
 
 def place(world: World, placement: Placement) -> Placement:
-    """Every process of a machine computes on a GPU of its own."""
+    """``placement``, on the GPU number ``local_rank`` where several processes compute on GPUs."""
     if world.size > 1 and placement.device.type == "cuda":
         return replace(placement, device=torch.device("cuda", world.local_rank))
     return placement
 
 
 def check_share(world: World, batch_size: int) -> None:
-    """Refuse a batch that cannot be shared out evenly."""
+    """Refuse a batch that is no multiple of the number of processes."""
     if batch_size % world.size:
         raise GptcliError(
             f"--batch-size {batch_size} cannot be shared out evenly among {world.size} processes.",
@@ -105,7 +105,7 @@ def check_share(world: World, batch_size: int) -> None:
 
 
 def lost(world: World, error: RuntimeError, run: Path) -> GptcliError:
-    """What a failure among several processes most likely is: another one has gone."""
+    """The error to raise for a RuntimeError among several processes; its usual cause is another process's end."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return GptcliError(
         f"Process {world.rank} of {world.size} cannot go on, probably because another one died: {first}",
@@ -114,7 +114,7 @@ def lost(world: World, error: RuntimeError, run: Path) -> GptcliError:
 
 
 def join(world: World, device: torch.device) -> None:
-    """Meet the other processes: NCCL between GPUs, else gloo. A silent one is given up on after a minute."""
+    """Initialize the process group: NCCL between GPUs, else gloo; operations time out after `PATIENCE`."""
     if world.size > 1 and not torch.distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -122,19 +122,19 @@ def join(world: World, device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, if there are any."""
+    """Destroy the process group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def wrap(loss: nn.Module, model: GPTModel, world: World, *, shard: bool) -> nn.Module:
-    """``loss`` so that its backward pass leaves every process with the mean gradient.
+    """``loss``, wrapped so that its backward pass gives every process the mean gradient.
 
     Args:
         loss: calls ``model``.
-        model: whose blocks become shards of their own.
-        world: the processes; alone, nothing is wrapped.
-        shard: FSDP2, every process holding a part of weights, gradients and moments; else DDP, each holding all.
+        model: each of its blocks becomes one FSDP unit.
+        world: the processes; with one, ``loss`` is returned as it is.
+        shard: FSDP2: each process holds a part of weights, gradients and moments; else DDP: each holds all.
     """
     if world.size == 1:
         return loss

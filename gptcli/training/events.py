@@ -1,4 +1,4 @@
-"""What happens in a training run, one by one, as trainer.py yields it."""
+"""The events of a training run, which trainer.train yields."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +8,10 @@ from pathlib import Path
 class Stepped:
     """One optimizer step.
 
-    Loss in nats and gradient norm are from before the update; ``tokens_per_second`` is the speed of recent steps, the
-    first of a session left out; ``mfu`` the share of the devices' peak that it makes use of, None where the peak is not
-    known; ``seconds_left`` how long the run will still take, None while too little has been measured.
+    ``loss`` (nats a token) and ``grad_norm`` (L2) are from before the update. ``tokens_per_second`` is the speed of
+    recent steps; a session's warm-up steps count only until there are others. ``mfu`` is defined at `Evaluated`; None
+    where the device's peak is not known. ``seconds_left`` is the forecast of the remaining time; None while too little
+    has been measured.
     """
 
     step: int
@@ -25,7 +26,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that changed nothing, because ``loss`` or ``grad_norm`` was not finite."""
+    """A step that changed no weight, because ``loss`` or ``grad_norm`` was not finite."""
 
     step: int
     loss: float
@@ -34,7 +35,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """Too many such steps in a row: the run is at ``step`` steps again, and trains at ``rate_factor`` of its rate."""
+    """A rollback to the snapshot of ``step`` steps; the learning rate is now ``rate_factor`` times the schedule's."""
 
     step: int
     rate_factor: float
@@ -44,9 +45,10 @@ class RolledBack:
 class Evaluated:
     """One row of metrics.jsonl.
 
-    Losses in nats a token, of the same windows each time; ``seconds`` since the start, evaluations included;
-    ``grad_norm`` of the last step; ``memory`` at its peak so far, in bytes; ``skipped`` steps so far; ``mfu``, "model
-    FLOPs utilization": 6 FLOPs a parameter and token, as a share of what the devices could do in the same time.
+    ``train_loss`` and ``val_loss`` are in nats a token, over the same windows in every evaluation. ``seconds`` counts
+    from the run's start, evaluations included. ``grad_norm`` is that of the last step, ``memory`` the peak so far in
+    bytes, ``skipped`` the number of skipped steps so far. ``mfu`` is the model FLOPs utilization: 6 FLOPs a parameter
+    and token, divided by the devices' peak FLOPs in the same time.
     """
 
     step: int
@@ -65,7 +67,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """Every batch of epoch ``epoch`` (from 1) has been seen; ``step`` steps are done."""
+    """Epoch ``epoch`` (from 1) has trained on all of its batches; ``step`` steps are done."""
 
     epoch: int
     step: int
@@ -73,7 +75,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Saved:
-    """A snapshot of ``step`` steps is on the disk."""
+    """The snapshot of ``step`` steps has been written to ``path`` and synced."""
 
     step: int
     path: Path
@@ -81,7 +83,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something a user should know, in one line."""
+    """One line to report to the user."""
 
     text: str
 

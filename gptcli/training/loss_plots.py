@@ -1,10 +1,10 @@
-"""metrics.jsonl -> loss.png, and several runs over one another, as a picture and as text."""
+"""The losses in metrics.jsonl as loss.png, and the curves of several runs in one PNG or text chart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# What can be drawn of a run besides its losses: the field of metrics.jsonl, and what its axis says.
+# The metrics that `draw_runs` can plot besides the loss: field of metrics.jsonl -> label of the axis.
 METRICS = {
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
@@ -16,11 +16,11 @@ TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#c2410c"
 
 
 def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: Path, title: str) -> None:
-    """Train and validation loss over epochs, tokens seen on a second axis.
+    """Plot train and validation loss over epochs, with tokens seen on a second axis.
 
     Args:
         rows: of metrics.jsonl, at least one.
-        tokens_per_epoch: tokens that one epoch sees.
+        tokens_per_epoch: tokens that one epoch trains on.
         file: the PNG to write.
         title: over the picture.
     """
@@ -55,18 +55,18 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
 
 
 def loss_of(row: Mapping[str, Any]) -> float:
-    """The loss that runs are compared by: the validation's, or the training's where there is none."""
+    """The loss by which runs are compared: ``val_loss``, or ``train_loss`` where that is None."""
     found: float = row["train_loss"] if row["val_loss"] is None else row["val_loss"]
     return found
 
 
 def value_of(row: Mapping[str, Any], metric: str = "loss") -> float:
-    """What is drawn of a row: `loss_of`, or the field ``metric``."""
+    """The value of a row that is plotted: `loss_of`, or the field ``metric``."""
     return loss_of(row) if metric == "loss" else float(row[metric])
 
 
 def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metric: str = "loss") -> None:
-    """The losses of several runs, or another metric, over the tokens they have seen.
+    """Plot the losses of several runs, or another metric, over the tokens that each has trained on.
 
     Args:
         runs: the rows of each run's metrics.jsonl, at least one each, by the run's name.
@@ -101,11 +101,11 @@ def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metri
 def text_chart(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], width: int = 60, height: int = 12, metric: str = "loss"
 ) -> list[str]:
-    """What `draw_runs` draws, as lines of text; each run is one letter from a.
+    """The chart of `draw_runs` as lines of text; the points of a run are one letter, from a on.
 
     Args:
         runs, metric: as `draw_runs` takes them.
-        width, height: of the chart's inside, in characters.
+        width, height: of the area inside the axes, in characters.
     """
     points = {name: [(row["tokens_seen"], value_of(row, metric)) for row in rows] for name, rows in runs.items()}
     last = max(tokens for row in points.values() for tokens, _ in row)

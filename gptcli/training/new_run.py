@@ -1,4 +1,4 @@
-"""A new run: its texts opened, its model's shape decided, from new weights or from a checkpoint's."""
+"""Prepare a new run: open its texts and determine the shape of its model, new or from a checkpoint."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -41,23 +41,24 @@ def new_run(
     world: World,
     callbacks: Callbacks,
 ) -> Run:
-    """A run at ``path``, where nothing is written yet but the token shards of a large text beside it.
+    """A run at ``path``; so far only the token shards of a large text have been written, beside ``path``.
 
     Args:
         path: the run's directory.
-        texts: what to learn.
-        recipe: how to train; its ``context_length`` counts for a checkpoint's model only if ``shape`` has it.
-        model_config: the shape of a new model, but for its vocabulary (the tokenizer's) and context (the windows').
-        shape: fields of it that were given, None for those that were not; a checkpoint has to agree.
-        named: which of encoding, errors, allow_special were given, which prepared tokens refuse.
-        tokenizer: its kind; None for the checkpoint's, that of prepared tokens, or gpt2.
+        texts: the texts to train on.
+        recipe: how to train; with a checkpoint, its ``context_length`` is used only if ``shape`` has one.
+        model_config: the shape of a new model; its vocab_size is replaced by the tokenizer's, its context_length by
+            that of the windows.
+        shape: the fields of the shape that were given, None for the others; a checkpoint must have the same values.
+        named: those of encoding, errors, allow_special that were given; prepared tokens allow none of them.
+        tokenizer: the kind of tokenizer; None for the checkpoint's, that of prepared tokens, or gpt2.
         init_from: a checkpoint, or its name under checkpoints/, to take weights, tokenizer and shape from.
         force, device, dtype, threads, choose_parts, world: as `Run` takes them.
-        callbacks: while texts are opened, and later by the run.
+        callbacks: called while texts are opened, and later by the run.
 
     Raises:
-        GptcliError: ``path`` must not be written to, a text or the checkpoint cannot be read, they and the options do
-            not go together; and what `Run` raises.
+        GptcliError: ``path`` must not be overwritten; a text or the checkpoint cannot be read, or contradicts the
+            options; and all that `Run` raises.
     """
     origin_path = checkpoint.find(init_from) if init_from is not None else None
     inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
@@ -89,11 +90,11 @@ def new_run(
 
 
 def continued_shape(origin: Checkpoint, shape: Mapping[str, Any]) -> GPTConfig:
-    """The checkpoint's shape; dropout may change, and the windows may be shorter than its context.
+    """The checkpoint's shape, with the given dropout rate; windows may be shorter than its context.
 
     Args:
         origin: the checkpoint.
-        shape: fields that were given, None for those that were not.
+        shape: the fields that were given, None for the others.
 
     Raises:
         GptcliError: another field differs from the checkpoint's, or the windows are longer than its context.

@@ -1,4 +1,4 @@
-"""Decay groups, the optimizers by name, and the learning rate of every step."""
+"""The optimizers by name, their weight decay groups and saved state, and the learning rate of every step."""
 
 import inspect
 import math
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from gptcli.config.training import TrainConfig
 from gptcli.device.placement import placed_like, whole
 
-# torch wraps these so that its compiler leaves them alone, and loads the compiler (1.5 s) for that at their first call.
+# torch wraps these methods to exclude them from torch.compile; the first call imports the compiler, in 1.5 s.
 _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
-SKIP_ON_DEVICE = frozenset({"adamw", "adam"})  # whose kernels clip and skip by themselves; SGD's skips wrongly
+SKIP_ON_DEVICE = frozenset({"adamw", "adam"})  # see step_on_device; SGD's kernel skips wrongly
 MUON_MOMENTUM = 0.95
-MUON_SCALE = 0.2  # the root mean square of an update of AdamW's, as Liu et al. found it
+MUON_SCALE = 0.2  # the typical root mean square of an AdamW update (Liu et al., 2025)
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -30,7 +30,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
       AdamW's size (Liu et al., 2025), so that one rate serves both; AdamW for embeddings, head, biases and norms.
 
     Returns:
-        one torch optimizer, or two that share the work.
+        one torch optimizer, or two that update disjoint sets of parameters.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rate, betas = config.learning_rate, (config.beta1, config.beta2)
@@ -51,43 +51,44 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     device = named[0][1].device
     if device.type != "cuda" or _is_sharded(named):
         return [adam(groups, lr=rate, betas=betas, fused=True)]
-    # A rate on the device, so that a captured step can be replayed at another one.
+    # A learning rate in device memory, so that a captured step can be replayed with another value.
     return [adam(groups, lr=torch.tensor(rate, device=device), betas=betas, fused=True, capturable=True)]
 
 
 @cache
 def plain(kind: Any) -> Any:
-    """The optimizer class ``kind`` without what torch wraps it in for its compiler; nothing here compiles one."""
+    """The optimizer class ``kind`` without torch.compile's wrappers; gptcli compiles no optimizer."""
     bare = {name: inspect.unwrap(getattr(kind, name)) for name in _WRAPPED}
     return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients as one vector; a scalar, of shards a sharded one."""
+    """The L2 norm of all gradients as one vector: a scalar tensor, a DTensor where the gradients are shards."""
     if all(type(g) is Tensor and g.device.type == "cpu" and g.is_contiguous() for g in gradients):
-        squares = [torch.dot(g.view(-1), g.view(-1)) for g in gradients]  # in half the time of norms
+        squares = [torch.dot(g.view(-1), g.view(-1)) for g in gradients]  # takes half the time of norm() per tensor
         return torch.stack(squares).sum().sqrt()
     return torch.nn.utils.get_total_norm(gradients)
 
 
 def step_on_device(optimizer: Any, divisor: Tensor | None, skipped: Tensor) -> None:
-    """One step of an optimizer in `SKIP_ON_DEVICE`, decided by its kernel and not by the host.
+    """One step of an optimizer in `SKIP_ON_DEVICE`; its kernel clips and skips, so the host reads no value.
 
     Args:
-        optimizer: fused.
-        divisor: float32 scalar that gradients are divided by; None for 1.
-        skipped: float32 scalar, 1 where nothing may change, else 0.
+        optimizer: with fused=True.
+        divisor: float32 scalar by which the kernel divides the gradients; None for 1.
+        skipped: float32 scalar, 1 to change neither weights nor state, else 0.
     """
-    optimizer.grad_scale, optimizer.found_inf = divisor, skipped  # what torch's GradScaler hands to fused optimizers
+    optimizer.grad_scale, optimizer.found_inf = divisor, skipped  # as torch.amp.GradScaler sets them
     optimizer.step()
     optimizer.grad_scale = optimizer.found_inf = None
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on matrices: momentum, made orthogonal, at AdamW's size.
+    """Muon on matrices: the momentum, orthogonalised, scaled to the root mean square of AdamW's updates.
 
-    torch has one, from 2.9 on, in bfloat16 alone, which a CPU without the instructions is several times slower in; and
-    on shards each of its fifteen products would gather a matrix. This one gathers once, and on a CPU takes float32.
+    torch.optim.Muon (2.9 and later) computes in bfloat16 only, which is several times slower on a CPU without bfloat16
+    instructions, and with shards each of its fifteen products would gather a matrix. This class gathers each gradient
+    once, and computes in float32 on a CPU.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
@@ -95,7 +96,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every matrix; ``closure`` is there for torch's sake."""
+        """One update of every matrix; ``closure``, part of torch's interface, is ignored."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -111,7 +112,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """``matrix`` with all its singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration.
+    """``matrix`` with all its singular values near 1 (0.7 to 1.2), by the Newton-Schulz iteration.
 
     Five steps of X <- aX + (bA + cA²)X with A = XXᵀ and Jordan's coefficients (Jordan et al., 2024).
     """
@@ -127,14 +128,14 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 class ShardedAdafactor(torch.optim.Adafactor):
-    """torch's Adafactor on shards: its means over rows and columns need a whole parameter, one at a time.
+    """torch's Adafactor on shards: its row and column means need whole parameters, which are gathered one at a time.
 
-    Every process does the same, and keeps all of the means, which are small.
+    Every process computes the same update and holds all of the means, one number per row and per column of a matrix.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter; ``closure`` is there for torch's sake."""
+        """One update of every parameter; ``closure``, part of torch's interface, is ignored."""
         for group in self.param_groups:
             settings = {name: value for name, value in group.items() if name != "params"}
             for parameter in group["params"]:
@@ -161,7 +162,7 @@ def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[d
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Everything the optimizers remember, as "parameter/field": whole tensors, on the CPU."""
+    """The state of the optimizers, by "parameter/field": whole tensors, on the CPU."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     found = {}
     for optimizer in optimizers:
@@ -174,7 +175,7 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
 
 
 def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Make the optimizers remember ``tensors``, as `state_tensors` gave them, and nothing else."""
+    """Replace the state of the optimizers by ``tensors``, in the format of `state_tensors`."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -188,7 +189,8 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
             fields = by_parameter.get(names[parameter])
             if fields is None:
                 continue
-            # Copies, which torch aligns: a mapped file would change the order of sums, and must stay free to go.
+            # Copies in memory that torch aligns: the alignment of a mapped file could change the order of sums, and the
+            # mapping would keep the file open.
             state = {field: tensor.clone() for field, tensor in fields.items()}
             if not isinstance(optimizer, ShardedAdafactor):
                 for field, tensor in state.items():
@@ -199,9 +201,9 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of ``step`` (from 0) of ``total_steps``: a linear warm-up, then constant, cosine or linear decay.
+    """The learning rate of ``step`` (from 0) of ``total_steps``: linear warm-up, then constant, cosine or linear decay.
 
-    The decay ends on ``min_learning_rate``, a tenth of the peak unless given.
+    The decay ends at ``min_learning_rate``, which is a tenth of the peak unless given.
     """
     peak = config.learning_rate
     if step < config.warmup_steps:

@@ -1,6 +1,6 @@
-"""How fast a run trains and how long it still takes, from what its steps, evaluations, samples and saves took.
+"""The speed of a run and its remaining time, from the durations of its steps, evaluations, samples and saves.
 
-Nothing here reads a clock but `Forecast`, which is given one. All durations are in seconds.
+Only `Forecast` reads a clock, which is an argument of its constructor. All durations are in seconds.
 """
 
 import time
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 from gptcli.config.training import TrainConfig
 
-WARM_UP = 4  # steps of a session: they compile, allocate, choose algorithms and capture graphs
-RECENT, RECENT_STEPS = 60.0, 16  # the rate is that of the last minute, and of so many steps at least
-GROUND, GROUND_SHARE = 1.0, 0.1  # no forecast before so long has been measured, or so much of the session is done
-WRONG, WRONG_SECONDS = 0.2, 30.0  # a forecast is corrected when it is off by both
-SAVING_SHARE = 0.02  # of the time, where the run chooses itself when to save
+WARM_UP = 4  # first steps of a session, slower than later ones: they compile, allocate and capture graphs
+RECENT, RECENT_STEPS = 60.0, 16  # seconds, and least number, of the latest steps that give the speed
+GROUND, GROUND_SHARE = 1.0, 0.1  # a forecast needs 1 s of recent steps, or a tenth of the session's steps
+WRONG, WRONG_SECONDS = 0.2, 30.0  # a forecast is reported anew when its error exceeds both (share, seconds)
+SAVING_SHARE = 0.02  # share of the time spent on saving without --save-every; equals snapshots.COST
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a run has still to do.
+    """The rest of a run.
 
     Attributes:
-        steps: of ``tokens_per_step`` tokens each.
-        evaluations, epochs, saves: evaluations, ends of epochs and saves at known steps.
-        share_of_saves: of all the time that is left, for further saves.
+        steps: steps left, of ``tokens_per_step`` tokens each.
+        evaluations, epochs, saves: evaluations, ends of epochs, and saves at known steps that are left.
+        share_of_saves: share of the remaining time that saves at unknown steps take.
     """
 
     steps: int
@@ -38,9 +38,10 @@ class Ahead:
     def after(
         cls, step: int, total_steps: int, steps_per_epoch: int, tokens_per_step: int, config: TrainConfig
     ) -> "Ahead":
-        """Once ``step`` of ``total_steps`` steps are done, at least one, and what follows upon the last of them is not.
+        """The rest after ``step`` (at least 1) of ``total_steps`` steps, before the evaluation or save that follows it.
 
-        An evaluation follows upon the first step and every ``eval_every`` later; an evaluation and a save end the run.
+        The first step and every ``eval_every``-th after it are followed by an evaluation; the run ends with an
+        evaluation and a save.
         """
         last = total_steps - 1
         evaluations = last // config.eval_every - (step - 2) // config.eval_every + (last % config.eval_every > 0)
@@ -71,18 +72,18 @@ class _Mean:
 class Pace:
     """The speed of one session of a run.
 
-    A step's seconds are those until its loss is known; none of them may be counted in an evaluation or a save as well.
+    The seconds of a step last until its loss is known, and must not overlap those of an evaluation or a save.
     """
 
     def __init__(self) -> None:
         self._steps = 0
         self._recent: deque[tuple[int, float]] = deque()
-        self._tokens, self._seconds = 0, 0.0  # of the recent steps
+        self._tokens, self._seconds = 0, 0.0  # sums over self._recent
         self._evaluations, self._epochs, self._saves = _Mean(), _Mean(), _Mean()
         self._first_evaluation: tuple[int, float] | None = None
 
     def stepped(self, tokens: int, seconds: float) -> None:
-        """A step on ``tokens`` tokens is done. The first ones count only until there are others."""
+        """Record a step on ``tokens`` tokens. Up to step WARM_UP + 1 only the latest step counts."""
         self._steps += 1
         if self._steps <= WARM_UP + 1:
             self._recent.clear()
@@ -94,27 +95,27 @@ class Pace:
             self._tokens, self._seconds = self._tokens - old_tokens, self._seconds - old_seconds
 
     def evaluated(self, tokens: int, seconds: float) -> None:
-        """An evaluation on ``tokens`` tokens is done."""
+        """Record an evaluation on ``tokens`` tokens."""
         if self._first_evaluation is None:
             self._first_evaluation = tokens, seconds
         else:
             self._evaluations.add(seconds)
 
     def epoch_ended(self, seconds: float) -> None:
-        """Whoever follows the run took so long for the end of an epoch, as for a sample text."""
+        """Record how long the consumer of the events took for an `EpochEnded`, for instance to print a sample."""
         self._epochs.add(seconds)
 
     def saved(self, seconds: float) -> None:
-        """A snapshot is written."""
+        """Record the writing of a snapshot."""
         self._saves.add(seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed of the recent steps alone; 0 before the first."""
+        """The speed of the recent steps; 0 before the first step."""
         return self._tokens / self._seconds if self._seconds > 0 else 0.0
 
     def seconds_left(self, ahead: Ahead) -> float | None:
-        """How long what is ahead will take; None while too little has been measured to say."""
+        """The forecast of the time that ``ahead`` takes; None while too little has been measured."""
         rate, share = self.tokens_per_second, self._steps / max(self._steps + ahead.steps, 1)
         if rate == 0 or (
             ahead.steps > 0 and (self._steps <= WARM_UP or (self._seconds < GROUND and share < GROUND_SHARE))
@@ -125,7 +126,8 @@ class Pace:
         return left / (1 - ahead.share_of_saves)
 
     def _evaluation(self, rate: float) -> float:
-        """Seconds of an evaluation. The first may compile, but without that none is slower than training."""
+        """Seconds of an evaluation. The first may include compiling, so it counts as no slower than training on as
+        many tokens."""
         if self._evaluations.count or self._first_evaluation is None:
             return self._evaluations.value
         tokens, seconds = self._first_evaluation
@@ -133,10 +135,10 @@ class Pace:
 
 
 class Forecast:
-    """What a user has been told of the time left, and whether it has to be corrected.
+    """The last reported forecast of the time left, and whether to report a new one.
 
     Args:
-        clock: seconds that only differences of are used.
+        clock: returns seconds; only differences are used.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -144,8 +146,8 @@ class Forecast:
         self._end: float | None = None
 
     def is_news(self, seconds_left: float) -> bool:
-        """Whether to say ``seconds_left``: it is the first to be known, or far from what was said last; then it is
-        taken for said."""
+        """Whether to report ``seconds_left``: no forecast was reported yet, or the last one is off by more than
+        `WRONG` and `WRONG_SECONDS`. If True, ``seconds_left`` counts as reported."""
         now = self._clock()
         if self._end is not None:
             expected = max(self._end - now, 0.0)

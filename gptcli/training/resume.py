@@ -1,4 +1,4 @@
-"""A run as it was left, to go on with, unless something that must not change has changed."""
+"""Resume a run from its newest snapshot, and refuse texts and settings that differ from the run's own."""
 
 import os
 from collections.abc import Iterator
@@ -19,12 +19,13 @@ from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot
 from gptcli.training.trainer import Progress
 
-# What may differ when a run goes on: how long, how often, where, and what does not change the arithmetic.
+# Settings that a resumed run may change: its length, saves, logging and samples, and how a step is computed (parts,
+# recomputation, compilation, shards) without a change of the optimization.
 MAY_CHANGE = (
     *("epochs", "max_steps", "max_time", "early_stop", "save_every", "keep"),
     *("accumulate", "recompute", "compile", "shard", "log", "sample_every", "sample_prompt"),
 )
-TEXTS = ("texts", "encoding", "errors", "allow_special")  # compared with what the snapshot says of the texts
+TEXTS = ("texts", "encoding", "errors", "allow_special")  # compared with the snapshot's facts["source"]
 CONTRADICTIONS = ("out", "force", "init_from", "size")
 _NEW = "Give the text that the run began with, or start a new run from its weights with --init-from."
 
@@ -33,19 +34,19 @@ _NEW = "Give the text that the run began with, or start a new run from its weigh
 def resumed(
     run: Path, given: dict[str, Any], *, device: str, threads: int | None, world: World, callbacks: Callbacks
 ) -> Iterator[Run]:
-    """The run ``run`` where it was left; while the context lasts, nobody else may do it.
+    """The run ``run`` at its newest whole snapshot; within the context this process holds the run's lock.
 
     Args:
         run: its directory, or its name under checkpoints/.
-        given: settings of the recipe and the model, and how to read the texts, as far as they were given anew.
+        given: the options of this command: settings of the recipe and the model, and how to read the texts.
         device: where to compute.
-        threads: on how many; None for as many as before.
-        world: the processes that do it together.
-        callbacks: while the run is looked up, and later by the run.
+        threads: number of CPU threads; None for the number that the run began with.
+        world: the processes that share every step.
+        callbacks: called while the run is opened, and later by the run.
 
     Raises:
-        GptcliError: there is no such run, another process is at it, it has ended, or its text or settings are not the
-            same any more.
+        GptcliError: there is no such run, another process holds its lock, it has ended, or its text or settings
+            have changed.
     """
     for name in CONTRADICTIONS:
         if name in given:
@@ -117,7 +118,7 @@ def _recipe(path: Path, snapshot: Snapshot, config: GPTConfig, tokenizer: str, g
 
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run. Older ones may say "auto" for the dtype, and beside the recipe what that was."""
+    """The recipe of a run. Older snapshots may have dtype "auto"; their fact "precision" names the dtype used."""
     recipe: dict[str, Any] = facts["recipe"]
     if recipe.get("dtype") == "auto":
         return recipe | {"dtype": facts.get("precision", "float32")}
@@ -149,7 +150,7 @@ def _more(ended: str, recipe: TrainConfig) -> str:
 
 
 def _threads_before(snapshot: Snapshot) -> int:
-    """As many as the run began with: another number changes the order of sums, and with it the last bits."""
+    """The run's number of threads, at most this CPU's: another number changes the order of sums, and so rounding."""
     return min(int(snapshot.facts["threads"]), os.cpu_count() or 1)
 
 

@@ -1,4 +1,4 @@
-"""A training run: what the machine decides of it, its model and its directory, and the events of its loop."""
+"""A training run: the settings that depend on the machine, its model, its directory, and its events."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -31,46 +31,47 @@ from gptcli.training.snapshots import Snapshot, Store
 
 
 class Run:
-    """Everything between an opened corpus and a finished run directory.
+    """A run from its opened corpus to its finished directory.
 
-    In this order: `prepared` is entered, `begin` makes the model and the directory, `events` trains, `finish` draws.
+    The caller enters `prepared`, then calls `begin` (makes the model and the directory), `events` (trains) and `finish`
+    (plots the losses).
 
     Args:
         path: the run's directory.
-        recipe: how to train. Its dtype is decided by ``dtype``, and ``accumulate`` too where ``choose_parts`` says so.
-        corpus: what to learn.
-        tokenizer: that the corpus was encoded with.
+        recipe: how to train. ``dtype`` overrides its dtype; ``choose_parts`` overrides its ``accumulate``.
+        corpus: the tokens to train on.
+        tokenizer: the one that encoded the corpus.
         model_config: the model's shape.
-        origin: a checkpoint to take the first weights from; None for new ones.
-        source: what the snapshots say of the texts.
-        snapshot: where to go on; None for a new run.
-        device, dtype, threads: as the options of these names say.
-        force: a new run may replace what is at ``path``.
-        choose_parts: compute a step in as few parts as memory has room for.
+        origin: a checkpoint with the initial weights; None for random ones.
+        source: the facts about the texts that every snapshot stores.
+        snapshot: the one to resume from; None for a new run.
+        device, dtype, threads: values of the options of these names.
+        force: whether a new run may replace files at ``path``.
+        choose_parts: split a step into the fewest parts that fit into memory (``accumulate``).
         world: the processes that share every step.
-        report: called with a line that says what was chosen, or takes a while.
-        warn: called with a line that no user should miss.
+        report: called with a line on a choice that was made, or on work that takes some time.
+        warn: called with a line that even a quiet command prints.
 
     Attributes:
-        placement: where the run computes; ``threads`` is on how many CPU threads.
-        plan: windows and steps.
-        first_step: the step that comes next, 0 for a new run.
-        sample_ids: the prompt of the samples; empty where there are none.
+        placement: the device and dtype; ``threads`` is the number of CPU threads.
+        plan: the numbers of windows and steps.
+        first_step: the first step of this session, 0 for a new run.
+        sample_ids: token ids of the samples' prompt; empty where no samples are drawn.
 
         Once `prepared` is entered:
-        recipe: as it was given, with the dtype and ``accumulate`` that are used.
-        precision: what matrices are multiplied in.
-        kernels: numba's part of a step; None where torch does it all.
-        compiles: whether torch.compile makes the blocks' kernels.
-        memory_needed, memory_free: bytes of the device, a forecast of the process's peak and what it can have.
+        recipe: as given, with the dtype and ``accumulate`` that are used.
+        precision: the dtype of matrix products.
+        kernels: the numba kernels of a step; None where torch computes all of it.
+        compiles: whether torch.compile compiles the blocks.
+        memory_needed, memory_free: bytes: the forecast of this process's peak, and what is free on the device.
 
         After `begin`:
-        peak: what the device can do at most; None where that is not known, and in every process but the first.
-        model: on its device, to be trained in place.
+        peak: the peak FLOP/s of the device; None where it is not known, and in every process but the first.
+        model: on its device; `events` trains it in place.
 
     Raises:
-        GptcliError: there is no such device, a GPU has no such dtype, a batch cannot be shared out among the processes,
-            or a package that the recipe needs is missing.
+        GptcliError: there is no such device, a GPU does not support the dtype, the batch is no multiple of the number
+            of processes, or a package that the recipe needs is missing.
     """
 
     precision: Precision
@@ -110,7 +111,7 @@ class Run:
         self.placement = distributed.place(self.world, placement.choose(device, dtype))
         self.dtype = dtype
         self.threads = placement.set_threads(threads)
-        allocator.reuse_freed_memory()  # already for --batch-size auto
+        allocator.reuse_freed_memory()  # before the trial steps of --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.source, self.choose_parts = source, choose_parts
@@ -122,16 +123,16 @@ class Run:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Join the other processes and choose what the machine decides; at the end, part from them.
+        """Join the process group and choose precision, parts and kernels; at the end, leave the group.
 
         Raises:
-            GptcliError: within the context as well: the device's memory is used up, or another process is lost.
+            GptcliError: within the context as well: the device is out of memory, or another process failed.
         """
         for line in self.plan.notes:
             self.warn(line)
         distributed.join(self.world, self.placement.device)
         try:
-            self.precision = self.world.gather(self._choose_precision())[0]  # GPUs may differ
+            self.precision = self.world.gather(self._choose_precision())[0]  # the first one's: GPUs may differ
             self.recipe = replace(self.recipe, dtype=self.precision.name)
             if self.choose_parts:
                 self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
@@ -153,7 +154,7 @@ class Run:
             distributed.leave()
 
     def begin(self) -> None:
-        """Make the model and, for a new run, its directory, which this process then holds the lock of.
+        """Make the model and, for a new run, its directory, whose lock this process then holds.
 
         Raises:
             GptcliError: the directory cannot be written, or another process holds it.
@@ -169,18 +170,18 @@ class Run:
         self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every)
         if self.snapshot is None and self.world.is_first:
             self.store.begin(checkpoint.to_file(self.model), asdict(trainer.Progress()), self.force)
-            no_locks = self._lock.enter_context(run_lock.held(self.path))  # a run that goes on holds it already
+            no_locks = self._lock.enter_context(run_lock.held(self.path))  # resume.py locks a resumed run
             if no_locks is not None:
                 self.warn(no_locks)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
-        """Train, and write metrics and event files on the way.
+        """Train; write metrics.jsonl and TensorBoard's event files as events occur.
 
         Args:
-            should_stop: asked before every step; True saves and ends the run after a last evaluation.
+            should_stop: called before every step; True ends the session: a save, then a last evaluation.
 
         Yields:
-            what `trainer.train` yields. Whoever leaves after a `Saved` loses nothing but that evaluation.
+            the events of `trainer.train`. A caller that stops after the `Saved` loses only the last evaluation.
 
         Raises:
             GptcliError: training diverged, or a file cannot be written.
@@ -199,14 +200,14 @@ class Run:
                 yield event
 
     def finish(self) -> None:
-        """Draw the losses of all sessions into the run's directory."""
+        """Plot the losses of all sessions as a PNG in the run's directory."""
         if self.world.is_first and (self.path / METRICS).exists():
             rows, per_epoch = checkpoint.read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
             loss_plots.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)
 
     def is_sampled(self, epoch: int) -> bool:
-        """Whether a sample is due at the end of ``epoch``, and this process can make it."""
-        # A model in shards cannot speak in one process alone.
+        """Whether a sample is due at the end of ``epoch``, and this process can generate it."""
+        # A sharded model cannot generate in one process: each forward pass gathers weights from all.
         can = self.world.is_first and not self.recipe.shard
         return can and bool(self.sample_ids) and epoch % self.recipe.sample_every == 0
 
@@ -218,17 +219,17 @@ class Run:
         return text
 
     def known_prompt(self) -> str:
-        """A prompt that the tokenizer can encode: the samples', else a word of the text."""
+        """A prompt that the tokenizer can encode: that of the samples, else a word of the text."""
         return samples.known_prompt(self.recipe.sample_prompt, self.tokenizer, self.corpus)
 
     def _choose_precision(self) -> Precision:
-        """As --dtype says; a run that goes on keeps what it began with."""
+        """The precision of --dtype; a resumed run keeps the one it began with."""
         if self.snapshot is not None:
             return Precision(self.recipe.dtype, "as before")
         return placement.training_precision(self.dtype, self.placement.device)
 
     def _fitting_parts(self) -> int:
-        """The fewest parts of a step that fit into memory."""
+        """The fewest parts into which a step must be split to fit into memory."""
         windows = self.plan.batch_size // self.world.size
         device, T = self.placement.device, self.plan.context_length
         parts = batch_size.fewest_parts(self.model_config, self.recipe, windows, T, device, self.world)
@@ -242,7 +243,7 @@ class Run:
         return parts
 
     def _open_kernels(self) -> TrainKernels | None:
-        """The compiled kernels of a training step, where a step is large enough for them to pay and numba works."""
+        """The numba kernels of a float32 step on a CPU; None where steps are too small for them or numba fails."""
         large = train_kernels.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
         on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
         if not (on_cpu and large) or self.recipe.compile:
@@ -254,7 +255,7 @@ class Run:
         return kernels
 
     def _compiles(self) -> bool:
-        """Whether blocks are compiled: as --compile says, else by the run's size."""
+        """Whether torch.compile compiles the blocks: by --compile, else by the run's FLOPs."""
         tokens = self.plan.total_steps * self.plan.tokens_per_step
         flops = cost.training_flops_rule(self.model_config) * tokens
         chosen, line = block_compiler.choose(self.recipe.compile, self.placement.device, flops, self.world.size)

@@ -1,4 +1,4 @@
-"""What a run will do, known before its first step."""
+"""The numbers of windows and steps of a run, known before its first step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from gptcli.data.dataset import Corpus, Windows
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, known before its first step.
+    """The numbers of windows and steps of a run.
 
     Attributes:
         context_length: T of a training window.
-        batch_size: windows a step.
-        train_windows, validation_windows: how many the corpus gives.
-        steps_per_epoch, total_steps: optimizer steps; windows that do not fill a batch wait for the next epoch's
-            shuffle.
-        notes: what had to shrink to fit the text, a line each.
+        batch_size: windows per step, over all processes.
+        train_windows, validation_windows: the numbers of windows in the corpus.
+        steps_per_epoch, total_steps: optimizer steps; an epoch leaves out the windows at the end of its random order
+            that do not fill a batch.
+        notes: one line for each setting that was reduced because the text is short.
     """
 
     context_length: int
@@ -34,7 +34,7 @@ class Plan:
 
 
 def make_plan(corpus: Corpus, config: TrainConfig) -> Plan:
-    """How many windows, batches and steps ``config`` makes of ``corpus``."""
+    """The plan of training on ``corpus`` with ``config``."""
     notes = []
     train = train_windows(corpus, config)
     if train.context_length < config.context_length:
@@ -65,12 +65,12 @@ def make_plan(corpus: Corpus, config: TrainConfig) -> Plan:
 
 
 def train_windows(corpus: Corpus, config: TrainConfig) -> Windows:
-    """The windows to learn from, ``stride`` apart (the context length unless given)."""
+    """The windows to train on, ``stride`` tokens apart (the context length unless given)."""
     return Windows(corpus.train, config.context_length, config.stride or config.context_length)
 
 
 def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
-    """The windows to be judged by: touching, so that every token counts once; None where there is no such text."""
+    """The windows to validate on, adjacent, so that no token counts twice; None without a validation text."""
     if len(corpus.validation) < 2:
         return None
     return Windows(corpus.validation, config.context_length, config.context_length)
@@ -79,7 +79,7 @@ def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
 def evaluation_windows(
     windows: Windows, validation: Windows | None, config: TrainConfig, batch_size: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Which windows every evaluation looks at: the same ones throughout the run, so that its losses compare."""
+    """The numbers of the train and validation windows of every evaluation: fixed, so that losses are comparable."""
     count = config.eval_batches * batch_size
     train = windows.order(config.seed, 0)[:count]
     validation_count = len(validation) if validation else 0

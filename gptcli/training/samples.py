@@ -1,4 +1,4 @@
-"""What a run says while it trains, and what to ask it when it has ended."""
+"""The sample texts that a run generates while it trains, and a prompt for the command shown at its end."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ TOKENS = 50
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer, corpus: Corpus, report: Callable[[str], None]) -> list[int]:
-    """The prompt's ids; the text's own beginning, and ``report`` is told, where its vocabulary has no such letters."""
+    """The ids of ``prompt``; the text's first 8 tokens, and a line to ``report``, where it cannot be encoded."""
     try:
         return list(tokenizer.encode(prompt))
     except GptcliError as error:
@@ -25,7 +25,7 @@ def prompt_ids(prompt: str, tokenizer: Tokenizer, corpus: Corpus, report: Callab
 
 
 def known_prompt(prompt: str, tokenizer: Tokenizer, corpus: Corpus) -> str:
-    """The prompt, or a word of the text's own beginning where its vocabulary has no such letters."""
+    """``prompt``, or a word of the text's first 64 tokens where the tokenizer cannot encode ``prompt``."""
     try:
         if tokenizer.encode(prompt):
             return prompt
@@ -36,13 +36,13 @@ def known_prompt(prompt: str, tokenizer: Tokenizer, corpus: Corpus) -> str:
 
 
 def sample(model: GPTModel, ids: list[int], tokenizer: Tokenizer, seed: int) -> str:
-    """The greedy continuation of ``ids``, and they before it, on one line; or why there is none."""
+    """``ids`` and their greedy continuation as text, on one line; or the reason why it cannot be decoded."""
     tokens = generate(
         model, ids, max_new_tokens=TOKENS, sampling=SamplingConfig(temperature=0.0), seed=seed,
-        eot_id=tokenizer.eot_id, drafter=NgramDrafter(),  # young models repeat themselves
+        eot_id=tokenizer.eot_id, drafter=NgramDrafter(),  # early models repeat n-grams
         drawable=Drawable.of(tokenizer),
     )  # fmt: skip
     try:
         return " ".join(tokenizer.decode([*ids, *(token.id for token in tokens)]).split())
-    except GptcliError as error:  # whether the run goes on is not for a sample to decide
+    except GptcliError as error:  # a sample that cannot be decoded must not end the run
         return f"No sample: {error.message}"

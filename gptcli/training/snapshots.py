@@ -1,9 +1,9 @@
-"""Snapshots: all that a run needs to go on as if it had never stopped.
+"""Snapshots: the files from which a run resumes with the same steps as without the interruption.
 
-RUN/training/step-00000120/ is a checkpoint like any other, with two more files: optimizer.safetensors (the optimizers'
-memory and the state of the random numbers) and state.json (the place in the run, its settings and text, and a sum of
-each file). It is written under a hidden name, synced and renamed; then the run's own weights and config.json become
-links to it; only then may older snapshots go. So whatever kills a run, a whole snapshot is there.
+RUN/training/step-00000120/ is a checkpoint with two more files: optimizer.safetensors (the state of the optimizers and
+of the random number generators) and state.json (progress, settings, text, and a checksum of each tensor file). Its
+directory is written under a hidden name, synced and renamed; then the run's own weights and config.json become hard
+links to its files; then older snapshots are removed. So at least one whole snapshot exists at any time.
 """
 
 import json
@@ -28,20 +28,20 @@ from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 
 HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
-FIRST_SAVE = 60.0  # seconds until a save shows what saving costs
-COST, COST_OF_A_BETTER_ONE = 0.02, 0.05  # the share of the time that saving may take
+FIRST_SAVE = 60.0  # seconds before the first save, when the cost of a save is not known yet
+COST, COST_OF_A_BETTER_ONE = 0.02, 0.05  # most share of the time spent on saving (second: for the best model)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot whose files are whole.
+    """A snapshot whose tensor files match their checksums.
 
     Attributes:
         path: its directory.
-        progress: where the run was.
-        facts: what never changes in a run: its settings and its text.
-        scaler: of float16's gradients; else empty.
-        metrics_bytes: how long metrics.jsonl was.
+        progress: the fields of `trainer.Progress`.
+        facts: what a run does not change while it trains: its settings and its text.
+        scaler: state of the GradScaler of float16; else empty.
+        metrics_bytes: length of metrics.jsonl at that step.
     """
 
     path: Path
@@ -51,25 +51,25 @@ class Snapshot:
     metrics_bytes: int
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors, as the file holds them."""
+        """The model's tensors, in the names and shapes of the file."""
         return safetensors_file.read_tensors(self.path / WEIGHTS)
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizers' memory and the random numbers; empty at step 0."""
+        """The state of the optimizers and of the random number generators; empty at step 0."""
         file = self.path / OPTIMIZER
         return safetensors_file.read_tensors(file) if file.exists() else {}
 
 
 class Store:
-    """Where a run's snapshots go.
+    """Writes the snapshots of a run and removes old ones.
 
     Args:
         run: the run's directory.
         config: the model's shape.
-        tokenizer: the run's.
-        facts: what every snapshot says of the run: ``recipe``, the settings, among it.
-        keep: how many of the newest stay, besides the one with the lowest validation loss.
-        every: steps from one to the next; None for as often as saving takes a fiftieth of the time.
+        tokenizer: the run's tokenizer.
+        facts: what every snapshot stores about the run, ``recipe`` (the settings) included.
+        keep: how many of the newest snapshots stay, besides the one with the lowest validation loss.
+        every: steps from one save to the next; None to save so often that saving takes about `COST` of the time.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Store:
         self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
 
     def begin(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any], force: bool) -> None:
-        """Make the run's directory with the snapshot of step 0 in it; it appears at once or not at all."""
+        """Make the run's directory with the snapshot of step 0 in it, atomically."""
 
         def add_snapshot(partial: Path) -> None:
             self._write(partial, weights, {}, dict(progress), {})
@@ -90,7 +90,7 @@ class Store:
         )
 
     def due(self, step: int, better: bool) -> bool:
-        """Whether to save after ``step`` steps; ``better``: this is the lowest validation loss so far."""
+        """Whether to save after ``step`` steps; ``better``: the validation loss is the lowest so far."""
         if self.every is not None:
             return better or step % self.every == 0
         share = COST_OF_A_BETTER_ONE if better else COST
@@ -103,10 +103,10 @@ class Store:
         progress: Mapping[str, Any],
         scaler: Mapping[str, float],
     ) -> Path:
-        """Write a snapshot, make it the run's checkpoint, and let older ones go.
+        """Write a snapshot, make it the run's checkpoint, and remove older ones.
 
         Raises:
-            GptcliError: no room, or no right to write; what was there before is still whole.
+            GptcliError: the disk is full or not writable; earlier snapshots are unchanged.
         """
         started = time.perf_counter()
         path = self._write(self.run, weights, state, progress, scaler)
@@ -121,7 +121,7 @@ class Store:
         return path
 
     def cut_metrics(self, snapshot: Snapshot) -> None:
-        """Forget the rows of metrics.jsonl that were written after ``snapshot``: they will be written again."""
+        """Truncate metrics.jsonl to its length at ``snapshot``: the steps after it will write their rows again."""
         file = self.run / METRICS
         if file.exists() and file.stat().st_size > snapshot.metrics_bytes:
             os.truncate(file, snapshot.metrics_bytes)
@@ -162,7 +162,7 @@ class Store:
                 out.flush()
                 os.fsync(out.fileno())
             safetensors_file.sync_directory(partial)
-            if path.exists():  # a damaged one, which was passed over
+            if path.exists():  # a damaged snapshot, which `newest` skipped
                 shutil.rmtree(path)
             partial.rename(path)
             safetensors_file.sync_directory(folder)
@@ -173,14 +173,14 @@ class Store:
         return path
 
     def _about(self, progress: Mapping[str, Any]) -> dict[str, Any]:
-        """What config.json says of the run."""
+        """The fields about the run in config.json: step, recipe, and losses once they are known."""
         told = {name: progress[name] for name in ("train_loss", "val_loss") if progress.get("train_loss") is not None}
         return {"step": progress["step"], "recipe": self.facts["recipe"], **told}
 
     def _let_go(self, best: int | None) -> None:
-        """Remove all but the newest, the best, and those that hold what gptcli did not write.
+        """Remove all but the ``keep`` newest snapshots, the best, and those with files that gptcli did not write.
 
-        Hidden first, so that half a snapshot is never taken for one.
+        Each is renamed to a hidden name first, so that no reader finds a partly removed snapshot.
         """
         old = _steps(self.run)[self.keep :]
         for path in old:
@@ -192,7 +192,7 @@ class Store:
 
 
 def check_resumable(run: Path) -> None:
-    """Raise GptcliError where ``run`` has no snapshot, whole or damaged, or is of a newer format."""
+    """Raise GptcliError where ``run`` has no snapshot, whole or damaged, or has a newer format."""
     check_format(run)
     if not _steps(run):
         raise GptcliError(
@@ -202,10 +202,10 @@ def check_resumable(run: Path) -> None:
 
 
 def newest(run: Path) -> tuple[Snapshot, list[str]]:
-    """The newest whole snapshot of ``run``, and a line on every damaged one that was passed over.
+    """The newest whole snapshot of ``run``, and a line on every damaged one that was skipped.
 
     Raises:
-        GptcliError: there is none, or the run is of a newer format than this program knows.
+        GptcliError: no snapshot is whole, or the run has a newer format than this program reads.
     """
     check_resumable(run)
     complaints: list[str] = []
@@ -239,7 +239,7 @@ def _read(path: Path) -> Snapshot:
 
 
 def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, list[int]]:
-    """Write the files that have tensors at once: the disk waits for copies within memory. The sum of each by name."""
+    """Write the files that have tensors, in parallel: one copies in memory while another writes. Checksums by name."""
     with ThreadPoolExecutor(len(files)) as pool:
         jobs = {
             path.name: pool.submit(safetensors_file.write_tensors, path, tensors)
@@ -250,7 +250,7 @@ def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, lis
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, over what had it, at once; where the disk knows no links, a copy."""
+    """Replace ``target`` atomically by a hard link to ``source``, or a copy where the file system has no links."""
     for old in target.parent.glob(f".{target.name}*.link"):
         old.unlink()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
@@ -266,14 +266,14 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a killed run left half written or half removed; nobody else writes here while it is locked."""
+    """Remove partly written or partly removed snapshots of a killed run; the run's lock excludes other writers."""
     for path in folder.iterdir():
         if HALF_A_SNAPSHOT.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _synced_size(path: Path) -> int:
-    """A file's length once the disk has it; 0 where there is none."""
+    """Sync a file and return its length in bytes; 0 where there is no file."""
     if not path.exists():
         return 0
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""The one training step: forward, backward and update, whatever the precision, the parts and the processes."""
+"""The training step: forward, backward and update, for every precision, number of parts and of processes."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -24,12 +24,12 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did.
+    """The result of a step.
 
     Attributes:
-        loss, grad_norm: in nats, and the gradient's norm; both before the update.
-        updated: False where one of them was not finite: no weight has changed.
-        excused: the loss was fine, and float16's gradients overflowed under a scale that is now lower.
+        loss, grad_norm: in nats a token, and the L2 norm of the gradient before clipping; both before the update.
+        updated: False where one of them is not finite: no weight has changed.
+        excused: not counted as a bad step: the loss is finite and the float16 loss scale can still be lowered.
     """
 
     loss: float
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class MeanLoss(nn.Module):
-    """inputs and targets (B, T) -> the mean loss in nats a token; what is compiled, wrapped and shared out."""
+    """inputs and targets (B, T) -> the mean loss in nats a token; the module that DDP or FSDP wraps."""
 
     def __init__(self, model: GPTModel) -> None:
         super().__init__()
@@ -50,19 +50,19 @@ class MeanLoss(nn.Module):
 
 
 def _line(error: Exception) -> str:
-    """What went wrong; torch's compiler says so in its second line."""
+    """The first two lines of the message, as one: torch's compiler names the cause in the second."""
     return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
 
 
 class Launched(Protocol):
-    """A step on its way."""
+    """A step that has been launched and may not be finished."""
 
     def outcome(self) -> Outcome:
-        """What it did; waits until that is known."""
+        """The result of the step; waits until the step is finished."""
 
 
 class OnDevice:
-    """A step that the device may still be at work on: the host reads loss and norm when it needs them."""
+    """A step that the device may still be computing; loss and norm are copied to the host without blocking it."""
 
     def __init__(self, loss: Tensor, norm: Tensor) -> None:
         self._values = torch.stack([loss, norm]).to("cpu", non_blocking=True)
@@ -80,7 +80,7 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Done:
-    """A step that the host has waited for."""
+    """A step that is finished."""
 
     result: Outcome
 
@@ -90,7 +90,7 @@ class Done:
 
 
 class Stepper:
-    """A model with all it takes to train it.
+    """A model with its optimizers, gradient scaler and compiled or captured step.
 
     Args:
         model: on its device; with ``config.shard`` its parameters become shards.
@@ -98,9 +98,9 @@ class Stepper:
         world: the processes that share every step.
 
     Attributes:
-        is_late: whether a step's outcome is better read after the next step was launched: on a GPU, which then never
-            waits for the host. Clipping and skipping happen on the device.
-        notes: what a user should know, a line each; the reader empties it.
+        is_late: whether to read a step's outcome only after the launch of the next one, so that the GPU never waits
+            for the host. Clipping and skipping then run on the device.
+        notes: lines to report to the user; the caller reads and clears them.
     """
 
     def __init__(self, model: GPTModel, config: TrainConfig, world: World = ALONE) -> None:
@@ -114,7 +114,7 @@ class Stepper:
         self.is_late = (
             model.device.type == "cuda"
             and config.optimizer in optimizers.SKIP_ON_DEVICE
-            and world.size == 1  # nobody has tried it with several
+            and world.size == 1  # not tested with several
             and not self.scaler.is_enabled()
         )
         self._steps, self._graph = 0, cast(StepGraph | None, None)
@@ -123,7 +123,7 @@ class Stepper:
             model.run_block = self._compiled
 
     def step(self, inputs: Tensor, targets: Tensor, rate: float) -> Outcome:
-        """`launch`, and wait for what the step did."""
+        """Call `launch` and wait for the outcome."""
         return self.launch(inputs, targets, rate).outcome()
 
     def launch(self, inputs: Tensor, targets: Tensor, rate: float) -> Launched:
@@ -149,13 +149,13 @@ class Stepper:
         return OnDevice(*self._compute(inputs, targets))
 
     def _compute(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """A step of which the host knows nothing yet: loss and gradient norm, scalars on the device."""
+        """A step without a wait of the host: loss and gradient norm, scalars on the device."""
         found = self._update_on_device(self._gradients(inputs, targets))
         self._forget_gradients()
         return found
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward pass, part by part; this process's mean loss."""
+        """Forward and backward pass, part by part; returns this process's mean loss, a scalar."""
         parts = min(self.config.accumulate, len(inputs))
         loss = torch.zeros((), device=self.model.device)
         for number, (x, y) in enumerate(zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)):
@@ -165,7 +165,7 @@ class Stepper:
 
     def _forget_gradients(self) -> None:
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)  # they would only take room during the next forward pass
+            optimizer.zero_grad(set_to_none=True)  # frees their memory for the next forward pass
 
     def _capture_if_due(self, inputs: Tensor, targets: Tensor) -> None:
         if self._steps != WARM_UP_STEPS or not self._captures(inputs):
@@ -179,19 +179,19 @@ class Stepper:
             self._forget_gradients()
 
     def _captures(self, inputs: Tensor) -> bool:
-        """Whether the host would be slower than the device, and nothing stands against a graph."""
+        """Whether launching a step takes longer than computing it (`HOST_BOUND`), and the step can be captured."""
         flops = training_flops_rule(self.model.config) * inputs.numel()
         return self.model.device.type == "cuda" and flops < HOST_BOUND and not self.config.recompute
 
     def _backward(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
-        """Add the gradients of a part that is this share of the step; its share of the loss."""
+        """Add the gradients of a part that holds ``share`` of the step's windows; returns its loss times ``share``."""
         unproven = self._compiled is not None and not self._compiled.proven
         try:
             part = self.forward(inputs, targets) * share
             self.scaler.scale(part).backward()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the compiler, its C compiler, or a graph that it cannot make
+        except Exception as error:  # from torch.compile, its C compiler, or an untraceable block
             if not unproven or self.world.size > 1:
                 raise
             self.notes.append(f"The blocks could not be compiled, training goes on without: {_line(error)}")
@@ -203,7 +203,7 @@ class Stepper:
         return part.detach()
 
     def _update(self, loss: Tensor) -> Outcome:
-        """The optimizers' step, once the host has seen that loss and gradients are finite."""
+        """The optimizers' step, if loss and gradient norm, read by the host, are finite."""
         value = self.world.mean(loss)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -211,7 +211,7 @@ class Stepper:
         grad_norm = float(norm)
         updated = math.isfinite(value) and math.isfinite(grad_norm)
         if updated:
-            if 0 < self.config.grad_clip < grad_norm:  # otherwise it would be a pass over all gradients for nothing
+            if 0 < self.config.grad_clip < grad_norm:  # spares a pass over all gradients
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
@@ -220,11 +220,11 @@ class Stepper:
         return Outcome(value, grad_norm, updated, excused)
 
     def _update_on_device(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """The optimizers' step without a look at loss or norm: their kernels clip, and skip what is not finite."""
+        """The optimizers' step without reading loss or norm on the host: the kernels clip, and skip if not finite."""
         norm = optimizers.total_norm(self._all_gradients())
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         clip = self.config.grad_clip
-        divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip > 0 else None  # as torch's clip_grad_norm_ has it
+        divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip > 0 else None  # as in clip_grad_norm_
         for optimizer in self.optimizers:
             optimizers.step_on_device(optimizer, divisor, (~finite).float())
         return loss, norm
@@ -240,11 +240,11 @@ class Stepper:
             return loss
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors as a checkpoint holds them; every process has to ask."""
+        """The model's tensors in a checkpoint's format; with shards a collective: every process must call it."""
         return to_file(self.model)
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizers' state and every process's random numbers; every process has to ask."""
+        """The state of the optimizers and of every process's random number generators; every process must call it."""
         tensors = optimizers.state_tensors(self.model, self.optimizers)
         for rank, state in enumerate(self.world.gather(torch.get_rng_state())):
             tensors[f"{RANDOM}/cpu/{rank}"] = state
@@ -255,8 +255,8 @@ class Stepper:
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], state: dict[str, Tensor], scaler: dict[str, float]) -> None:
-        """Go back to what `weights` and `state` said; without a state, to a fresh start from ``weights``."""
-        self._steps, self._graph = 0, None  # the optimizer's state will lie elsewhere
+        """Restore the results of `weights` and `state`; an empty state gives new optimizers and seeds."""
+        self._steps, self._graph = 0, None  # the graph holds addresses of the old optimizer state
         for name, parameter in self.model.named_parameters():
             parameter.copy_(placement.placed_like(weights[name], parameter))
         own = {name: tensor for name, tensor in state.items() if not name.startswith(RANDOM + "/")}

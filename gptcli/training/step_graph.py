@@ -1,20 +1,20 @@
-"""A whole training step as one CUDA graph, for models whose kernels run for less time than it takes to launch them."""
+"""A training step as one CUDA graph, for models whose kernels run shorter than the host takes to launch them."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-WARM_UP_STEPS = 3  # libraries get ready, and the optimizer's state comes to be, outside of the graph
-HOST_BOUND = 5e13  # FLOPs of a step; where it takes longer, the gaps between kernels hardly count
+WARM_UP_STEPS = 3  # steps before the capture, in which libraries initialize and the optimizer allocates its state
+HOST_BOUND = 5e13  # FLOPs of a step; in larger ones the gaps between kernels are a small share of the time
 
 
 class StepGraph:
-    """A captured step: replayed for new inputs and targets in the places of the first ones.
+    """A captured step, replayed after new inputs and targets are copied into its buffers.
 
     Args:
         compute: (inputs, targets) -> (loss, gradient norm), scalars; forward, backward and update on the device.
-        inputs, targets: (B, T) on the device; they only give the shapes.
+        inputs, targets: (B, T) on the device; examples that determine the shapes.
     """
 
     def __init__(
@@ -26,12 +26,12 @@ class StepGraph:
             self._found = compute(self._inputs, self._targets)
 
     def replay(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The step for ``inputs`` and ``targets``, of the first ones' shape, on any device."""
+        """Run the step on ``inputs`` and ``targets``, on any device, of the captured shape; loss and gradient norm."""
         for place, tensor in ((self._inputs, inputs), (self._targets, targets)):
             place.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._found
 
     def fits(self, inputs: Tensor) -> bool:
-        """Whether the graph is for such inputs."""
+        """Whether ``inputs`` have the captured shape."""
         return inputs.shape == self._inputs.shape

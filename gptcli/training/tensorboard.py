@@ -1,4 +1,4 @@
-"""What happens in a run -> TensorBoard's event files, in RUN/tensorboard/."""
+"""Writes the events of a run as TensorBoard event files in RUN/tensorboard/."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,11 +18,11 @@ def require() -> None:
 
 
 class EventLog:
-    """The event files of a run; whatever they say of ``first_step`` and later is taken back.
+    """The event files of a run; TensorBoard drops earlier records of ``first_step`` and later steps (purge_step).
 
     Args:
         run: its directory.
-        first_step: the step that comes next.
+        first_step: the first step of this session.
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
@@ -38,10 +38,10 @@ class EventLog:
             raise self._cannot_write(error) from error
 
     def record(self, event: Event) -> None:
-        """Write what ``event`` measured; once a snapshot is on the disk, so is everything up to it.
+        """Write the values of ``event``; flush at each evaluation and each save.
 
         Raises:
-            GptcliError: there is no room, or no right to write.
+            GptcliError: the disk is full or not writable.
         """
         try:
             if isinstance(event, Stepped):
@@ -62,7 +62,7 @@ class EventLog:
             raise self._cannot_write(error) from error
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self.writer.close()
 
     def _add(self, step: int, values: dict[str, float | None]) -> None:

@@ -1,4 +1,4 @@
-"""The training loop. It yields what happens and prints nothing."""
+"""The training loop. It yields events and prints nothing."""
 
 import time
 from collections import deque
@@ -23,24 +23,24 @@ from gptcli.training.run_plan import Plan, evaluation_windows, make_plan, train_
 from gptcli.training.snapshots import Snapshot, Store, newest
 from gptcli.training.step import Launched, MeanLoss, Stepper
 
-__all__ = ["Plan", "make_plan"]  # part of what a caller of train needs
+__all__ = ["Plan", "make_plan"]  # re-exported for callers of train
 
-BAD_STEPS = 3  # in a row, before the run goes back
-LOWER_RATE = 0.25  # of what it was, after going back
+BAD_STEPS = 3  # bad steps in a row (loss or gradient not finite) that cause a rollback
+LOWER_RATE = 0.25  # factor of the learning rate after a rollback
 
 
 @dataclass
 class Progress:
-    """Where a run is: what a snapshot says beside tensors.
+    """The state of a run that a snapshot stores besides tensors.
 
     Attributes:
-        step: steps done, skipped ones included; it is the place in the data and in the schedule, too.
-        evaluated_at: ``step`` at the last evaluation, which found ``train_loss`` and ``val_loss``.
-        best_loss: the lowest validation loss; ``waited`` evaluations have been no better since.
+        step: steps done, skipped ones included; also the position in the data and in the schedule.
+        evaluated_at: ``step`` at the last evaluation, whose losses are ``train_loss`` and ``val_loss``, nats a token.
+        best_loss: the lowest validation loss; ``waited`` evaluations since then have not been lower.
         best_snapshot, best_snapshot_loss: the snapshot with the lowest validation loss, and that loss.
-        skipped: steps that changed nothing; ``bad_in_a_row`` of them just now.
-        rate_factor: of the schedule's learning rate; under 1 once the run has gone back.
-        seconds: of all sessions.
+        skipped: steps that changed no weight; ``bad_in_a_row``: the latest of them, without excused ones.
+        rate_factor: factor of the schedule's learning rate; under 1 after a rollback.
+        seconds: wall-clock time of all sessions.
     """
 
     step: int = 0
@@ -57,7 +57,7 @@ class Progress:
     seconds: float = 0.0
 
     def ended(self, config: TrainConfig, total_steps: int) -> str | None:
-        """Why there is nothing left to do, or None."""
+        """Why the run has ended, or None if it has not."""
         if self.step >= total_steps:
             return f"all {total_steps} steps are done"
         if config.early_stop is not None and self.waited >= config.early_stop:
@@ -77,7 +77,7 @@ def mean_loss(
 ) -> float:
     """Mean cross-entropy in nats a token over the windows ``numbers``, without dropout.
 
-    ``forward`` gives the mean loss of a batch's inputs and targets where the model must not be called directly.
+    ``forward`` computes the mean loss of a batch's inputs and targets; the default calls the model without autocast.
     """
     loss: Callable[[Tensor, Tensor], Tensor] = forward or MeanLoss(model)
     was_training = model.training
@@ -88,7 +88,7 @@ def mean_loss(
         losses.append(loss(inputs, targets))
         rows.append(len(inputs))
     model.train(was_training)
-    found: list[float] = torch.stack(losses).tolist()  # read at the end: a GPU waits for no host in between
+    found: list[float] = torch.stack(losses).tolist()  # one read at the end: no waits between batches
     return sum(value * count for value, count in zip(found, rows, strict=True)) / len(numbers)
 
 
@@ -102,27 +102,27 @@ def train(
     world: World = ALONE,
     peak: float | None = None,
 ) -> Iterator[Event]:
-    """Train ``model`` in place, as `make_plan` says.
+    """Train ``model`` in place, by the plan of `make_plan`.
 
-    Between two events the model is whole, in train mode, and may be saved or spoken with. On a GPU a `Stepped` may come
-    when the next step has been launched; an evaluation, an epoch's end and a snapshot wait for every step before them.
+    Between two events the model is in train mode and may be saved or sampled. On a GPU a `Stepped` may be yielded after
+    the next step was launched; an evaluation, an epoch's end and a snapshot wait for every step before them.
 
     Args:
         model: on its device, the same in every process.
-        corpus: what to learn.
-        config: how.
-        should_stop: asked before every step; True saves and ends the run after a last evaluation.
-        store: where snapshots go; None for none. Only the first process writes.
-        snapshot: where to go on, as if nothing had happened.
+        corpus: the tokens to train on.
+        config: how to train.
+        should_stop: called before every step; True ends the session: a save, then a last evaluation.
+        store: writes snapshots, in the first process only; None for no snapshots.
+        snapshot: the one to resume from; None for a new run.
         world: the processes that share every step.
-        peak: FLOP/s of all their devices together, which the speed of training is compared with.
+        peak: peak FLOP/s of all devices together, for `Stepped.mfu`; None where not known.
 
     Yields:
         a `Stepped` or `Skipped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded`
-        an epoch, a `Saved` when ``store`` says that it is due and at the end.
+        an epoch, a `Saved` when `Store.due` is True and at the end.
 
     Raises:
-        GptcliError: loss or gradient stayed infinite or NaN, also after going back once to the last snapshot.
+        GptcliError: loss or gradient was infinite or NaN in `BAD_STEPS` steps in a row, again after one rollback.
     """
     return _Run(model, corpus, config, store, world, peak).events(should_stop, snapshot)
 
@@ -142,8 +142,8 @@ class _Run:
         self.rate, self.grad_norm = config.learning_rate, 0.0
         self.pace = Pace()
         self.order: tuple[int, Sequence[int]] = (0, [])
-        self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate
-        self.step_seconds = 0.0  # of launching and of waiting, since a step's end was seen last
+        self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate, result
+        self.step_seconds = 0.0  # spent on launching since the last outcome was read
         self.saved_at = 0
 
     def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
@@ -177,9 +177,7 @@ class _Run:
                     yield self._save()
             stopped = self.world.any(should_stop())
         yield from self._finished()
-        if (
-            stopped and self._unsaved()
-        ):  # before the evaluation: the rows of a run that goes on are as if it never stopped
+        if stopped and self._unsaved():  # before the evaluation, whose row a resumed run then cuts from metrics.jsonl
             yield self._save()
         if self.progress.evaluated_at != self.progress.step:
             yield self._evaluate(self._epoch(self.progress.step - 1))
@@ -193,7 +191,7 @@ class _Run:
         return step // self.plan.steps_per_epoch + 1
 
     def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """This process's share of the windows of ``step``."""
+        """Inputs and targets of the windows of ``step`` that this process computes."""
         if self.order[0] != epoch:
             self.order = epoch, self.windows.order(self.config.seed, epoch)
         first = step % self.plan.steps_per_epoch * self.plan.batch_size
@@ -208,7 +206,7 @@ class _Run:
         self.progress.step += 1
 
     def _finished(self, but: int = 0) -> Iterator[Event]:
-        """What launched steps did, but for the last ``but`` of them, which a GPU may still be at work on."""
+        """The events of launched steps, except the last ``but``, which a GPU may still be computing."""
         while len(self.launched) > but:
             started = time.perf_counter()
             step, epoch, rate, launched = self.launched.popleft()
@@ -242,7 +240,7 @@ class _Run:
 
     def _evaluate(self, epoch: int) -> Evaluated:
         started, progress = time.perf_counter(), self.progress
-        size = -(-self.plan.batch_size // (self.config.accumulate * self.world.size))  # what memory has room for
+        size = -(-self.plan.batch_size // (self.config.accumulate * self.world.size))  # the windows of one part
         forward = self.stepper.forward
         train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
         val_loss = None
@@ -297,7 +295,7 @@ class _Run:
             self.store.cut_metrics(snapshot)
 
     def _roll_back(self) -> RolledBack:
-        """To the last snapshot, at a lower rate; once."""
+        """Restore the last snapshot and lower the learning rate; a second call raises GptcliError."""
         failed_at = self.progress.step - 1
         if self.store is None or self.progress.rate_factor < 1:
             raise self._diverged(failed_at)

@@ -1,4 +1,4 @@
-"""What a user would run instead of this program, as contenders of `gptcli bench`: the same works, the same weights."""
+"""Other libraries in `gptcli bench`: each does the works (timed workloads) of our engines, with the same weights."""
 
 import importlib
 import tempfile
@@ -15,18 +15,18 @@ from gptcli.config.model import HUGGING_FACE_FIELDS
 from gptcli.evaluation.benchmark.engines import DECODING, LEARNING_RATE, Contender, Setting, Task, bytes_read
 from gptcli.model import cost
 
-SPINNING = 0.25  # seconds for which the threads of Intel's OpenMP, which CTranslate2 brings, wait for more work
+SPINNING = 0.25  # seconds; idle threads of CTranslate2's OpenMP (Intel's) spin for 200 ms by default
 
 
 def transformers(setting: Setting) -> list[Contender]:
-    """Hugging Face's transformers, on the setting's device in its dtype."""
+    """Hugging Face's transformers, on the device and in the dtype of ``setting``."""
     size = cost.parameter_count(setting.config) * setting.dtype.itemsize
     ready = partial(_transformers, setting)
     return [Contender(f"transformers {setting.place}", DECODING | {"train"}, ready, size, peer=True)]
 
 
 def ctranslate2(setting: Setting) -> list[Contender]:
-    """CTranslate2 on the CPU in its two precisions; the others are held beside the faster one."""
+    """CTranslate2 on the CPU in float32 and int8; `Row.beside` compares with the faster of the two."""
     names: tuple[Literal["float32", "int8"], ...] = ("float32", "int8")
     return [
         Contender(
@@ -71,7 +71,7 @@ def _transformers(setting: Setting, work: str) -> Task:
 
 
 def _training(model: Any, setting: Setting) -> Callable[[], Any]:
-    """The usual loop: forward, backward, clip, fused AdamW."""
+    """A plain PyTorch training step: forward, backward, clip, fused AdamW."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True)
     x = setting.windows()
 
@@ -109,7 +109,7 @@ def _ctranslate2(setting: Setting, name: Literal["float32", "int8"], work: str) 
 
 
 def _specification(specs: Any, setting: Setting, words: Sequence[str]) -> Any:
-    """The model as CTranslate2's own converter describes a GPT-2 to it."""
+    """The model specification that CTranslate2's converter makes for a GPT-2."""
     config = setting.config
     tensors = with_zero_biases(config, setting.tensors(torch.float32))
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

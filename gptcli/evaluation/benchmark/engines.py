@@ -1,6 +1,7 @@
-"""Who does the works that `gptcli bench` times: what a contender is, and our engines as contenders.
+"""The engines that `gptcli bench` times.
 
-A contender is made ready for one work and let go after it, so that no work holds more models than it compares.
+A work is a timed workload: load, prefill, decode, batch or train. A contender is an engine in one precision that does
+works. A contender's model is built for one work and freed after it, so that memory holds only the models of one work.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,16 +42,16 @@ Weights = Mapping[str, NDArray[Any] | Packed]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contender is given.
+    """The inputs of a benchmark, the same for every contender.
 
     Attributes:
-        config, weights: the model, its weights in float32.
-        tokens: to decode, of one sequence; a batch decodes a quarter as many of each.
+        config, weights: the model, with float32 weights.
+        tokens: tokens that the work decode generates; the work batch generates a quarter of that per sequence.
         prompt: tokens that a prefill reads.
-        batch: sequences at once.
-        threads: of the CPU.
-        device, dtype: where torch computes and in what.
-        rows, length: windows of a training step, and tokens of each (None: 256 where the context has as many).
+        batch: sequences that the work batch decodes at once.
+        threads: CPU threads.
+        device, dtype: the device of torch, and the dtype of its computations.
+        rows, length: windows of a training step, and tokens of each (None: 256, or the context if it is shorter).
     """
 
     config: GPTConfig
@@ -66,7 +67,7 @@ class Setting:
 
     @property
     def place(self) -> str:
-        """What a subject's name ends on: the precision, and the device where it is no CPU."""
+        """The end of a subject's name: the precision, and the device unless it is the CPU."""
         return self.dtype_name + ("" if self.device.type == "cpu" else f" on {self.device.type}")
 
     @property
@@ -75,39 +76,39 @@ class Setting:
 
     @property
     def batch_steps(self) -> int:
-        """Tokens that a batch decodes of each sequence."""
+        """Tokens that the work batch decodes per sequence."""
         return max(1, self.tokens // 4)
 
     @property
     def training_length(self) -> int:
-        """Tokens of a window in a training step."""
+        """Tokens per window of a training step."""
         return self.length or min(256, self.config.context_length)
 
     def prompt_ids(self) -> list[int]:
         return [(1000 + i) % self.config.vocab_size for i in range(self.prompt)]
 
     def first_ids(self) -> list[int]:
-        """The token that each sequence of a batch begins with."""
+        """The first token of each sequence of a batch."""
         return [row % self.config.vocab_size for row in range(self.batch)]
 
     def windows(self) -> Tensor:
-        """(B, T): what a training step reads."""
+        """The inputs of a training step, (B, T) int64."""
         ids = torch.arange(self.rows * self.training_length).view(self.rows, -1)
         return ids.to(self.device) % self.config.vocab_size
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The weights on the device; on the CPU in float32 they are not copied where they may be written to."""
+        """The weights on the device; on the CPU in float32, writable arrays are shared and not copied."""
         arrays = {name: np.require(self.weights[name], requirements="W") for name in self.weights}
         return {name: torch.from_numpy(array).to(self.device, dtype) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A work, ready to be done again and again.
+    """A work on a loaded model, ready to be repeated.
 
     Attributes:
-        run: does it once; decoding returns the new ids, a list for each sequence.
-        weight_bytes: of the weights that one step of it reads.
+        run: does the work once; decoding returns the new ids, a list for each sequence.
+        weight_bytes: bytes of weights that one step reads.
     """
 
     run: Callable[[], Any]
@@ -116,15 +117,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that does works.
+    """An engine in one precision.
 
     Attributes:
-        subject: which engine in which precision.
-        works: what it does.
-        ready: makes what the work of a name takes.
-        model_bytes: about what its model takes in memory.
-        peer: whether the others are held beside it.
-        cooldown: seconds for which its threads go on spinning when it has finished.
+        subject: name of the engine and its precision.
+        works: names of the works that it does.
+        ready: builds the `Task` for the name of a work.
+        model_bytes: approximate memory of its model.
+        peer: whether it is the --against library, with which `Row.beside` compares the others.
+        cooldown: seconds for which its threads spin after its work is done.
     """
 
     subject: str
@@ -136,7 +137,7 @@ class Contender:
 
 
 def ours(setting: Setting) -> list[Contender]:
-    """Our engines that can work on ``setting.device``, in the order of the table."""
+    """Our engines that run on ``setting.device``, in the order of the table."""
     config, on_cpu = setting.config, setting.device.type == "cpu"
     found = []
     if on_cpu and obstacle(config) is None:
@@ -154,7 +155,7 @@ def ours(setting: Setting) -> list[Contender]:
 
 
 def random_weights(config: GPTConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """A model's parameters drawn from N(0, 0.02²), norms neutral: as fast as real ones, and nothing to download."""
+    """Matrices from N(0, 0.02²), biases 0, norm scales 1: the speed is that of real weights, without a download."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in parameter_shapes(config).items():
@@ -166,7 +167,7 @@ def random_weights(config: GPTConfig, seed: int = 0) -> dict[str, NDArray[np.flo
 
 
 def bytes_read(config: GPTConfig, weight_format: cost.WeightFormat) -> int:
-    """Bytes of the weights that one decoded token reads: all but the rows of embeddings that it does not look up."""
+    """Bytes of weights read per decoded token: all but the position embeddings and an untied token embedding."""
     width, full = config.emb_dim, 2 if weight_format == "bfloat16" else 4
     unread = config.context_length * width * full
     if not config.tie_weights:
@@ -176,12 +177,12 @@ def bytes_read(config: GPTConfig, weight_format: cost.WeightFormat) -> int:
 
 
 def capacity(setting: Setting) -> int:
-    """Tokens that a cache needs room for."""
+    """The number of tokens that the KV cache must hold."""
     return max(setting.prompt, setting.tokens)
 
 
 def _kernels(setting: Setting, bits: int, work: str) -> Task:
-    """A work of the compiled kernels."""
+    """A work done by the numba kernels on the CPU."""
     from gptcli.inference.cpu_engine import Engine as Kernels
 
     def make(slots: int = 1) -> Kernels:
@@ -195,7 +196,8 @@ def _kernels(setting: Setting, bits: int, work: str) -> Task:
 
 
 def _drafted(setting: Setting, _: str) -> Task:
-    """As generate does it: float32 weights, an int8 copy proposing. The same tokens; it can pass the limit."""
+    """Speculative decoding as in `gptcli generate`: an int8 copy drafts for the float32 model. The tokens are those of
+    float32; the rate can exceed the limit, as one reading of the float32 weights checks several tokens."""
     from gptcli.inference.cpu_engine import Engine as Kernels
 
     engine = Kernels(setting.config, setting.weights, capacity=capacity(setting), threads=setting.threads)
@@ -212,10 +214,10 @@ def _drafted(setting: Setting, _: str) -> Task:
 
 
 def _torch(setting: Setting, bits: int, work: str) -> Task:
-    """A work of torch; training is the step of `gptcli train`, on float32 weights as always."""
+    """A work done by torch; training is the step of `gptcli train`, on float32 weights."""
     if work == "train":
         dtype: Any = setting.dtype_name
-        compiles = triton_reason(setting.device) is None  # as a long run does
+        compiles = triton_reason(setting.device) is None  # as in a long run
         config = TrainConfig(batch_size=setting.rows, dtype=dtype, compile=compiles)
         model = _model(setting, torch.float32).train()
         if train_kernels.is_worthwhile(setting.training_length * setting.rows, setting.config.emb_dim):
@@ -251,7 +253,7 @@ def _decoding(engine: Engine, setting: Setting, work: str) -> Callable[[], Any]:
         return ids
 
     def drawn_there(ids: list[int], steps: int) -> list[list[int]] | None:
-        """What each row draws where the model is; None where it does not."""
+        """The ids that the engine draws on its device for each row; None where it returns logits instead."""
         texts = [Request([token], steps, SamplingConfig(temperature=0), seed=0) for token in ids]
         draws = engine.draws(texts)
         if draws is None:

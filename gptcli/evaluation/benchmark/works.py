@@ -1,10 +1,10 @@
-"""How fast this machine runs a model, each figure beside the limit that was measured in turns with it.
+"""The speed of this machine on each work (a timed workload), and the limit that the hardware sets to it.
 
-Decoding one sequence reads every weight once a token: its limit is the memory's read bandwidth. A prompt and a training
-step are matrix products: their limit is the rate of a large one. A batch is both, and held to the tighter of the two.
+Decoding one sequence reads every weight once per token: its limit is the read bandwidth of memory. Prefill and training
+consist of matrix products: their limit is the rate of a large product. A batch is limited by the lower of the two.
 
-A machine that others share wanders by half within minutes. So all contenders do a work once, one after the other,
-before any of them does it again, and they are compared within such a turn.
+The speed of a shared machine changes by half within minutes. So in each turn every contender (engine in one precision)
+does the work once, and ratios between contenders are computed within a turn.
 """
 
 import time
@@ -20,24 +20,24 @@ from gptcli.evaluation.benchmark.engines import Contender, Setting, Task
 from gptcli.model import cost
 
 LIMIT_SIZES = {"cpu": (2**28, 1024, 1), "cuda": (2**30, 8192, 5), "mps": (2**29, 2048, 5)}
-TRAINING_COPIES = 4  # of the weights: themselves, gradients and two moments
+TRAINING_COPIES = 4  # of the weights' size: weights, gradients and two moments
 SHARE_OF_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One row of the table: a work by a contender.
 
     Attributes:
-        work: what was done.
-        subject: by which engine and in which precision.
-        rate: the median, in ``unit``.
+        work: title of the work.
+        subject: name of the engine and its precision.
+        rate: the median of the repetitions, in ``unit``.
         low, high: the slowest and the fastest repetition.
         unit: "tokens/s" or "s".
-        repetitions: how many times.
-        limit: what the machine allows in the same unit, the median of the same turns; None where there is none.
-        fraction: the median of rate / limit, turn by turn.
-        beside: the median of rate / the peer's (the fastest one's of several), turn by turn; None without a peer.
+        repetitions: the number of timed repetitions.
+        limit: the median of the limits measured in the same turns, in ``unit``; None for a work without a limit.
+        fraction: the median over turns of rate / limit.
+        beside: the median over turns of rate / the rate of the peer (the fastest of several); None without a peer.
     """
 
     work: str
@@ -54,14 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """What is done, and what could limit it.
+    """A timed workload, and the numbers from which its limit follows.
 
     Attributes:
-        name: as ``--work`` has it.
-        title: with its sizes.
-        tokens: that doing it once handles; 0 where the time itself is the figure.
-        flops: of the matrix products of a token; 0 where they are no limit.
-        per_reading: tokens for which the weights are read once; 0 where that is no limit.
+        name: the value of ``--work``.
+        title: the name with its sizes, for the table.
+        tokens: tokens per repetition; 0 where the result is the time in seconds.
+        flops: FLOPs of matrix products per token; 0 where they do not limit the work.
+        per_reading: tokens per reading of all weights; 0 where reading them does not limit the work.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Work:
 
 
 def works(setting: Setting) -> list[Work]:
-    """Every work there is, in the order of the table."""
+    """All works, in the order of the table."""
     config, length = setting.config, setting.training_length
     head = 2 * config.emb_dim * config.vocab_size
     matrices = cost.flops_per_token(config).matrices
@@ -87,37 +87,37 @@ def works(setting: Setting) -> list[Work]:
 
 
 def training_flops(setting: Setting) -> dict[str, float]:
-    """FLOPs of training on one token, by what is counted: the rule 6N, and every product, those of attention too."""
+    """FLOPs of training per token, by two counts: the rule 6N, and all matrix products including attention's."""
     counted = cost.flops_per_token(setting.config, setting.training_length)
     return {"6N": cost.training_flops_rule(setting.config), "with attention": counted.training}
 
 
 class Limits:
-    """What a device can do at best, measured anew at every call.
+    """The read bandwidth and product rate of a device, measured at every call.
 
     Args:
-        device: where.
-        dtype: of the matrix products.
+        device: the device to measure.
+        dtype: the dtype of the matrix products.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self._bytes, self._side, self._times = LIMIT_SIZES[device.type]
         self._long = torch.ones(self._bytes // 4, device=device)
-        # Random numbers: a GPU multiplies ones in less time, since its wires change less.
+        # Random numbers, because a GPU multiplies ones faster: fewer bits switch, so it draws less power.
         numbers = torch.rand(self._side, self._side, generator=torch.Generator().manual_seed(0))
         self._square = numbers.to(device, dtype)
 
     def read_rate(self) -> float:
-        """Bytes a second of a sum over a vector that no cache holds."""
+        """Bytes per second of a sum over a float32 vector larger than the caches."""
         return self._bytes * self._times / self._seconds(self._long.sum)
 
     def product_rate(self) -> float:
-        """Floating-point operations a second of a square matrix product."""
+        """FLOP/s of a square matrix product."""
         return 2 * self._side**3 * self._times / self._seconds(lambda: self._square @ self._square)
 
     def allowed(self, work: Work, weight_bytes: int) -> float | None:
-        """Tokens a second that the device has room for now, with weights of so many bytes; None without a limit."""
+        """The limit of ``work`` in tokens per second, measured now; None where nothing limits it."""
         read = self.read_rate() / weight_bytes * work.per_reading if work.per_reading else None
         multiplied = self.product_rate() / work.flops if work.flops else None
         return min((rate for rate in (read, multiplied) if rate is not None), default=None)
@@ -127,7 +127,7 @@ class Limits:
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """How long one call takes by the wall clock, until ``device`` has done all of it."""
+    """Wall-clock seconds of one call, until ``device`` has finished its kernels."""
     placement.synchronise(device)
     start = time.perf_counter()
     call()
@@ -137,7 +137,7 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Turn:
-    """One contender's part of a turn: its rate (or its seconds), and the rate that was allowed around it."""
+    """One repetition of a contender: its rate (or its seconds), and the mean of the limits before and after it."""
 
     rate: float
     allowed: float | None
@@ -152,17 +152,17 @@ def measure(
     at_once: bool,
     done: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """Let contenders do a work in turns, ``repetitions`` times each after one that does not count: a row for each.
+    """Time a work of all contenders in turns, ``repetitions`` times each after an untimed one: a row for each.
 
     Args:
-        work: what to do.
-        contenders: those that do it; its peers among them are who the others are held beside.
+        work: the work.
+        contenders: the engines that do it; `Row.beside` compares each with the peers among them.
         repetitions: at least 1.
-        limits: measured before and after each.
-        at_once: keep all of them in memory; else each is made anew when its turn comes.
-        done: called whenever one has done it.
+        limits: measured before and after each repetition.
+        at_once: keep all models in memory; else each model is built anew, and run once untimed, in every turn.
+        done: called after each repetition of a contender.
     """
-    limits.allowed(work, 1)  # the first call pays for preparations
+    limits.allowed(work, 1)  # the first call includes the libraries' initialization
     kept = [contender.ready(work.name) for contender in contenders] if at_once else []
     turns: list[list[Turn]] = [[] for _ in contenders]
     for number in range(repetitions + 1):
@@ -181,7 +181,7 @@ def measure(
 
 
 def fit_at_once(work: Work, contenders: Sequence[Contender], device: torch.device) -> bool:
-    """Whether the models of all contenders fit into memory, with what the work keeps beside them."""
+    """Whether the models of all contenders, with gradients and moments for training, fit into free memory together."""
     copies = TRAINING_COPIES if work.name == "train" else 1
     needed = copies * sum(contender.model_bytes for contender in contenders)
     return needed < SHARE_OF_MEMORY * placement.available_memory(device)
