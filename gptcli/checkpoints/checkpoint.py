@@ -1,7 +1,7 @@
-"""What a checkpoint directory is: whole or not there, and readable by the whole GPT-2 ecosystem as it is.
+"""Checkpoint directories: written atomically, and readable by Hugging Face's transformers without conversion.
 
 ``config.json`` has Hugging Face's fields, and ours under "gptcli"; ``model.safetensors`` has Hugging Face's names and
-layouts; the tokenizer's files lie beside them. The directory appears under its name only when all of it is written.
+layouts; the tokenizer's files are in the same directory, which gets its final name when all files are written.
 """
 
 import json
@@ -38,10 +38,10 @@ class Checkpoint:
     Attributes:
         path: its directory.
         config: the model's shape.
-        tokenizer: the one it was trained with.
-        tensors: weights by the model's parameter names, memory-mapped; packed ones are unpacked when asked for.
-        training: what the run that wrote it says of itself (step, losses, …); empty if there was none.
-        packed: the weights as they lie in the file, if it is packed.
+        tokenizer: the tokenizer of its training data.
+        tensors: weights by the model's parameter names, memory-mapped; packed weights are unpacked on access.
+        training: data of the run that wrote it (step, losses, …); empty if no run wrote it.
+        packed: the packed weights of the file; None if the file is not packed.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Checkpoint:
     packed: WeightFile | None = None
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPTModel:
-        """The model with these weights, in eval mode; on the CPU in float32 they are not copied."""
+        """The model with these weights, in eval mode; float32 weights on the CPU are not copied."""
         with torch.device("meta"):
             model = GPTModel(self.config, init=None)
         model.load_state_dict({name: t.to(device, dtype) for name, t in self.tensors.items()}, assign=True)
@@ -61,7 +61,7 @@ class Checkpoint:
     def runner(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, bits: int = 32
     ) -> GPTModel:
-        """The model to run and not to train: packed matrices stay packed, and ``bits`` 8 or 4 packs others."""
+        """The model for inference only: packed matrices stay packed, and ``bits`` 8 or 4 packs float32 ones."""
         if self.packed is None and bits == 32:
             return self.model(device, dtype)
         weights = self.packed or WeightFile(self.path / WEIGHTS, self.config)
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 class _Unpacked(Mapping[str, Tensor]):
-    """Packed weights as the float32 model has them, each made when it is asked for."""
+    """Packed weights as float32 tensors in the model's shapes, each unpacked on access."""
 
     def __init__(self, weights: WeightFile) -> None:
         self._weights = weights
@@ -85,10 +85,10 @@ class _Unpacked(Mapping[str, Tensor]):
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint: every tensor is there, has its shape, and is finite.
+    """Read and verify a checkpoint: every tensor is present, has its shape, and is finite.
 
     Raises:
-        GptcliError: what is missing, damaged or contradictory, by name and with both values.
+        GptcliError: something is missing, damaged or contradictory; the message has the name and both values.
     """
     config, ours = read_config(path)
     tokenizer = tokenizer_of(path, ours)
@@ -102,7 +102,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def from_file(tensors: Mapping[str, Tensor], config: GPTConfig, file: Path) -> dict[str, Tensor]:
-    """The model's own parameters out of a file's tensors, verified against ``config``."""
+    """The model's parameters from a file's tensors, verified; zero qkv biases are left out if ``config`` has none."""
     with torch.device("meta"):
         expected = {name: tuple(p.shape) for name, p in GPTModel(config, init=None).state_dict().items()}
     own = dict(tensors)
@@ -131,13 +131,13 @@ _MIXED = "The two files come from different models; copy the checkpoint again, o
 
 
 def to_file(model: GPTModel) -> dict[str, Tensor]:
-    """The model's parameters as the file holds them: float32, on the CPU, zeros where a model has no qkv bias."""
+    """The model's parameters in the file's form: float32, on the CPU, with zeros for absent qkv biases."""
     tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
     return with_zero_biases(model.config, tensors)
 
 
 def with_zero_biases(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's tensors as the file holds them: zeros where it has no qkv bias."""
+    """``tensors``, with zeros (3·emb_dim) for the qkv biases if the model has none."""
     found = dict(tensors)
     if not config.qkv_bias:
         for layer in range(config.n_layers):
@@ -146,12 +146,12 @@ def with_zero_biases(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[s
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """No NaN, no infinity. A finite sum proves it in one pass over memory; only a doubtful one is looked at again."""
+    """No NaN, no infinity. A finite sum proves it in one pass; if the sum is not finite, each element is tested."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def create(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[str, Any], force: bool = False) -> None:
-    """``create_from`` the weights of ``model``."""
+    """`create_from` with the weights of ``model``."""
     create_from(path, model.config, to_file(model), tokenizer, training, force=force)
 
 
@@ -167,22 +167,22 @@ def create_from(
     populate: Callable[[Path], None] = lambda partial: None,
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Write a whole new checkpoint; ``path`` appears at once or not at all.
+    """Write a new checkpoint; ``path`` is created atomically.
 
     Args:
         path: the directory; its parents are made.
         config: the model's shape.
-        tensors: its weights as the file holds them; cast to ``dtype`` one by one while they are written.
-        tokenizer: travels inside.
+        tensors: the weights by the file's names; cast to ``dtype`` one at a time while they are written.
+        tokenizer: its files are written into the directory.
         training: JSON values about the run.
-        dtype: of the weights in the file; None leaves each tensor its own.
-        force: replace a checkpoint that is there, once the new one is whole.
-        bits: 8 or 4 where the matrices among the tensors are packed.
-        populate: writes what else belongs in the directory, before it gets its name.
-        inputs: what is read for it, and must not be replaced.
+        dtype: dtype of the weights in the file; None keeps each tensor's own.
+        force: replace an existing checkpoint, after the new one is complete.
+        bits: 8 or 4 if the matrices among the tensors are packed, else 32.
+        populate: writes further files into the temporary directory before it is renamed to ``path``.
+        inputs: paths that the command reads; ``path`` must not replace them.
 
     Raises:
-        GptcliError: something is there and ``force`` is not given or must not help (see `overwrite`), or it cannot be
+        GptcliError: ``path`` exists and ``force`` is not given or not allowed (see `overwrite`), or it cannot be
             written.
     """
     overwrite.check_output(path, force=force, inputs=inputs)
@@ -203,10 +203,10 @@ def create_from(
 
 
 def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> None:
-    """Write the float32 checkpoint ``source`` with its matrices packed (see quantization.py) as a new one.
+    """Write a new checkpoint: the float32 checkpoint ``source`` with its matrices packed (see quantization.py).
 
     Raises:
-        GptcliError: ``source`` is packed already, something is at ``path``, or it cannot be written.
+        GptcliError: ``source`` is packed already, ``path`` may not be replaced, or it cannot be written.
     """
     config, ours = read_config(source)
     stored = packed_bits(source, ours)
@@ -238,7 +238,7 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every row of the run's metrics.jsonl; a last line that was cut while it was written does not count."""
+    """Every row of the run's metrics.jsonl; a last line without its newline is incomplete and is skipped."""
     with (path / METRICS).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
 
@@ -251,7 +251,7 @@ def write_config(
     dtype: str = "float32",
     bits: int = 32,
 ) -> None:
-    """Write config.json into the directory ``path``, whole or not at all. Raises OSError as the disk does."""
+    """Write config.json into the directory ``path`` atomically. Raises OSError."""
     everything = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -280,7 +280,7 @@ def write_config(
 
 
 def cannot_write(path: Path, error: OSError) -> GptcliError:
-    """The system's refusal in two lines."""
+    """``error`` as a GptcliError with a hint."""
     return GptcliError(
         f"Cannot write the checkpoint {path}: {error.strerror or error}.",
         "Choose a folder that can be written to and has room, with --out.",

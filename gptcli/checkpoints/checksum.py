@@ -1,4 +1,4 @@
-"""A sum that shows whether a large file is whole, taken while it is written or read again later."""
+"""A checksum of a large file, computed while the file is written or by reading it again."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ SUM_PIECE = 16 * 2**20
 
 
 class Sum:
-    """The size of a file and the sum of its 64-bit words modulo 2⁶⁴: as fast as memory, and any lost bit shows."""
+    """The size of a file and the sum of its little-endian 64-bit words modulo 2⁶⁴, which any one wrong bit changes."""
 
     def __init__(self) -> None:
         self.size, self.total, self._rest = 0, 0, b""
 
     def add(self, data: bytes | memoryview) -> None:
-        """Go on with the next bytes of the file."""
+        """Add the next bytes of the file."""
         import numpy as np
 
         view = memoryview(data).cast("B")
@@ -29,14 +29,14 @@ class Sum:
         self._rest += bytes(view[whole:])
 
     def result(self) -> list[int]:
-        """Size and sum; the last word is filled up with zeros."""
+        """[size in bytes, sum]; an incomplete last word is padded with zero bytes."""
         return [self.size, (self.total + int.from_bytes(self._rest, "little")) % 2**64]
 
 
 def file_sum(path: Path) -> list[int]:
-    """What `Sum` finds of a whole file."""
+    """`Sum.result` of the file ``path``."""
     found = Sum()
-    with path.open("rb") as file:  # a piece at a time: a whole optimizer in memory would double a run's peak
+    with path.open("rb") as file:  # in pieces: the whole optimizer file in memory would double a run's peak
         while piece := file.read(SUM_PIECE):
             found.add(piece)
     return found.result()

@@ -1,4 +1,4 @@
-"""Where a checkpoint is and what its config.json says: all that a command needs to answer without torch."""
+"""The path of a checkpoint and the content of its config.json, read without importing torch."""
 
 import json
 import os
@@ -20,14 +20,14 @@ METRICS = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
 EVENT_FILES = "tensorboard"
 SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
-FORMAT = 1  # of what lies in a checkpoint; config.json names it under "gptcli" from 2 on
+FORMAT = 1  # version of a checkpoint's layout; from version 2 on, config.json has it under "gptcli"
 
 
 def find(name: Path | str | None = None) -> Path:
-    """The directory that ``--checkpoint`` means: a path, a name under checkpoints/, or the newest there.
+    """The directory that ``--checkpoint`` names: a path, a name under checkpoints/, or (None) the newest there.
 
     Raises:
-        GptcliError: there is none.
+        GptcliError: there is no such checkpoint.
     """
     known = sorted(
         (path.parent for path in ROOT.glob(f"*/{WEIGHTS}") if not path.parent.name.startswith(".")),
@@ -50,10 +50,10 @@ def find(name: Path | str | None = None) -> Path:
 
 
 def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
-    """The model's shape and our own section of config.json.
+    """The model's shape and the "gptcli" section of config.json.
 
     Raises:
-        GptcliError: no such file, not JSON, not a GPT-2 of ours, or of a newer format than this program knows.
+        GptcliError: the file is missing, not JSON, without a valid "gptcli" section, or of a format above FORMAT.
     """
     file = path / CONFIG
     if not path.is_dir():
@@ -78,7 +78,7 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
 
 
 def check_format(path: Path) -> None:
-    """Raise GptcliError where config.json in ``path`` names a newer format; what else is wrong there is not said."""
+    """Raise GptcliError if config.json in ``path`` has an invalid or newer format; other faults are ignored."""
     file = path / CONFIG
     try:
         ours = json.loads(file.read_text(encoding="utf-8"))["gptcli"]
@@ -100,15 +100,15 @@ def _check_format(file: Path, ours: Mapping[str, Any]) -> None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer inside the checkpoint ``path``, verified by its fingerprint."""
+    """The tokenizer of the checkpoint ``path``, verified by its fingerprint."""
     return tokenizer_of(path, read_config(path)[1])
 
 
 def tokenizer_of(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that our section of config.json names, read from the files beside it.
+    """The tokenizer that the "gptcli" section ``ours`` of config.json names, read from its files in ``path``.
 
     Raises:
-        GptcliError: none is named, its files are missing or damaged, or they are another tokenizer's.
+        GptcliError: no tokenizer is named, its files are missing or damaged, or the fingerprint differs.
     """
     try:
         kind, fingerprint = ours["tokenizer"]["kind"], ours["tokenizer"]["fingerprint"]
@@ -120,10 +120,10 @@ def tokenizer_of(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
 
 
 def packed_bits(path: Path, ours: Mapping[str, Any]) -> int:
-    """Bits of a weight in the file: 32, or the 8 or 4 that ``gptcli quantize`` packed them in.
+    """Bits per weight in the file: 32, or 8 or 4 after ``gptcli quantize``.
 
     Raises:
-        GptcliError: another number.
+        GptcliError: any other number.
     """
     bits = ours.get("bits", 32)
     if bits not in (32, 8, 4):
@@ -132,7 +132,7 @@ def packed_bits(path: Path, ours: Mapping[str, Any]) -> int:
 
 
 def check_parts(path: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """Raises GptcliError where the weights are missing, or the tokenizer has more tokens than the model has rows."""
+    """Raise GptcliError if the weights are missing, or the tokenizer has more tokens than the model's vocab_size."""
     if tokenizer.vocab_size > config.vocab_size:
         raise GptcliError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json says vocab_size "

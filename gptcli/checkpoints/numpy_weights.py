@@ -1,4 +1,4 @@
-"""A checkpoint's weights for numpy, one tensor at a time: no torch, and never two copies of a model in memory."""
+"""A checkpoint's weights as numpy arrays, mapped one tensor at a time, without importing torch."""
 
 import mmap
 from collections.abc import Iterator, Mapping
@@ -19,22 +19,22 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int
 
 
 def packed_shapes(shape: tuple[int, ...], name: str, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of the values and scales that the matrix ``name`` packs to."""
+    """Shapes of the packed values and of the scales of the matrix ``name``."""
     inputs, outputs = shape[::-1] if is_transposed(name) else shape
     groups = -(-inputs // GROUP)
     return ((inputs, outputs), (outputs,)) if bits == 8 else ((groups * GROUP // 2, outputs), (groups, outputs))
 
 
 class WeightFile(Mapping[str, NDArray[Any] | Packed]):
-    """The parameters in a safetensors file, each read when asked for and gone when let go.
+    """The parameters in a safetensors file; each is mapped on access and unmapped when the array is deleted.
 
     Args:
         path: the file.
-        config: what config.json says the model is.
-        bits: 32, or the 8 or 4 that config.json says the matrices are packed in.
+        config: the model's shape, from config.json.
+        bits: bits per weight of the matrices, from config.json: 32, 8 or 4.
 
     Raises:
-        GptcliError: a tensor is missing, too many or of another shape; or, when it is read, not finite.
+        GptcliError: a tensor is missing, unknown or of another shape; on access: its values are not finite.
     """
 
     def __init__(self, path: Path, config: GPTConfig, bits: int = 32) -> None:
@@ -79,7 +79,7 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
         return len(self._shapes)
 
     def _read(self, name: str) -> NDArray[Any]:
-        """One tensor, mapped on its own so that letting it go lets its memory go."""
+        """One tensor in a mapping of its own, so that deleting the array releases its memory."""
         info = self._found[name]
         if info.dtype not in _DTYPES:
             raise GptcliError(f"{self.path}: {name} has dtype {info.dtype}, which holds no weights.", _MIXED)
@@ -96,7 +96,7 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
         return array
 
     def _check(self, name: str, array: NDArray[Any]) -> None:
-        """A finite sum proves that all is finite; only a doubtful one is looked at again."""
+        """Raise GptcliError if a float32 array has NaN or infinite values."""
         if array.dtype == np.float32 and not _all_finite(array):
             raise GptcliError(
                 f"{self.path}: {name} holds NaN or infinite weights.",
@@ -105,6 +105,6 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
 
 
 def _all_finite(array: NDArray[np.float32]) -> bool:
-    """No NaN, no infinity. A finite sum proves it in one pass over memory; only a doubtful one is looked at again."""
+    """No NaN, no infinity. A finite sum proves it in one pass; if the sum is not finite, each element is tested."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())

@@ -1,7 +1,7 @@
-"""What a command may write over: a checkpoint or a folder of tokens of gptcli's, whole, and with nothing else in it.
+"""Rules for replacing a directory: only a complete checkpoint or token folder of gptcli, without foreign files.
 
-`check_output` decides before the work, and `put_in_place` again just before the old directory goes; every command that
-makes a directory goes through both.
+Every command that makes a directory calls `check_output` before the work; `put_in_place` calls it again just before the
+old directory is removed.
 """
 
 import os
@@ -28,8 +28,8 @@ from gptcli.checkpoints.layout import (
 from gptcli.checkpoints.safetensors_header import read_header
 from gptcli.errors import GptcliError
 
-_NAMED = 5  # files that a message lists
-_JUNCTION = 0xA0000003  # Windows' other link to a directory
+_NAMED = 5  # number of files that a message lists
+_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT: a Windows junction, a link to a directory
 _STEP = r"\.?step-\d{8}(?:\.\d+)?(?:\.partial|\.old)?"
 
 
@@ -38,10 +38,10 @@ class Kind:
     """A kind of directory that gptcli writes.
 
     Attributes:
-        called: what messages call it.
-        ours: the paths within it that we write, with / and a / at the end of a folder.
-        mark: the file that every one of them has.
-        check: raises GptcliError where one is damaged.
+        called: its name in messages.
+        ours: matches the relative paths that gptcli writes, with / as separator and at the end of a folder.
+        mark: a file that every directory of this kind has.
+        check: raises GptcliError if a directory is damaged.
     """
 
     called: str
@@ -51,7 +51,7 @@ class Kind:
 
 
 def written(*names: str) -> str:
-    """A pattern of these files and of what a write that was cut off leaves of them."""
+    """A pattern that matches these files and the temporary files of interrupted writes."""
     either = "|".join(map(re.escape, names))
     return rf"(?:{either})|\.(?:{either})(?:\.\d+)?\.(?:partial|link)"
 
@@ -76,17 +76,17 @@ CHECKPOINT = Kind(
 
 
 def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a place for a new directory of ``kind`` before anything is done for it.
+    """Raise GptcliError if a new directory of ``kind`` may not be made at ``path``.
 
     Args:
-        path: where it is to be.
-        kind: what is made, which is also all that it may replace.
-        force: whether it may replace one.
-        inputs: what the command reads.
+        path: the path of the new directory.
+        kind: the kind of the new directory, and of a directory that it may replace.
+        force: whether it may replace an existing directory.
+        inputs: paths that the command reads.
 
     Raises:
-        GptcliError: something else is there, or one that may not be replaced (see `check_replaceable`), or there is one
-            and ``force`` is not given; or the folder cannot be written to.
+        GptcliError: ``path`` holds what may not be replaced (see `check_replaceable`), or holds anything and ``force``
+            is not given; or the parent folder cannot be written to.
     """
     check_replaceable(path, kind, inputs)
     if not force and _holds_something(path):
@@ -98,12 +98,12 @@ def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, in
 
 
 def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a place for a new directory where --force must not help.
+    """Raise GptcliError if ``path`` may not be replaced even with --force.
 
     Raises:
         GptcliError: ``path`` is the working directory or above it, a link, a file, or holds an input; it is a directory
-            that is not empty and not recognisably ``kind``, is damaged, or holds what gptcli did not write; or another
-            process trains it.
+            that is not empty and not of ``kind``, is damaged, or holds files that gptcli did not write; or another
+            process has its lock.
     """
     if _is_or_holds(path, Path.cwd()):
         raise GptcliError(f"{path} is the working directory, or a folder above it.", "Choose another folder.")
@@ -130,11 +130,11 @@ def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> No
 
 
 def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: bool = False) -> None:
-    """Give the directory ``partial``, which is whole, its name; what it replaces is removed only then.
+    """Rename the complete directory ``partial`` to ``path``, and then remove the directory that it replaces.
 
     Raises:
-        GptcliError: as `check_output`, which is asked again: another process may have been here in the meantime.
-        OSError: as the disk does; what was there is there.
+        GptcliError: from `check_output`, called again because another process may have changed ``path`` meanwhile.
+        OSError: a rename failed; the old directory is still at ``path``.
     """
     check_output(path, kind, force=force)
     if not _holds_something(path):
@@ -155,21 +155,21 @@ def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: b
 
 
 def foreign(folder: Path, ours: re.Pattern[str]) -> list[str]:
-    """What a directory holds beside the paths ``ours``, by path within it; of a folder the name alone."""
+    """Relative paths in ``folder`` that ``ours`` does not match; a foreign folder is one entry, without its content."""
     return sorted(_foreign(folder, "", ours))
 
 
 def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
-    """Refuse a place for a new file.
+    """Raise GptcliError if a new file may not be made at ``path``.
 
     Args:
-        path: where it is to be.
-        beginning: the first bytes of what it may replace.
-        called: what that is, for people.
-        force: whether it may replace one.
+        path: the path of the new file.
+        beginning: the first bytes of a file that it may replace.
+        called: the name of that kind of file in messages.
+        force: whether it may replace such a file.
 
     Raises:
-        GptcliError: something else is there, or such a file and ``force`` is not given.
+        GptcliError: ``path`` is something else, or such a file and ``force`` is not given.
     """
     if not path.exists() and not _is_link(path):
         return
@@ -205,7 +205,7 @@ def _foreign(folder: Path, within: str, ours: re.Pattern[str]) -> Iterator[str]:
 
 
 def _is_or_holds(path: Path, other: Path) -> bool:
-    """By what the disk says of both, and not by their names: some disks know no capital letters."""
+    """Compares device and inode, not names: some file systems ignore case."""
     inner = other.resolve()
     return path.exists() and any(path.samefile(place) for place in (inner, *inner.parents) if place.exists())
 

@@ -1,7 +1,7 @@
-"""One process at a time goes on with a run or replaces it: a lock of the operating system, which ends with its process.
+"""Allows one process at a time to resume or replace a run: an operating-system lock, released when the process ends.
 
-The lock is of RUN/.lock, which stays empty. Which process holds it stands beside it, because Windows lets nobody read a
-locked file; it serves the message alone.
+The lock is on RUN/.lock, which stays empty. RUN/.lock-owner.json has the id and host of the process that holds it, for
+the error message; it is a separate file because Windows does not let other processes read a locked file.
 """
 
 import errno
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 LOCK, OWNER = ".lock", ".lock-owner.json"
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-PATIENCE = 0.1  # seconds that another process may take to see whether the lock is free
-SAYING = 0.5  # seconds that the process which has it may take to say which it is
+PATIENCE = 0.1  # seconds to wait for the lock: another process may hold it briefly to test it
+SAYING = 0.5  # seconds to wait for the owner file, which is written after the lock is taken
 
 
 @contextmanager
@@ -30,10 +30,10 @@ def held(run: Path) -> Iterator[str | None]:
     """Hold the lock of the directory ``run``.
 
     Yields:
-        None; where the disk knows no locks, a line that says so.
+        None; or, on a file system without locks, a warning line.
 
     Raises:
-        GptcliError: another process holds it, or the directory cannot be written to.
+        GptcliError: another process holds the lock, or the directory cannot be written to.
     """
     lock = _acquired(run)
     if lock is None:
@@ -41,7 +41,7 @@ def held(run: Path) -> Iterator[str | None]:
         return
     owner = run / OWNER
     try:
-        with suppress(OSError):  # on a full disk the lock holds without it
+        with suppress(OSError):  # the lock works without the owner file, which a full disk prevents
             owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         yield None
     finally:
@@ -52,7 +52,7 @@ def held(run: Path) -> Iterator[str | None]:
 
 @contextmanager
 def held_to_rename(run: Path) -> Iterator[None]:
-    """As `held`; on Windows, which renames no directory with a file open in it, the lock is only found free."""
+    """As `held`; on Windows, which cannot rename a directory that has an open file, the lock is only tested."""
     if os.name == "nt":
         refuse_held(run)
         yield
@@ -62,7 +62,7 @@ def held_to_rename(run: Path) -> Iterator[None]:
 
 
 def refuse_held(run: Path) -> None:
-    """Raise GptcliError where another process holds the lock of ``run``; nothing is written there."""
+    """Raise GptcliError if another process holds the lock of ``run``; no file is created."""
     if (run / LOCK).exists():
         lock = _acquired(run)
         if lock is not None:
@@ -70,7 +70,7 @@ def refuse_held(run: Path) -> None:
 
 
 def _acquired(run: Path) -> "BaseFileLock | None":
-    """The lock, taken; None where the disk knows none."""
+    """The acquired lock; None on a file system without locks."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(run / LOCK, fallback_to_soft=False)
@@ -91,7 +91,7 @@ def _acquired(run: Path) -> "BaseFileLock | None":
 
 
 def _owner(run: Path) -> str:
-    """Who holds the lock, in words; a process that has only just taken it may not have said so yet."""
+    """The process that holds the lock, for a message; waits up to SAYING seconds for the owner file."""
     for _ in range(10):
         with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             said = json.loads((run / OWNER).read_text(encoding="utf-8"))

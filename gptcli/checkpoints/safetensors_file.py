@@ -1,4 +1,4 @@
-"""safetensors files: read without a copy, and written so that there is either the old file or the new one."""
+"""safetensors files: memory-mapped for reading, written atomically."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ _LAYOUT = {dtype: place for place, dtype in enumerate(DTYPES)}
 
 
 def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Every tensor of the file by name, mapped from disk and not copied.
+    """Every tensor of the file by name, memory-mapped.
 
-    The mapping is private: a tensor may be written to, and the file never changes. Tensors that the file does not align
-    to their element size are copied.
+    The mapping is copy-on-write: writing to a tensor does not change the file. A tensor whose offset is not a multiple
+    of its element size is copied.
 
     Raises:
-        GptcliError: the file cannot be read or is not exactly a safetensors file.
+        GptcliError: the file cannot be read or is not a valid safetensors file.
     """
     import torch
 
@@ -61,15 +61,15 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     dtype: "torch.dtype | None" = None,
 ) -> list[int]:
-    """Write a safetensors file whole or not at all, one tensor at a time; returns its `Sum`.
+    """Write a safetensors file atomically, one tensor at a time; returns the result of its `Sum`.
 
-    The bytes are those that the safetensors library writes. Views (a transpose, say) are made contiguous, and floating
-    tensors cast to ``dtype`` if it is given, one by one: never more than one tensor is held twice. ``metadata`` goes
-    beside the library's own {"format": "pt"}.
+    The bytes are those that the safetensors library writes. Non-contiguous tensors are made contiguous and, if
+    ``dtype`` is given, floating-point tensors are cast to it, one at a time: at most one tensor is in memory twice.
+    ``metadata`` is added to the library's {"format": "pt"}.
 
     Raises:
-        GptcliError: the disk is full or refuses, or a tensor's dtype has no name in the format. The old file is then
-            untouched.
+        GptcliError: the disk is full or not writable, or the format has no name for a tensor's dtype. The old file is
+            then unchanged.
     """
     plan: dict[str, tuple[str, torch.Tensor, torch.dtype]] = {}
     for name, tensor in tensors.items():
@@ -125,7 +125,7 @@ def _write_tensor(file: BinaryIO, tensor: "torch.Tensor", written: Sum) -> None:
     import torch
 
     if tensor.numel():
-        # Bytes, not numbers: numpy has no bfloat16. A copy is made here only of what is not contiguous.
+        # As uint8, because numpy has no bfloat16. contiguous() copies only a non-contiguous tensor.
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
         file.write(data)
         written.add(data)
@@ -139,12 +139,12 @@ def _disk_full(path: Path, needed: int, free: int) -> GptcliError:
 
 
 def partial_path(path: Path) -> Path:
-    """Where this process writes what becomes ``path``: beside it and hidden, with the process's id in its name."""
+    """The temporary path for ``path``: in the same folder, hidden, with the process's id in its name."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def clear_partials(path: Path) -> None:
-    """Remove what processes that were killed left of ``path``; what a live process writes stays."""
+    """Remove temporary files for ``path`` of this process and of ended ones; those of other live processes stay."""
     import psutil
 
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
@@ -158,7 +158,7 @@ def clear_partials(path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a rename survive a power cut; Windows cannot open a directory and does not need it."""
+    """fsync a directory, so that a rename in it survives a power cut; Windows cannot open directories."""
     if os.name == "nt":
         return
     handle = os.open(directory, os.O_RDONLY)

@@ -1,10 +1,10 @@
-"""What a safetensors file says about itself, read by one that trusts nothing.
+"""The header of a safetensors file, with every field checked.
 
 The format (https://github.com/huggingface/safetensors#format): the header's length as 8 little-endian bytes, a JSON
 object {name: {"dtype", "shape", "data_offsets": [begin, end]}} with an optional "__metadata__" of strings, then the
-data, every byte of which belongs to exactly one tensor. Offsets count from the end of the header.
+data, every byte of which belongs to exactly one tensor. Offsets are relative to the end of the header.
 
-Reading a header needs no torch. Every complaint is a GptcliError that names the file, the field and the values.
+Reading a header does not import torch. Every error is a GptcliError with the file, the field and the values.
 """
 
 import json
@@ -21,7 +21,7 @@ MAX_DIMENSIONS = 64
 METADATA = "__metadata__"
 AGAIN = "Download or copy the file again; if it was just written, write it again."
 
-# Name in the file -> (name in torch, bytes an element), in the order in which the safetensors library lays data out.
+# Name in the file -> (name in torch, bytes per element), in the order in which the safetensors library writes tensors.
 DTYPES: dict[str, tuple[str, int]] = {
     "U64": ("uint64", 8),
     "I64": ("int64", 8),
@@ -41,7 +41,7 @@ DTYPES: dict[str, tuple[str, int]] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's place: its dtype as the file names it, its shape, and its first byte and the one past its last."""
+    """One tensor: the file's name of its dtype, its shape, the offsets of its first byte and past its last byte."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself, checked. ``begin`` and ``end`` of its tensors count from the start of the file."""
+    """The checked header of a file. ``begin`` and ``end`` of its tensors are relative to the start of the file."""
 
     path: Path
     tensors: dict[str, TensorInfo]
@@ -68,17 +68,17 @@ def read_header(path: Path) -> Header:
     """The checked header of the safetensors file ``path``; no tensor data is read.
 
     Raises:
-        GptcliError: the file cannot be read or is not exactly a safetensors file.
+        GptcliError: the file cannot be read or is not a valid safetensors file.
     """
     with open_file(path) as file:
         return header_of(path, file)
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file, open to read.
+    """The file, opened for reading.
 
     Raises:
-        GptcliError: it cannot be opened.
+        GptcliError: the file cannot be opened.
     """
     try:
         return path.open("rb")
@@ -89,7 +89,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def header_of(path: Path, file: BinaryIO) -> Header:
-    """`read_header` of a file that is open."""
+    """`read_header` of an open file."""
     try:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -178,7 +178,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int, size: int) 
             f"{where} has data_offsets {_short(offsets)}, but the data runs from 0 to {size - data_start}.",
             "The file is cut short or damaged. " + AGAIN,
         )
-    # torch multiplies sides in 64 bits, those beside a zero too.
+    # torch computes the element count in 64 bits, and multiplies the other sides even if one is 0.
     fits = len(shape) <= MAX_DIMENSIONS and math.prod(max(side, 1) for side in shape) < 2**63
     if not fits or math.prod(shape) * DTYPES[dtype][1] != end - begin:
         raise GptcliError(
@@ -188,7 +188,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int, size: int) 
 
 
 def _check_cover(path: Path, tensors: dict[str, TensorInfo], data_start: int, size: int) -> None:
-    """Hold that the tensors lie end to end from the first byte of the data to the last."""
+    """Raise GptcliError unless the tensors cover the data without gaps or overlaps."""
     position = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
@@ -208,12 +208,12 @@ def _check_cover(path: Path, tensors: dict[str, TensorInfo], data_start: int, si
 
 
 def _is_counts(value: Any) -> bool:
-    # bool is an int to Python, so the type itself is asked for.
+    # bool is a subclass of int, so isinstance would accept true and false.
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _short(value: Any) -> str:
-    """``value`` in one printable line of at most 60 characters: a hostile header must not fill the screen."""
+    """``value`` as ASCII, cut to 60 characters, because a hostile header can hold a value of any length."""
     try:
         text = ascii(value)
     except ValueError:  # an integer of more digits than Python prints

@@ -1,4 +1,4 @@
-"""What all settings share: checks of their fields, and their fields by name."""
+"""Shared by all config dataclasses: a check of a field, and the fields as a dict."""
 
 from dataclasses import fields
 from typing import Any
@@ -12,5 +12,5 @@ def require(condition: bool, message: str, hint: str) -> None:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The fields by name, ready for JSON."""
+    """The fields of a dataclass by name, as JSON values."""
     return {field.name: getattr(config, field.name) for field in fields(config)}

@@ -1,4 +1,4 @@
-"""The shape of a model: frozen, validated when made, free of torch."""
+"""The shape of a model: a frozen dataclass, checked on construction, without torch."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ Activation = Literal["gelu_new", "gelu", "relu"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT-2-class model, in the course's field names. The defaults are GPT-2 small.
+    """The shape of a GPT-2-class model, with the course's field names. The defaults are GPT-2 small.
 
-    The last five fields are variants of the arithmetic that other people's models use: the width of the feed-forward
-    layer (None: four times emb_dim), its activation (gelu_new is the tanh form), the epsilon of the layer norms,
-    whether attention scores are divided by the root of head_dim, and whether also by the number of the layer, from 1.
+    The last five fields are for variants in other GPT-2 checkpoints: the width of the feed-forward layer (None:
+    4 · emb_dim), its activation (gelu_new is the tanh approximation), the epsilon of the layer norms, whether attention
+    scores are divided by √head_dim, and whether they are also divided by the layer's number, counted from 1.
 
     Raises:
-        GptcliError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), there is
-            no such activation, layer_norm_eps is not positive.
+        GptcliError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), the
+            activation is unknown, layer_norm_eps is not positive.
     """
 
     vocab_size: int = 50_257
@@ -79,13 +79,13 @@ class GPTConfig:
 
     @classmethod
     def preset(cls, size: str, **overrides: Any) -> "GPTConfig":
-        """The preset ``size`` with single fields replaced; overrides that are None count as absent."""
+        """The preset ``size`` with ``overrides`` applied; an override that is None is ignored."""
         if size not in PRESETS:
             raise GptcliError(f"There is no size {size!r}.", nearest(size, PRESETS))
         return replace(PRESETS[size], **{k: v for k, v in overrides.items() if v is not None})
 
     def with_changes(self, **overrides: Any) -> "GPTConfig":
-        """This config with single fields replaced; overrides that are None count as absent."""
+        """This config with ``overrides`` applied; an override that is None is ignored."""
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
 
 
@@ -93,7 +93,7 @@ def _largest_divisor(number: int, at_most: int) -> int:
     return next(n for n in range(min(number, at_most), 0, -1) if number % n == 0)
 
 
-# Our field -> Hugging Face's, in their config.json. They have no field for a missing qkv bias.
+# Our field -> the field of Hugging Face's config.json, which has none for qkv_bias.
 HUGGING_FACE_FIELDS = {
     "vocab_size": "vocab_size",
     "context_length": "n_positions",
@@ -120,8 +120,9 @@ PRESETS: dict[str, GPTConfig] = {
 }
 
 
-# Table 2.1 of "Language Models are Few-Shot Learners" (Brown et al., 2020); for counting only.
-# Two of its rows do not add up: 13B's emb_dim 5140 is 40 heads of 128 = 5120, XL's 24 heads do not divide 2048 (16 do).
+# Table 2.1 of "Language Models are Few-Shot Learners" (Brown et al., 2020); for parameter counts only.
+# Two rows are corrected: 13B has emb_dim 5140 there, but 40 heads of 128 make 5120; XL has 24 heads, which do not
+# divide 2048 (16 do).
 GPT3_PRESETS: dict[str, GPTConfig] = {
     name: GPTConfig(context_length=2_048, n_layers=layers, n_heads=heads, emb_dim=width)
     for name, layers, width, heads in (

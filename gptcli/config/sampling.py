@@ -1,4 +1,4 @@
-"""How a token is drawn: frozen, validated when made, free of torch."""
+"""Sampling settings: a frozen dataclass, checked on construction, without torch."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ Overflow = Literal["slide", "crop", "error"]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How logits become a distribution. Temperature 0 is greedy; a filter that is None is off.
+    """How logits become a distribution over tokens. Temperature 0 is greedy; a filter that is None is off.
 
     Raises:
-        GptcliError: a value outside its range (NaN is outside every range).
+        GptcliError: a value is outside its range (NaN is outside every range).
     """
 
     temperature: float = 1.0

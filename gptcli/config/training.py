@@ -1,4 +1,4 @@
-"""How to train: frozen, validated when made, free of torch."""
+"""Training settings: a frozen dataclass, checked on construction, without torch."""
 
 import math
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ Log = Literal["none", "tensorboard"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The defaults are the course's pretraining run, with one difference: the gradient is clipped.
+    """Training settings. The defaults are those of the course's pretraining run, except that the gradient is clipped.
 
-    Without it AdamW's second moments remember the first steps' large gradients for the rest of a short run, and the
-    loss stays on its plateau for longer.
+    Without clipping, the large gradients of the first steps stay in AdamW's second moments for the rest of a short run
+    (beta2 is 0.999), and the loss stays on its plateau for longer.
 
-    Lengths are in tokens, `train_share` in characters, rates per optimizer step, `max_time` in seconds. A step sees
-    `batch_size` windows in `accumulate` parts, which only saves memory. `save_every` None: as often as it is cheap.
-    `compile` None: the command decides by device and size of the run; elsewhere it is False.
+    Lengths are in tokens, `train_share` is a fraction of the characters, learning rates are per optimizer step,
+    `max_time` is in seconds. A step processes `batch_size` windows in `accumulate` parts, which only saves memory.
+    `save_every` None: the interval is chosen from the cost of saving. `compile` None: the command decides by device and
+    size of the run; elsewhere it is False.
 
     Raises:
-        GptcliError: a value outside its range.
+        GptcliError: a value is outside its range.
     """
 
     context_length: int = 256

@@ -1,4 +1,4 @@
-"""Texts -> tokens -> batches, each a function of (seed, epoch, position), so that any place can be found again."""
+"""Texts -> tokens -> batches. A batch is a function of (seed, epoch, position), so that a resumed run repeats it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from gptcli.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens to learn from and tokens to be judged by.
+    """The training tokens and the validation tokens.
 
     Attributes:
         train: (n) int32, or shards on disk.
-        validation: (m) int32, or shards; empty where the text has no part to spare.
-        characters: of the whole text.
-        tokens: of the whole text; the cut between the parts may have made one token two.
-        notes: what had to be changed to make the text fit, a line each.
+        validation: (m) int32, or shards; empty where the text is too short or the whole text trains.
+        characters: number of characters of the whole text.
+        tokens: number of tokens of the whole text; n + m can differ, because the parts are encoded separately.
+        notes: changes of the split that a short text needed, one line each.
     """
 
     train: Tensor | Shards
@@ -37,7 +37,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of all tokens (of the sums of shards) and where they are split."""
+        """SHA-256, in hex, of both lengths and of all tokens (of shards: of their checksums and spans)."""
         digest = hashlib.sha256(f"{len(self.train)} {len(self.validation)}".encode())
         for part in (self.train, self.validation):
             if isinstance(part, Shards):
@@ -54,7 +54,7 @@ class Corpus:
 
 
 def split_characters(texts: Sequence[str], train_share: float) -> tuple[list[str], list[str]]:
-    """The first ``train_share`` of all characters, and the rest; a text on the border is cut there."""
+    """The first ``train_share`` of all characters, and the rest; a text that spans the boundary is cut there."""
     left = int(train_share * sum(len(text) for text in texts))
     train, validation = [], []
     for text in texts:
@@ -66,7 +66,7 @@ def split_characters(texts: Sequence[str], train_share: float) -> tuple[list[str
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, allow_special: bool = False) -> Tensor:
-    """One run of tokens (n) int32, texts separated by end of text where the tokenizer has one."""
+    """All tokens, (n) int32; the end-of-text token, if the tokenizer has one, separates the texts."""
     ids: list[int] = []
     for number, text in enumerate(texts):
         if number and tokenizer.eot_id is not None:
@@ -76,10 +76,10 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, allow_special: bool
 
 
 def make_corpus(texts: Sequence[str], tokenizer: Tokenizer, train_share: float, allow_special: bool = False) -> Corpus:
-    """Encode and split. A part too small to use is given up, with a note.
+    """Encode and split. A part of under 2 tokens is not used, and a note says so.
 
     Raises:
-        GptcliError: under 2 tokens in all, so that there is nothing to predict.
+        GptcliError: the text has under 2 tokens, so that no token can be predicted.
     """
     whole = encode_texts(texts, tokenizer, allow_special)
     if len(whole) < 2:
@@ -101,9 +101,9 @@ def make_corpus(texts: Sequence[str], tokenizer: Tokenizer, train_share: float, 
 
 
 def open_prepared(folder: Path, train_share: float) -> Corpus:
-    """A folder of gptcli prepare, by memory map: nothing but the shards' headers is read.
+    """A folder that gptcli prepare wrote, memory-mapped: only corpus.json and the shards' headers are read.
 
-    The first ``train_share`` of the tokens trains, the rest validates.
+    The first ``train_share`` of the tokens is for training, the rest for validation.
 
     Raises:
         GptcliError: the folder is unfinished or damaged, or has under 2 tokens.
@@ -125,12 +125,12 @@ def open_prepared(folder: Path, train_share: float) -> Corpus:
 
 
 class Windows:
-    """Overlapping or touching stretches of a token run, each with its targets one token further on.
+    """Windows of T consecutive tokens, one every ``stride`` tokens; the targets are the inputs shifted by one token.
 
     Args:
         tokens: (n) integer tokens, n ≥ 2, in memory or in shards.
-        context_length: T; shortened to n - 1 where the run is shorter.
-        stride: from one window's start to the next's.
+        context_length: T; reduced to n - 1 where there are fewer tokens.
+        stride: distance between the starts of two windows, in tokens.
     """
 
     def __init__(self, tokens: Tensor | Shards, context_length: int, stride: int) -> None:
@@ -139,7 +139,7 @@ class Windows:
         self.stride = stride
 
     def __len__(self) -> int:
-        # As the course's loader counts: every start whose targets still lie within the text.
+        # The course's loader counts the same: every start whose T targets all lie within the tokens.
         return (len(self.tokens) - self.context_length - 1) // self.stride + 1
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -152,23 +152,23 @@ class Windows:
         return self.tokens[inputs].long(), self.tokens[inputs + 1].long()
 
     def order(self, seed: int, epoch: int) -> Sequence[int]:
-        """All windows, in an order that is a function of (seed, epoch) alone."""
+        """The numbers of all windows, in an order that depends only on (seed, epoch)."""
         if isinstance(self.tokens, Shards):
             return Permutation(len(self), seed, epoch)
         return shuffled(len(self), seed, epoch)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of ``count`` windows in an epoch: a function of (seed, epoch) alone."""
+    """The order of ``count`` windows in an epoch, which depends only on (seed, epoch)."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(count, generator=generator).tolist()
 
 
 class Permutation(Sequence[int]):
-    """``0 … count - 1`` in an order that is computed place by place and never held: a function of (seed, epoch, place).
+    """``0 … count - 1`` in a pseudorandom order; each entry is computed from (seed, epoch, place), none is stored.
 
-    A Feistel network over the next power of four (Luby and Rackoff, 1988) shuffles the places; one that it sends beyond
-    ``count`` is sent on until it comes back (Black and Rogaway, 2002: cycle walking).
+    A Feistel network (Luby and Rackoff, 1988) permutes 0 … 4ᵏ - 1, where 4ᵏ is the smallest power of four (k ≥ 1) that
+    is at least ``count``. It is applied again to results of ``count`` or more (cycle walking, Black and Rogaway, 2002).
     """
 
     ROUNDS = 6
@@ -203,7 +203,7 @@ class Permutation(Sequence[int]):
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Every bit of the result depends on every bit of the value: the finalizer of splitmix64 (Steele et al., 2014)."""
+    """The finalizer of splitmix64 (Steele et al., 2014): each bit of the value affects every bit of the result."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,7 +1,7 @@
 """The texts a user names on the command line, read and decoded.
 
-A source is a file, a folder (every .txt and .md file below it), a glob such as ``texts/*.txt`` (quoted, or on a shell
-that does not expand it), or ``-`` for stdin. Any file may be packed (.gz, .zst).
+A source is a file, a folder (every .txt and .md file below it), a glob such as ``texts/*.txt`` (quoted, or in a shell
+that does not expand it), or ``-`` for stdin. Any file may be compressed (.gz, .zst).
 """
 
 import errno
@@ -32,7 +32,7 @@ _COMMON_ENCODINGS = (
 
 @dataclass(frozen=True)
 class Document:
-    """One text: ``name`` is the path it came from (``stdin`` for ``-``), ``text`` has ``\\n`` as its only newline."""
+    """One text: ``name`` is the path of its file (``stdin`` for ``-``), ``text`` has ``\\n`` as its only newline."""
 
     name: str
     text: str
@@ -40,7 +40,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Found:
-    """The files that one source stands for (None is stdin), and the folder they are in if the source is one."""
+    """The files of one source (None is stdin), and the folder if the source is a folder."""
 
     files: tuple[Path | None, ...]
     folder: Path | None = None
@@ -51,23 +51,24 @@ def read_documents(
 ) -> list[Document]:
     """Read every source, in the order given; the same file named twice is read twice.
 
-    - A folder stands for the .txt and .md files below it, packed or not, sorted by path; hidden files and folders,
-      symbolic links to folders, and files without any text are passed over.
-    - A glob stands for the files that match it, sorted; ``**`` goes down into folders. A name such as ``[draft].txt``
-      that is there as it stands is no glob.
-    - A file whose name ends in .gz or .zst is unpacked.
-    - A byte-order mark (UTF-8, UTF-16, UTF-32) decides the encoding and is removed; else ``encoding`` does; else UTF-8.
+    - A folder means the .txt and .md files below it, compressed or not, sorted by path; hidden files and folders,
+      symbolic links to folders, and files without text are skipped.
+    - A glob means the files that match it, sorted; ``**`` matches subfolders. The name of an existing file, such as
+      ``[draft].txt``, is not a glob.
+    - A file whose name ends in .gz or .zst is decompressed.
+    - A byte-order mark (UTF-8, UTF-16, UTF-32) sets the encoding and is removed; without one, the encoding is
+      ``encoding``, or UTF-8 if that is None.
     - ``\\r\\n`` and ``\\r`` become ``\\n``.
 
     Args:
-        sources: files, folders, globs and ``-``, which stands for stdin and may come once.
-        encoding: any text encoding that Python knows; None is UTF-8.
-        errors: what becomes of bytes that cannot be decoded: ``strict`` (an error), ``replace`` (U+FFFD) or ``ignore``.
-        stdin: where ``-`` reads from; None is the process's own.
+        sources: files, folders, globs and ``-``, which means stdin and may be given once.
+        encoding: any text encoding that Python has; None is UTF-8.
+        errors: how undecodable bytes are handled: ``strict`` (an error), ``replace`` (U+FFFD) or ``ignore``.
+        stdin: the stream that ``-`` reads; None is the process's own.
 
     Raises:
-        GptcliError: a source that is missing, unreadable, empty, binary or not in the encoding; a folder or a glob with
-            no text; an unknown encoding or error rule.
+        GptcliError: a source is missing, unreadable, empty, binary or not in the encoding; a folder or a glob has no
+            text; the encoding or ``errors`` is unknown.
     """
     check_decoding(encoding, errors)
     documents: list[tuple[str, list[str]]] = []
@@ -79,11 +80,11 @@ def read_documents(
 
 
 def read_text(source: str, stdin: BinaryIO | None = None) -> str:
-    """The text of one file, or of stdin, as it is: white space alone is a text too. Else as `read_documents`.
+    """The text of one file, or of stdin; unlike `read_documents`, it accepts a text of white space alone.
 
     Args:
-        source: a file or ``-``; the texts of a folder or a glob are put together, a line apart.
-        stdin: where ``-`` reads from; None is the process's own.
+        source: a file or ``-``; the texts of a folder or a glob are joined by ``\\n``.
+        stdin: the stream that ``-`` reads; None is the process's own.
 
     Raises:
         GptcliError: as `read_documents`.
@@ -101,7 +102,7 @@ def read_text(source: str, stdin: BinaryIO | None = None) -> str:
 
 
 def check_decoding(encoding: str | None, errors: str) -> None:
-    """Raise GptcliError for an encoding that Python does not know, or a rule for errors that we do not."""
+    """Raise GptcliError for an encoding that Python does not have, or a value of ``errors`` outside ERRORS."""
     if errors not in ERRORS:
         raise GptcliError(f"Unknown value for --errors: {errors}", nearest(errors, ERRORS))
     if encoding is not None:
@@ -109,10 +110,10 @@ def check_decoding(encoding: str | None, errors: str) -> None:
 
 
 def find(sources: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Found]:
-    """The files that ``sources`` stand for, each source's in its order; nothing is read yet.
+    """The files of ``sources``, one `Found` per source, in the order given; no file is read.
 
     Raises:
-        GptcliError: a source that is missing; a folder or a glob without a file; stdin named twice.
+        GptcliError: a source is missing; a folder or a glob has no file; stdin is given twice.
     """
     if list(sources).count("-") > 1:
         raise GptcliError("- is given twice, and stdin can be read only once", "Give - once.")
@@ -128,21 +129,21 @@ def stream(
     stdin: BinaryIO | None = None,
     report: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[str, bool, str]]:
-    """Every text in pieces of about a megabyte: (name of the file, whether a text begins here, piece).
+    """Every text in pieces of about 1 MiB: (name of the file, whether a text begins with this piece, piece).
 
-    The rules are `read_documents`'. No piece is empty, and a text that is nothing but white space has none.
+    The rules are those of `read_documents`. No piece is empty; a text of white space alone yields no piece.
 
     Args:
-        found: what `find` found.
-        encoding: see `read_documents`; checked by `check_decoding`.
-        errors: likewise.
-        field: the files hold a JSON object a line, and this field of each is a text of its own.
-        stdin: where ``-`` reads from.
-        report: is told how many bytes of all the files have been read so far.
+        found: the result of `find`.
+        encoding: see `read_documents`; the caller checks it with `check_decoding`.
+        errors: see ``encoding``.
+        field: if given, each line of a file is a JSON object, and this field of the object is one text.
+        stdin: the stream that ``-`` reads; None is the process's own.
+        report: called with the number of bytes read so far, over all files.
 
     Raises:
-        GptcliError: a file that is unreadable, damaged, empty, binary, not in the encoding or, with ``field``, not what
-            it says; a folder without any text.
+        GptcliError: a file is unreadable, damaged, empty, binary or not in the encoding; with ``field``, a line is
+            not a JSON object with a string in that field; a folder has no text.
     """
     before = 0
     for source in found:
@@ -172,7 +173,7 @@ def stream(
 
 
 def _counted(data: Iterable[bytes], sizes: list[int]) -> Iterator[bytes]:
-    """``data``, while ``sizes[0]`` counts its bytes."""
+    """Yield ``data`` and add the number of its bytes to ``sizes[0]``."""
     for chunk in data:
         sizes[0] += len(chunk)
         yield chunk
@@ -197,7 +198,7 @@ def _read(path: Path | None, stdin: BinaryIO | None, report: Callable[[int], Non
 
 
 def _one_text(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """A file as one text, with a mark where it begins; nothing if it is only white space."""
+    """A file as one text: (whether the text begins with this piece, piece); none if it is only white space."""
     held, begins = "", True
     for piece in pieces:
         held += piece
@@ -207,7 +208,7 @@ def _one_text(pieces: Iterable[str]) -> Iterator[tuple[bool, str]]:
 
 
 def _records(name: str, pieces: Iterable[str], field: str) -> Iterator[tuple[bool, str]]:
-    """A text a line, out of one field of its JSON object; those that are only white space are passed over."""
+    """One text per line: ``field`` of the line's JSON object; texts of white space alone are skipped."""
     number, rest = 0, ""
     for piece in chain(pieces, ["\n"]):
         *lines, rest = (rest + piece).split("\n")
@@ -253,7 +254,7 @@ def _no_text(name: str, size: int, field: str | None) -> GptcliError:
 
 def _check_encoding(encoding: str) -> None:
     try:
-        # Unlike codecs.lookup, this also refuses codecs that are not for text, such as hex and rot13.
+        # Unlike codecs.lookup, TextIOWrapper also refuses codecs that are not text encodings, such as hex and rot13.
         io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     except (LookupError, ValueError):
         raise GptcliError(f"Unknown encoding: {encoding}", nearest(encoding.lower(), _COMMON_ENCODINGS)) from None
@@ -273,7 +274,7 @@ def _find(source: str, suffixes: Sequence[str]) -> Found:
         return Found((path,))
     if not glob.has_magic(source):
         raise GptcliError(f"No such file: {path}", _nearest_file(path))
-    # Path.glob takes no absolute pattern, and in Python 3.11 and 3.12 its ** finds folders alone.
+    # Path.glob takes no absolute pattern, and in Python 3.11 and 3.12 its ** matches only folders.
     matches = sorted(path for path in map(Path, glob.glob(source, recursive=True)) if path.is_file())  # noqa: PTH207
     if not matches:
         raise GptcliError(
@@ -298,7 +299,7 @@ def _texts_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         for name in files:
             path = Path(parent, name)
             plain = path.with_suffix("") if path.suffix.lower() in PACKED else path
-            # A named pipe would wait for ever.
+            # is_file() excludes named pipes: opening one blocks until a process writes to it.
             if plain.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
                 yield path
 
@@ -309,14 +310,14 @@ def _cannot_read(error: OSError, path: Path | None = None) -> NoReturn:
         if isinstance(error, PermissionError)
         else "Give the path of a text file, a folder of them, or - for stdin."
     )
-    # A path can be a whole paragraph, when a user gives the text itself.
+    # If the user gives a text instead of a path, the path is as long as that text.
     shown = str(path or error.filename)
     shown = shown if len(shown) <= 200 else shown[:60] + "…"
     raise GptcliError(f"Cannot read {shown}: {error.strerror}", hint) from error
 
 
 def _nearest_file(path: Path) -> str:
-    """The second line for a missing file: what its folder has instead."""
+    """The hint for a missing file: the most similar name in its folder."""
     folder = path.parent
     if not folder.is_dir():
         return f"There is no folder {folder} here; this was looked up in {Path.cwd()}."

@@ -1,4 +1,4 @@
-"""Public-domain texts from the network, checked against a pinned size and SHA-256 before anything is written."""
+"""Downloads public-domain texts and checks their size and SHA-256 against pinned values before writing a file."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ BUNDLED_STORY = "The bundled story is there without a download: gptcli train dat
 
 @dataclass(frozen=True)
 class Text:
-    """A text to download: ``size`` in bytes, ``sha256`` in hex, ``path`` below the base address."""
+    """A text to download: ``size`` in bytes, ``sha256`` in hex, ``path`` relative to the base URL."""
 
     title: str
     filename: str
@@ -43,10 +43,10 @@ TEXTS = {
 
 
 def find(name: str) -> Text:
-    """The text of that name.
+    """The text called ``name``.
 
     Raises:
-        GptcliError: there is none; the hint has the nearest.
+        GptcliError: there is no such text; the hint has the most similar name.
     """
     if name not in TEXTS:
         raise GptcliError(f"Unknown text: {name}", nearest(name, TEXTS))
@@ -54,10 +54,10 @@ def find(name: str) -> Text:
 
 
 def address(text: Text) -> str:
-    """Where ``text`` comes from; the environment variable GPTCLI_DATA_URL puts a mirror in GitHub's place.
+    """The URL of ``text``; the environment variable GPTCLI_DATA_URL replaces GitHub's base URL by a mirror's.
 
     Raises:
-        GptcliError: the variable holds no http address.
+        GptcliError: the variable is not an http or https URL.
     """
     base = os.environ.get(BASE_URL_VARIABLE) or BASE_URL
     if not base.startswith(("http://", "https://")):
@@ -66,10 +66,10 @@ def address(text: Text) -> str:
 
 
 def is_there(text: Text, folder: Path, *, force: bool = False) -> bool:
-    """Whether ``folder`` has the file already, byte for byte.
+    """Whether ``folder`` has the file already, with the pinned SHA-256.
 
     Raises:
-        GptcliError: another file has its name, and ``force`` does not allow it to be replaced; or it cannot be read.
+        GptcliError: a different file has this name and ``force`` is false; or the file cannot be read.
     """
     path = folder / text.filename
     try:
@@ -92,18 +92,18 @@ def fetch(text: Text, report: Callable[[int], object] = lambda count: None) -> b
     """Download ``text`` into memory.
 
     Args:
-        text: what to fetch.
-        report: called with the number of bytes in each chunk that arrives.
+        text: the text to download.
+        report: called with the number of bytes of each block received.
 
     Raises:
-        GptcliError: no network, an HTTP error, a connection that was cut, or bytes that are not the pinned ones.
+        GptcliError: no network, an HTTP error, a broken connection, or bytes with another size or SHA-256.
     """
     import requests
     from pooch import HTTPDownloader
 
     url = address(text)
     received = _Received(text.size, report)
-    # Without compression the bytes on the wire are those of the file, so the bar tells the truth.
+    # "identity" turns HTTP compression off, so that the number of bytes received can be compared with text.size.
     downloader = HTTPDownloader(headers={"Accept-Encoding": "identity"})
     try:
         downloader(url, received, None)
@@ -114,12 +114,12 @@ def fetch(text: Text, report: Callable[[int], object] = lambda count: None) -> b
         if error.response is not None:
             what = f"HTTP {error.response.status_code} {error.response.reason}"
         else:
-            # pooch hands over whole kilobytes, so the last part of what came is not counted.
+            # pooch writes whole blocks of 1024 bytes, so an incomplete last block is not counted.
             cut = count > 0 or isinstance(error, requests.exceptions.ChunkedEncodingError)
             what = f"cut off after about {count:,} of {text.size:,} bytes" if cut else _reason(error)
         raise GptcliError(f"Cannot download {url}: {what}", BUNDLED_STORY) from error
     data = bytes(received.data)
-    # A server that declares no length can hang up halfway and pooch sees nothing amiss.
+    # Without a Content-Length, pooch does not notice that the server closed the connection early.
     if len(data) != text.size:
         raise _not_the_text(url, f"{len(data):,} bytes where {text.size:,} were expected")
     digest = hashlib.sha256(data).hexdigest()
@@ -129,10 +129,10 @@ def fetch(text: Text, report: Callable[[int], object] = lambda count: None) -> b
 
 
 def place(data: bytes, path: Path) -> None:
-    """Write ``path`` in one step, making its folder: a reader, or a power cut, finds the whole file or none.
+    """Make the folder of ``path`` and write the file atomically: after a power cut it is complete or absent.
 
     Raises:
-        GptcliError: the folder cannot be made or written, or the disk is full; no temporary file is left.
+        GptcliError: the folder cannot be made or written to, or the disk is full; no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -150,11 +150,11 @@ def place(data: bytes, path: Path) -> None:
 
 
 class _TooLongError(Exception):
-    """More bytes came than the text has."""
+    """The server sent more bytes than the text has."""
 
 
 class _Received:
-    """What has come so far, as pooch writes it: ``report`` hears of each chunk; more than ``limit`` are refused."""
+    """The file object that pooch writes to: calls ``report`` with each block's size, raises beyond ``limit`` bytes."""
 
     def __init__(self, limit: int, report: Callable[[int], object]) -> None:
         self.data = bytearray()
@@ -176,7 +176,7 @@ def _not_the_text(url: str, what: str) -> GptcliError:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said at the bottom of a chain of network errors: ``Connection refused``."""
+    """The system's message of the innermost error in a chain of network errors, such as ``Connection refused``."""
     reason = " ".join(str(error).split())
     cause: BaseException | None = error
     while cause is not None:

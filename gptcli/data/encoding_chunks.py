@@ -1,4 +1,4 @@
-"""Texts cut into chunks that can be encoded apart, for tokens that are those of the whole."""
+"""Cuts texts into chunks; the tokens of the chunks, encoded separately and joined, are the tokens of the texts."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,22 +7,23 @@ from gptcli.tokenizers.gpt2 import WHITE_SPACE
 
 PORTION = 2**20  # characters
 
-# No piece that GPT-2's pattern finds, and no word, goes on from another character into white space, and nothing looks
-# back: the two sides of such a place can be encoded apart.
+# A place before white space and after another character. No match of GPT-2's pattern and no word spans such a place,
+# and the pattern has no lookbehind, so both sides can be encoded separately.
 _CUT = re.compile(rf"(?<=[^{WHITE_SPACE}])[{WHITE_SPACE}]")
 
-# What a text gives, in order: whether a separator comes first, and text.
+# The parts of a chunk, in order: (whether the end-of-text token comes first, text).
 Portion = list[tuple[bool, str]]
 
 
 def chunks(pieces: Iterable[tuple[bool, str]], size: int = PORTION) -> Iterator[Portion]:
-    """Texts in chunks of at least ``size`` characters, which depend on the texts alone and may be encoded apart.
+    """Texts in chunks of at least ``size`` characters (the last may be shorter), to be encoded separately.
 
-    A text that must be cut is cut before the first white space after ``size`` characters that follows something else.
+    A longer text is cut before the first white space, from ``size`` characters on, that follows another character.
+    Where the chunks end depends only on the texts and ``size``, not on the sizes of the pieces.
 
     Args:
-        pieces: texts in pieces, however cut: (whether a text begins here, piece).
-        size: characters.
+        pieces: texts in pieces of any size: (whether a text begins with this piece, piece).
+        size: in characters.
     """
     chunk: Portion = []
     length = 0

@@ -1,4 +1,4 @@
-"""What a run learns from: texts in memory, large texts by way of token shards, or a folder of gptcli prepare."""
+"""Opens the training data: texts in memory, large texts through token shards, or a folder that prepare wrote."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from gptcli.data.text_decoding import PACKED
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers import Tokenizer
 
-# From here on, a text goes through token shards. In memory, each of its tokens (about 4 bytes of text) takes 36 bytes
-# as a Python number, and one thread encodes the text twice: at this size half a gigabyte, and half a minute.
+# Bytes of text above which tokens are written to shards first. In memory, each token (about 4 bytes of text) takes 36
+# bytes as a Python int, and one thread encodes the text twice: at this size, half a gigabyte and half a minute.
 LARGE = 64_000_000
-PACKED_IN = 4  # a packed text is about so many times as large as its file
+PACKED_IN = 4  # estimated ratio of a text's size to its compressed size
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class TextOptions:
     """How to read texts.
 
     Attributes:
-        texts: as the user named them.
-        train_share: how much of them is trained on.
-        encoding, errors, allow_special: as `documents.read_documents` and `Tokenizer.encode` say.
+        texts: files, folders, globs or ``-``, as given on the command line.
+        train_share: fraction of the characters (of the tokens in a prepared folder) to train on.
+        encoding, errors: see `documents.read_documents`.
+        allow_special: see `Tokenizer.encode`.
     """
 
     texts: Sequence[str]
@@ -45,12 +46,12 @@ def _ignore(line: str) -> None:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """How the user is told what goes on; by default he is not.
+    """Functions that print messages and run the preparation; the defaults print nothing.
 
     Attributes:
-        report: called with a line that says what was chosen, or takes a while.
-        warn: called with a line that no user should miss.
-        prepare: does the preparation of a large text.
+        report: called with a line about a choice made or a slow step.
+        warn: called with a warning line.
+        prepare: runs the preparation of a large text.
     """
 
     report: Callable[[str], None] = _ignore
@@ -69,20 +70,20 @@ def open_texts(
     processes: int,
     advice: str | None = None,
 ) -> tuple[Corpus, Tokenizer, list[str]]:
-    """The tokens, the tokenizer, and what names the texts when the run goes on.
+    """The tokens, the tokenizer, and the absolute paths (or ``-``) by which a resumed run opens the texts again.
 
     Args:
-        options: what to read, and how.
-        kind: of the tokenizer, if the user named one.
-        tokenizer: the one to use; None for a new one.
+        options: the texts and how to read them.
+        kind: the kind of tokenizer, if the user gave one.
+        tokenizer: the tokenizer to use; None for a new one.
         cache: the folder for the shards of a large text.
-        callbacks: for whatever takes a while or had to be changed to make the text fit.
-        replace: whether a cache of other texts may go.
-        processes: how many open these texts at the same time; only one alone makes shards.
-        advice: what to do about a cache of other texts, if --force is not it.
+        callbacks: receive messages, warnings and the preparation.
+        replace: whether a cache of other texts may be replaced.
+        processes: number of processes that open these texts; with more than one, none writes shards.
+        advice: the hint where the cache holds other texts; None for one that names --out and --force.
 
     Raises:
-        GptcliError: a text that cannot be read, a folder of shards that is not whole or of another tokenizer.
+        GptcliError: a text cannot be read; a folder of shards is incomplete or has another tokenizer.
     """
     if kind is not None and kind not in tokenizers.KINDS:
         raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(kind, tokenizers.KINDS))
@@ -111,15 +112,15 @@ def open_texts(
 
 
 def cache_beside(run: Path) -> Path:
-    """Where the tokens of a large text are: beside the run, since the run itself appears whole or not at all."""
+    """The folder for the tokens of a large text: beside the run, because the run's folder is created in one step."""
     return run.with_name(f"{run.name}.tokens")
 
 
 def prepared_folder(texts: Sequence[str]) -> Path | None:
-    """The folder of gptcli prepare that ``texts`` name, if they name one.
+    """The folder among ``texts`` that gptcli prepare wrote; None if there is none.
 
     Raises:
-        GptcliError: it is named together with other texts.
+        GptcliError: the folder is given together with other texts.
     """
     found = [Path(text) for text in texts if text != "-" and (Path(text) / token_shards.MANIFEST).is_file()]
     if found and len(texts) > 1:
@@ -131,7 +132,7 @@ def prepared_folder(texts: Sequence[str]) -> Path | None:
 
 
 def refuse_decoding(folder: Path | None, named: Collection[str]) -> None:
-    """Raise GptcliError where ``named`` says how to read a text, and there are tokens in ``folder`` already."""
+    """Raise GptcliError if ``named`` has an option for reading text, but ``folder`` holds tokens already."""
     for name in ("encoding", "errors", "allow_special"):
         if folder is not None and name in named:
             raise GptcliError(
@@ -141,14 +142,14 @@ def refuse_decoding(folder: Path | None, named: Collection[str]) -> None:
 
 
 def input_paths(texts: Sequence[str]) -> list[Path]:
-    """The files and folders that ``texts`` name; for a glob, the files that it finds."""
+    """The existing files and folders among ``texts``, and the files that the globs match."""
     named = [Path(text) for text in texts if text != "-" and Path(text).exists()]
     globs = [text for text in texts if text != "-" and not Path(text).exists()]
     return named + [path for found in documents.find(globs) for path in found.files if path is not None]
 
 
 def _size(texts: Sequence[str]) -> int:
-    """Bytes of text in all files, about; stdin counts nothing."""
+    """Estimated bytes of text in all files; stdin counts as 0."""
     files = [path for found in documents.find(texts) for path in found.files if path is not None]
     return sum(path.stat().st_size * (PACKED_IN if path.suffix.lower() in PACKED else 1) for path in files)
 

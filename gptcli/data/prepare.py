@@ -1,7 +1,7 @@
-"""Texts of any size to token shards: in parallel, in memory that does not grow, and where it stopped it goes on.
+"""Encodes texts of any size into token shards: in parallel, in bounded memory, resumable after an interruption.
 
-The texts are read in chunks (see chunks.py). Where one ends depends on the texts alone, so that a shard can say at
-which token of which chunk it ends: to go on, the chunks before are read again, but not encoded.
+The texts are read in chunks (see encoding_chunks.py). Chunk boundaries depend only on the texts, so each shard's header
+records the chunk and the token where the shard ends; resuming reads the earlier chunks again without encoding them.
 """
 
 import os
@@ -30,23 +30,23 @@ from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.tokenizers.word import WordTokenizer
 
 SHARD_TOKENS = 2**25
-IN_FLIGHT = 3  # chunks a worker
+IN_FLIGHT = 3  # chunks per worker
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to prepare, and how.
+    """The texts to prepare and the settings.
 
     Attributes:
         texts: files, folders, globs; - is stdin.
-        kind: of the tokenizer.
-        encoding, errors: how bytes become text, as `documents.read_documents` says.
-        field: every file holds a JSON object a line, and this field of it is a text; None: every file is a text.
-        allow_special: read <|endoftext|> in a text as the token.
-        shard_tokens: tokens a shard.
+        kind: the kind of tokenizer.
+        encoding, errors: how bytes are decoded; see `documents.read_documents`.
+        field: if given, each line of a file is a JSON object, and this field of it is a text; None: a file is a text.
+        allow_special: encode <|endoftext|> in a text as the special token.
+        shard_tokens: tokens per shard.
 
     Raises:
-        GptcliError: no such tokenizer or encoding, or a shard of no token.
+        GptcliError: the tokenizer, encoding or value of ``errors`` is unknown, or ``shard_tokens`` is under 1.
     """
 
     texts: tuple[str, ...]
@@ -66,25 +66,25 @@ class Request:
 
 
 class Preparation:
-    """One corpus in the making.
+    """The preparation of one corpus.
 
     Attributes:
-        request: what was asked for.
-        bytes: of all files together, as they are on disk; stdin counts nothing.
-        passes: how often the texts are read: twice for a tokenizer that learns its vocabulary from them.
-        shards_done: whole shards that are there already.
-        state: ``new``, ``unfinished`` (it will go on) or ``finished`` (there is nothing left to do).
+        request: the texts and the settings.
+        bytes: total size of the files on disk; stdin counts as 0.
+        passes: number of times the texts are read: 2 for a tokenizer that takes its vocabulary from them, else 1.
+        shards_done: number of complete shards in ``out``.
+        state: ``new``, ``unfinished`` (``run`` continues it) or ``finished`` (``run`` does nothing).
 
     Args:
         out: the folder to make.
-        request: what goes into it.
-        tokenizer: an existing one to encode with, of the kind asked for; None for a new one.
+        request: the texts and the settings.
+        tokenizer: an existing tokenizer of the requested kind; None for a new one.
         force: replace a corpus of other texts or settings.
-        advice: what to do where ``out`` holds one, if --force is not it.
+        advice: the hint where ``out`` holds such a corpus; None for one that names --out and --force.
 
     Raises:
-        GptcliError: a text that is not there; ``out`` holds something else, or is of other texts or settings; what it
-            holds is damaged (every checksum is looked at).
+        GptcliError: a text is missing; ``out`` holds something else, or a corpus of other texts or settings; a shard in
+            it is damaged (the checksum of every shard is computed).
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class Preparation:
             )
 
     def run(self, workers: int, report: Callable[[int], None] = lambda count: None) -> None:
-        """Do what there is left to do.
+        """Encode all chunks that are not yet in complete shards.
 
         Args:
-            workers: threads that encode.
-            report: is told now and then how many bytes have been read, of `bytes` times `passes`.
+            workers: number of encoding threads.
+            report: called with the number of bytes read so far, out of `bytes` times `passes`.
 
         Raises:
-            GptcliError: a text that cannot be read (a folder that was begun here disappears), or a disk that cannot
-                be written to (whole shards stay, and the same request goes on after them).
+            GptcliError: a text cannot be read (a folder that this call created is removed), or the disk cannot be
+                written to (complete shards remain, and the same request continues after them).
         """
         if self.state == "finished":
             return
@@ -135,7 +135,7 @@ class Preparation:
             ) from error
 
     def _describe(self, files: list[Path | None]) -> dict[str, Any]:
-        """What decides the tokens, as JSON."""
+        """All settings and files that the tokens depend on, for corpus.json."""
         sources: list[dict[str, Any]] = []
         for path in files:
             if path is None:
@@ -150,7 +150,7 @@ class Preparation:
         }  # fmt: skip
 
     def _look(self, force: bool) -> str:
-        """What is in ``out`` already, and whether it may be gone on with."""
+        """The state of ``out``: new, unfinished or finished; raises where ``out`` may not be used."""
         is_there = (self.out / token_shards.MANIFEST).is_file()
         if force or not is_there:
             self._check_output(force)
@@ -170,7 +170,7 @@ class Preparation:
         overwrite.check_output(self.out, token_shards.FOLDER, force=force, inputs=files)
 
     def _hint(self) -> str:
-        """What to do where ``out`` holds other tokens: --force, unless that would be refused."""
+        """The hint where ``out`` holds other tokens: --out, and --force unless --force would be refused."""
         if self._advice is not None:
             return self._advice
         try:
@@ -219,7 +219,7 @@ class Preparation:
         return ((begins, text) for _, begins, text in documents.stream(self._found, **how, report=report))
 
     def _begin(self, report: Callable[[int], None]) -> Tokenizer:
-        """Make the folder, with the tokenizer and an unfinished corpus.json in it; it appears at once."""
+        """Create the folder atomically, with the tokenizer and a corpus.json whose totals are null."""
         tokenizer = self._given or self._new_tokenizer(report)
         partial = partial_path(self.out)
         try:
@@ -246,7 +246,7 @@ class Preparation:
                     several |= separated
                     yield text
             if several:
-                yield "\n"  # as train sees several texts
+                yield "\n"  # train joins several texts by a newline
 
         learned = CharTokenizer if self.request.kind == "char" else WordTokenizer
         return learned.from_pieces(pieces())
@@ -312,7 +312,7 @@ def _encoder(tokenizer: Tokenizer, allow_special: bool) -> Callable[[Portion], T
 def _in_order(
     chunks: Iterable[tuple[Portion, int]], encode: Callable[[Portion], Tokens], workers: int
 ) -> Iterator[tuple[Tokens, int]]:
-    """Encode in threads (tiktoken lets go of Python's lock), a few chunks ahead of the one asked for."""
+    """Encode in threads (tiktoken releases the GIL); up to IN_FLIGHT chunks per worker are queued, results in order."""
     waiting: deque[tuple[Future[Tokens], int]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -330,5 +330,5 @@ def _in_order(
 
 
 def default_workers() -> int:
-    """As many threads as this process has cores to run on."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Bytes, packed or not, to text, a piece at a time: encodings, byte-order marks, newlines, and what is no text."""
+"""Decodes bytes, compressed or not, to text in pieces: encodings, byte-order marks, newlines, binary files."""
 
 import codecs
 import gzip
@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 from gptcli.errors import GptcliError
 
 READ_BYTES = 2**20
-ZSTD_BYTES = 2**14  # they may unpack to a thousand times as many
+ZSTD_BYTES = 2**14  # input bytes per step; they may decompress to a thousand times as many
 PACKED = (".gz", ".zst")
-_HEAD = 2_000  # bytes that are enough to tell what a file is
+_HEAD = 2_000  # leading bytes of a file that are inspected to identify its type
 _SAFETENSORS_HEADER = 100_000_000
 
-# The longest mark first: UTF-32's little-endian one begins with UTF-16's.
+# UTF-32 before UTF-16: the little-endian UTF-32 mark begins with the little-endian UTF-16 mark.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -27,7 +27,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 
-# How files that people mistake for text begin.
+# The first bytes of common binary formats.
 _BINARY_STARTS = (
     (b"\x89PNG\r\n", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
@@ -50,15 +50,15 @@ _BINARY_STARTS = (
 
 
 def chunks(path: Path, report: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
-    """The bytes of a file, a piece at a time; a .gz or .zst file is unpacked on the way.
+    """The bytes of a file in pieces; a .gz or .zst file is decompressed.
 
     Args:
         path: the file.
-        report: is told how many bytes of the file itself have been read so far.
+        report: called with the number of bytes read so far from the file, before decompression.
 
     Raises:
-        GptcliError: a packed file that is damaged or cut short, or a .zst file where nothing can unpack it.
-        OSError: as the disk does.
+        GptcliError: a compressed file is damaged or truncated, or no module for .zst is installed.
+        OSError: the file cannot be opened or read.
     """
     unpack = {".gz": _gunzip, ".zst": _unzstd}.get(path.suffix.lower(), _plain)
     with path.open("rb") as file:
@@ -94,7 +94,7 @@ def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
                 frame = make()
             try:
                 yield frame.decompress(data)
-            except Exception as error:  # each of the two libraries has its own
+            except Exception as error:  # the two libraries raise different exceptions
                 raise _damaged(path, str(error)) from error
             data = frame.unused_data if frame.eof else b""
     if not frame.eof:
@@ -102,7 +102,7 @@ def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
 
 
 def _zstd_unpacker(path: Path) -> Callable[[], Any]:
-    """What makes an unpacker of one frame: from the standard library (Python 3.14), or from the package zstandard."""
+    """A factory of decompressors for one frame: of the standard library (Python 3.14) or of the package zstandard."""
     with suppress(ImportError):
         made: Callable[[], Any] = importlib.import_module("compression.zstd").ZstdDecompressor
         return made
@@ -123,17 +123,17 @@ def _damaged(path: Path, reason: str) -> GptcliError:
 
 
 def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str) -> Iterator[str]:
-    """Text of ``data``, piece by piece, with ``\\n`` as its only newline; however it is cut, the text is the same.
+    """The text of ``data`` in pieces, with ``\\n`` as its only newline; the sizes of the pieces do not change the text.
 
     Args:
-        name: of the text, for errors.
-        data: its bytes, in pieces of any size.
-        encoding: what Python calls it; a byte-order mark (UTF-8, UTF-16, UTF-32), which is removed, knows better. None
-            is UTF-8.
-        errors: what becomes of bytes that cannot be decoded: ``strict``, ``replace`` or ``ignore``.
+        name: name of the text, for messages.
+        data: the bytes, in pieces of any size.
+        encoding: Python's name of the encoding; None is UTF-8. A byte-order mark (UTF-8, UTF-16, UTF-32) overrides
+            ``encoding`` and is removed.
+        errors: how undecodable bytes are handled: ``strict``, ``replace`` or ``ignore``.
 
     Raises:
-        GptcliError: bytes that are no text, or not in the encoding.
+        GptcliError: the bytes are binary, or not in the encoding.
     """
     source = iter(data)
     head = b""
@@ -141,14 +141,14 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
         head += chunk
     mark, chosen = next((row for row in _BYTE_ORDER_MARKS if head.startswith(row[0])), (b"", encoding or "utf-8"))
     wide = codecs.lookup(chosen).name.startswith(("utf-16", "utf-32"))
-    # Without a mark the order of bytes is the usual one; Python's own decoder would ask for a mark, but not always.
+    # UTF-16 and UTF-32 without a mark are read as little-endian, whatever the byte order of this machine.
     codec = (
         chosen if mark or codecs.lookup(chosen).name not in ("utf-16", "utf-32") else f"{codecs.lookup(chosen).name}-le"
     )
     decoder = codecs.getincrementaldecoder(codec)(errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start = head[:_HEAD]
-    offset, lines, chunk = 0, 0, head  # offset: of the chunk's first byte; lines: before it
+    offset, lines, chunk = 0, 0, head  # offset of the first byte of chunk; newlines before it
     while True:
         if not wide:
             _refuse_binary(name, chunk, start, offset, lines)
@@ -157,7 +157,7 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
             text = decoder.decode(chunk[mark_here:], final=not chunk)
         except UnicodeDecodeError as error:
             good = newlines.decode(error.object[: error.start].decode(codec), final=True)
-            # What is decoded at once begins with what was held back of the chunk before.
+            # error.object begins with the incomplete character that the decoder kept from the previous chunk.
             at = offset + mark_here + error.start - (len(error.object) - len(chunk[mark_here:]))
             raise GptcliError(
                 f"{name} is not {_label(chosen)}: byte 0x{error.object[error.start]:02X} at offset {at:,} "
@@ -192,14 +192,14 @@ def _other_encoding(tried: str) -> str:
 
 
 def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) -> None:
-    """Raise GptcliError for bytes that are no text in any encoding of one byte a letter, or in UTF-8.
+    """Raise GptcliError for the first bytes of a known binary format, or a byte 0x00, which plain text does not have.
 
     Args:
-        name: of the text.
-        data: the bytes to look at.
-        head: the first ones of all.
-        start: how many came before ``data``, with ``lines`` newlines in them.
-        lines: see ``start``.
+        name: name of the text, for messages.
+        data: the bytes to check.
+        head: the first bytes of the file.
+        start: offset of ``data`` in the file.
+        lines: number of newlines before ``data``.
     """
     if start == 0:
         for beginning, what in _BINARY_STARTS:

@@ -1,9 +1,10 @@
-"""Token shards: a text's tokens in files of a fixed length, to be read by memory map.
+"""Token shards: memory-mapped files with a fixed number of tokens each (the last may have fewer).
 
-A shard is a header of 80 bytes and then its tokens, little-endian, two bytes each where the vocabulary allows it and
-else four. The header holds, little-endian and without gaps: the magic bytes, the version, the bytes a token, how many
-tokens follow, their CRC-32, the tokenizer's fingerprint, the place in the text where the shard ends (see `Place`), and
-the CRC-32 of all of this. corpus.json, beside the shards, says what they were made of and how.
+A shard is a header of 80 bytes and then its tokens: little-endian uint16 where vocab_size is at most 65,536, else
+uint32. The header, little-endian and without padding: magic (8 bytes), version (uint32), bytes per token (uint32),
+number of tokens (uint64), CRC-32 of the tokens (uint32), the tokenizer's fingerprint (32 bytes), the `Place` where the
+shard ends (2 × uint64), CRC-32 of the preceding 76 bytes (uint32). corpus.json, in the same folder, has the settings,
+the tokenizer and the totals.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ _FORMAT_NAME = "gptcli token shards, version "
 FORMAT = f"{_FORMAT_NAME}{VERSION}"
 _HEADER = struct.Struct("<8sIIQI32sQQI")
 _SUM_BYTES = 2**24
-_ROWS_HELD = 64  # each may map 64 kB around it
+_ROWS_HELD = 64  # the system may map 64 kB around each row
 _AGAIN = "Run the gptcli prepare that made it again, with --force; or copy the folder again from where it came."
 _ELSEWHERE = "Copy the folder again from where it came, or run gptcli prepare with another --out."
 _ANEW = "Remove it and run the same gptcli prepare again: it is made anew."
@@ -43,7 +44,7 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a text: ``chunk`` chunks of it are done (see chunks.py), and ``tokens`` of the one after."""
+    """A position in the texts: after ``chunk`` whole chunks (see encoding_chunks.py) and ``tokens`` of the next one."""
 
     chunk: int = 0
     tokens: int = 0
@@ -51,14 +52,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a shard say.
+    """The header of a shard.
 
     Attributes:
-        width: bytes a token, 2 or 4.
-        count: tokens.
-        crc: of the tokens' bytes.
-        fingerprint: of the tokenizer, in hex.
-        end: where in the text the next shard begins.
+        width: bytes per token, 2 or 4.
+        count: number of tokens.
+        crc: CRC-32 of the tokens' bytes.
+        fingerprint: the tokenizer's, in hex.
+        end: the place in the texts where the next shard begins.
     """
 
     width: int
@@ -68,27 +69,27 @@ class Header:
     end: Place
 
     def pack(self) -> bytes:
-        """As it is in the file."""
+        """The 80 bytes of the header."""
         known = (MAGIC, VERSION, self.width, self.count, self.crc, bytes.fromhex(self.fingerprint))
         raw = _HEADER.pack(*known, self.end.chunk, self.end.tokens, 0)[:-4]
         return raw + struct.pack("<I", zlib.crc32(raw))
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Of tokens on disk: two bytes where they hold every id."""
+    """The dtype of tokens on disk: little-endian uint16 if every id fits, else uint32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where shard ``number``, from 0, is."""
+    """The path of shard ``number``, counted from 0."""
     return folder / f"shard-{number:05d}.tokens"
 
 
 def read_header(path: Path) -> Header:
-    """The header of a shard that has all its bytes; the tokens themselves are not looked at.
+    """The header of a shard; the file's length is checked, and no token is read.
 
     Raises:
-        GptcliError: no shard, one of another version, or one that is damaged or cut short.
+        GptcliError: the file is missing, not a shard, of another version, damaged or truncated.
     """
     try:
         with path.open("rb") as file:
@@ -116,7 +117,7 @@ def read_header(path: Path) -> Header:
 
 
 def check_fingerprint(path: Path, header: Header, fingerprint: str) -> None:
-    """Raise GptcliError where a shard is of another tokenizer than ``fingerprint``'s."""
+    """Raise GptcliError if a shard's tokenizer does not have this ``fingerprint``."""
     if header.fingerprint != fingerprint:
         raise GptcliError(
             f"{path} is of another tokenizer: its fingerprint is {header.fingerprint[:12]}…, but {MANIFEST} says "
@@ -126,7 +127,7 @@ def check_fingerprint(path: Path, header: Header, fingerprint: str) -> None:
 
 
 def check_sum(path: Path, header: Header) -> None:
-    """Read a whole shard and raise GptcliError where its checksum is wrong."""
+    """Read a whole shard and raise GptcliError if the CRC-32 of its tokens is wrong."""
     crc = 0
     with path.open("rb") as file:
         file.seek(_HEADER.size)
@@ -137,14 +138,14 @@ def check_sum(path: Path, header: Header) -> None:
 
 
 class Writer:
-    """Writes tokens into shards of a fixed length; each appears whole or not at all.
+    """Writes tokens into shards of a fixed length; each shard is renamed to its final name only when complete.
 
     Args:
-        folder: where to.
-        fingerprint: of the tokenizer, in hex.
-        dtype: as `token_dtype` says.
-        shard_tokens: tokens a shard; the last one may have fewer.
-        number: of the first shard to write.
+        folder: the folder of the shards.
+        fingerprint: the tokenizer's, in hex.
+        dtype: the result of `token_dtype`.
+        shard_tokens: tokens per shard; the last one may have fewer.
+        number: number of the first shard to write.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Writer:
         clear_partials(folder / "shard")
 
     def add(self, tokens: Tokens, chunk: int, first: int = 0) -> None:
-        """Append ``tokens[first:]``, where ``tokens`` are those of chunk number ``chunk``."""
+        """Append ``tokens[first:]``, where ``tokens`` are all tokens of chunk number ``chunk``."""
         while first < len(tokens):
             part = tokens[first : first + self._shard_tokens - self._count].astype(self._dtype, copy=False)
             if self._file is None:
@@ -172,7 +173,7 @@ class Writer:
                 self.end_shard(Place(chunk, first))
 
     def end_shard(self, end: Place) -> None:
-        """Give the shard begun, if there is one, its header and its name."""
+        """Write the header of the current shard, if there is one, and rename the file to its final name."""
         if self._file is None:
             return
         header = Header(self._dtype.itemsize, self._count, self._crc, self._fingerprint, end)
@@ -186,7 +187,7 @@ class Writer:
         self._file, self._count, self._crc, self.number = None, 0, 0, self.number + 1
 
     def close(self) -> None:
-        """Give up the shard begun."""
+        """Delete the incomplete current shard."""
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -194,7 +195,7 @@ class Writer:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write corpus.json, over the one before, at once."""
+    """Write corpus.json atomically, replacing an existing one."""
     partial = partial_path(folder / MANIFEST)
     with partial.open("w", encoding="utf-8", newline="\n") as out:
         json.dump({"format": FORMAT, **manifest}, out, indent=1, ensure_ascii=False)
@@ -206,10 +207,10 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What corpus.json says: ``settings``, ``tokenizer`` (kind, fingerprint, vocab_size), ``totals`` (or None as yet).
+    """corpus.json: ``settings``, ``tokenizer`` (kind, fingerprint, vocab_size), ``totals`` (None while unfinished).
 
     Raises:
-        GptcliError: it is missing, or is not what `write_manifest` writes.
+        GptcliError: the file is missing, damaged or of another version.
     """
     file = folder / MANIFEST
     try:
@@ -237,13 +238,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class Shards:
-    """A run of tokens that lies in files: only what is looked at is in memory, and not for long.
+    """Consecutive tokens in memory-mapped shards; pages that were read are released every _ROWS_HELD rows.
 
     Args:
         maps: the shards' memory maps.
-        parts: the tokens of each.
-        identity: equal for equal tokens.
-        span: which tokens of all these it has: the first, and the one after the last.
+        parts: the tokens of each shard, uint16 or uint32.
+        identity: a digest of the tokenizer's fingerprint and of the shards' lengths and checksums.
+        span: index of the first token and of the one after the last; None for all.
     """
 
     def __init__(
@@ -259,15 +260,15 @@ class Shards:
 
     @property
     def identity(self) -> str:
-        """SHA-256, in hex, of what the shards' headers say of their tokens, and of which of them this has."""
+        """SHA-256, in hex, of the shards' identity and of the span."""
         return hashlib.sha256(f"{self._all} {self._begin} {self._end}".encode()).hexdigest()
 
     def part(self, begin: int, end: int) -> "Shards":
-        """The tokens from ``begin`` to before ``end``."""
+        """The tokens from ``begin`` up to, not including, ``end``."""
         return Shards(self._maps, self._parts, self._all, (self._begin + begin, self._begin + end))
 
     def rows(self, starts: Sequence[int], length: int) -> NDArray[np.int64]:
-        """Stretches of ``length`` tokens that begin at ``starts``: (B, length)."""
+        """``length`` consecutive tokens from each of ``starts``: (B, length) int64."""
         rows = np.empty((len(starts), length), np.int64)
         for row, start in zip(rows, starts, strict=True):
             at, done = self._begin + start, 0
@@ -282,7 +283,7 @@ class Shards:
         return rows
 
     def _let_go(self, rows: int) -> None:
-        """Now and then, give back the pages looked at: the system keeps them as long as it has room."""
+        """Release the mapped pages every _ROWS_HELD rows; the system itself keeps them until memory is short."""
         self._rows_held += rows
         if self._rows_held >= _ROWS_HELD and hasattr(mmap, "MADV_DONTNEED"):
             for shard in self._maps:
@@ -291,10 +292,10 @@ class Shards:
 
 
 def open_shards(folder: Path) -> Shards:
-    """All tokens of a prepared folder. Every header and every file's length is checked, no token is read.
+    """All tokens of a prepared folder. Every header and every file's length is checked; no token is read.
 
     Raises:
-        GptcliError: the folder is unfinished, or a shard is missing, damaged, cut short or of another tokenizer.
+        GptcliError: the folder is unfinished, or a shard is missing, damaged, truncated or of another tokenizer.
     """
     manifest = read_manifest(folder)
     totals = manifest["totals"]

@@ -1,4 +1,4 @@
-"""Text to token ids and back: four ways, one protocol."""
+"""Tokenizers: text to token ids and back. All kinds implement the protocol `Tokenizer`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,27 +13,27 @@ from gptcli.tokenizers.none import NoTokenizer
 from gptcli.tokenizers.vocabulary import COPY_AGAIN
 from gptcli.tokenizers.word import WordTokenizer
 
-KINDS = ("gpt2", "char", "byte", "word")  # those that `build` makes
+KINDS = ("gpt2", "char", "byte", "word")  # the kinds that `build` makes
 
 
 class TextStream(Protocol):
-    """Decodes token by token: everything pushed, then flushed, is what ``decode`` makes of all the ids at once."""
+    """Decodes token by token; the results of ``push`` and ``flush``, joined, equal ``decode`` of all ids."""
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes, in whole characters; it may be empty."""
+        """The whole characters that this token completes; may be empty."""
 
     def flush(self) -> str:
-        """What is still held back at the end."""
+        """The text of the remaining incomplete bytes, after the last token."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the program knows of a tokenizer.
+    """The interface of a tokenizer.
 
     Attributes:
-        kind: one of KINDS; "bpe" where a foreign model brought its own; "none" where it came without a tokenizer.
+        kind: one of KINDS; "bpe" for a tokenizer.json of a foreign model; "none" for a model without tokenizer.
         vocab_size: ids are 0 … vocab_size - 1.
-        holes: the ids among them that have no text; nearly always none.
-        eot_id: the token that ends a text, if there is one.
+        holes: ids below vocab_size that have no token; usually empty.
+        eot_id: id of the end-of-text token; None if there is none.
         fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
     """
 
@@ -52,23 +52,23 @@ class Tokenizer(Protocol):
         """Token ids; <|endoftext|> in ``text`` is plain text unless ``allow_special``."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD."""
 
     def stream(self) -> TextStream:
-        """A fresh incremental decoder."""
+        """A new incremental decoder."""
 
     def piece(self, token_id: int) -> str:
-        """One token on one line: its text, with escapes for what is no UTF-8 or cannot be printed."""
+        """The token's text on one line; invalid UTF-8 and unprintable characters are escaped."""
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer's files into ``directory``, which exists. Raises OSError as the disk does."""
+        """Write the tokenizer's files into the existing ``directory``. Raises OSError."""
 
 
 def build(kind: str, text: str | None = None) -> Tokenizer:
     """A new tokenizer; char and word take their vocabulary from ``text``.
 
     Raises:
-        GptcliError: no such kind, or no text to take a vocabulary from.
+        GptcliError: ``kind`` is unknown, or ``text`` has no token for a vocabulary.
     """
     _check_kind(kind)
     if kind == "gpt2":
@@ -84,10 +84,10 @@ def build(kind: str, text: str | None = None) -> Tokenizer:
 
 
 def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
-    """The tokenizer saved in ``directory``, which must be the one that ``kind`` and ``fingerprint`` describe.
+    """The tokenizer saved in ``directory``, which must have this ``kind`` and ``fingerprint``.
 
     Raises:
-        GptcliError: no such kind; its files are missing or damaged; it is another one.
+        GptcliError: ``kind`` is unknown, a file is missing or damaged, or the fingerprint differs.
     """
     if kind not in _LOADERS:
         _check_kind(kind)

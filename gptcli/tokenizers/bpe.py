@@ -1,4 +1,4 @@
-"""Another vocabulary for GPT-2's kind of byte-pair encoding, as a Hugging Face tokenizer.json describes it."""
+"""Byte-level BPE with GPT-2's pre-split and the vocabulary of a Hugging Face tokenizer.json."""
 
 import json
 import re
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class BPETokenizer:
-    """Byte-level BPE that cuts a text as GPT-2 does and merges by a list of its own. Ids are those of the file.
+    """Byte-level BPE with GPT-2's split pattern and the merges and ids of a tokenizer.json.
 
-    Special tokens are plain text, as everywhere; <|endoftext|>'s place has the token that ``description`` names.
+    Special tokens in a text are plain text, except, with ``allow_special``, the end-of-text token of ``description``.
 
     Args:
-        description: what the tokenizer.json says.
-        content: the bytes of that file, which ``save`` writes again.
+        description: the content of tokenizer.json that determines ids.
+        content: the bytes of tokenizer.json, which ``save`` writes unchanged.
     """
 
     kind = "bpe"
@@ -40,20 +40,20 @@ class BPETokenizer:
         self.fingerprint = description.fingerprint()
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of ``text``: those of the tokenizers library. Lone surrogates count as U+FFFD."""
+        """Token ids of ``text``, equal to the tokenizers library's. Lone surrogates are encoded as U+FFFD."""
         end = self._description.end or ""
         return encode_with_special(text, self._encode_plain, self.eot_id, allow_special, end)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+        """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
-            GptcliError: an id that no token has.
+            GptcliError: an id has no token.
         """
         return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
 
     def stream(self) -> Utf8Stream:
-        """Decodes token by token."""
+        """A new incremental decoder."""
         return Utf8Stream(self._token_bytes)
 
     def piece(self, token_id: int) -> str:
@@ -61,7 +61,7 @@ class BPETokenizer:
         return printable(self._token_bytes(token_id))
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json, to the byte, and tokenizer_config.json: AutoTokenizer opens them."""
+        """Write tokenizer.json, unchanged, and tokenizer_config.json, for transformers' AutoTokenizer."""
         (directory / FILE).write_bytes(self._content)
         end = self._description.end
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -74,20 +74,20 @@ class BPETokenizer:
         """Read what ``save`` wrote.
 
         Raises:
-            GptcliError: a file is missing or damaged, or says what is not supported.
+            GptcliError: a file is missing or damaged, or has an unsupported setting.
         """
         content = read_bytes(directory / FILE)
         config = tokenizer_json.parse(read_bytes(directory / CONFIG_FILE), directory / CONFIG_FILE)
         return cls(tokenizer_json.describe(content, directory / FILE, config), content)
 
     def check_merges(self, file: Path) -> None:
-        """Hold that the engine, which merges whatever makes a token, gives what the list of merges gives.
+        """Check that tiktoken, which merges any two parts whose concatenation is a token, follows the list of merges.
 
-        It does where every token that a merge makes is made of its own bytes by this merge and no other: then two
-        neighbours that make a token together are the two that its merge names.
+        It does if each merged token is the result of exactly one merge and the merges, applied to the token's bytes,
+        give that token: then adjacent parts whose concatenation is a token are the pair of its merge.
 
         Raises:
-            GptcliError: it does not, so the ids would be others.
+            GptcliError: a token is made by two merges or by none, so tiktoken's ids could differ.
         """
         ranks = {pair: rank for rank, pair in enumerate(self._description.merges)}
         made: set[str] = set()
@@ -113,13 +113,13 @@ class BPETokenizer:
 
     @cached_property
     def _kept(self) -> re.Pattern[str] | None:
-        """Finds the added tokens that are cut out of a text before anything else, the longest first."""
+        """Matches the added tokens that are split from a text before BPE, the longest first; None if there are none."""
         longest_first = sorted(self._description.kept, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
 
     @cached_property
     def _tables(self) -> "tuple[Encoding, list[int]]":
-        """The engine, which ranks bytes before merges in their order, and the id of every rank."""
+        """tiktoken's encoding, with the ranks of the 256 bytes and then of the merges, and the id of each rank."""
         from tiktoken import Encoding
 
         letters = byte_letters()
@@ -144,7 +144,7 @@ class BPETokenizer:
         }
 
     def _bytes_of(self, token: str) -> bytes:
-        """The bytes that a token's letters stand for; a token with other letters is its own text."""
+        """The bytes of a token in GPT-2's byte letters; a token with other letters gives its own UTF-8."""
         try:
             return bytes([self._letter_bytes[letter] for letter in token])
         except KeyError:
@@ -162,7 +162,7 @@ class BPETokenizer:
 
 
 def _merge(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """What the merges make of ``token``'s letters: the pair of the lowest rank first, the first of equals."""
+    """The parts of ``token`` after BPE: the pair of lowest rank is merged first, the leftmost of equal rank."""
     parts = list(token)
     while len(parts) > 1:
         found = [(ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts))]

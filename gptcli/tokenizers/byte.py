@@ -1,4 +1,4 @@
-"""Bytes as tokens: UTF-8's 256 values, and one token that ends a text."""
+"""Bytes as tokens: the 256 byte values of UTF-8, and an end-of-text token."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from gptcli.tokenizers.text import END_OF_TEXT, Utf8Stream, encode_with_special,
 
 
 class ByteTokenizer:
-    """257 tokens: every byte is its own id, and 256 ends a text. It knows every text and learns nothing."""
+    """257 tokens: ids 0 to 255 are the bytes, 256 is end of text. It encodes any text and needs no corpus."""
 
     kind = "byte"
     vocab_size = 257
@@ -17,19 +17,19 @@ class ByteTokenizer:
     fingerprint = vocabulary.fingerprint("byte", [])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The UTF-8 bytes of ``text``. Lone surrogates count as U+FFFD."""
+        """The UTF-8 bytes of ``text``. Lone surrogates are encoded as U+FFFD."""
         return encode_with_special(text, lambda plain: list(to_utf8(plain)), self.eot_id, allow_special)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+        """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
-            GptcliError: an id above 256.
+            GptcliError: an id is negative or above 256.
         """
         return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
 
     def stream(self) -> Utf8Stream:
-        """Decodes token by token."""
+        """A new incremental decoder."""
         return Utf8Stream(self._token_bytes)
 
     def piece(self, token_id: int) -> str:
@@ -37,7 +37,7 @@ class ByteTokenizer:
         return printable(self._token_bytes(token_id))
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer's JSON file, which holds its kind alone."""
+        """Write the tokenizer's JSON file, with its kind and an empty vocabulary."""
         vocabulary.write(directory, self.kind, [])
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Characters as tokens: every character of the corpus, and no other."""
+"""Characters as tokens: the vocabulary is the set of characters of the corpus."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ _SHOWN = 100
 
 
 class CharTokenizer:
-    """One token a character. There is no token for the end of a text, and none for unknown characters.
+    """One token per character. There is no end-of-text token and no token for unknown characters.
 
     Args:
-        characters: the vocabulary, in the order of the ids.
+        characters: the vocabulary, in order of ids.
     """
 
     kind = "char"
@@ -29,22 +29,22 @@ class CharTokenizer:
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
-        """The tokenizer that knows the characters of ``text``, sorted by code point."""
+        """The tokenizer of the characters of ``text``, sorted by code point."""
         return cls.from_pieces([text])
 
     @classmethod
     def from_pieces(cls, pieces: Iterable[str]) -> "CharTokenizer":
-        """The same of a text in pieces, cut anywhere."""
+        """As `from_text`, for a text in pieces of any size."""
         characters: set[str] = set()
         for piece in pieces:
             characters.update(piece)
         return cls(sorted(characters))
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of ``text``, one a character; ``allow_special`` changes nothing.
+        """Token ids of ``text``, one per character; ``allow_special`` has no effect.
 
         Raises:
-            GptcliError: a character outside the vocabulary, with its place.
+            GptcliError: a character is not in the vocabulary; the message has its offset.
         """
         try:
             return list(map(self._ids.__getitem__, text))
@@ -61,12 +61,12 @@ class CharTokenizer:
         """The text of ``ids``.
 
         Raises:
-            GptcliError: an id that no token has.
+            GptcliError: an id has no token.
         """
         return "".join(map(self._character, ids))
 
     def stream(self) -> "CharStream":
-        """Decodes token by token."""
+        """A new incremental decoder."""
         return CharStream(self)
 
     def piece(self, token_id: int) -> str:
@@ -100,7 +100,7 @@ class CharTokenizer:
 
 
 class CharStream:
-    """Every token is a whole character, so nothing is ever held back."""
+    """Decodes token by token; every token is a whole character, so no text is kept back."""
 
     def __init__(self, tokenizer: CharTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -110,5 +110,5 @@ class CharStream:
         return self._tokenizer.decode([token_id])
 
     def flush(self) -> str:
-        """Nothing."""
+        """The empty string."""
         return ""

@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding: tiktoken's engine on the rank table that the package carries."""
+"""GPT-2's byte-pair encoding, computed by tiktoken with the rank table in this package."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RANK_TABLE = Path(__file__).parent / "assets" / "gpt2.tiktoken"
 RANK_TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
-# The files by which the rest of the world knows this vocabulary, as the hub has them.
+# GPT-2's tokenizer files in the Hugging Face hub.
 FILES_SHA256 = {
     "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -38,11 +38,11 @@ _TOKENIZER_CONFIG = {
 CONFIG_FILE = "tokenizer_config.json"
 _CONFIG = (json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n").encode("ascii")
 
-# GPT-2's `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, written so that the engine
-# seldom has to go back: possessive where nothing can be given back, white space at the end of the text first.
+# GPT-2's `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, with less
+# backtracking: possessive quantifiers where backtracking cannot succeed, and white space at the end of the text first.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# The engine's `\s`: Unicode's White_Space. (Python's has four control characters more.)
+# tiktoken's `\s`: Unicode's White_Space. Python's `\s` also matches U+001C to U+001F.
 WHITE_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WHITE_SPACE_RUN = re.compile(rf"[{WHITE_SPACE}]+")
 _LONG_RUN = 100_000
@@ -51,10 +51,10 @@ _RUN_OF_SAMPLES = re.compile(rf"\s{{{_LONG_RUN // _STEP - 1}}}")
 
 
 class GPT2Tokenizer:
-    """GPT-2's 50,257 tokens. Making one costs nothing; the tables are read at the first use, once a process.
+    """GPT-2's 50,257 tokens. The tables are read on first use, once per process, not on construction.
 
     Args:
-        files: what ``save`` writes, by name, where they have been read already; None to make them.
+        files: the files that ``save`` writes, by name, if they have been read already; None to generate them.
     """
 
     kind = "gpt2"
@@ -67,11 +67,11 @@ class GPT2Tokenizer:
         self._files_read = files
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of ``text``: exactly tiktoken's, whatever the text. Lone surrogates count as U+FFFD."""
+        """Token ids of ``text``, equal to tiktoken's for every text. Lone surrogates are encoded as U+FFFD."""
         return encode_with_special(text, _encode_plain, self.eot_id, allow_special)
 
     def encode_array(self, text: str, *, allow_special: bool = False) -> "NDArray[np.uint32]":
-        """What ``encode`` gives, as an array: a sixth faster, and other threads run meanwhile."""
+        """The ids of ``encode`` as an array (n): a sixth faster, and tiktoken releases the GIL."""
         import numpy as np
 
         allowed = {END_OF_TEXT} if allow_special else set()
@@ -83,10 +83,10 @@ class GPT2Tokenizer:
         return np.array(self.encode(text, allow_special=allow_special), np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+        """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
-            GptcliError: an id that no token has.
+            GptcliError: an id has no token.
         """
         try:
             return _encoding().decode(ids)
@@ -95,7 +95,7 @@ class GPT2Tokenizer:
             raise unknown_id(wrong, self.kind, self.vocab_size) from error
 
     def stream(self) -> Utf8Stream:
-        """Decodes token by token."""
+        """A new incremental decoder."""
         return Utf8Stream(self._token_bytes)
 
     def piece(self, token_id: int) -> str:
@@ -103,13 +103,13 @@ class GPT2Tokenizer:
         return printable(self._token_bytes(token_id))
 
     def save(self, directory: Path) -> None:
-        """Write vocab.json, merges.txt (the hub's, to the byte) and tokenizer_config.json: AutoTokenizer opens them."""
+        """Write vocab.json and merges.txt, byte-identical to the hub's, and tokenizer_config.json for AutoTokenizer."""
         for name, content in (self._files_read or _files()).items():
             (directory / name).write_bytes(content)
 
     @classmethod
     def load(cls, directory: Path) -> "GPT2Tokenizer":
-        """Check that ``directory`` holds this vocabulary; encoding itself never reads those files.
+        """Check that ``directory`` holds GPT-2's vocabulary; encoding uses the package's rank table, not these files.
 
         Raises:
             GptcliError: vocab.json or merges.txt is missing, or is not GPT-2's.
@@ -119,7 +119,7 @@ class GPT2Tokenizer:
             files[name] = read_bytes(directory / name)
             if hashlib.sha256(files[name]).hexdigest() != sha256:
                 raise GptcliError(f"{directory / name} is not GPT-2's {name}: its SHA-256 differs.", COPY_AGAIN)
-        return cls(files)  # to spell all merges again would take a second
+        return cls(files)  # generating merges.txt again would take a second
 
     def _token_bytes(self, token_id: int) -> bytes:
         try:
@@ -129,7 +129,7 @@ class GPT2Tokenizer:
 
 
 def is_gpt2s(vocab: Mapping[str, int], merges: Sequence[str]) -> bool:
-    """Whether a vocabulary and its merges ("Ġ t"), however they were written down, are GPT-2's."""
+    """Whether a vocabulary and its merges (strings such as "Ġ t") are GPT-2's."""
     lines = "\n".join(["#version: 0.2", *merges, ""])
     if hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest() != FILES_SHA256["merges.txt"]:
         return False
@@ -142,16 +142,17 @@ def _encode_plain(text: str) -> list[int]:
 
 
 def encode_runs(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """What ``encode``, an engine's with `PATTERN`, makes of ``text``, however long its runs of white space are."""
+    """``encode(text)``, in parts if ``text`` has long runs of white space; ``encode`` must use `PATTERN`."""
     if not _RUN_OF_SAMPLES.search(text[::_STEP]):
         return encode(text)
     return [token_id for part in _cut_long_runs(text) for token_id in encode(part)]
 
 
 def _cut_long_runs(text: str) -> list[str]:
-    """Cut ``text`` before the last white space of each very long run, where the pattern parts it anyway.
+    """Cut ``text`` before the last character of each run of at least _LONG_RUN white-space characters.
 
-    On a run of a million the engine's stack for going back overflows. A run at the end of a text does not need it.
+    The pattern splits there too, so the ids are the same. On a run of a million characters, the backtracking stack of
+    tiktoken's regex engine overflows; a run at the end of the text matches without backtracking and is not cut.
     """
     runs = [match.span() for match in _WHITE_SPACE_RUN.finditer(text)]
     cuts = [0, *(end - 1 for start, end in runs if end - start >= _LONG_RUN and end < len(text)), len(text)]
@@ -160,7 +161,7 @@ def _cut_long_runs(text: str) -> list[str]:
 
 @cache
 def _ranks() -> dict[bytes, int]:
-    """The 50,256 tokens with their ranks, which are their ids: a lower rank is merged first."""
+    """The 50,256 ordinary tokens with their ranks, which are also their ids; a lower rank is merged first."""
     table = RANK_TABLE.read_bytes()
     if hashlib.sha256(table).hexdigest() != RANK_TABLE_SHA256:
         raise GptcliError(f"{RANK_TABLE} is damaged: its SHA-256 differs.", "Install gptcli again.")
@@ -197,14 +198,14 @@ def _files() -> dict[str, bytes]:
 
 
 def byte_letters() -> dict[int, str]:
-    """The letter that stands for each byte in those files: itself if Latin-1 can show it, else from U+0100 upward."""
+    """The letter for each byte in vocab.json and merges.txt: its printable Latin-1 character, else U+0100 and up."""
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
 
 
 def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that ``token`` was merged from: what byte-pair encoding makes of it one merge before the last."""
+    """The two tokens whose merge gives ``token``: the parts of ``token`` in BPE before the last merge."""
     own_rank = ranks[token]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:

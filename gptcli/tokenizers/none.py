@@ -1,4 +1,4 @@
-"""The tokenizer of a model that came without one: the weights are whole, but nobody knows what its ids mean."""
+"""The placeholder tokenizer of a model without tokenizer files, whose ids have no known text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from gptcli.tokenizers.text import Utf8Stream
 
 
 class NoTokenizer:
-    """Stands where a tokenizer belongs and refuses text. It knows no token, saves nothing and loads from anywhere."""
+    """Has no token, saves and loads no file, and raises GptcliError on encoding and decoding."""
 
     kind = "none"
     vocab_size = 0
@@ -19,7 +19,7 @@ class NoTokenizer:
     fingerprint = vocabulary.fingerprint("none", [])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Raises GptcliError, as all of these do."""
+        """Raise GptcliError, as do ``decode``, ``stream`` and ``piece``."""
         return self._refuse()
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -32,7 +32,7 @@ class NoTokenizer:
         return self._refuse()
 
     def save(self, directory: Path) -> None:
-        """Nothing to write: config.json names the kind."""
+        """Write nothing: config.json has the kind."""
 
     @classmethod
     def load(cls, directory: Path) -> "NoTokenizer":

@@ -1,4 +1,4 @@
-"""What every tokenizer needs to know about text: the special token, UTF-8, and characters that cannot be printed."""
+"""Text functions shared by the tokenizers: the end-of-text token, UTF-8, and escapes for unprintable characters."""
 
 import codecs
 from collections.abc import Callable
@@ -13,7 +13,7 @@ def encode_with_special(
     allow_special: bool,
     special: str = END_OF_TEXT,
 ) -> list[int]:
-    """Token ids of ``text``; ``special`` in it becomes ``eot_id`` if allowed, and is ordinary text otherwise."""
+    """Token ids of ``text``; with ``allow_special``, ``special`` in it becomes ``eot_id``, else it is ordinary text."""
     if not allow_special or eot_id is None or special not in text:
         return encode_plain(text)
     first, *others = text.split(special)
@@ -25,7 +25,7 @@ def encode_with_special(
 
 
 def to_utf8(text: str) -> bytes:
-    """``text`` in UTF-8. Surrogate pairs become their character, lone surrogates U+FFFD: UTF-8 has no form for them."""
+    """``text`` in UTF-8, which cannot encode surrogates: a pair becomes its character, a lone surrogate U+FFFD."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
@@ -33,7 +33,7 @@ def to_utf8(text: str) -> bytes:
 
 
 def printable(piece: bytes | str) -> str:
-    """``piece`` on one line, with escapes for bytes that are no UTF-8 and for what cannot be printed: \\xf0, \\n."""
+    """``piece`` on one line; bytes that are not UTF-8 and unprintable characters are escaped: \\xf0, \\n."""
     text = piece if isinstance(piece, str) else piece.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -41,10 +41,10 @@ def printable(piece: bytes | str) -> str:
 
 
 class Utf8Stream:
-    """Decodes the bytes of one token after another; a character whose bytes are not all there yet is held back.
+    """Decodes token by token; the bytes of an incomplete character are kept until a later token completes it.
 
     Args:
-        token_bytes: gives the bytes of a token id.
+        token_bytes: maps a token id to its bytes.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
@@ -52,11 +52,11 @@ class Utf8Stream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; it may be empty."""
+        """The whole characters that this token completes; may be empty."""
         return self._decoder.decode(self._token_bytes(token_id))
 
     def flush(self) -> str:
-        """What is still held back, as U+FFFD; the stream can then be used anew."""
+        """U+FFFD for remaining incomplete bytes, else nothing; resets the stream."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer.json, read where it says byte-level BPE with GPT-2's pre-split, and refused by name else."""
+"""Reads Hugging Face's tokenizer.json if it is byte-level BPE with GPT-2's pre-split; raises GptcliError otherwise."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from gptcli.tokenizers.text import END_OF_TEXT
 FILE = "tokenizer.json"
 _WAY_OUT = "gptcli reads byte-level BPE with GPT-2's pre-split, and never takes another tokenizer for it."
 _DOWNLOAD = "Download or copy it again."
-# The expression by which GPT-2 cuts a text, as the tokenizers library writes it where it is spelled out.
+# GPT-2's split pattern, in the form that a Split step of the tokenizers library has it.
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Fields of the model with every value that changes nothing.
+# Fields of the model with the values that have no effect.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0, 0.0),
     "continuing_subword_prefix": (None, ""),
@@ -28,14 +28,14 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Description:
-    """What a tokenizer.json says, as far as it decides ids.
+    """The content of a tokenizer.json that determines token ids.
 
     Attributes:
-        vocab: token, its bytes spelled in GPT-2's letters, -> id.
-        merges: pairs of tokens, the first is merged first.
-        added: the text of each token outside of the merging -> id.
-        kept: those of them that are found in a text; special ones are not.
-        end: the one of them that ends a text.
+        vocab: token, with its bytes written as GPT-2's byte letters, -> id.
+        merges: pairs of tokens in order of rank, the lowest first.
+        added: text of each added token, which BPE does not produce, -> id.
+        kept: the added tokens that are not special; encoding finds them in a text.
+        end: the end-of-text token; None if there is none.
     """
 
     vocab: dict[str, int]
@@ -45,11 +45,11 @@ class Description:
     end: str | None
 
     def id_of(self, token: str) -> int:
-        """The id of an added token, or else of one in the vocabulary."""
+        """The id of ``token`` in ``added``, or else in ``vocab``."""
         return self.added[token] if token in self.added else self.vocab[token]
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of all of it, however the file was laid out."""
+        """SHA-256, in hex, of all attributes; the file's formatting has no effect."""
         parts = [
             *(f"{token_id} {token}" for token, token_id in sorted(self.vocab.items(), key=lambda item: item[1])),
             *map(" ".join, self.merges),
@@ -62,10 +62,10 @@ class Description:
 
 
 def parse(content: bytes, file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in ``content``.
 
     Raises:
-        GptcliError: it is none.
+        GptcliError: ``content`` is not a JSON object.
     """
     try:
         value = json.loads(content)
@@ -78,15 +78,15 @@ def parse(content: bytes, file: Path) -> dict[str, Any]:
 
 
 def describe(content: bytes, file: Path, config: Mapping[str, Any]) -> Description:
-    """What a tokenizer.json says.
+    """The `Description` of a tokenizer.json.
 
     Args:
-        content: of the file.
+        content: the bytes of the file.
         file: its path, for messages.
-        config: the tokenizer_config.json beside it, or nothing.
+        config: the content of tokenizer_config.json, or an empty mapping.
 
     Raises:
-        GptcliError: it is damaged, or no byte-level BPE with GPT-2's pre-split.
+        GptcliError: the file is damaged, or is not byte-level BPE with GPT-2's pre-split.
     """
     everything = parse(content, file)
     model = everything.get("model")
@@ -110,7 +110,7 @@ def _check_model(model: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_steps(everything: Mapping[str, Any], file: Path) -> None:
-    """What is done to a text before the merging, and to its ids after it, must be GPT-2's."""
+    """Raise GptcliError unless the steps before BPE (on the text) and after it (on the ids) are GPT-2's."""
     for step in _flat(everything.get("normalizer"), "normalizers"):
         raise _unsupported(file, "normalizer", step)
     steps = _flat(everything.get("pre_tokenizer"), "pretokenizers")
@@ -135,7 +135,7 @@ def _check_steps(everything: Mapping[str, Any], file: Path) -> None:
 
 
 def _flat(step: Any, inner: str) -> list[dict[str, Any]]:
-    """The steps of a sequence, or the one step, or none."""
+    """The steps of a "Sequence", or the single step, or an empty list."""
     if not isinstance(step, dict):
         return []
     steps = step.get(inner) if step.get("type") == "Sequence" else [step]
@@ -143,7 +143,7 @@ def _flat(step: Any, inner: str) -> list[dict[str, Any]]:
 
 
 def _unsupported(file: Path, name: str, step: Mapping[str, Any]) -> GptcliError:
-    """The error for a step that GPT-2's tokenizer has not, or has with other settings."""
+    """The error for a step that GPT-2's tokenizer does not have, or has with other settings."""
     kind = step.get("type")
     settings = {key: value for key, value in step.items() if key != "type"}
     said = f" ({json.dumps(settings, ensure_ascii=True):.100})" if settings and kind in ("Split", "ByteLevel") else ""
@@ -158,7 +158,7 @@ def _vocab(model: Mapping[str, Any], file: Path) -> dict[str, int]:
 
 
 def _merges(model: Mapping[str, Any], file: Path) -> list[tuple[str, str]]:
-    """Pairs, which the library once wrote as "a b"."""
+    """The merges as pairs; older versions of the library wrote a pair as the string "a b"."""
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise GptcliError(f"{file} has no list of merges.", _DOWNLOAD)
@@ -211,7 +211,7 @@ def _check_table(vocab: Mapping[str, int], merges: list[tuple[str, str]], added:
 
 
 def _end(config: Mapping[str, Any], known: Mapping[str, int]) -> str | None:
-    """The token that ends a text: what tokenizer_config.json says, or else GPT-2's if it is there."""
+    """The end-of-text token: eos_token of tokenizer_config.json, or else <|endoftext|>, if it is among ``known``."""
     named = config.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
     if isinstance(named, str) and named in known:

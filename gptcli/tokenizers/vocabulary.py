@@ -1,4 +1,4 @@
-"""The one JSON file of a char, byte or word tokenizer: written, read back and doubted; and what identifies it."""
+"""The JSON file of a char, byte or word tokenizer: writing, reading with checks, and the fingerprint."""
 
 import hashlib
 import json
@@ -13,22 +13,22 @@ COPY_AGAIN = "The checkpoint is damaged or mixed from two; copy it again, or tra
 
 
 def fingerprint(kind: str, vocabulary: Sequence[str]) -> str:
-    """SHA-256, in hex, of the kind and the vocabulary in the order of the ids, as compact ASCII JSON."""
+    """SHA-256, in hex, of the kind and the vocabulary, in order of ids, as a compact ASCII JSON array."""
     return hashlib.sha256(json.dumps([kind, *vocabulary], separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def write(directory: Path, kind: str, vocabulary: Sequence[str]) -> None:
-    """Write FILE into ``directory``. Raises OSError as the disk does."""
-    # Escaped, so that a vocabulary with a lone surrogate has a file as well.
+    """Write FILE into ``directory``. Raises OSError."""
+    # ASCII with escapes, because UTF-8 cannot encode a lone surrogate in a vocabulary.
     text = json.dumps({"kind": kind, "vocabulary": list(vocabulary)}, indent=1)
     (directory / FILE).write_text(text + "\n", encoding="ascii", newline="\n")
 
 
 def read(directory: Path, kind: str) -> list[str]:
-    """The vocabulary in ``directory``, in the order of the ids.
+    """The vocabulary in ``directory``, in order of ids.
 
     Raises:
-        GptcliError: no such file, not JSON, of another kind, not a list of different strings.
+        GptcliError: the file is missing, not JSON, of another kind, or not a list of distinct strings.
     """
     file = directory / FILE
     try:
@@ -55,7 +55,7 @@ def read_bytes(file: Path) -> bytes:
     """The bytes of a tokenizer's file.
 
     Raises:
-        GptcliError: it is missing or cannot be read.
+        GptcliError: the file is missing or cannot be read.
     """
     try:
         return file.read_bytes()

@@ -1,4 +1,4 @@
-"""Words and punctuation marks as tokens: the course's first tokenizer, which loses the white space."""
+"""Words and punctuation marks as tokens: the course's first tokenizer, which discards white space."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ _NO_SPACE_BEFORE = tuple(""",.:;?!"()'""")
 
 
 class WordTokenizer:
-    """One token a word or punctuation mark of the corpus; others become <|unk|>. Decoding is not quite the text.
+    """One token per word or punctuation mark of the corpus, <|unk|> for others; decoding does not restore white space.
 
     Args:
-        words: the vocabulary, in the order of the ids; the last two are <|endoftext|> and <|unk|>.
+        words: the vocabulary, in order of ids; the last two are <|endoftext|> and <|unk|>.
     """
 
     kind = "word"
@@ -32,32 +32,32 @@ class WordTokenizer:
 
     @classmethod
     def from_text(cls, text: str) -> "WordTokenizer":
-        """The tokenizer that knows the words of ``text``, sorted by code points."""
+        """The tokenizer of the words of ``text``, sorted by code points."""
         return cls.from_pieces([text])
 
     @classmethod
     def from_pieces(cls, pieces: Iterable[str]) -> "WordTokenizer":
-        """The same of a text in pieces, cut before white space."""
+        """As `from_text`, for a text in pieces that were cut before white space."""
         words: set[str] = set()
         for piece in pieces:
             words.update(_split(piece))
         return cls([*sorted(words - {END_OF_TEXT, UNKNOWN}), END_OF_TEXT, UNKNOWN])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of ``text``; a word outside the vocabulary gets <|unk|>'s."""
+        """Token ids of ``text``; a word outside the vocabulary gets the id of <|unk|>."""
         return encode_with_special(text, self._encode_plain, self.eot_id, allow_special)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of ``ids``, a space before each that is no punctuation mark.
+        """The words of ``ids``, separated by spaces, without a space before any of , . : ; ? ! " ( ) and '.
 
         Raises:
-            GptcliError: an id that no token has.
+            GptcliError: an id has no token.
         """
         stream = self.stream()
         return "".join(map(stream.push, ids))
 
     def stream(self) -> "WordStream":
-        """Decodes token by token."""
+        """A new incremental decoder."""
         return WordStream(self)
 
     def piece(self, token_id: int) -> str:
@@ -95,21 +95,21 @@ class WordTokenizer:
 
 
 class WordStream:
-    """Every token is a whole word, so nothing is ever held back."""
+    """Decodes token by token; every token is a whole word, so no text is kept back."""
 
     def __init__(self, tokenizer: WordTokenizer) -> None:
         self._tokenizer = tokenizer
         self._space = ""
 
     def push(self, token_id: int) -> str:
-        """The token's word, with the space before it."""
+        """The token's word, after a space unless it is the first word or in _NO_SPACE_BEFORE."""
         word = self._tokenizer.word(token_id)
         space = "" if word.startswith(_NO_SPACE_BEFORE) else self._space
         self._space = " "
         return space + word
 
     def flush(self) -> str:
-        """Nothing; the stream can then be used anew."""
+        """The empty string; resets the stream."""
         self._space = ""
         return ""
 

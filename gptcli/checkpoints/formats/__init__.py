@@ -1,4 +1,4 @@
-"""GPT-2 weights from wherever a user has them: every reader gives a `Source` of checked tensors by our names."""
+"""Readers of GPT-2 weights in foreign formats; each returns a `Source` of checked tensors by our names."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from gptcli.errors import GptcliError
 
 
 def read(path: Path) -> Source:
-    """Whatever lies at ``path``, recognised by its content and not by its name.
+    """The model at ``path``; the format is detected, mainly from the content of the files.
 
-    A Hugging Face directory, a file of one, OpenAI's TensorFlow files (their directory or any file of theirs), or a
-    nanoGPT checkpoint (its file, or a directory that holds it).
+    ``path`` is a Hugging Face directory or a file of it, OpenAI's TensorFlow files (their directory or any file of it),
+    or a nanoGPT checkpoint (its file, or its directory).
 
     Raises:
-        GptcliError: there is nothing, nothing known, or what is there is damaged, hostile or no GPT-2.
+        GptcliError: ``path`` does not exist, its format is unknown, or it is damaged, hostile or not a GPT-2.
     """
     if path.is_dir():
         return _read_directory(path)

@@ -1,8 +1,8 @@
-"""CRC-32C (Castagnoli), the checksum of TensorFlow's files, at some hundred MB/s in numpy alone.
+"""CRC-32C (Castagnoli), the checksum of TensorFlow's files, at several hundred MB/s in numpy.
 
-A CRC is linear over GF(2), so a long buffer is cut into lanes whose registers all start at 0 and advance together, four
-bytes a step; then neighbours are joined: crc(a + b) = advance(crc(a), len(b)) ^ crc(b). Zeros in front of a register
-that is 0 change nothing, so what does not fill the lanes is padded in front.
+A CRC is linear over GF(2). A long buffer is cut into lanes of 1024 bytes; all registers start at 0 and advance by four
+bytes per step; then adjacent lanes are combined: crc(a + b) = advance(crc(a), len(b)) ^ crc(b). Leading zero bytes do
+not change a register that is 0, so an incomplete block is padded with zeros at its front.
 """
 
 from functools import cache
@@ -34,7 +34,7 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
 
 
 def unmask(stored: int) -> int:
-    """The CRC that TensorFlow stored rotated and shifted, so that a CRC of data with CRCs in it stays good."""
+    """The CRC from TensorFlow's masked form, which is the CRC rotated right by 15 bits plus 0xA282EAD8 modulo 2³²."""
     rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
     return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
 
@@ -45,7 +45,7 @@ def _block_crc(block: NDArray[np.uint8], lanes: int) -> int:
     registers: Words = np.zeros(lanes, dtype=np.uint32)
     for step in range(_LANE_WORDS):
         registers = registers ^ words[:, step]
-        # "clip" looks no index up twice: all of them are good.
+        # mode="clip" skips the bounds check of mode="raise"; every index is below 65,536.
         registers = low.take(registers & 0xFFFF, mode="clip") ^ high.take(registers >> 16, mode="clip")
     span = 4 * _LANE_WORDS
     while len(registers) > 1:
@@ -56,7 +56,7 @@ def _block_crc(block: NDArray[np.uint8], lanes: int) -> int:
 
 @cache
 def _tables() -> tuple[Words, Words]:
-    """For the low and the high half of (register ^ word): the register after the word's four bytes."""
+    """Two tables of 65,536: the register after four bytes, for the low and the high half of (register ^ word)."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ _POLYNOMIAL, table >> 1).astype(np.uint32)
@@ -68,7 +68,7 @@ def _tables() -> tuple[Words, Words]:
 
 
 def _advance(register: int, zero_bytes: int) -> int:
-    """The register after so many zero bytes."""
+    """The register after ``zero_bytes`` more bytes of value 0."""
     value = np.array([register], dtype=np.uint32)
     power = 1
     while zero_bytes:
@@ -81,7 +81,7 @@ def _advance(register: int, zero_bytes: int) -> int:
 
 @cache
 def _zero_bytes(count: int) -> Words:
-    """What ``count`` zero bytes, a power of two, make of each of the register's 32 bits."""
+    """The matrix (32,) of ``count`` zero bytes, a power of two: entry i is the register that starts as bit i alone."""
     if count > 1:
         half = _zero_bytes(count // 2)
         return _multiply(half, half)
@@ -92,7 +92,7 @@ def _zero_bytes(count: int) -> Words:
 
 
 def _multiply(matrix: Words, values: Words) -> Words:
-    """The matrix, an image for each bit, times each value: the images of its bits added up, which is XOR."""
+    """The product over GF(2) of a 32 × 32 matrix (one uint32 column per bit) with each value."""
     result = np.zeros_like(values)
     for bit in range(32):
         result ^= matrix[bit] * ((values >> bit) & 1)

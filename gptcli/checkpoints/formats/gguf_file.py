@@ -1,4 +1,4 @@
-"""GGUF, the one file that llama.cpp, Ollama and LM Studio open; written through the gguf package, an optional extra."""
+"""GGUF, the single-file format of llama.cpp, Ollama and LM Studio; written with the gguf package, an optional extra."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 
-# What general.file_type calls "mostly" this dtype, and the type of a tensor, both numbers of ggml's.
+# dtype -> the value of general.file_type for a file mostly of this dtype (llama.cpp's LLAMA_FTYPE_*).
 _FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
 MAGIC = b"GGUF"
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # types of a token
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # ggml's token types
 
 
 def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Hold that llama.cpp computes this model: its GPT-2 has fixed arithmetic and a byte-pair tokenizer.
+    """Check that llama.cpp supports this model: its GPT-2 has a fixed activation and attention scale, and GPT-2's BPE.
 
     Raises:
-        GptcliError: it does not, or the gguf package is not installed.
+        GptcliError: llama.cpp does not support it, or the gguf package is not installed.
     """
     _gguf()
     fixed = {"activation": "gelu_new", "scale_attn": True, "scale_attn_by_layer": False}
@@ -45,20 +45,20 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
 def write(
     path: Path, config: GPTConfig, tensors: Mapping[str, Tensor], tokenizer: Tokenizer, dtype: torch.dtype, name: str
 ) -> None:
-    """Write the model as one file, read it back and compare every tensor; the file appears only then.
+    """Write the model as one file, read it back and compare every tensor, and then rename it to ``path``.
 
-    Matrices are written as ``dtype``; biases, norms and position embeddings as float32, as llama.cpp wants them.
+    Matrices, embeddings included, are written as ``dtype``; tensors of one dimension (biases, norms) as float32.
 
     Args:
         path: the file.
         config: the model's shape.
-        tensors: its weights as our checkpoint file holds them.
+        tensors: the weights by our checkpoint's names and layouts.
         tokenizer: GPT-2's.
         dtype: float32, float16 or bfloat16.
-        name: of the model, for people.
+        name: the model's name, written to general.name.
 
     Raises:
-        GptcliError: the disk is full or refuses, or what was written is not what was meant.
+        GptcliError: the disk is full or not writable, or the file read back differs from the tensors.
     """
     gguf = _gguf()
     placed = _placed(gguf, tensors, config, dtype)
@@ -92,7 +92,7 @@ def write(
 
 
 def _placed(gguf: Any, tensors: Mapping[str, Tensor], config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Views by ggml's names, projections as (out, in)."""
+    """Views of ``tensors`` by ggml's names, projections transposed to (out, in)."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layers)
     placed = {}
     for name, tensor in transpose_projections(tensors).items():
@@ -109,7 +109,7 @@ def _ggml_name(tensor: Tensor, dtype: torch.dtype) -> str:
 
 
 def _bits(tensor: Tensor, ggml_name: str) -> Any:
-    """``tensor`` as a numpy array; numpy has no bfloat16, so its bits go as 16-bit integers."""
+    """``tensor`` as a numpy array; bfloat16 as the same bits in int16, because numpy has no bfloat16."""
     target = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[ggml_name]
     cast = tensor.to(target).contiguous()
     return (cast.view(torch.int16) if ggml_name == "BF16" else cast).numpy()
@@ -128,7 +128,7 @@ def _add_metadata(writer: Any, config: GPTConfig, tokenizer: Tokenizer, dtype: t
         tokenizer.save(Path(folder))
         vocab = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))
         merges = (Path(folder) / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    # Every row of the embedding needs a token; rows beyond the vocabulary are named, and never used.
+    # The token list needs one entry per row of the embedding; rows beyond the vocabulary get unused [PAD…] tokens.
     spare = range(len(vocab), config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

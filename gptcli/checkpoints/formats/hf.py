@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face's transformers keeps it: config.json; weights as safetensors or pickles, whole or in shards."""
+"""GPT-2 in the format of Hugging Face's transformers: config.json; safetensors or pickles, in one file or in shards."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,20 +13,20 @@ from gptcli.config.model import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
 from gptcli.errors import GptcliError
 
 CONFIG = "config.json"
-# In the order of trust: a safetensors file cannot hold code.
+# In order of preference: a safetensors file cannot hold code.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-# Fields of theirs that change what a GPT-2 computes and that ours does not do, with the one value that changes nothing.
+# Fields of config.json for computations that our model does not support, with the value that turns each off.
 _REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None, "is_encoder_decoder": False}
 _SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new"}
 _OTHER_FRAMEWORKS = {".h5": "TensorFlow's Keras", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "llama.cpp's GGUF"}
 
 
 def read_directory(directory: Path, weights: Path | None = None) -> Source:
-    """A directory with config.json and weights; ``weights`` names one of its files, for a directory that has others.
+    """The model in a directory with config.json and weights; ``weights`` is the file to read, None for the default.
 
     Raises:
-        GptcliError: something is missing, damaged, contradictory, hostile, or no GPT-2 that can be supported.
+        GptcliError: something is missing, damaged, contradictory or hostile, or is not a supported GPT-2.
     """
     config = read_config(directory / CONFIG)
     file = weights or find_weights(directory)
@@ -35,7 +35,7 @@ def read_directory(directory: Path, weights: Path | None = None) -> Source:
 
 
 def make_source(tensors: Mapping[str, Tensor], config: GPTConfig, directory: Path, where: str) -> Source:
-    """Translate, check and complete what was read."""
+    """Translate the tensors to our names, check them against ``config`` and find the tokenizer."""
     ours = names.settle_head(names.from_hugging_face(tensors, where), config.tie_weights, where)
     names.check(ours, config, where)
     notes: list[str] = []
@@ -43,10 +43,10 @@ def make_source(tensors: Mapping[str, Tensor], config: GPTConfig, directory: Pat
 
 
 def read_lone_file(file: Path) -> Source:
-    """A weights file without a config.json beside it: the shape comes from the tensors.
+    """The model in a weights file without a config.json; its shape is inferred from the tensors.
 
     Raises:
-        GptcliError: as `read_directory`, or the shape cannot be told.
+        GptcliError: as `read_directory`, or the shape cannot be inferred.
     """
     tensors = read_tensors(file)
     config = names.infer_config(names.from_hugging_face(tensors, str(file)), str(file))
@@ -58,26 +58,26 @@ def read_lone_file(file: Path) -> Source:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file, safetensors or a pickle: the content decides, except that no pickle is read under the
-    name of a format that cannot hold code."""
+    """The tensors of one safetensors file or pickle; the content decides which, but a file whose name ends in
+    .safetensors is never read as a pickle, which can hold code."""
     if file.suffix == ".safetensors" or not is_pickle(file):
         return safetensors_file.read_tensors(file)
     return only_tensors(read_pickle(file), str(file))
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether the first bytes are those of torch.save's formats, new (a zip) or old (a pickle)."""
+    """Whether the first bytes are those of torch.save's formats, a zip archive or (before PyTorch 1.6) a pickle."""
     try:
         with file.open("rb") as opened:
             start = opened.read(8)
     except OSError as error:
         raise GptcliError(f"{file} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    # As the length of a safetensors header, eight bytes that begin so are petabytes or more.
+    # A safetensors file begins with a uint64 header length, whose bytes 5 to 7 are 0 below 1 TiB.
     return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and any(start[5:]))
 
 
 def find_weights(directory: Path) -> Path:
-    """The file that holds, or lists, the weights of ``directory``."""
+    """The weights file of ``directory``, or the index of its shards."""
     for name in WEIGHTS:
         if (directory / name).is_file():
             return directory / name
@@ -104,7 +104,7 @@ def read_config(file: Path) -> GPTConfig:
     """The shape that a Hugging Face config.json describes.
 
     Raises:
-        GptcliError: absent, not JSON, not a GPT-2's, or with a field that changes the arithmetic in an unsupported way.
+        GptcliError: the file is missing, not JSON or not of a GPT-2, or a field asks for an unsupported computation.
     """
     fields = read_json(file)
     model_type = fields.get("model_type")
@@ -123,7 +123,7 @@ def read_config(file: Path) -> GPTConfig:
                 f"{file}: {name} is {fields[name]!r:.60}, which is not supported.",
                 "This model computes something that GPT-2 does not; gptcli would get it wrong.",
             )
-    # A field that is absent, or null where null has no meaning, has transformers' default: GPT-2 small's.
+    # A field that is absent or null has transformers' default, which is GPT-2 small's value.
     values = {ours: fields[theirs] for ours, theirs in HUGGING_FACE_FIELDS.items() if fields.get(theirs) is not None}
     defaults = PRESETS["small"]
     for ours, value in values.items():
@@ -138,7 +138,7 @@ def read_config(file: Path) -> GPTConfig:
 
 
 def _named_by_their_fields(file: Path, make: Callable[[], GPTConfig]) -> GPTConfig:
-    """``make()``; a complaint about a field of ours names the file."""
+    """``make()``; the message of a GptcliError gets the name of the file."""
     try:
         return make()
     except GptcliError as error:
@@ -146,10 +146,10 @@ def _named_by_their_fields(file: Path, make: Callable[[], GPTConfig]) -> GPTConf
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index names, which all lie beside it.
+    """The shard files that ``index`` lists, relative to its directory.
 
     Raises:
-        GptcliError: it is damaged, or names a path outside of its directory.
+        GptcliError: the index is damaged, or lists a path outside its directory.
     """
     names = sorted(set(_weight_map(index).values()))
     for name in names:
@@ -175,7 +175,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _read_shards(directory: Path, index: Path) -> dict[str, Tensor]:
-    """Every tensor of an index's shards, each held to be where the index says."""
+    """Every tensor of the shards of ``index``; each must be in the shard that the index says."""
     weight_map = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     _check_shards(directory, index)

@@ -1,7 +1,8 @@
-"""GPT-2 from the Hugging Face hub, through huggingface_hub and its cache: pinned, resumed, and checked to the byte.
+"""Downloads GPT-2 from the Hugging Face hub into huggingface_hub's cache; downloads are resumed and verified.
 
-HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE mean what they always mean. huggingface_hub resumes a
-download within one process; what a killed process left is kept here beside the cache's blobs, and continued.
+HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE have huggingface_hub's meaning. That library resumes a
+download only within one process; this module keeps the partial file of a killed process beside the cache's blobs and
+resumes it.
 """
 
 import errno
@@ -31,14 +32,14 @@ from gptcli.checkpoints.formats import hf
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
-# Revisions of the repositories that OpenAI's models live in, so that the same command gives the same weights.
+# Commits of the repositories with OpenAI's models, so that the same command always loads the same weights.
 PINNED = {
     "small": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
     "medium": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
     "large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
     "xl": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
-# What is known of their files besides what the hub itself says.
+# Known SHA-256 of their files, checked in addition to the hub's own digest.
 SHA256 = {
     (PINNED["small"][1], "model.safetensors"): "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
     (PINNED["xl"][1], "model.safetensors"): "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
@@ -52,7 +53,7 @@ OnDownload = Callable[[str, int], None]
 
 
 class _UnreachableError(GptcliError):
-    """The hub cannot be asked, and the cache does not know."""
+    """The hub cannot be reached, and the cache does not have the file."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,24 @@ class _Request:
 
 
 def pinned(size: str) -> tuple[str, str]:
-    """The repository and revision of one of OpenAI's four models; GptcliError with the nearest name."""
+    """The repository and commit of one of OpenAI's four models; raises GptcliError for another ``size``."""
     if size not in PINNED:
         raise GptcliError(f"There is no GPT-2 of size {size!r}.", nearest(size, PINNED))
     return PINNED[size]
 
 
 def fetch(repo: str, revision: str, on_download: OnDownload, bar: type[Any] | None = None) -> Path:
-    """The directory in huggingface_hub's cache that holds the model's config, weights and vocabulary, all checked.
+    """The directory in huggingface_hub's cache with the model's config, weights and tokenizer files, all verified.
 
     Args:
         repo: such as "distilbert/distilgpt2".
-        revision: a commit, branch or tag. A commit that is in the cache needs no network.
-        on_download: told the name and the bytes of each file before it is downloaded.
-        bar: a tqdm class for the bar.
+        revision: a commit, branch or tag. A commit in the cache needs no network.
+        on_download: called before each download with the file's name and the number of bytes to download.
+        bar: a tqdm class for the progress bar; None for huggingface_hub's own.
 
     Raises:
-        GptcliError: the hub or the repository cannot be reached, a file is not there, is not what the hub or the pinned
-            digest says, or does not fit on the disk.
+        GptcliError: the hub or the repository cannot be reached; a file is missing, does not match the hub's or the
+            pinned digest, or does not fit on the disk.
     """
     set_verbosity_error()
     request = _Request(repo, revision, on_download, bar)
@@ -98,15 +99,16 @@ def fetch(repo: str, revision: str, on_download: OnDownload, bar: type[Any] | No
 
 
 def _tokenizer(request: _Request, config: Path) -> None:
-    """The files of the tokenizer, as far as there are any."""
+    """Fetch the tokenizer's files that the repository has."""
     is_pinned = (request.repo, request.revision) in PINNED.values()
     names = _TOKENIZER_FILES if is_pinned else _FOREIGN_TOKENIZER_FILES
     try:
         for name in names:
             _file(request, name)
     except _UnreachableError:
-        # The weights are there. Whose tokens they speak is known of OpenAI's own, and told by what the cache holds, or
-        # by a vocabulary that is not of GPT-2's size; otherwise GPT-2's tokenizer would be assumed without a look.
+        # The weights are in the cache. Continue without a network if the tokenizer is known: the repository is pinned,
+        # the cache has a tokenizer file, or vocab_size is not GPT-2's (then no tokenizer is assumed). Otherwise GPT-2's
+        # tokenizer would be assumed although the repository may have another one.
         known = is_pinned or any((config.parent / name).is_file() for name in names)
         if not known and hf.read_config(config).vocab_size == GPT2Tokenizer.vocab_size:
             raise
@@ -131,18 +133,18 @@ def _weights(request: _Request) -> Path:
 
 
 def _file(request: _Request, name: str) -> Path | None:
-    """One file of the repository, in the cache and checked; None where the repository has no such file."""
+    """The verified cache path of one file of the repository; None if the repository has no such file."""
     known = try_to_load_from_cache(request.repo, name, revision=request.revision) if _is_commit(request) else None
     with _told_in_two_lines(request, name):
         if isinstance(known, str):
             path = Path(known)
-        elif known is not None:  # the cache remembers that there is none
+        elif known is not None:  # the cache has recorded that the repository has no such file
             return None
         else:
             try:
                 path = _download(request, name)
             except EntryNotFoundError as error:
-                if isinstance(error, FileNotFoundError):  # not in the cache, and the hub could not be asked
+                if isinstance(error, FileNotFoundError):  # not in the cache, and the hub could not be reached
                     raise
                 return None
         _verify(request, name, path)
@@ -160,19 +162,19 @@ def _download(request: _Request, name: str) -> Path:
     except HfHubHTTPError:
         raise
     except Exception:
-        # No network, or told to do without it: what the cache has, or LocalEntryNotFoundError.
+        # No network, or HF_HUB_OFFLINE: the path in the cache, or LocalEntryNotFoundError.
         return Path(hf_hub_download(request.repo, name, revision=request.revision, local_files_only=True))
     if metadata.etag is not None and metadata.size is not None and _DIGEST.fullmatch(metadata.etag):
         repo_folder = Path(constants.HF_HUB_CACHE) / f"models--{request.repo.replace('/', '--')}"
         blob = repo_folder / "blobs" / metadata.etag
         if not blob.exists():
             _resume(request, name, url, blob, metadata.size)
-    # The blob is there: this links it into the snapshot.
+    # The blob is in the cache: this call links it into the snapshot.
     return Path(hf_hub_download(request.repo, name, revision=request.revision))
 
 
 def _resume(request: _Request, name: str, url: str, blob: Path, size: int) -> None:
-    """Download into a file beside the blob, going on where an earlier process was stopped."""
+    """Download into a partial file beside the blob, resuming one that an earlier process left, then rename it."""
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f"{blob.name}.gptcli.incomplete")
     with WeakFileLock(f"{partial}.lock"), partial.open("ab") as file:
@@ -186,7 +188,7 @@ def _resume(request: _Request, name: str, url: str, blob: Path, size: int) -> No
             url,
             file,
             resume_size=here,
-            headers={**build_hf_headers(), "Accept-Encoding": "identity"},  # the bytes that are counted and resumed
+            headers={**build_hf_headers(), "Accept-Encoding": "identity"},  # not compressed: resume_size is an offset
             expected_size=size,
             displayed_filename=name,
             tqdm_class=request.bar,
@@ -196,7 +198,7 @@ def _resume(request: _Request, name: str, url: str, blob: Path, size: int) -> No
 
 
 def _verify(request: _Request, name: str, path: Path) -> None:
-    """Hold the file to the digest that its blob is called by, and to the pinned one. A wrong file leaves the cache."""
+    """Compare the file's digest with its blob's name and with SHA256; remove a file that differs from the cache."""
     blob = path.resolve()
     claimed = blob.name if _DIGEST.fullmatch(blob.name) else None
     known = SHA256.get((request.revision, name))
@@ -219,7 +221,7 @@ def _verify(request: _Request, name: str, path: Path) -> None:
 
 @contextmanager
 def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
-    """Whatever the library, the network or the disk raises, as GptcliError."""
+    """Convert exceptions of huggingface_hub, the network and the disk to GptcliError."""
     where = f"{request.repo} at {request.revision}"
     try:
         yield
@@ -258,7 +260,7 @@ def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(Path(constants.HF_HUB_CACHE), None, None) from error
         raise _broken_off(request, name, error) from error
-    except Exception as error:  # the HTTP client's own, which has no name that is stable
+    except Exception as error:  # the HTTP client's, whose types depend on huggingface_hub's version
         raise _broken_off(request, name, error) from error
 
 

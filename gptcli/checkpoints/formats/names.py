@@ -1,7 +1,7 @@
-"""One table of parameter names: ours, which are Hugging Face's, and OpenAI's; whatever else is needed derives from it.
+"""The table of parameter names: ours, which are Hugging Face's, and OpenAI's.
 
-A source's tensors become ours here, and are held against the config: nothing missing, nothing left over, no other
-shape, no NaN.
+The functions translate a source's tensors to our names and check them against the config: none missing, none unknown,
+no other shape, no NaN.
 """
 
 import re
@@ -36,7 +36,7 @@ TABLE = {
 INVERSE = {openai: ours for ours, openai in TABLE.items()}
 HEAD = "lm_head.weight"
 
-# The layers that multiply: OpenAI stores them as 1×1 convolutions (1, in, out), torch.nn.Linear as (out, in).
+# Projection weights: OpenAI stores them as 1×1 convolutions (1, in, out), torch.nn.Linear as (out, in).
 _PROJECTION = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _WRAPPERS = ("_orig_mod.", "module.", "transformer.")  # torch.compile's, DataParallel's, Hugging Face's
 _MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias$")
@@ -49,14 +49,14 @@ def _translate(name: str, table: Mapping[str, str]) -> str | None:
     if number is None:
         return table.get(name)
     template = table.get(name[: number.start(1)] + "{}" + name[number.end(1) :])
-    # str(int()) refuses another spelling of the same layer, as h.01 is.
+    # Reject other spellings of a layer's number, such as h.01.
     if template is None or str(int(number[1])) != number[1]:
         return None
     return template.format(number[1])
 
 
 def from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's tensors by our names, as views; names that are not in the table stay as they are."""
+    """OpenAI's tensors by our names, as views; names that are not in the table are unchanged."""
     found = {}
     for name, tensor in tensors.items():
         ours = _translate(name, INVERSE) or name
@@ -74,7 +74,7 @@ def to_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transpose_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Between our (in, out) and torch.nn.Linear's (out, in), as views; its own inverse."""
+    """Projections transposed between our (in, out) and torch.nn.Linear's (out, in), as views; its own inverse."""
     return {
         name: tensor.t() if _PROJECTION.search(name) and tensor.dim() == 2 else tensor
         for name, tensor in tensors.items()
@@ -82,10 +82,10 @@ def transpose_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Tensors without the prefixes that wrappers add and without the causal masks that old files carry.
+    """Tensors without the prefixes that wrappers add and without the causal masks that old files store.
 
     Raises:
-        GptcliError: two names mean one tensor.
+        GptcliError: two names become the same name.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -101,10 +101,10 @@ def from_hugging_face(tensors: Mapping[str, Tensor], where: str) -> dict[str, Te
 
 
 def settle_head(tensors: dict[str, Tensor], tied: bool, where: str) -> dict[str, Tensor]:
-    """With a tied head, the one matrix as wte.weight, whichever of its two names the file has.
+    """With a tied head, the shared matrix as wte.weight only, under whichever of its two names the file has it.
 
     Raises:
-        GptcliError: the config says tied, and the file has two different matrices.
+        GptcliError: the head is tied, but the file has two different matrices.
     """
     if not tied or HEAD not in tensors:
         return tensors
@@ -120,10 +120,10 @@ def settle_head(tensors: dict[str, Tensor], tied: bool, where: str) -> dict[str,
 
 
 def infer_config(tensors: Mapping[str, Tensor], where: str) -> GPTConfig:
-    """The shape of a model that comes without a config, from its tensors; GPT-2's 64 wide heads are assumed.
+    """The shape of a model without config.json, inferred from its tensors; head_dim is assumed to be GPT-2's 64.
 
     Raises:
-        GptcliError: no GPT-2 can be made out in them.
+        GptcliError: the tensors are not a GPT-2's, or emb_dim is not a multiple of 64.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     layers = {int(number[1]) for name in shapes if (number := re.match(r"h\.(\d{1,6})\.", name))}
@@ -153,12 +153,12 @@ def infer_config(tensors: Mapping[str, Tensor], where: str) -> GPTConfig:
 
 
 def check(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
-    """Hold that these are exactly the model's parameters, floating and finite.
+    """Check that ``tensors`` are exactly the model's parameters, floating-point and finite.
 
     Raises:
-        GptcliError: names every tensor that is missing, left over, of another shape, or not finite.
+        GptcliError: lists the tensors that are missing, unknown, of another shape or dtype, or not finite.
     """
-    # Before the names of a billion layers are spelled out.
+    # Checked first, because parameter_shapes lists every layer and a hostile config can have a billion.
     if config.n_layers > len(tensors):
         raise GptcliError(f"{where} has {len(tensors)} tensors, too few for n_layers {config.n_layers}.", _DISAGREE)
     expected = parameter_shapes(config)
@@ -200,12 +200,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Of a known dtype, and with real memory behind every element."""
+    """Whether a tensor is dense, on the CPU, of a known dtype, and has storage for every element."""
     if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # A finite sum proves it in one pass without a copy; only a doubtful one is looked at again.
+    # A finite sum proves it in one pass without a copy; if the sum is not finite, each element is tested.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -25,15 +25,15 @@ _PADDED_VOCABULARY = 50_304
 
 
 def is_checkpoint(values: Mapping[Any, Any]) -> bool:
-    """Whether a pickled dict is one of nanoGPT's."""
+    """Whether a pickled dict is a nanoGPT checkpoint."""
     return "model_args" in values and "model" in values
 
 
 def read(file: Path, values: dict[str, Any] | None = None) -> Source:
-    """The model of a ckpt.pt; ``values`` is its content, if it was read already.
+    """The model of a ckpt.pt; ``values`` is its content if it has been read already.
 
-    nanoGPT computes exact GELU, keeps projections as (out, in), may have no biases (written here as zeros, which is the
-    same), and pads GPT-2's vocabulary to 50,304 rows for speed; the rows that no token names are dropped.
+    nanoGPT uses the exact GELU, stores projections as (out, in), may have no biases (replaced by zeros, which give the
+    same result), and pads GPT-2's vocabulary to 50,304 rows, a multiple of 64, for speed; the last 47 are dropped.
 
     Raises:
         GptcliError: something is missing, damaged, contradictory or hostile.
@@ -74,5 +74,5 @@ def read(file: Path, values: dict[str, Any] | None = None) -> Source:
 def _add_zero_biases(tensors: dict[str, Tensor]) -> None:
     for name, tensor in list(tensors.items()):
         if name.startswith(("h.", "ln_f.")) and name.endswith(".weight") and tensor.dim():
-            width = tensor.shape[-1]  # of a norm (C), of a projection (in, out)
+            width = tensor.shape[-1]  # a norm's weight is (emb_dim), a projection's (in, out)
             tensors.setdefault(name.removesuffix("weight") + "bias", torch.zeros(width, dtype=tensor.dtype))

@@ -1,4 +1,4 @@
-"""GPT-2 as OpenAI published it: hparams.json beside a TensorFlow checkpoint, and the vocabulary if it is there."""
+"""GPT-2 in OpenAI's format: hparams.json, a TensorFlow checkpoint and, optionally, the vocabulary in one folder."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _FIELDS = {
 
 
 def is_index(path: Path) -> bool:
-    """Whether the file ends as the index of a TensorFlow checkpoint does."""
+    """Whether the file ends with the magic number of a TensorFlow checkpoint's index."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - len(tf_bundle.MAGIC)))
@@ -28,10 +28,10 @@ def is_index(path: Path) -> bool:
 
 
 def read_directory(directory: Path) -> Source:
-    """The model in a directory as gsutil or the course's download leaves it.
+    """The model in a directory with the files that OpenAI published.
 
     Raises:
-        GptcliError: hparams.json, the index or a data shard is missing or damaged, or names or shapes are not GPT-2's.
+        GptcliError: hparams.json, the index or a data shard is missing or damaged, or a name or shape is not GPT-2's.
     """
     file = directory / HPARAMS
     hparams = read_json(file)

@@ -1,4 +1,4 @@
-"""What every reader of a foreign format returns, and what they share."""
+"""The result type of the readers of foreign formats, and functions that the readers share."""
 
 import json
 from dataclasses import dataclass, field
@@ -20,14 +20,15 @@ from gptcli.tokenizers.text import END_OF_TEXT
 
 @dataclass(frozen=True)
 class Source:
-    """A GPT-2 as a foreign format holds it, translated and checked.
+    """A GPT-2 from a foreign format, translated to our names and checked.
 
     Attributes:
-        format: what it was, for people.
+        format: the name of the foreign format, for messages.
         config: the model's shape.
-        tensors: by our names and in our layouts, in whatever floating dtype the file has; mapped from disk.
-        tokenizer: the one that belongs to it.
-        notes: what was assumed, one line each.
+        tensors: by our names and in our layouts, in the file's dtype (float16, bfloat16 or float32), mostly
+            memory-mapped.
+        tokenizer: the model's tokenizer.
+        notes: assumptions made, one line each.
     """
 
     format: str
@@ -38,10 +39,10 @@ class Source:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in the file ``path``.
 
     Raises:
-        GptcliError: no such file, not JSON, not an object.
+        GptcliError: the file cannot be read, is not JSON, or is not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -56,10 +57,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A dict that torch.save wrote, read with ``weights_only=True``: no code in it is ever run.
+    """A dict that torch.save wrote, read with ``weights_only=True``: code in the file is not executed.
 
     Raises:
-        GptcliError: it holds more than data, it is damaged, or it is no dict.
+        GptcliError: the file holds code, is damaged, or is not a dict.
     """
     try:
         with path.open("rb") as file:
@@ -67,9 +68,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise GptcliError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
     try:
-        # The old format cannot be mapped and is read.
+        # torch.load can map only the zip format; the older format is read into memory.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # a hostile pickle can make the reader raise anything
+    except Exception as error:  # a hostile pickle can make torch.load raise any exception
         lines = " ".join(str(error).split())
         if "Unsupported " in lines and "GLOBAL" in lines:
             code = lines.partition("GLOBAL ")[2].split()[0]
@@ -88,10 +89,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def only_tensors(values: dict[Any, Any], where: str) -> dict[str, Tensor]:
-    """``values``, held to be tensors by name.
+    """``values``, if all keys are strings and all values are tensors; detached.
 
     Raises:
-        GptcliError: something else is among them.
+        GptcliError: a key is not a string or a value is not a tensor.
     """
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -100,13 +101,14 @@ def only_tensors(values: dict[Any, Any], where: str) -> dict[str, Tensor]:
 
 
 def find_tokenizer(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
-    """The tokenizer beside the weights; GPT-2's where there is none and the vocabulary has its size; otherwise none.
+    """The tokenizer in the weights' directory; without its files, GPT-2's if vocab_size is 50,257, else `NoTokenizer`.
 
-    A tokenizer is never guessed where its files are there: a model whose vocabulary is unknown gets one that says so
-    when it is asked for text. ``notes`` gets a line on what was assumed.
+    GPT-2's tokenizer is not assumed if the directory has a vocabulary that is not GPT-2's: the model then gets
+    `NoTokenizer`, which raises an error when it is used. ``notes`` gets a line for each assumption.
 
     Raises:
-        GptcliError: a tokenizer.json that cannot be read; files of another tokenizer where GPT-2's would be assumed.
+        GptcliError: tokenizer.json is damaged or unsupported; or GPT-2's tokenizer would be assumed, but the directory
+            has files of another tokenizer.
     """
     if (directory / tokenizer_json.FILE).is_file():
         return _read_tokenizer_json(directory, vocab_size, notes)
@@ -132,7 +134,7 @@ def _gpt2s(vocab_size: int, notes: list[str]) -> Tokenizer:
 
 
 def _read_tokenizer_json(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
-    """GPT-2's own, or another vocabulary for its kind of encoding."""
+    """GPT-2's tokenizer if tokenizer.json describes it, else a `BPETokenizer` with its vocabulary."""
     file, settings = directory / tokenizer_json.FILE, directory / CONFIG_FILE
     content = _read(file)
     config = read_json(settings) if settings.is_file() else {}
@@ -156,7 +158,7 @@ def _read_tokenizer_json(directory: Path, vocab_size: int, notes: list[str]) -> 
     return tokenizer
 
 
-# Files of tokenizers that are not read.
+# Files of unsupported tokenizers.
 _OTHERS = {
     "spiece.model": "SentencePiece",
     "tokenizer.model": "SentencePiece",
@@ -166,7 +168,7 @@ _OTHERS = {
 
 
 def _refuse_others(directory: Path) -> None:
-    """Raise GptcliError where a file beside the weights says that they do not speak GPT-2's tokens."""
+    """Raise GptcliError if a file in ``directory`` shows that the model's tokenizer is not GPT-2's."""
     way_out = f"Put its {tokenizer_json.FILE} beside it; byte-level BPE with GPT-2's pre-split is read."
     for name, kind in _OTHERS.items():
         if (directory / name).is_file():
@@ -194,7 +196,7 @@ def _read(file: Path) -> bytes:
 
 
 def _is_gpt2s(vocab: Path, merges: Path) -> bool:
-    """Equal to the hub's files in what they say."""
+    """Whether the two files have the content of GPT-2's files on the hub, apart from formatting."""
     lines = _read(merges).decode("utf-8", "replace").replace("\r\n", "\n").rstrip("\n").split("\n")
     try:
         entries = json.loads(_read(vocab))

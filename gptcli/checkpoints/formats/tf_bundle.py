@@ -1,9 +1,10 @@
-"""TensorFlow's checkpoint format V2, read without TensorFlow: an index table beside shards of raw tensor data.
+"""TensorFlow's checkpoint format V2, read without TensorFlow: an index file and data shards of raw tensors.
 
 The index is a sorted string table as in LevelDB (https://github.com/google/leveldb/blob/main/doc/table_format.md):
-blocks of prefix-compressed entries, each block followed by its compression type and a masked CRC-32C; a footer of 48
-bytes that points to the block of blocks. Its values are protocol buffers (BundleHeaderProto under the empty key,
-BundleEntryProto under each tensor's name: tensorflow/core/protobuf/tensor_bundle.proto).
+blocks of prefix-compressed entries, each block followed by its compression type (1 byte) and a masked CRC-32C (uint32,
+little-endian); a footer of 48 bytes with the offset and size of the index block, which lists the blocks. The values are
+protocol buffers (BundleHeaderProto under the empty key, BundleEntryProto under each tensor's name:
+tensorflow/core/protobuf/tensor_bundle.proto).
 """
 
 import math
@@ -29,12 +30,12 @@ _AGAIN = "Download or copy the TensorFlow files again; the shards and the index 
 
 
 class _FormatError(Exception):
-    """The bytes do not follow the format; becomes a GptcliError that names the file."""
+    """The bytes do not follow the format; the caller converts it to a GptcliError with the file's name."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: a BundleEntryProto."""
+    """A BundleEntryProto: a tensor's dtype, shape and place; offset and size in bytes, ``crc`` unmasked."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -49,7 +50,7 @@ def read_bundle(index: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint whose index file is ``index``, mapped from disk, each with its CRC checked.
 
     Raises:
-        GptcliError: the index or a shard is missing, cut short, damaged, or uses what OpenAI's files do not.
+        GptcliError: the index or a shard is missing, truncated or damaged, or uses a feature that is not supported.
     """
     try:
         entries = _read_index(index)
@@ -116,7 +117,7 @@ def _read_index(index: Path) -> dict[str, bytes]:
             f"its {len(table)} bytes do not end as an index of TensorFlow does; it is cut short or another file"
         )
     footer = table[-_FOOTER_BYTES : -len(MAGIC)]
-    place = _handle(footer, 0)[1]  # past the handle of the meta index, which nobody uses
+    place = _handle(footer, 0)[1]  # skip the handle of the metaindex block, which is not needed
     (offset, size), _ = _handle(footer, place)
     found: dict[str, bytes] = {}
     for _, handle in _block(table, offset, size):
@@ -132,7 +133,7 @@ def _read_index(index: Path) -> dict[str, bytes]:
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of one block, its CRC checked."""
+    """The (key, value) entries of one block, after a check of its CRC."""
     if offset + size + 5 > len(table) or size < 4:
         raise _FormatError(f"a block of {size} bytes at {offset} reaches past the end at {len(table)}")
     compression, crc = struct.unpack_from("<BI", table, offset + size)
@@ -166,7 +167,7 @@ def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number in base 128, low digits first, and the place after it."""
+    """A base-128 varint, least significant group first, and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if place >= len(data):
@@ -180,7 +181,7 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer: numbers, and bytes of what has a length."""
+    """(field number, value) of a protocol buffer: int for numbers, bytes for length-delimited fields."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
