@@ -1,4 +1,4 @@
-"""Many prompts at once, each answered as soon as those before it are."""
+"""Completions of many prompts, decoded together and yielded in the order of the prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +18,7 @@ def completions(
     """The whole completion of every request, in the order of the requests.
 
     Args:
-        decoder: has as many slots as requests are to be under way at once.
+        decoder: its engine's slots are the number of requests decoded together.
         requests: what to continue and how.
         stops: for each request the texts to end before.
         tokenizer: the checkpoint's.
@@ -51,7 +51,7 @@ def completions(
 
 
 class _StopWatch:
-    """Says when a stop text has appeared in what tokens add up to."""
+    """Detects a stop text in the decoded text of one request's tokens."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._stream = tokenizer.stream()

@@ -1,7 +1,6 @@
-"""The CPU engine: a model packed for decode_step.py, with a cache of its own and a team of threads.
+"""The CPU engine: a model packed for decode_step.py, its cache and its threads; numpy arrays, no torch.
 
-It speaks numpy and needs no torch. Rows are the unit of work: a token at a position of a slot, a slot being one
-sequence's place in the cache.
+A row is one token at one position of a slot; a slot is the part of the cache that holds one sequence.
 """
 
 import copy
@@ -22,21 +21,21 @@ from gptcli.kernels.cpu.step_program import phases
 from gptcli.kernels.cpu.worker_threads import Helpers
 from gptcli.model.quantization import Tensors
 
-AT_ONCE = 12  # rows that meet each weight while it is in a register, or nearly so
-MAX_ROWS = 192  # tokens of a prompt that are read together
+AT_ONCE = 12  # matmul.TILE of a CPU with wide registers: rows that are multiplied with a weight while in a register
+MAX_ROWS = 192  # most rows of a step, unless there are more slots
 
 
 class Engine:
     """A packed model, its cache and its threads.
 
     Args:
-        config: the model's shape; `open.obstacle` knows what the kernels do not.
-        tensors: float32 weights by the model's names, or `Packed` ones; each is asked for once and let go.
-        bits: 32, 8 or 4: float32 matrices are quantised on the way in.
-        capacity: tokens that each slot of the cache has room for.
-        slots: sequences that can be under way at once.
-        threads: how many compute, the calling one included.
-        report: called with a line that says what takes a while.
+        config: the model's shape, for which `open.obstacle` returns None.
+        tensors: weights by the model's parameter names, float32 or `Packed`; each is read once and not kept.
+        bits: 32, 8 or 4: the format of the matrices; float32 ones are quantised when they are loaded.
+        capacity: tokens that a slot of the cache holds; the model's context by default.
+        slots: sequences that the cache holds.
+        threads: computing threads, including the caller's.
+        report: called with a message before an operation that takes long.
     """
 
     def __init__(
@@ -64,9 +63,10 @@ class Engine:
         self._start(bits)
 
     def quantized_copy(self, bits: int) -> "Engine":
-        """This model with its float32 matrices packed in ``bits`` bits (8 or 4), and everything else shared.
+        """This model with its float32 matrices packed in ``bits`` bits (8 or 4); everything else is shared.
 
-        Both have one cache and one place for logits, so each reads on where the other is, and only one at a time.
+        The two engines share the cache and the logits buffer: each can continue the other's sequences, and they must
+        not run at the same time.
         """
         packed = copy.copy(self)
         packed._table = self._table.copy()
@@ -76,10 +76,10 @@ class Engine:
         return packed
 
     def draws(self, requests: Sequence[Any], drawable: Any = None) -> None:
-        """Nothing: whoever asked for logits draws from them."""
+        """None: the caller draws from the logits (see `decode.Engine.draws`)."""
 
     def _start(self, bits: int) -> None:
-        """Make the kernel ready, and helpers for it."""
+        """Compile or load the kernel, and start the helper threads."""
         weights = self._matrices
         self._arguments = (weights.data, weights.scale, weights.floats, self._work, self._table, self._control)
         self._kernels.prepare(bits)
@@ -99,16 +99,17 @@ class Engine:
         wanted: Sequence[int] | None = None,
         exit_at: int = 0,
     ) -> NDArray[np.float32]:
-        """Read up to `max_rows` tokens at once.
+        """Run a forward pass of up to `max_rows` tokens.
 
         Args:
-            ids, positions, slots: a token each, where it stands in its sequence, and which sequence that is; tokens of
-                one sequence follow one another, and everything before them has been read.
-            wanted: the rows whose logits to compute; all by default.
-            exit_at: compute, below these, what the final norm and the head make of this layer (from 1); 0 for none.
+            ids, positions, slots: of each row its token id, position and slot; the positions of a slot are consecutive,
+                and the cache holds all earlier ones.
+            wanted: indices of the rows whose logits are computed; all by default.
+            exit_at: the early-exit layer (from 1): the head's logits of its normed output follow the final ones; 0 for
+                none.
 
         Returns:
-            (W, V) float32, or (2 W, V) with an early exit; valid until the next step.
+            (W, V) float32, or (2 W, V) with an early-exit layer; valid until the next step.
         """
         control, rows = self._control, self.max_rows
         self._open_panels(positions, slots)
@@ -127,12 +128,13 @@ class Engine:
     def read(
         self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0
     ) -> NDArray[np.float32]:
-        """Read tokens of one sequence from position ``start`` on; logits after the last of them, or after each.
+        """Read tokens of one sequence from position ``start`` on; logits of the last token, or of each with ``every``.
 
         Returns:
-            (1, V) or (T, V) float32, valid until the next step; with an early exit (see `step`) twice as many rows.
+            (1, V) or (T, V) float32, valid until the next step; twice as many rows with an early-exit layer (see
+            `step`).
 
-        A exit_at cannot be read after each of more than `max_rows` tokens.
+        ``every`` and ``exit_at`` together allow at most `max_rows` tokens.
         """
         parts: list[NDArray[np.float32]] = []
         for first in range(0, len(ids), self.max_rows):
@@ -146,14 +148,14 @@ class Engine:
         return np.concatenate(parts) if len(parts) > 1 else logits
 
     def fork(self, source: int, target: int, length: int) -> None:
-        """Let slot ``target`` know the first ``length`` tokens of ``source``."""
+        """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""
         for cache in (self._keys, self._values):
             kept = padded(length, LANES) * cache.shape[-1] // self.capacity
             cache[target, :, :kept] = cache[source, :, :kept]
         self._open[target] = self._open[source]
 
     def _open_panels(self, positions: Sequence[int], slots: Sequence[int]) -> None:
-        """Turn back the panel of keys that a sequence goes on in, where it is a full one (see cached_attention.py)."""
+        """Transpose a full panel of keys back if a sequence continues inside it (see cached_attention.py)."""
         ends: dict[int, int] = {}
         for position, slot in zip(positions, slots, strict=True):
             if slot not in ends and position % LANES and self._open[slot] != position // LANES:
@@ -166,7 +168,7 @@ class Engine:
             self._open[slot] = -1 if (position + 1) % LANES == 0 else position // LANES
 
     def _lay_out_work(self) -> None:
-        """Activations, logits, scratch and cache in one array."""
+        """Allocate activations, logits, scratch and cache in one float32 array; write their offsets to the table."""
         config, table = self.config, self._table
         width, projected = int(table[c.QKV + c.INPUTS]), int(table[c.QKV + c.OUTPUTS])
         self.max_rows = padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
@@ -178,7 +180,7 @@ class Engine:
             c.NORMED: 2 * rows * width,
             c.CONTEXT: rows * width,
             c.PROJECTED: rows * projected,
-            c.HIDDEN: 2 * rows * int(table[c.CONTRACT + c.INPUTS]),  # and arranged for the next product
+            c.HIDDEN: 2 * rows * int(table[c.CONTRACT + c.INPUTS]),  # and a copy in the next product's layout
             c.LOGITS: 2 * rows * head,
             c.SCRATCH: self.threads * self._scratch_size(),
             c.KEYS: caches * self.capacity * config.head_dim,
@@ -194,7 +196,7 @@ class Engine:
             return self._work[int(table[cell]) : int(table[cell]) + sizes[cell]]
 
         self._logits = view(c.LOGITS).reshape(-1, head)
-        rows_of_keys = config.n_layers * config.n_heads  # position after position in each
+        rows_of_keys = config.n_layers * config.n_heads  # a row holds all positions of one head
         self._keys = view(c.KEYS).reshape(self.slots, rows_of_keys, -1)
         self._values = view(c.VALUES).reshape(self.slots, rows_of_keys * panels, -1)
         self._open = np.full(self.slots, -1)  # the panel of each slot's keys that is being filled
@@ -207,7 +209,7 @@ class Engine:
         return c.scratch_size(self.capacity, self.config.head_dim, inputs)
 
     def _write_program(self) -> None:
-        """The phases of a step, one row each, and the counters that they take."""
+        """Write the phases of a step to the table, one row each, and allocate their counters."""
         table, program = self._table, phases(self.config, self._table)
         table[c.PROGRAM :] = 0
         for number, row in enumerate(program):

@@ -1,4 +1,4 @@
-"""A model's weights in the flat arrays that the kernels read (see memory_layout.py): laid out, filled, packed anew."""
+"""A model's weights in the flat arrays that the kernels read (see memory_layout.py), and quantized copies of them."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +14,7 @@ from gptcli.kernels.cpu.memory_layout import allocate, padded
 from gptcli.model import quantization
 from gptcli.model.quantization import GROUP, Packed, Tensors
 
-PORTION = 64  # blocks of a matrix that are quantised at once
+PORTION = 64  # blocks of a matrix (`LANES` outputs each) that one task quantises
 _KINDS = (
     (c.QKV, "attn.c_attn"),
     (c.ATTENTION, "attn.c_proj"),
@@ -24,17 +24,18 @@ _KINDS = (
 
 
 class Matrices:
-    """The packed matrices of a model, and what goes with them in float32: biases, norms, positions.
+    """The packed matrices of a model, and its float32 biases, norms and position embedding.
 
     Attributes:
-        data, scale, floats: the arrays.
+        data, scale: the matrices' values and scales.
+        floats: biases, norms, position embedding, epsilon and attention scales, in this order.
 
     Args:
         config: the model's shape.
-        table: gets the places of everything in the arrays.
-        kernels: which pack.
+        table: the offsets of all parts in the arrays are written to it.
+        kernels: the packing functions.
         bits: 32, 8 or 4, of the matrices.
-        threads: how many pack.
+        threads: number of packing threads.
     """
 
     def __init__(self, config: GPTConfig, table: NDArray[np.int64], kernels: Kernels, bits: int, threads: int) -> None:
@@ -51,7 +52,7 @@ class Matrices:
         return int(table[c.WTE + c.DATA]) * self.data.itemsize + int(table[c.WTE + c.SCALE]) * self.scale.itemsize
 
     def packed_anew(self, table: NDArray[np.int64], bits: int) -> "Matrices":
-        """These float32 matrices in ``bits`` bits (8 or 4), with a table of their own and the same floats."""
+        """A copy of these float32 matrices in ``bits`` bits (8 or 4), described by ``table``; ``floats`` is shared."""
         anew = Matrices(self.config, table, self._kernels, bits, self._threads)
         anew.floats = self.floats
         matrices = [c.QKV, c.ATTENTION, c.EXPAND, c.CONTRACT, c.HEAD, *([] if self.config.tie_weights else [c.WTE])]
@@ -70,7 +71,7 @@ class Matrices:
         return anew
 
     def fill(self, tensors: Tensors) -> None:
-        """Take the weights in, one matrix after the other: float32 ones, or `Packed` ones of as many bits."""
+        """Copy the weights into the arrays, packing float32 ones; `Packed` ones must have this object's bits."""
         config, table = self.config, self._table
         names = [f"h.{layer}.ln_{i}" for layer in range(config.n_layers) for i in (1, 2)] + ["ln_f"]
         width = int(table[c.QKV + c.INPUTS])
@@ -79,7 +80,7 @@ class Matrices:
         table[c.FACTORS] = table[c.EPSILON] + 1
         self.floats = np.zeros(int(table[c.FACTORS]) + config.n_layers, np.float32)
         with ThreadPoolExecutor(min(self._threads, 4)) as pool:
-            # The largest come first: both a matrix's file and its place are in memory while it is read.
+            # Largest first: while a matrix is read, memory holds its file pages as well as its packed copy.
             list(pool.map(lambda job: self._fill_matrix(tensors, *job), reversed(self._jobs)))
         for number, name in enumerate(names):
             at = int(table[c.NORMS]) + 2 * width * number
@@ -92,7 +93,7 @@ class Matrices:
             self.floats[table[c.FACTORS] + layer] = factor / (layer + 1 if config.scale_attn_by_layer else 1)
 
     def _lay_out(self, bits: int) -> list[tuple[int, int, str]]:
-        """Find every matrix its place in one array: (matrix, layer, name) of all. The table gets the places."""
+        """Allocate the arrays and write the matrices' offsets to the table: (matrix, layer, name) of each matrix."""
         config, table = self.config, self._table
         data_type = DATA_TYPES[bits]
         self._in_pairs = data_type == np.int16
@@ -157,7 +158,7 @@ class Matrices:
             self.floats[at : at + values.shape[1]] = tensors[f"{name}.bias"]
 
     def _pack_part(self, values: NDArray[Any], matrix: int, first: int, block: int) -> None:
-        """Quantise the blocks from ``block`` on of a matrix whose first one is ``first`` among those of all layers."""
+        """Quantise `PORTION` blocks from ``block`` on; ``first`` is the matrix's first block in those of all layers."""
         part = values[:, block * LANES : (block + PORTION) * LANES]
         inputs, count = int(self._table[matrix + c.INPUTS]), padded(part.shape[1], LANES) // LANES
         floats = np.zeros(count * inputs * LANES, np.float32)
@@ -165,7 +166,7 @@ class Matrices:
         self._quantize(floats, 0, matrix, first + block, count)
 
     def _quantize(self, source: NDArray[np.float32], start: int, matrix: int, block: int, count: int) -> None:
-        """Pack blocks of float32 from source[start:] as blocks ``block`` and on of a matrix."""
+        """Quantise ``count`` float32 blocks from source[start:] into a matrix, from its block ``block`` on."""
         data, scale, _, inputs, _ = (int(cell) for cell in self._table[matrix : matrix + 5])
         four_bits = self.data.dtype == DATA_TYPES[4]
         data += block * inputs * LANES // (2 if four_bits or self._in_pairs else 1)

@@ -1,4 +1,4 @@
-"""Prefill, then one token at a time, whatever computes the logits. Knows token ids only; yields, prints nothing."""
+"""Prefill, then decode one token a step, with any engine. Works on token ids; yields tokens and prints nothing."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -8,17 +8,17 @@ from gptcli.config.model import GPTConfig
 from gptcli.inference.sampling import Array, Drawable, contrast_layers, keep_drawable, not_finite
 from gptcli.inference.sequence import Continuation, Request, Token, draw_rows
 
-WORTH_SHARING = 16  # tokens that two prompts begin with before one is read from the other's place in the cache
+WORTH_SHARING = 16  # tokens in the shortest common prefix that is copied from another slot of the cache
 
 
 class Engine(Protocol):
-    """A model and a cache with a slot for each sequence under way. Going back is reading from an earlier place.
+    """A model and a cache with a slot for each active sequence. Rollback is a read from an earlier position.
 
     Attributes:
         config: the model's shape.
-        slots: sequences that can be under way at once.
-        at_once: tokens of one sequence that are read together for little more than one costs: as many as speculation
-            may verify.
+        slots: sequences that the cache holds.
+        at_once: the most tokens of one sequence that a forward pass reads at little more than the cost of one;
+            speculation verifies at most so many.
     """
 
     config: GPTConfig
@@ -26,28 +26,28 @@ class Engine(Protocol):
     at_once: int
 
     def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0) -> Array:
-        """Read tokens of one sequence from position ``start`` on; what came before has been read.
+        """Read tokens of one sequence from position ``start`` on; the cache holds all earlier positions.
 
         Returns:
-            logits (1, V) after the last of them, or (T, V) after each; below them, with ``exit_at``, as many again that
-            the final norm and the head make of that layer (from 1). Valid until the next call.
+            logits (1, V) of the last token, or (T, V) of each with ``every``. With ``exit_at``, the early-exit layer
+            (from 1), as many rows follow: the head's logits of that layer's normed output. Valid until the next call.
         """
 
     def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Array:
-        """Read one token each of several sequences: logits (B, V), as valid as `read`'s; (2 B, V) with ``exit_at``."""
+        """Read one token of each slot: logits (B, V), or (2 B, V) with ``exit_at``; valid until the next call."""
 
     def fork(self, source: int, target: int, length: int) -> None:
-        """Let slot ``target`` know the first ``length`` tokens of ``source``."""
+        """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""
 
     def quantized_copy(self, bits: int) -> "Engine":
-        """The same model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
+        """A copy of the model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
 
     def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "Draws | None":
-        """What draws for these requests where the model is, or None where the caller draws from logits."""
+        """The sampler on the model's device for these requests, or None if the caller must draw from logits."""
 
 
 class Drawn(Protocol):
-    """What a step drew for a text: the id, its probability, and whether no logit was NaN or infinite."""
+    """The result of a step for one text: token id, its probability (share), and whether all logits were finite."""
 
     @property
     def id(self) -> int: ...
@@ -60,57 +60,57 @@ class Drawn(Protocol):
 
 
 class Draws(Protocol):
-    """Steps that read what the one before has drawn, queued ahead of the one who looks at the ids.
+    """Steps on the device, each reading the tokens that the previous one drew, queued before the host has their ids.
 
     Attributes:
-        under_way: steps that are queued and not looked at.
+        under_way: queued steps whose results have not been fetched.
     """
 
     @property
     def under_way(self) -> int: ...
 
     def join(self, slot: int, text: Continuation, position: int) -> None:
-        """Let a slot take part, whose next id is read at ``position``. Reading another way needs `leave` first."""
+        """Activate a slot; its next id is read at ``position``. Before another kind of read, the slot must `leave`."""
 
     def leave(self, slot: int) -> None:
-        """Let a slot take no part any more; what is under way for it is dropped."""
+        """Deactivate a slot; its results of queued steps are discarded."""
 
     def queue(self) -> None:
-        """Queue a step of all slots that take part."""
+        """Queue a step of all active slots."""
 
     def results(self) -> Mapping[int, Drawn]:
-        """Wait for the oldest step under way: what it drew for each slot that has taken part ever since."""
+        """Wait for the oldest queued step: its results for the slots that have been active since it was queued."""
 
 
 class Decoder(Protocol):
-    """A model that remembers the sequence it has read so far.
+    """A model with a cache of one sequence.
 
     Attributes:
         config: the model's shape.
-        length: tokens read and not forgotten.
+        length: tokens in the cache.
     """
 
     config: GPTConfig
     length: int
 
     def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
-        """Read more tokens; logits (1, V) after the last of them, or (T, V) after each. Valid until the next call."""
+        """Append tokens; logits (1, V) of the last, or (T, V) of each with ``every``. Valid until the next call."""
 
     def crop(self, length: int) -> None:
-        """Forget every token after the first ``length``."""
+        """Drop every token after the first ``length``."""
 
 
 class SlotDecoder:
     """One slot of an engine as a `Decoder`.
 
-    What it reads from the start is remembered for as long as the cache holds it: several samples of one prompt read it
-    once, and each begins with the very logits of that reading.
+    The last prompt read from position 0 and its logits are kept while the cache holds the prompt, so several samples of
+    one prompt read it once and draw their first tokens from the same logits.
 
     Args:
-        engine: the model.
-        slot: which of its sequences.
-        contrast: hold the last layer against this one (from 1; see `sampling.contrast_layers`); None does not.
-        drawable: the logits of all other ids are -inf; None leaves every id as it is.
+        engine: the model and its cache.
+        slot: the engine's slot.
+        contrast: the early-exit layer (from 1) that `sampling.contrast_layers` subtracts; None for plain logits.
+        drawable: the logits of all other ids are set to -inf; None changes no logits.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class SlotDecoder:
         self.contrast = contrast
         self.drawable = drawable
         self.slot = slot
-        self._beginning: tuple[list[int], Array] | None = None  # what the cache begins with, and the logits after it
+        self._beginning: tuple[list[int], Array] | None = None  # the cached prompt, and the logits of its last token
 
     def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
         from_start = self.length == 0 and not every
@@ -141,15 +141,15 @@ class SlotDecoder:
         self.length = min(self.length, length)
 
     def quantized_copy(self, bits: int) -> "SlotDecoder":
-        """A decoder of the same model packed in ``bits`` bits, whose cache is this one's: for drafts."""
+        """A decoder of a copy of the model packed in ``bits`` bits, on the same cache, for drafts."""
         return SlotDecoder(self.engine.quantized_copy(bits), self.slot, self.contrast, self.drawable)
 
     def draws(self, requests: Sequence[Request]) -> Draws | None:
-        """What draws for requests in this slot where the model is; None where `read`'s caller draws."""
+        """The sampler on the model's device for requests in this slot; None if the caller must draw from logits."""
         return self.engine.draws(requests, self.drawable) if self.contrast is None else None
 
     def fork(self, slot: int) -> "SlotDecoder":
-        """A decoder in another slot that has read the same."""
+        """A decoder in another slot with a copy of this one's cached tokens."""
         self.engine.fork(self.slot, slot, self.length)
         other = SlotDecoder(self.engine, slot, self.contrast, self.drawable)
         other.length = self.length
@@ -157,7 +157,7 @@ class SlotDecoder:
 
 
 def _scores(logits: Array, contrast: int | None, drawable: Drawable | None) -> Array:
-    """What an engine returned, ids that may not be drawn left out, the first half held against the second if asked."""
+    """Logits of an engine, -inf for ids that may not be drawn; with ``contrast``, `contrast_layers` of both halves."""
     if contrast is None:
         return keep_drawable(logits, drawable)
     final, early = logits[: len(logits) // 2], logits[len(logits) // 2 :]
@@ -168,11 +168,11 @@ def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
     """Continue a prompt, token by token.
 
     Args:
-        decoder: has room for the prompt and the new tokens, or for its context; what it has read is forgotten.
-        request: what to continue and how.
+        decoder: holds the prompt and the new tokens, or a whole context; its earlier contents are dropped.
+        request: prompt and options.
 
     Yields:
-        each token as soon as it is drawn; never ``eot_id``.
+        each token as soon as it is drawn, except ``eot_id``.
 
     Raises:
         GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
@@ -190,7 +190,7 @@ def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
 
 
 def _drawn_there(decoder: SlotDecoder, draws: Draws, text: Continuation) -> Iterator[Token]:
-    """The tokens of ``text`` until it ends or its window moves, drawn where the model is."""
+    """The tokens of ``text``, drawn on the model's device, until it ends or its window moves."""
     draws.join(decoder.slot, text, decoder.length)
     try:
         draws.queue()
@@ -208,10 +208,10 @@ def _drawn_there(decoder: SlotDecoder, draws: Draws, text: Continuation) -> Iter
 
 
 def accept(text: Continuation, drawn: Drawn) -> Token | None:
-    """Go on with what was drawn where the model is; None at the end of text.
+    """Append a token drawn on the device to ``text``; None at the end of text.
 
     Raises:
-        GptcliError: the logits were no finite numbers.
+        GptcliError: a logit was NaN or infinite.
     """
     if not drawn.finite:
         raise not_finite()
@@ -224,21 +224,21 @@ def decode_together(
     contrast: int | None = None,
     drawable: Drawable | None = None,
 ) -> Generator[tuple[int, Token | None], bool | None, None]:
-    """Continue many prompts at once; a finished one gives its place to the next that waits.
+    """Continue many prompts together; the slot of a finished request is given to the next waiting one.
 
-    Each gets the tokens it would get alone. A beginning that another slot of the cache holds is forked, not read.
+    Each request gets the same tokens as alone. A prefix that another slot holds is copied instead of read.
 
     Args:
-        engine: has room for each prompt and its new tokens, or for its context.
-        requests: what to continue and how.
-        contrast, drawable: as `SlotDecoder` has them.
+        engine: each slot holds a prompt and its new tokens, or a whole context.
+        requests: prompts and options.
+        contrast, drawable: as for `SlotDecoder`.
 
     Yields:
-        (number of the request, its next token), and (number, None) when it has ended. Send True to end it early.
+        (index of the request, its next token), and (index, None) at its end. Send True to end a request early.
     """
     waiting = deque(enumerate(requests))
     active: dict[int, tuple[int, Continuation]] = {}
-    held: list[list[int]] = [[] for _ in range(engine.slots)]  # what each slot's cache knows
+    held: list[list[int]] = [[] for _ in range(engine.slots)]  # the ids in each slot's cache
     exit_at = contrast or 0
     draws = engine.draws(requests, drawable) if contrast is None else None
     while waiting or active:
@@ -249,7 +249,7 @@ def decode_together(
         drawn: dict[int, Token | None] = {}
         together = [slot for slot, (_, text) in active.items() if not text.restart]
         for slot, (_, text) in active.items():
-            if text.restart:  # a prompt, or a window that has moved, is read on its own
+            if text.restart:  # a prompt, or a window that has moved, is read by a call of its own
                 known = _share(engine, held, slot, text.unread)
                 logits = engine.read(slot, text.unread[known:], known, exit_at=exit_at)
                 held[slot] = list(text.unread)
@@ -273,7 +273,7 @@ def decode_together(
                 held[slot].append(token_id)
             drawn |= zip(together, draw_rows(texts, _scores(logits, contrast, drawable)), strict=True)
         for slot, (number, text) in list(active.items()):
-            token = drawn.get(slot)  # a text that has just joined gets its next one a step later
+            token = drawn.get(slot)  # None for a slot that joined after the fetched step was queued
             stopped = token is not None and (yield number, token)
             if (stopped or text.done or text.restart) and draws is not None:
                 draws.leave(slot)
@@ -283,7 +283,10 @@ def decode_together(
 
 
 def _share(engine: Engine, held: Sequence[Sequence[int]], slot: int, ids: Sequence[int]) -> int:
-    """Put into ``slot`` the longest beginning of ``ids`` that any slot holds, but for the last id; its length."""
+    """Copy into ``slot`` the longest prefix of ``ids``, without the last id, that any slot holds; its length.
+
+    A prefix shorter than `WORTH_SHARING` is not copied, and the length is then 0.
+    """
     lengths = [
         next((n for n, (a, b) in enumerate(zip(ids[:-1], known, strict=False)) if a != b), None) for known in held
     ]

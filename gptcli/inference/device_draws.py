@@ -1,8 +1,8 @@
-"""Decoding that stays on the device: what a step draws is what the next step reads, and the host looks a step later.
+"""Decoding on the device: each step reads the tokens that the previous step drew; the host fetches ids a step later.
 
-A step is one graph from the embedding to the draw. Ids, places and counts of draws lie on the device and are moved on
-there; the host queues the next step before it waits for the ids of the last one, so neither waits for the other. A text
-that turns out to have ended costs the step that was under way, and nothing else.
+A step is one CUDA graph from the embedding to the draw. Token ids, positions and draw counts are device tensors that
+the step advances. The host queues the next step before it waits for the ids of the previous one, so the device does not
+wait for the host. When a text has ended, the result of the one step queued since is discarded.
 """
 
 from collections import deque
@@ -20,16 +20,16 @@ from gptcli.inference.step_launches import DecodeStep
 from gptcli.kernels.gpu.draw import race_kernel, settle_kernel
 from gptcli.kernels.gpu.launches import Launch, run_all
 
-BLOCK = 1024  # logits that one program of the race looks at
-UNDER_WAY = 4  # steps that may be queued and not looked at
+BLOCK = 1024  # logits of one program of race_kernel
+UNDER_WAY = 4  # most steps that may be queued and not fetched
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a step drew for one text.
+    """The result of a step for one text.
 
     Attributes:
-        id: the token.
+        id: of the drawn token.
         share: its probability.
         finite: whether no logit was NaN or infinite.
     """
@@ -40,9 +40,10 @@ class Drawn:
 
 
 def filters_of(requests: Sequence[Request]) -> tuple[bool, SamplingConfig | None]:
-    """Whether one graph can draw for all of these requests, and the filters that it must have; None for none.
+    """Whether one graph can draw for all of these requests, and the graph's filters, None for none.
 
-    Temperatures may differ, which the draw reads from a tensor; filters are compiled in and must be the same.
+    Requests without filters may differ in temperature, which the kernels read from a tensor; filters are fixed in the
+    graph, so with filters all sampling options must be equal.
     """
     samplings = {request.sampling for request in requests}
     bare = {replace(sampling, temperature=1.0) for sampling in samplings} == {SamplingConfig()}
@@ -52,10 +53,10 @@ def filters_of(requests: Sequence[Request]) -> tuple[bool, SamplingConfig | None
 
 
 class DeviceDraws:
-    """The state of every slot's draws, and its steps.
+    """Sampling state of every slot on the device, and the queue of steps: `decode.Draws`.
 
     Args:
-        step: computes the logits.
+        step: the launches that compute the logits.
         drawable: the ids that may be drawn; None for all.
     """
 
@@ -78,17 +79,17 @@ class DeviceDraws:
         on_gpu = device.type == "cuda"
         self._held = [torch.zeros(slots, 3, dtype=torch.int32, pin_memory=on_gpu) for _ in range(UNDER_WAY)]
         self._events = [torch.cuda.Event() for _ in self._held] if on_gpu else []
-        self._queued: deque[tuple[int, dict[int, object]]] = deque()  # (which of `_held`, the rows' tickets)
+        self._queued: deque[tuple[int, dict[int, object]]] = deque()  # (index in `_held`, tickets by slot)
         self._tickets: dict[int, object] = {}
         self._number = 0
         self._run: Callable[[], None] = lambda: None
 
     def use(self, run: Callable[[], None]) -> None:
-        """Let ``run`` queue a step: a graph of `launches`, or those one by one."""
+        """Set the function that queues a step: the replay of a graph of `launches`, or the launches themselves."""
         self._run = run
 
     def prepare(self, filters: SamplingConfig | None) -> None:
-        """Make the buffers that these filters take."""
+        """Allocate the buffers that these filters need."""
         shape, device = (len(self.out), self._step.config.vocab_size), self.out.device
         if filters is not None and self._probabilities.shape != shape:
             self._probabilities = torch.zeros(shape, device=device)
@@ -96,7 +97,7 @@ class DeviceDraws:
             self._seen = torch.zeros(shape, dtype=torch.uint8, device=device)
 
     def launches(self, filters: SamplingConfig | None) -> list[Launch]:
-        """A whole step of every slot: embedding to draw."""
+        """The launches of a step of all slots, from the embedding to the draw."""
         step, slots, vocab = self._step, len(self.out), self._step.config.vocab_size
         some = self.temperatures
         mask = some if self._mask is None else self._mask
@@ -127,7 +128,10 @@ class DeviceDraws:
         ]
 
     def _filter(self, filters: SamplingConfig) -> None:
-        """`sampling.distribution` of the logits, which are finished as `Continuation` would."""
+        """Write `sampling.distribution` of the logits to `_probabilities`.
+
+        Before that, as in `Continuation`, the end of text is excluded up to min_new_tokens and repeats are penalised.
+        """
         logits = self._step.logits[: len(self.out)]
         if self._mask is not None:
             logits = logits + self._mask
@@ -142,7 +146,7 @@ class DeviceDraws:
         self._probabilities.copy_(distribution(logits, replace(filters, repetition_penalty=1.0)))
 
     def join(self, slot: int, text: Continuation, position: int) -> None:
-        """Let ``slot`` take part: its last drawn token is read next, at ``position``."""
+        """Activate ``slot``: its last drawn token is read next, at ``position``."""
         step, request = self._step, text.request
         step.ids[slot, 0] = text.unread[0]
         self.temperatures[slot] = request.sampling.temperature
@@ -157,12 +161,12 @@ class DeviceDraws:
         self._tickets[slot] = object()
 
     def leave(self, slot: int) -> None:
-        """Let ``slot`` take no part; what is under way for it is dropped."""
+        """Deactivate ``slot``; its results of queued steps are discarded."""
         self._tickets.pop(slot, None)
         self._step.places[slot] = self._step.padding
 
     def queue(self) -> None:
-        """Queue a step of all slots that take part."""
+        """Queue a step of all active slots, and the copy of its results to the host."""
         self._run()
         number = self._number = (self._number + 1) % UNDER_WAY
         self._held[number].copy_(self.out, non_blocking=True)
@@ -172,11 +176,11 @@ class DeviceDraws:
 
     @property
     def under_way(self) -> int:
-        """Steps that are queued and not looked at."""
+        """Queued steps whose results have not been fetched."""
         return len(self._queued)
 
     def results(self) -> dict[int, Drawn]:
-        """Wait for the oldest step under way: what it drew for each slot that has taken part ever since."""
+        """Wait for the oldest queued step: its results for the slots that have been active since it was queued."""
         number, tickets = self._queued.popleft()
         if self._events:
             self._events[number].synchronize()
@@ -190,18 +194,18 @@ class DeviceDraws:
         }
 
     def restart(self) -> None:
-        """Forget everyone and everything under way."""
+        """Deactivate all slots and discard all queued steps."""
         self._tickets.clear()
         self._queued.clear()
         self._step.places.fill_(self._step.padding)
 
 
 def plainly(launches: Sequence[Launch]) -> Callable[[], None]:
-    """What queues launches one by one."""
+    """A function that queues the launches one by one, without a graph."""
     return lambda: run_all(launches)
 
 
 def _signed(number: int) -> int:
-    """A number of 64 bits as int64 has it."""
+    """The number modulo 2^64 as a signed 64-bit integer."""
     number %= 2**64
     return number - 2**64 if number >= 2**63 else number

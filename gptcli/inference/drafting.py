@@ -1,4 +1,4 @@
-"""What `--draft` names, made ready. Nothing here imports torch before it must."""
+"""Drafters by their ``--draft`` names. torch is imported only if a draft runs on it."""
 
 import time
 from collections.abc import Callable
@@ -17,14 +17,15 @@ DRAFTS = ("auto", "int8", "int4", "ngram", "none")
 
 
 def check_draft(draft: str, path: Path, bits: int) -> None:
-    """Refuse to pack for a draft what is packed already: a step of the one costs little less than of the other.
+    """Refuse a quantized draft of a quantized model: its step would cost little less than the model's.
 
     Args:
-        draft: as ``--draft`` names it.
-        path: the model's checkpoint, whose weights are held in ``bits`` bits.
+        draft: the value of ``--draft``.
+        path: the model's checkpoint.
+        bits: format of the model's weights in memory: 32, 8 or 4.
 
     Raises:
-        GptcliError: the draft would be packed, and the model is.
+        GptcliError: draft and model are both quantized.
     """
     if draft in QUANTIZATIONS and bits < 32:
         raise GptcliError(
@@ -42,19 +43,19 @@ def open_drafter(
     placing: dict[str, Any],
     report: Callable[[str], None],
 ) -> Drafter | None:
-    """What ``draft`` names: the n-gram lookup, a quantized copy of the model, or a smaller model of the same tokens.
+    """The drafter ``draft``: n-gram lookup, a quantized copy of the model, or another model with the same tokenizer.
 
     Args:
-        draft: one of DRAFTS but auto, or a checkpoint.
-        decoder: of the model whose text is drafted.
+        draft: one of DRAFTS except auto, or a checkpoint.
+        decoder: the decoder of the model.
         tokenizer: the model's.
-        engine: as ``--engine`` names it, for a draft from a checkpoint.
-        capacity: tokens such a draft makes room for.
-        placing: what `open_decoder` is told of its device.
-        report: called with a line on what a quantized copy takes.
+        engine: the value of ``--engine``, for a draft from a checkpoint.
+        capacity: tokens that the cache of such a draft holds.
+        placing: keyword arguments of `open_decoder` for such a draft, among them device and dtype.
+        report: called with a message on the size and packing time of a quantized copy.
 
     Raises:
-        GptcliError: there is no such draft, it has another tokenizer, or its checkpoint is damaged.
+        GptcliError: there is no such draft, its tokenizer differs, or its checkpoint is damaged.
     """
     if draft == "none":
         return None
@@ -79,7 +80,7 @@ def open_drafter(
 
 
 def quantized_drafter(kind: str, decoder: SlotDecoder, report: Callable[[str], None]) -> Drafter:
-    """The model itself as its draft, packed as ``kind`` ("int8" or "int4") says; ``report`` is told what it takes."""
+    """A quantized copy of the model, ``kind`` "int8" or "int4"; ``report`` gets its size and packing time."""
     from gptcli.model import cost
 
     started = time.perf_counter()

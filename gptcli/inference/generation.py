@@ -16,11 +16,11 @@ from gptcli.model.gpt import GPTModel
 
 
 class UncachedDecoder:
-    """A `GPTModel` as a `decode.Decoder` that reads everything again each time: slow, and what caches are held to.
+    """A `GPTModel` as a `decode.Decoder` without a cache: every call reads all tokens again. The reference for caches.
 
     Args:
         model: in eval mode.
-        drawable: as `decode.SlotDecoder` has it.
+        drawable: as for `decode.SlotDecoder`.
     """
 
     def __init__(self, model: GPTModel, drawable: Drawable | None = None) -> None:
@@ -52,10 +52,15 @@ def generate(
     drawable: Drawable | None = None,
     **options: Any,
 ) -> Iterator[Token]:
-    """`decode.decode` with the torch model: ``options`` are a `Request`'s.
+    """`decode.decode` with the torch model.
 
-    Without ``use_cache`` everything is read again for every token; a ``drafter`` proposes tokens, so that the weights
-    are read less often than there are tokens; only ``drawable`` ids are drawn.
+    Args:
+        model: in eval mode.
+        prompt: at least one token id.
+        use_cache: False reads all tokens again for every token.
+        drafter: proposes tokens, so that there are fewer forward passes than tokens; only with a cache.
+        drawable: the ids that may be drawn; None for all.
+        options: the other fields of the `Request`.
     """
     request = Request(prompt, **options)
     if not use_cache:

@@ -1,4 +1,4 @@
-"""Which engine continues a text, and a decoder of that kind. Nothing here imports torch before it must."""
+"""Choice of the engine, and decoders that run on it. torch is imported only if it is used or a GPU must be found."""
 
 import sys
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.tokenizers import Tokenizer
 
 ENGINES = ("auto", "cpu", "torch")
-WORTH_DRAFTING = 48  # tokens; to pack a copy of the model takes as long as about twenty of them
-BEYOND_CACHES = 2**27  # bytes of weights
+WORTH_DRAFTING = 48  # fewest new tokens for an automatic draft; packing takes as long as about 20 tokens
+BEYOND_CACHES = 2**27  # bytes of float32 weights from which on no CPU cache is assumed to hold them
 QUANTIZATIONS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and why: "cpu" is the compiled kernels, "torch" is torch on any device."""
+    """An engine and the reason for its choice: "cpu" is the compiled kernels, "torch" is torch on any device."""
 
     engine: Literal["cpu", "torch"]
     reason: str
@@ -36,10 +36,10 @@ def obstacle(config: GPTConfig) -> str | None:
 
 
 def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> Choice:
-    """Resolve ``--engine``: the CPU kernels wherever float32 on a CPU is asked for, or nothing better is there.
+    """Resolve ``--engine``: "auto" is torch if a GPU is found or the CPU kernels cannot run the model, else "cpu".
 
     Raises:
-        GptcliError: no such engine, or the kernels are asked for and cannot serve.
+        GptcliError: there is no such engine, or "cpu" cannot run the model as asked.
     """
     if engine not in ENGINES:
         raise GptcliError(f"There is no --engine {engine!r}.", nearest(engine, ENGINES))
@@ -68,10 +68,10 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
 
 
 def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> bool:
-    """Whether so many tokens of a model held in ``bits`` bits come sooner with its own int8 copy as the draft.
+    """Whether ``--draft auto`` uses an int8 copy of the model as the draft for ``tokens`` new tokens.
 
-    That is where each token would wait for float32 weights that no cache holds, on the kernels' engine, and where there
-    is memory for the copy and a place to keep the kernels that read it.
+    The conditions: the CPU engine, float32 weights (``bits`` 32) of at least `BEYOND_CACHES` bytes, at least
+    `WORTH_DRAFTING` tokens, free memory of twice the copy's size, and a disk cache for compiled kernels.
     """
     from gptcli.model.cost import weight_bytes
 
@@ -90,7 +90,7 @@ def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> 
 
 
 def gpu_is_possible() -> bool:
-    """Whether it is worth importing torch to look for a GPU: a driver is there, or this is an Apple computer."""
+    """Whether there may be a GPU: a driver's files exist, or this is macOS. Avoids importing torch to find out."""
     if sys.platform == "darwin":
         return True
     if sys.platform == "win32":
@@ -99,7 +99,7 @@ def gpu_is_possible() -> bool:
 
 
 def count_threads(threads: int | None) -> int:
-    """``--threads``, or the physical cores.
+    """``--threads``, or the number of physical cores.
 
     Raises:
         GptcliError: fewer than 1.
@@ -112,10 +112,10 @@ def count_threads(threads: int | None) -> int:
 
 
 def check_quantization(name: str | None) -> int:
-    """``--quantize`` as bits; 32 where it is not given.
+    """Bits of the ``--quantize`` format; 32 for None.
 
     Raises:
-        GptcliError: no such kind.
+        GptcliError: there is no such format.
     """
     if name is None:
         return 32
@@ -139,23 +139,24 @@ def open_decoder(
     compiled: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> SlotDecoder:
-    """The model of the checkpoint ``path``, ready to read.
+    """A decoder of the checkpoint ``path``.
 
     Args:
         path: a checkpoint directory.
-        choice: which engine.
-        tokenizer: the checkpoint's; ids that it has no text for are never drawn.
-        slots: sequences that `decode.decode_together` may have under way at once.
-        device, dtype: where and in what the torch engine computes.
-        threads: CPU threads; None for the physical cores.
-        bits: 8 or 4 packs float32 weights on the way in; a packed checkpoint stays as it is.
-        capacity: tokens to make room for; the context by default.
-        contrast: a layer to hold the last one against (see `sampling.contrast_layers`).
-        compiled: let torch.compile make the torch engine's steps.
-        report: called with a line that says what takes a while, or why something falls back.
+        choice: the engine.
+        tokenizer: the checkpoint's; ids without a text in it are never drawn.
+        slots: sequences that `decode.decode_together` decodes at the same time.
+        device, dtype: of the torch engine.
+        threads: CPU threads; None for the number of physical cores.
+        bits: 8 or 4 packs float32 weights at loading; a packed checkpoint keeps its format.
+        capacity: tokens that a slot of the cache holds; the context by default.
+        contrast: the early-exit layer for `sampling.contrast_layers`; None for plain logits.
+        compiled: compile the torch engine's steps with torch.compile.
+        report: called with a message before a long operation, or with the reason for a fallback.
 
     Raises:
-        GptcliError: what is wrong with the checkpoint or an option; packing anew what is packed already.
+        GptcliError: the checkpoint is damaged, an option is out of range, or ``bits`` differs from a packed
+            checkpoint's.
     """
     config, ours = read_config(path)
     stored = packed_bits(path, ours)

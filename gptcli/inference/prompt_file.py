@@ -1,4 +1,4 @@
-"""A file of prompts: a prompt a line, or JSON lines whose options are those of each prompt alone."""
+"""A file of prompts: one prompt a line, or JSON lines with options for each prompt."""
 
 import json
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class Prompt:
     """A line of the file.
 
     Attributes:
-        line: its number, from 1.
-        text: to continue.
+        line: the line number, from 1.
+        text: the prompt.
         stops: texts to end before.
-        settings: of its own, by their names in the file.
+        settings: the prompt's own options, by their names in the file.
     """
 
     line: int
@@ -34,15 +34,15 @@ class Prompt:
 
 
 def read_prompts(content: str, file: Path, stops: Sequence[str]) -> list[Prompt]:
-    """Every prompt of a file; empty lines are passed over.
+    """Every prompt of a file; empty lines are skipped.
 
     Args:
-        content: of the file.
-        file: its path; .jsonl holds JSON lines.
-        stops: of prompts that name none.
+        content: the file's text.
+        file: its path; the suffix .jsonl means JSON lines.
+        stops: stop texts of prompts without their own.
 
     Raises:
-        GptcliError: a line is no JSON, or has an option that there is not, or one of the wrong type.
+        GptcliError: a line is not JSON, or has an unknown option or one of the wrong type.
     """
     prompts = []
     for number, line in enumerate(content.splitlines(), start=1):
@@ -56,10 +56,10 @@ def read_prompts(content: str, file: Path, stops: Sequence[str]) -> list[Prompt]
 
 
 def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_special: bool, file: Path) -> Request:
-    """``common`` with the prompt's tokens and settings; the n-th line is seeded with the common seed plus n - 1.
+    """``common`` with the prompt's tokens and settings; the default seed of line n is the common seed plus n - 1.
 
     Raises:
-        GptcliError: the prompt is empty, has characters that the tokenizer does not know, or a setting out of range.
+        GptcliError: the prompt is empty, has characters outside the vocabulary, or a setting is out of range.
     """
     ids = tokenizer.encode(prompt.text, allow_special=allow_special)
     if not ids:

@@ -1,9 +1,9 @@
-"""A prompt read at once into one slot of the cache, on the kernels' weights: eight launches a layer.
+"""Prefill of one slot of the cache in one forward pass, on the weights of row_weights.py: eight launches a layer.
 
-Matrix products are cuBLAS's and attention is torch's; kernels do what lies between them. Layer norm also adds the bias
-of the product before it, two of the four products of a layer add to the residual stream in place, and the head sees the
-last token only. A padded length that comes again is replayed as a CUDA graph. Packed weights take a launch more for
-each product, and activations other than the tanh form of GELU one more a layer.
+cuBLAS computes the matrix products, torch the attention, and Triton kernels the rest. The layer norm also adds the bias
+of the product before it, two of a layer's four products add to the residual stream in place, and the head is computed
+for the last token only. A padded length is captured as a CUDA graph after `WORTH_CAPTURING` prompts. Packed weights
+take one more launch for each product, and activations other than the tanh form of GELU one more a layer.
 """
 
 from collections import Counter
@@ -24,11 +24,11 @@ WORTH_CAPTURING = 2  # prompts of a padded length that are read before a graph i
 
 
 class PromptStep:
-    """Reads prompts for a `DecodeStep`.
+    """Reads prompts into the cache of a `DecodeStep`.
 
     Args:
-        step: its matrices, its cache and its head.
-        capture: makes a CUDA graph of what a function queues and returns what replays it; None for no graphs.
+        step: provides the matrices, the cache and the head.
+        capture: captures the launches of a function as a CUDA graph and returns its replay; None for no graphs.
     """
 
     def __init__(self, step: DecodeStep, capture: Callable[[Callable[[], None]], Callable[[], None]] | None) -> None:
@@ -36,7 +36,7 @@ class PromptStep:
         device = step.store.device
         self._seen: Counter[int] = Counter()
         self._graphs: dict[int, Callable[[], None]] = {}
-        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last and ids: one copy
+        self._numbers = torch.zeros(2 + max(LENGTHS), dtype=torch.int64, device=device)  # slot, last index, ids
         self._slot, self._last, self._ids = self._numbers[:1], self._numbers[1:2], self._numbers[None, 2:]
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
         self._dependent: dict[str, Any] = {"DEPENDENT": step.dependent}
@@ -46,7 +46,7 @@ class PromptStep:
         self._wide = torch.empty(max(sizes, default=0), device=device, dtype=step.dtype)
 
     def run(self, slot: int, ids: Sequence[int]) -> Tensor:
-        """Read ids from position 0 on: logits (1, V) float32 after the last, valid until the next call."""
+        """Read ids from position 0 on: logits (1, V) float32 of the last id, valid until the next call."""
         count = len(ids)
         length = next((n for n in LENGTHS if count <= n <= self._step.store.size(4)), None)
         if length is None:
@@ -64,7 +64,7 @@ class PromptStep:
         return self._step.logits[:1]
 
     def _read(self, ids: Tensor) -> None:
-        """Read ids (1, T), of which those after `_last` are padding, into `_slot`; logits in the step's first row."""
+        """Read ids (1, T), padding after index `_last`, into `_slot`; writes the first row of the step's logits."""
         step, config = self._step, self._step.config
         count, C, width = ids.size(1), config.emb_dim, power_of_two(config.emb_dim)
         x = torch.empty(count, C, device=ids.device, dtype=step.dtype)
@@ -73,7 +73,7 @@ class PromptStep:
             ids, self._start, tokens.rows, tokens.rows if tokens.scale is None else tokens.scale, step.positions, x,
             count, ids.stride(0), C, config.context_length, KIND=tokens.kind, WIDTH=width, DEPENDENT=False,
         )  # fmt: skip
-        bias: Tensor | None = None  # of the last product, which the next norm adds
+        bias: Tensor | None = None  # of the preceding product; the next norm adds it
         for number, (block, (qkv, proj, fc, out)) in enumerate(zip(step.blocks, step.matrices, strict=True)):
             found = self._attention(self._norm(x, bias, block.ln_1), qkv, number, block)
             x.addmm_(found, self._weight(proj))
@@ -87,7 +87,7 @@ class PromptStep:
         step.run_head()
 
     def _attention(self, x: Tensor, qkv: Matrix, number: int, block: Any) -> Tensor:
-        """Attention (T, C) of the layer norm x (T, C), whose keys and values are written into the cache."""
+        """Attention output (T, C) for the normed input x (T, C); writes keys and values to the cache."""
         config, cache = self._step.config, self._step.store[number]
         count, C, D = x.size(0), config.emb_dim, config.head_dim
         scale = float(block.attn.query_scale) / D**0.5
@@ -102,7 +102,7 @@ class PromptStep:
         return seen.transpose(1, 2).reshape(count, C)
 
     def _norm(self, x: Tensor, bias: Tensor | None, norm: torch.nn.LayerNorm) -> Tensor:
-        """Add the bias to x (T, C) in place; the layer norm of the sum."""
+        """Add the bias to x (T, C) in place; return the layer norm of the sum."""
         out = torch.empty_like(x)
         norm_kernel[(len(x),)](
             x, x if bias is None else bias, norm.weight, norm.bias, out, x.size(1), norm.eps,
@@ -111,9 +111,9 @@ class PromptStep:
         return out
 
     def _product(self, x: Tensor, weights: Matrix, activation: str = "none") -> Tensor:
-        """x W + b (T, N), activated."""
+        """activation(x W + b), (T, N)."""
         weight, bias = self._weight(weights), weights.bias
-        if activation == "gelu_new" and bias is not None and x.is_cuda:  # cuBLAS fuses the tanh form
+        if activation == "gelu_new" and bias is not None and x.is_cuda:  # one cuBLAS call with the tanh form of GELU
             fused: Tensor = torch._addmm_activation(bias, x, weight, use_gelu=True)
             return fused
         y = x @ weight if bias is None else torch.addmm(bias, x, weight)
@@ -122,7 +122,7 @@ class PromptStep:
         return F.gelu(y) if activation == "gelu" else F.relu_(y) if activation == "relu" else y
 
     def _weight(self, weights: Matrix) -> Tensor:
-        """W (K, N) in the model's dtype; if it is packed, valid until the next call."""
+        """W (K, N) in the model's dtype; a packed W is unpacked into a buffer that the next call overwrites."""
         if weights.kind == "float":
             return weights.rows.t()
         size: Any = weights.outputs, weights.inputs

@@ -4,7 +4,7 @@
     int8   (N, K') int8 with K' the next multiple of 16, scale (N) in the model's dtype
     int4   (N, 16 G) uint8 for G groups of 32 inputs: byte j holds input 2 j in the low and 2 j + 1 in the high four
            bits, each plus 8; scale (N, G) bfloat16
-The model keeps a view of the repacked rows, so nothing is held twice.
+The model's parameters become views of these rows, so memory holds each weight once.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ class Matrix:
 
     Attributes:
         kind: see the module.
-        rows, scale, bias: see the module; bias (N). What is absent is None.
+        rows, scale: see the module; scale is None for kind "float".
+        bias: (N), or None.
         outputs, inputs: N and K.
     """
 
@@ -38,12 +39,12 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that one product reads of it."""
+        """Bytes of rows, scales and bias, all of which a product reads."""
         return sum(part.nbytes for part in (self.rows, self.scale, self.bias) if part is not None)
 
 
 def matrix(layer: nn.Module) -> Matrix:
-    """A `Linear` or `PackedLinear` for the kernels; its own weights become a view of what they read."""
+    """The rows of a `Linear` or `PackedLinear`; the layer's own weights become a view of them."""
     if isinstance(layer, PackedLinear):
         if layer.four_bits:
             rows, scale = layer.values.t().contiguous(), layer.scale.t().contiguous()
@@ -60,7 +61,7 @@ def matrix(layer: nn.Module) -> Matrix:
 
 
 def embeddings(model: GPTModel) -> tuple[Matrix, Matrix]:
-    """The token embedding (V, C) and the output head, which are one if they are tied."""
+    """The token embedding (V, C) and the output head (V, C); the same object if tied."""
     inner: nn.Module = model.wte
     if isinstance(inner, PackedEmbedding):
         tokens = matrix(inner.linear)

@@ -1,7 +1,7 @@
-"""Logits -> distribution -> token: the one definition that every way of generating uses. Batched and pure.
+"""Logits -> distribution -> token: the definition of sampling that all engines share, for batches of rows.
 
-It is written for torch tensors and numpy arrays alike, in the functions that both libraries have: a model on a GPU
-keeps its logits there, and generating on the CPU needs no torch. An `Array` is either; what goes in comes out.
+The functions take torch tensors or numpy arrays (`Array` is either) and return the same kind: logits on a GPU stay
+there, and generation on the CPU needs no torch.
 """
 
 import math
@@ -17,18 +17,18 @@ from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 
 Array = Any
-NUCLEUS = 1024  # tokens among which top-p looks first
+NUCLEUS = 1024  # likeliest tokens that top-p sorts first; it sorts all if they do not add up to top_p
 
-# A hash of 32 bits of (key, token): the constants of Chris Wellons's lowbias32, and the golden ratio's.
+# A 32-bit hash of (key, token) with the constants of Chris Wellons's lowbias32; _GOLDEN is 2^32 / golden ratio.
 _GOLDEN, _FIRST, _SECOND, _WORD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B, 0xFFFFFFFF
-_TO_UNIT = 2**-32 * (1 - 2**-20)  # no hash becomes 1, whose time would be infinite; to scale all alike changes no race
+_TO_UNIT = 2**-32 * (1 - 2**-20)  # maps hashes below 1, since log1p(-1) is -inf
 
 
 @dataclass(frozen=True)
 class Drawable:
-    """The ids that may be drawn, because they have text: those below ``size``, but for ``holes``.
+    """The ids that may be drawn, those with a text: all below ``size`` except ``holes``.
 
-    A model often has more rows than its tokenizer has tokens: a vocabulary is padded for speed, or was never filled.
+    A model may have more rows than its tokenizer has tokens, for example if its vocabulary is padded for speed.
     """
 
     size: int
@@ -36,18 +36,18 @@ class Drawable:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Drawable | None":
-        """The ids that ``tokenizer`` has a text for; None where there is no tokenizer to ask."""
+        """The ids that have a text in ``tokenizer``; None for a tokenizer without a vocabulary."""
         return cls(tokenizer.vocab_size, tuple(tokenizer.holes)) if tokenizer.vocab_size else None
 
     def mask(self, vocab_size: int) -> NDArray[np.bool_]:
-        """(V) bool: where an id may be drawn."""
+        """(V) bool: True for ids that may be drawn."""
         mask = np.arange(vocab_size) < self.size
         mask[list(self.holes)] = False
         return mask
 
 
 def keep_drawable(logits: Array, drawable: Drawable | None) -> Array:
-    """The logits (B, V), changed in place: -inf at the ids that may not be drawn, as `Drawable.mask` says them."""
+    """Set logits (B, V) of ids that may not be drawn (see `Drawable.mask`) to -inf in place, and return them."""
     if drawable is not None and drawable.size < logits.shape[-1]:
         logits[:, drawable.size :] = -float("inf")
     if drawable is not None and drawable.holes:
@@ -56,7 +56,7 @@ def keep_drawable(logits: Array, drawable: Drawable | None) -> Array:
 
 
 def not_finite() -> GptcliError:
-    """The error for a model whose logits leave nothing to draw from."""
+    """The error for NaN or infinite logits."""
     return GptcliError(
         "The model gives NaN or infinite logits for this text.",
         "Its weights have diverged, or --dtype is too narrow for them: try --dtype float32, or another run.",
@@ -64,7 +64,7 @@ def not_finite() -> GptcliError:
 
 
 def _library(array: Array) -> Any:
-    """numpy, or torch if that is what ``array`` is of."""
+    """The module numpy or torch, by the type of ``array``."""
     if isinstance(array, np.ndarray):
         return np
     import torch
@@ -75,18 +75,18 @@ def _library(array: Array) -> Any:
 def distribution(logits: Array, config: SamplingConfig, seen: Array | None = None) -> Array:
     """The probabilities that the next token is drawn from.
 
-    In this order, as transformers has it: repetition penalty, temperature, top-k, top-p, min-p. Temperature 0 puts
-    everything on the likeliest token (the first of equals).
+    Steps in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p. Temperature 0 gives
+    probability 1 to the likeliest token (the one with the lowest id of several).
 
     Args:
         logits: (B, V), any float dtype.
-        config: what to apply.
-        seen: (B, S) int64, the tokens that the repetition penalty is about; None for none.
+        config: sampling options.
+        seen: (B, S) int64, the tokens that the repetition penalty changes; None for no penalty.
 
     Returns:
-        (B, V) float32, rows sum to 1; NaN throughout a row whose logits hold NaN, inf or nothing above -inf.
+        (B, V) float32, rows sum to 1; a row is all NaN if its logits contain NaN or inf or are all -inf.
     """
-    with np.errstate(invalid="ignore"):  # inf - inf becomes NaN, which `draw` finds
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which `draw` detects
         return _distribution(logits, config, seen)
 
 
@@ -99,7 +99,7 @@ def _distribution(logits: Array, config: SamplingConfig, seen: Array | None) -> 
         certain = xp.zeros_like(scores)
         certain[_rows(scores)[:, 0], scores.argmax(-1)] = 1.0
         return certain
-    # The largest logit goes to 0 first, so that a very small temperature cannot overflow; float32 has none below 1e-38.
+    # Scores are at most 0, so exp cannot overflow; a temperature below 1e-38 would be 0 in float32.
     scores = (scores - xp.amax(scores, -1)[:, None]) / max(config.temperature, 1e-30)
     if config.top_k is not None:
         scores = keep_top_k(scores, config.top_k)
@@ -120,7 +120,7 @@ def penalise_repeats(scores: Array, seen: Array, penalty: float) -> Array:
 
 
 def keep_top_k(scores: Array, top_k: int) -> Array:
-    """-inf everywhere but at the ``top_k`` largest scores (B, V); equals of the smallest kept one stay too."""
+    """Scores (B, V) with all but the ``top_k`` largest of a row at -inf; scores equal to the smallest kept remain."""
     xp, count = _library(scores), min(top_k, scores.shape[-1])
     if xp is np:
         smallest_kept = np.partition(scores, -count, axis=-1)[:, -count, None]
@@ -130,7 +130,7 @@ def keep_top_k(scores: Array, top_k: int) -> Array:
 
 
 def keep_top_p(scores: Array, top_p: float) -> Array:
-    """-inf but for the fewest tokens whose probabilities add up to ``top_p`` (Holtzman et al., 2020); (B, V)."""
+    """(B, V), -inf except for the fewest tokens whose probabilities add up to ``top_p`` (Holtzman et al., 2020)."""
     xp = _library(scores)
     if xp is np:
         rows = zip(scores, _softmax(scores), strict=True)
@@ -145,8 +145,8 @@ def keep_top_p(scores: Array, top_p: float) -> Array:
 
 
 def _keep_nucleus(scores: NDArray[np.float32], probabilities: NDArray[np.float32], top_p: float) -> NDArray[np.float32]:
-    """`keep_top_p` for one row (V): most nuclei lie among the likeliest tokens, and to sort all of them takes long."""
-    if np.isnan(probabilities[0]):  # the softmax spreads a NaN over its row
+    """`keep_top_p` for one row (V). Sorts the `NUCLEUS` likeliest tokens, and all tokens if those do not suffice."""
+    if np.isnan(probabilities[0]):  # then the softmax has made the whole row NaN
         return scores
     possible = np.flatnonzero(probabilities)
     negative = -scores[possible]
@@ -163,48 +163,48 @@ def _keep_nucleus(scores: NDArray[np.float32], probabilities: NDArray[np.float32
 
 
 def keep_min_p(scores: Array, min_p: float) -> Array:
-    """-inf where a token is less than ``min_p`` times as likely as the likeliest (Nguyen et al., 2024); (B, V)."""
+    """(B, V), -inf for tokens less than ``min_p`` times as likely as the likeliest (Nguyen et al., 2024)."""
     xp = _library(scores)
     probabilities = _softmax(scores)
     return xp.where(probabilities < min_p * xp.amax(probabilities, -1)[:, None], -xp.inf, scores)
 
 
 def contrast_layers(final: Array, early: Array, least: float = 0.1) -> Array:
-    """log q_N - log q_M over the tokens whose q_N is at least ``least`` of the largest, -inf elsewhere.
+    """log q_N - log q_M for the tokens whose q_N is at least ``least`` times the largest, -inf elsewhere.
 
-    What a model's last layer knows beyond an early one, as the course has it (after Chuang et al., "DoLa", 2023).
+    Contrastive decoding between the last layer and an early-exit layer, as in the course (after Chuang et al., "DoLa",
+    2023).
 
     Args:
         final: (B, V), the model's logits; q_N is their softmax.
-        early: (B, V), the logits that the final norm and the head make of layer M; q_M is their softmax.
-        least: which tokens may be chosen at all.
+        early: (B, V), the head's logits of the normed output of early-exit layer M; q_M is their softmax.
+        least: the smallest q_N of a candidate token, relative to the largest q_N.
 
     Returns:
         (B, V) float32 scores, logits for `distribution`.
     """
     xp = _library(final)
     final, early = xp.asarray(final, dtype=xp.float32), xp.asarray(early, dtype=xp.float32)
-    with np.errstate(invalid="ignore"):  # what becomes NaN or holds no number is found where a token is drawn
+    with np.errstate(invalid="ignore"):  # `greedy` and `draw` detect NaN
         plausible = final >= xp.amax(final, -1)[:, None] + float(np.log(least))
         return xp.where(plausible, _log_softmax(final) - _log_softmax(early), -xp.inf)
 
 
 def draw(probabilities: Array, keys: Sequence[int]) -> Array:
-    """Tokens by a race: one of probability p takes an exponential time over p, and the first to arrive is drawn.
+    """Draw a token for each row by an exponential race: the argmin over tokens of E / p, with E ~ Exp(1).
 
-    The times are hashes of the key and the token, so a draw is a function of its key, the same on every device. And
-    distributions that differ a little give the same token for the same key nearly always, whatever the shape of their
-    tails: a draft that draws with the model's key proposes what the model will draw (the Gumbel-max trick, as an
-    exponential race; Maddison et al., 2014).
+    This is the Gumbel-max trick (Maddison et al., 2014). E comes from a hash of the key and the token, so a draw is a
+    function of its key, the same on every device. Two similar distributions give the same token for the same key with
+    high probability, so a draft that draws with the model's key usually proposes the token that the model will draw.
 
     Args:
         probabilities: (B, V) float32, rows sum to 1.
-        keys: B numbers of 64 bits, as `draw_key` makes them.
+        keys: B integers of 64 bits, from `draw_key`.
 
     Returns:
         (B) int64. A token with probability 0 is never drawn; -1 where a row is NaN.
     """
-    if isinstance(probabilities, np.ndarray):  # row by row, so that what a row takes stays in the core's cache
+    if isinstance(probabilities, np.ndarray):  # row by row, so that temporaries stay in the core's cache
         return np.array([_first_in_row(row, key) for row, key in zip(probabilities, keys, strict=True)])
     import torch
 
@@ -214,13 +214,13 @@ def draw(probabilities: Array, keys: Sequence[int]) -> Array:
     x = (x ^ x >> 16) * _FIRST & _WORD ^ high
     x = (x ^ x >> 15) * _SECOND & _WORD
     times = torch.log1p(((x ^ x >> 16).to(torch.float32) + 0.5) * -_TO_UNIT)
-    ids = (probabilities / times).argmin(-1)  # NaN counts as the least
+    ids = (probabilities / times).argmin(-1)  # argmin returns a NaN's index if there is one
     drawn = probabilities.gather(-1, ids[:, None])[:, 0]
     return torch.where(drawn == drawn, ids, -1)
 
 
 def draw_key(seed: int, place: int) -> int:
-    """The key (64 bits) by which the token at ``place`` of a text with this seed is drawn."""
+    """The 64-bit key for the draw of the new token number ``place`` (from 0) of a text with this seed."""
     return _mixed(_mixed(seed) + place)
 
 
@@ -238,14 +238,14 @@ def _first_in_row(probabilities: NDArray[np.float32], key: int) -> int:
     times = x.astype(np.float32)
     times += np.float32(0.5)
     times *= np.float32(-_TO_UNIT)
-    np.log1p(times, out=times)  # below 0, so the first to arrive is the least
+    np.log1p(times, out=times)  # -E: the least p / -E belongs to the least E / p
     np.divide(probabilities, times, out=times)
-    first = int(times.argmin())  # NaN counts as the least
+    first = int(times.argmin())  # argmin returns a NaN's index if there is one
     return -1 if np.isnan(probabilities[first]) else first
 
 
 def _mixed(number: int) -> int:
-    """The next number of splitmix64 after ``number`` (Steele et al., 2014): near ones lead far apart."""
+    """The output of splitmix64 (Steele et al., 2014) for the state ``number``: a 64-bit hash."""
     number = (number + 0x9E3779B97F4A7C15) % 2**64
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
@@ -253,30 +253,30 @@ def _mixed(number: int) -> int:
 
 
 def greedy(logits: Array, config: SamplingConfig, seen: Array | None = None) -> Array:
-    """(B) int64: the only tokens that `distribution` leaves possible at temperature 0; arguments as there.
+    """(B) int64: the tokens to which `distribution` gives probability 1 at temperature 0; arguments as there.
 
-    -1 where the logits hold NaN, inf or nothing above -inf.
+    -1 for a row of logits that contains NaN or inf or is all -inf.
     """
     if config.repetition_penalty != 1.0 and seen is not None:
         logits = penalise_repeats(logits, seen, config.repetition_penalty)
-    if isinstance(logits, np.ndarray):  # row by row, which numpy does four times as fast as along the axis
+    if isinstance(logits, np.ndarray):  # row by row: four times as fast as numpy's argmax along an axis
         return np.array([_largest_in_row(row) for row in logits])
     import torch
 
-    best, ids = logits.max(-1)  # NaN counts as the largest
+    best, ids = logits.max(-1)  # max returns NaN if there is one
     return torch.where(best - best == 0, ids, -1)
 
 
 def _largest_in_row(row: NDArray[np.float32]) -> int:
     """`greedy` for one row (V)."""
-    best = int(row.argmax())  # NaN counts as the largest
+    best = int(row.argmax())  # argmax returns a NaN's index if there is one
     return best if np.isfinite(row[best]) else -1
 
 
 def likeliest(scores: Array) -> tuple[int, float]:
-    """The likeliest token by scores (1, V), the first of equals, and how far it is ahead of the next; changes them.
+    """The likeliest token by scores (1, V), the lowest id of equals, and its margin over the second; changes scores.
 
-    The token is -1 where `greedy` says so.
+    The token is -1 if its score is not finite.
     """
     best = int(scores[0].argmax())
     score = float(scores[0, best])
@@ -287,13 +287,13 @@ def likeliest(scores: Array) -> tuple[int, float]:
 
 
 def likeliest_first(scores: Array) -> Array:
-    """(B, V) int64: the places of the scores (B, V) from the largest down, equals in their own order."""
+    """(B, V) int64: the indices that sort scores (B, V) from the largest to the smallest; a stable sort."""
     xp = _library(scores)
     return np.argsort(-scores, axis=-1, kind="stable") if xp is np else xp.argsort(-scores, dim=-1, stable=True)
 
 
 def like(array: Array, values: Any) -> Array:
-    """``values`` (numbers in any nesting, or an array) in the library and on the device of ``array``."""
+    """``values`` (nested lists of numbers, or an array) in the library and on the device of ``array``."""
     if isinstance(array, np.ndarray):
         return np.asarray(values)
     import torch
@@ -302,7 +302,7 @@ def like(array: Array, values: Any) -> Array:
 
 
 def _rows(scores: Array) -> Array:
-    """(B, 1): the number of each row, to index with."""
+    """(B, 1) int64: the index of each row, for indexing together with column indices."""
     xp = _library(scores)
     numbers = xp.arange(len(scores)) if xp is np else xp.arange(len(scores), device=scores.device)
     return numbers[:, None]

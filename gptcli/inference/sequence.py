@@ -1,4 +1,4 @@
-"""One text in the making, apart from what computes its logits: its window, what its seed draws next."""
+"""State of one text while it is generated, independent of the engine: its window, its ids and its draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Token:
     """One generated token.
 
     Attributes:
-        id: what was drawn.
-        probability: its share of the distribution it was drawn from.
-        candidates: the likeliest (id, probability) pairs, likeliest first; empty unless asked for.
+        id: of the drawn token.
+        probability: of the token in the distribution that it was drawn from.
+        candidates: (id, probability) of the likeliest tokens, likeliest first; empty if n_candidates is 0.
     """
 
     id: int
@@ -36,13 +36,14 @@ class Token:
 
 
 class Window:
-    """The tokens that the model sees, kept within its context by one of three rules.
+    """The tokens of the model's context window, limited to the context length by one of three rules.
 
-    "slide" drops the older half when the context is full, so the cost of a token stays flat; "crop" drops one token a
-    step, the course's way: exact, and everything is read again each time; "error" refuses.
+    "slide" drops the older half when the context is full, so the whole window is read again only once in half a
+    context; "crop" drops one token a step, as the course does, and the whole window is read again each time; "error"
+    raises.
 
     Raises:
-        GptcliError: with "error", when a token no longer fits.
+        GptcliError: with "error", if the tokens exceed the context.
     """
 
     def __init__(self, prompt: Sequence[int], context_length: int, overflow: Overflow) -> None:
@@ -54,7 +55,7 @@ class Window:
             self.ids = self.ids[-context_length:]
 
     def append(self, token_id: int) -> bool:
-        """Add a token; True if older ones were dropped, so that every position has moved."""
+        """Append a token; True if older tokens were dropped, which changes the position of all others."""
         self.ids.append(token_id)
         if len(self.ids) <= self.context_length:
             return False
@@ -73,17 +74,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue and how.
+    """A prompt and the options of its continuation.
 
     Attributes:
         prompt: at least one token id.
-        max_new_tokens: when to stop at the latest.
-        sampling: the distribution to draw from.
-        seed: of this sequence alone: the same seed gives the same tokens in any company.
-        min_new_tokens: ``eot_id`` cannot be drawn before there are so many.
-        eot_id: generation stops before this token; None if nothing stops it.
-        overflow: what happens past the context (see `Window`).
-        n_candidates: how many of the likeliest tokens to report with each one drawn.
+        max_new_tokens: the most tokens to generate.
+        sampling: options of the distribution to draw from.
+        seed: of this sequence: the tokens depend on it and not on other sequences in the batch.
+        min_new_tokens: the number of new tokens before which ``eot_id`` cannot be drawn.
+        eot_id: generation stops before this token; None if no token stops it.
+        overflow: the rule for a full context (see `Window`).
+        n_candidates: how many of the likeliest tokens to report with each drawn token.
     """
 
     prompt: Sequence[int]
@@ -97,13 +98,13 @@ class Request:
 
 
 class Continuation:
-    """One sequence in the making, apart from what computes its logits.
+    """State of one sequence while it is generated, independent of the engine.
 
     Attributes:
-        unread: the ids to read next; logits are wanted after the last of them.
-        restart: whether everything read before must be forgotten first.
-        done: nothing more will be drawn.
-        seen: every id so far, of the prompt as well, whatever the window has dropped.
+        unread: the ids to read next; the next draw takes the logits of the last of them.
+        restart: whether the cache must be emptied before ``unread`` is read.
+        done: whether the sequence has ended.
+        seen: all ids of the prompt and the continuation, including those that the window has dropped.
 
     Raises:
         GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
@@ -121,21 +122,21 @@ class Continuation:
         self.seen = list(request.prompt)
 
     def distribution(self, logits: Array, ahead: Sequence[int] = ()) -> Array:
-        """What the next token is drawn from, given logits (1, V), which may be changed; (1, V).
+        """The probabilities (1, V) of the next token.
 
         Args:
-            logits: of the model.
-            ahead: tokens that are assumed to have been drawn already.
+            logits: (1, V), of the model or a draft; may be changed.
+            ahead: proposed tokens, treated as already drawn.
         """
         self.hold_back(logits, len(ahead))
         return distribution(logits, self.request.sampling, self.history(logits, ahead))
 
     def history(self, logits: Array, ahead: Sequence[int] = ()) -> Array | None:
-        """(1, S): the tokens that the repetition penalty is about, beside ``logits``; None without a penalty."""
+        """(1, S): the ids that the repetition penalty changes, on the device of ``logits``; None without a penalty."""
         return like(logits, [[*self.seen, *ahead]]) if self.request.sampling.repetition_penalty != 1.0 else None
 
     def likeliest(self, logits: Array, ahead: Sequence[int] = ()) -> tuple[int, float]:
-        """The token that is drawn if drawing is greedy, and how far ahead its score is; as `distribution`."""
+        """The greedy token and the margin of its score over the second; arguments as for `distribution`."""
         self.hold_back(logits, len(ahead))
         seen = self.history(logits, ahead)
         if seen is not None:
@@ -143,11 +144,11 @@ class Continuation:
         return likeliest(logits)
 
     def key(self, ahead: int = 0) -> int:
-        """What the next token is drawn by; or the one after ``ahead`` more."""
+        """The key (see `sampling.draw`) of the next draw, or of the draw after ``ahead`` more tokens."""
         return draw_key(self.request.seed, self.count + ahead)
 
     def hold_back(self, logits: Array, ahead: int = 0) -> None:
-        """Make the end of text impossible in logits (1, V) while there are too few tokens."""
+        """Set the logit of ``eot_id`` in logits (1, V) to -inf if there are fewer than min_new_tokens tokens."""
         if self.request.eot_id is not None and self.count + ahead < self.request.min_new_tokens:
             logits[:, self.request.eot_id] = -float("inf")
 
@@ -156,9 +157,12 @@ class Continuation:
         return draw_rows([self], logits)[0]
 
     def accept(self, token_id: int, probabilities: Array | None = None, share: float | None = None) -> Token | None:
-        """Go on with this token, drawn from ``probabilities`` (1, V) as its ``share``; None at the end of text.
+        """Append a drawn token; None at the end of text.
 
-        Without both it was the only one possible.
+        Args:
+            token_id: the drawn token.
+            probabilities: (1, V), the distribution that it was drawn from; None if unknown or greedy.
+            share: the token's probability; None to take it from ``probabilities``, or 1 without them.
         """
         if token_id == self.request.eot_id:
             self.done = True
@@ -177,12 +181,12 @@ class Continuation:
 
 
 def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None]:
-    """Draw for several sequences from logits (B, V) of their last unread ids; those that sample alike at once.
+    """Draw one token for each of several sequences from the logits (B, V) of their last unread ids.
 
-    Each gets what it would get alone; None is the end of its text.
+    Rows with equal sampling options are drawn together. Each text gets the same token as alone; None at its end.
 
     Raises:
-        GptcliError: logits leave nothing to draw.
+        GptcliError: a row of logits allows no draw.
     """
     alike: dict[Any, list[int]] = {}
     for row, text in enumerate(texts):
@@ -211,7 +215,7 @@ def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None
 
 
 def _check_drawn(texts: Sequence[Continuation], logits: Array, ids: Sequence[int]) -> None:
-    """Raise GptcliError where the id that was drawn from a row of logits is -1: there was nothing to draw."""
+    """Raise GptcliError if an id is -1, the result of a row of logits that allows no draw."""
     for text, row, token_id in zip(texts, logits, ids, strict=True):
         if token_id < 0:
             if text.count < text.request.min_new_tokens and bool((row == -float("inf")).all()):
@@ -223,7 +227,7 @@ def _check_drawn(texts: Sequence[Continuation], logits: Array, ids: Sequence[int
 
 
 def _likeliest(probabilities: Array, count: int) -> tuple[tuple[int, float], ...]:
-    """The ``count`` likeliest of (1, V) probabilities that are possible at all."""
+    """(id, probability) of at most ``count`` likeliest tokens with probability above 0; probabilities (1, V)."""
     if count == 0:
         return ()
     order = likeliest_first(probabilities)[0, :count]

@@ -1,9 +1,9 @@
-"""Speculation: a cheap draft proposes several tokens, the model judges all of them in one reading.
+"""Speculative decoding: a draft proposes several tokens, and the model verifies all of them in one forward pass.
 
-Decoding is bound by reading the weights, and reading them for a few rows costs little more than for one (Leviathan et
-al., 2023). Here a text is the same with a draft and without, token by token, greedy or sampled: every token is drawn
-from the model's own distribution by the text's own key (see `sampling.draw`), and a proposal is accepted if it is that
-token. A draft that draws by the same key from a distribution near the model's is nearly always right.
+Decoding is bound by the memory bandwidth of the weights, so a forward pass of a few tokens costs little more than that
+of one (Leviathan et al., 2023). A text is the same with and without a draft, greedy or sampled: every token is drawn
+from the model's distribution with the text's key (see `sampling.draw`), and a proposal is accepted if it equals that
+token. A draft draws with the same key, so its proposals are mostly accepted if its distribution is near the model's.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from gptcli.inference.sequence import Continuation, Request, Token
 
 
 class Drafter(Protocol):
-    """Something that guesses how a text goes on."""
+    """A proposer of next tokens."""
 
     def propose(self, text: Continuation, count: int) -> list[int]:
         """At most ``count`` tokens that may follow ``text``."""
@@ -27,13 +27,15 @@ class Drafter(Protocol):
 
 @dataclass
 class Tally:
-    """What speculation brought.
+    """Counts and times of speculative decoding.
 
     Attributes:
-        proposed, accepted: tokens, of both kinds.
-        forward_passes: how often the model was read after the prompt, for how many ``tokens``.
-        plain: seconds of each reading of a single token, which is what a step without a draft costs.
-        seconds: of everything between the prompt and the end: drafting, reading, judging.
+        proposed: proposed tokens.
+        accepted: accepted tokens.
+        forward_passes: forward passes of the model after the prompt.
+        tokens: generated tokens.
+        plain: seconds of each step without proposals.
+        seconds: of all steps: drafting, forward passes and draws.
     """
 
     proposed: int = 0
@@ -44,21 +46,22 @@ class Tally:
     seconds: float = 0.0
 
     def speed_up(self) -> float | None:
-        """How many times faster than one token a step, at this run's own median plain step; None without one."""
+        """The time of ``tokens`` median plain steps over the actual time; None if no plain step was timed."""
         if not self.plain or self.seconds == 0:
             return None
         return self.tokens * median(self.plain) / self.seconds
 
 
 class NgramDrafter:
-    """Looks the last few tokens up in the whole text so far and proposes what followed them the last time.
+    """Finds the latest earlier occurrence of the last few tokens in the text and proposes the tokens after it.
 
-    It trusts itself as far as it was right: twice as many tokens after a proposal that was accepted whole, at most
-    ``most``, and none at all for a while after several that were of no use.
+    The length of a proposal adapts: it doubles, up to ``most``, after a proposal that was accepted completely, and else
+    becomes the number of accepted tokens, at least 1. After n >= 2 proposals in a row without an accepted token, the
+    next 2^n calls, at most 32, propose nothing.
 
     Args:
-        longest, shortest: how many tokens must agree; longer agreements count before shorter ones.
-        most: tokens to propose at once.
+        longest, shortest: lengths of the n-grams that are looked up, the longest first.
+        most: tokens in a proposal.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2, most: int = 7) -> None:
@@ -67,7 +70,7 @@ class NgramDrafter:
         self._forget()
 
     def _forget(self) -> None:
-        self._followed: dict[tuple[int, ...], int] = {}  # a few tokens -> where what followed them stands
+        self._followed: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
         self._indexed = 0
         self._text: Continuation | None = None
         self._last: tuple[int, list[int]] = (0, [])
@@ -87,7 +90,7 @@ class NgramDrafter:
         return ids
 
     def _learn(self, seen: list[int]) -> None:
-        """Judge the last proposal by what came, and index what is new."""
+        """Compare the last proposal with the tokens drawn since, and index the new n-grams."""
         at, proposed = self._last
         if proposed:
             came = seen[at : at + len(proposed)]
@@ -103,7 +106,7 @@ class NgramDrafter:
         self._indexed = len(seen)
 
     def _find(self, seen: list[int]) -> int | None:
-        """Where the text went on the last time that it ended as it ends now."""
+        """The index after the latest earlier occurrence of the text's last n-gram; None if there is none."""
         for size in self.sizes:
             if size < len(seen) and (place := self._followed.get(tuple(seen[-size:]))) is not None:
                 return place
@@ -111,18 +114,18 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Another model with the same tokenizer, drawing from its own distribution under the same request by the same keys.
+    """A model with the same tokenizer as a draft: it draws from its own distribution with the request's keys.
 
-    It stops where the next token is not worth its step: a text with a draft comes about twice as fast, so a step of
-    the draft has to bring ``2 cost`` tokens, and what it brings is the chance that all tokens before are accepted. When
-    drawing is greedy, that chance is told from how far ahead the likeliest token is, 1 - exp(-margin / noise), the
-    scale of the noise between the models being learned from what was refused. Else it is the share accepted lately.
+    A proposal ends when the probability that all of its tokens are accepted falls below ``2 cost``: speculation about
+    doubles the speed, so a draft step must add ``2 cost`` tokens on average. In greedy decoding the probability that a
+    token is accepted is estimated as 1 - exp(-margin / noise), with the margin between the two largest logits and a
+    noise scale updated after every proposal. In sampling it is a moving average of the accepted fraction.
 
     Args:
-        decoder: the draft's.
-        cost: of a step of it; a reading of the model is 1.
-        most: tokens to propose at once.
-        shared: the draft reads on in the model's own cache (see `decode.SlotDecoder.quantized_copy`).
+        decoder: of the draft.
+        cost: of a draft step relative to a forward pass of the model.
+        most: tokens in a proposal.
+        shared: the draft uses the model's cache (see `decode.SlotDecoder.quantized_copy`).
     """
 
     def __init__(self, decoder: Decoder, cost: float = 0.2, most: int = 7, shared: bool = False) -> None:
@@ -151,7 +154,7 @@ class ModelDrafter:
         chances: list[float] = []
         while True:
             token_id, chance = self._guess(text, logits, proposals)
-            if token_id < 0:  # the draft's logits are not finite: it knows nothing
+            if token_id < 0:  # the draft's logits are not finite
                 break
             proposals.append(token_id)
             chances.append(chance)
@@ -163,14 +166,14 @@ class ModelDrafter:
         return proposals
 
     def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[int, float]:
-        """The next token, and the chance that it is accepted if those before are."""
+        """The next token, and the estimated probability that it is accepted if all before are."""
         if text.request.sampling.temperature == 0:
             token_id, margin = text.likeliest(logits, ahead)
             return token_id, -expm1(-margin / self._noise)
         return int(draw(text.distribution(logits, ahead), [text.key(len(ahead))])[0]), self._taken
 
     def _learn(self, seen: list[int]) -> None:
-        """Judge the last proposals by what came; nothing is known of those behind the first that was refused."""
+        """Update the estimates with the last proposal's tokens up to and including the first that was rejected."""
         at, proposed = self._last
         for (token_id, chance), came in zip(proposed, seen[at:], strict=False):
             accepted = token_id == came
@@ -180,28 +183,29 @@ class ModelDrafter:
                 break
 
     def _known(self, ids: list[int]) -> int:
-        """How many of these tokens the draft has read already; the last one it reads again."""
+        """The length of the prefix of ``ids`` in the draft's cache, without the last id, which is always read again."""
         most = min(len(self._read), len(ids) - 1)
         return next((n for n in range(most) if self._read[n] != ids[n]), most)
 
 
 class OnTrial:
-    """A draft that is asked for as long as the text comes faster with it.
+    """A draft that is used only while it makes decoding faster.
 
-    The first ``plain`` tokens come without it and tell what one costs. Whenever ``tried`` tokens with it have cost
-    more, the next ``rest`` come without, and twice as many the next time.
+    The first ``plain`` tokens are decoded without the draft, to time a plain step. If at least ``tried`` tokens with
+    the draft take more time than as many median plain steps, the next ``rest`` tokens are decoded without it, and
+    ``rest`` doubles.
 
     Args:
-        draft: which one.
-        tally: of the run that it drafts for.
+        draft: the drafter.
+        tally: of the `decode` call that uses this drafter.
         plain, tried, rest: see above.
     """
 
     def __init__(self, draft: Drafter, tally: Tally, plain: int = 2, tried: int = 16, rest: int = 64) -> None:
         self._draft, self._tally = draft, tally
         self.plain, self.tried, self.rest = plain, tried, rest
-        self._resting_until = 0  # tokens of the tally
-        self._began: tuple[int, float] | None = None  # tokens and seconds of the tally at the start of an attempt
+        self._resting_until = 0  # value of tally.tokens at which the draft is used again
+        self._began: tuple[int, float] | None = None  # the tally's tokens and seconds at the start of an attempt
 
     def propose(self, text: Continuation, count: int) -> list[int]:
         tally = self._tally
@@ -218,23 +222,23 @@ class OnTrial:
 
 
 def quantized_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
-    """The model of ``decoder`` as its own draft, packed in ``bits`` bits (8 or 4)."""
+    """A drafter that runs a quantized copy of the model of ``decoder``, in ``bits`` bits (8 or 4)."""
     most = decoder.engine.at_once - 1
     return ModelDrafter(decoder.quantized_copy(bits), cost={8: 0.3, 4: 0.22}[bits], most=most, shared=True)
 
 
 def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 11) -> Iterator[Token]:
-    """`decode.decode`, with tokens proposed by ``drafter``: the same text.
+    """Speculative decoding with proposals of ``drafter``; yields the same tokens as `decode.decode`.
 
     Args:
-        decoder: the model's; has room for the prompt and the new tokens, or for its context.
-        drafter: proposes.
-        request: what to continue and how.
-        tally: counts what happened.
-        ahead: tokens to propose at once, at most.
+        decoder: of the model; holds the prompt and the new tokens, or a whole context.
+        drafter: proposes tokens.
+        request: prompt and options.
+        tally: is updated.
+        ahead: most tokens in a proposal.
 
     Yields:
-        each token once it is certain.
+        each token as soon as it is drawn.
 
     Raises:
         GptcliError: as `decode.decode` does.
@@ -265,7 +269,7 @@ def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, a
             if token is not None:
                 tally.tokens += 1
                 yield token
-            started = perf_counter()  # what the reader of the text does counts for nothing
+            started = perf_counter()  # excludes the time that the caller spent in the yield
             if not accepted or text.done:
                 break
         decoder.crop(start + number)

@@ -1,9 +1,9 @@
-"""A decode step as launches of Triton's kernels: one token in each of B slots, or several tokens in a single slot.
+"""A decode step as launches of Triton kernels: one token in each of B slots, or several tokens in a single slot.
 
 A layer takes five launches: layer norm with the fused projection and the write into the cache; attention; projection
 with the residual sum; layer norm with the first matrix of the feed-forward layer and its activation; the second matrix
-with the residual sum. With several rows the norms are launches of their own, since otherwise every program of a
-product would read all of the rows twice. The residual stream and sums are float32, whatever the weights' dtype.
+with the residual sum. With several rows the norms are separate launches, since otherwise every program of a product
+would read all rows twice. The residual stream and all sums are float32 for any dtype of the weights.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ from gptcli.kernels.gpu.matvec import one_row_kernel
 from gptcli.kernels.gpu.prompt import norm_kernel
 from gptcli.model.gpt import GPTModel, TransformerBlock
 
-MOST_ROWS = 128  # slots; with more, cuBLAS's products are faster
+MOST_ROWS = 128  # most slots for which these kernels are used; with more, cuBLAS is faster
 BLOCK = 128  # positions of the cache that an attention program loads together, for heads of up to 128 elements
 SPLITS = 8  # parts of the cache that one row's attention is divided into, at most
 PROGRAMS = 132  # multiprocessors of an H100: a product has at least as many programs where its shape allows
 TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a one-row program of 8 warps holds
-OUTPUTS = 16  # of a one-row program, at most
-LONG = 3072  # inputs from which on a program of up to 16 rows has 8 warps
+OUTPUTS = 16  # most outputs of a one-row program
+LONG = 3072  # fewest inputs for which a program of up to 16 rows has 8 warps
 SHARED = 96 * 2**10  # bytes of shared memory for the blocks that a program loads ahead
 EXPONENT = 0x4B000000  # 2^23 in float32
 
@@ -34,12 +34,12 @@ class DecodeStep:
     """The steps of one model over one cache, and their buffers.
 
     Args:
-        model: in eval mode; its projections become views of what the kernels read (see row_weights.py).
+        model: in eval mode; its projections become views of the kernels' weights (see row_weights.py).
         store: (L, 2, B, H, S, D), the cache.
         ids: (B, T) int64: each slot's next tokens; T is the most that a step reads.
-        places: (B) int64: the position of the first of them.
-        padding: the position of padding rows, beyond those of texts.
-        dependent: let each kernel begin before the previous one has ended (Hopper's programmatic dependent launch).
+        places: (B) int64: the position of the first of these tokens.
+        padding: the position of padding rows, greater than any position of a text.
+        dependent: launch each kernel before the previous one has ended (Hopper's programmatic dependent launch).
 
     Attributes:
         logits: (R, V) float32, the result of `launches`.
@@ -73,13 +73,13 @@ class DecodeStep:
         self.logits: Tensor = torch.zeros(rows, config.vocab_size, device=device, dtype=wide)
 
     def run(self, count: int) -> Tensor:
-        """Queue a step of ``count`` tokens of every slot: logits (B T, V) float32, valid until the next."""
+        """Queue a step of ``count`` tokens of every slot: logits (B T, V) float32, valid until the next step."""
         run_all(self.launches(count))
         return self.logits[: self.store.size(2) * count]
 
     @property
     def residual(self) -> Tensor:
-        """(R, C) float32: the residual stream, of which `run_head` reads the first row."""
+        """(R, C) float32: the residual stream; `run_head` reads its first row."""
         return self._x
 
     def run_head(self) -> None:
@@ -120,7 +120,7 @@ class DecodeStep:
             cache.size(3), self.padding, cache.stride(0), scale,
         )  # fmt: skip
         width, tokens = power_of_two(config.head_dim), BLOCK if config.head_dim <= 128 else 32
-        fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks of keys and two of values
+        fits = 4 * tokens * width * self.dtype.itemsize <= SHARED  # two blocks each of keys and values
         options = self._options(
             D=config.head_dim, WIDTH=width, BLOCK=tokens, CHUNK=self._chunk, SPLIT=split,
             STAGES=1 if split or not fits else 3, num_warps=4 if split else 8,
@@ -192,7 +192,7 @@ class DecodeStep:
                 x, packed, scale, bias, gain, shift, *into, self._lse, outputs, inputs, eps, *sizes, EXPONENT
             )  # fmt: skip
             width, block_n, warps = one_row_shape(outputs, inputs, weights.kind)
-            if prologue == "combine":  # the parts of the attention take registers beside the weights
+            if prologue == "combine":  # combining attention parts takes additional registers
                 warps = max(4, warps)
             options = self._options(
                 **shared, PROLOGUE=prologue, WIDTH=width, BLOCK_N=block_n, SPLITS=self._splits, CHUNK=self._chunk,
@@ -213,7 +213,7 @@ class DecodeStep:
 
 
 def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
-    """Padded inputs, outputs of a program, and its warps: 8 for every `TILES` weights, at most 16."""
+    """For one_row_kernel: padded inputs, outputs of a program, and its warps (8 per `TILES` weights, at most 16)."""
     width, tile = max(32, power_of_two(inputs)), TILES[kind]
     block = max(1, tile // width) if width <= 4096 else 4
     while block > 1 and -(-outputs // block) < PROGRAMS:
@@ -223,7 +223,7 @@ def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
 
 
 def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[str, int]:
-    """Rows and outputs of a program, its blocks of inputs (see few_rows.py), warps and pipeline stages."""
+    """For few_rows_kernel: rows and outputs of a program, its blocks of inputs, warps and pipeline stages."""
     block_m = min(64, max(16, power_of_two(rows)))
     wide = outputs >= 64 * 2 * PROGRAMS
     if itemsize == 4 or wide:
@@ -231,7 +231,7 @@ def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[
     else:
         block_n = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8)
         kb, kw = 8 if inputs >= LONG and block_m == 16 else 4, 64
-    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # one more than blocks held
+    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # blocks in shared memory plus one
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": max(4, kb), "num_stages": stages}
 
 

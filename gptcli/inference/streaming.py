@@ -1,4 +1,4 @@
-"""Token ids -> the text a reader sees, ended by stop texts even where they straddle tokens."""
+"""Tokens -> text pieces, ended before a stop text even if it spans several tokens."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -10,7 +10,7 @@ FinishReason = Literal["length", "end of text", "stop"]
 
 
 class StopTexts:
-    """Passes text on until a stop text begins; holds back what may yet become one.
+    """Emits text up to the first stop text; holds back an end that may become a stop text.
 
     Args:
         stops: non-empty texts to end before.
@@ -22,7 +22,7 @@ class StopTexts:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """What of the text so far is certain to stay and has not been passed on yet."""
+        """Append a piece; return the held text that cannot belong to a stop text."""
         self._held += piece
         ends = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if ends:
@@ -34,23 +34,23 @@ class StopTexts:
         return certain
 
     def flush(self) -> str:
-        """What was held back and became no stop text."""
+        """The rest of the held text, at the end of the stream."""
         rest, self._held = self._held, ""
         return rest
 
     def _possible_beginning(self) -> int:
-        """Length of the longest end of the held text that begins a stop text."""
+        """Length of the longest suffix of the held text that is a prefix of a stop text."""
         longest = min(len(self._held), max((len(stop) for stop in self.stops), default=0))
         return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self.stops)), 0)
 
 
 class Completion:
-    """One text in the making: iterate for its pieces, then look at ``tokens``, ``text`` and ``finish_reason``.
+    """The text of one request: iterate over its pieces, then read ``tokens``, ``text`` and ``finish_reason``.
 
     Args:
         tokens: as `generation.generate` yields them.
         tokenizer: the checkpoint's.
-        max_new_tokens: what the run was limited to, to tell why it ended.
+        max_new_tokens: the request's limit, for ``finish_reason``.
         stops: texts to end before.
     """
 

@@ -1,12 +1,12 @@
 """The torch engine: several sequences, each in a slot of one cache, on any device.
 
-A step reads its tokens and their places from tensors that stay where they are, and its shapes do not depend on how long
-a text has become, but for the stretch of the cache that is looked at, which grows in spans. So on a CUDA device a step
-is captured once as a graph and then replayed: a small model's step is otherwise bound by launching a few hundred
-kernels one by one. Elsewhere the same step runs as it is written.
+A step reads token ids and positions from tensors with fixed addresses, and its shapes depend on the length of a text
+only through the part of the cache that is attended to, a multiple of the span. So on a CUDA device a step is captured
+once as a CUDA graph and then replayed; without a graph, launching a few hundred kernels one by one takes most of a
+small model's step. On other devices the step runs eagerly.
 
-Where Triton's kernels can run, they compute the step (step_launches.py), draw from it on the device (device_draws.py)
-and read prompts (prompt_launches.py); what they cannot do, or cannot do here, the plain step does.
+If Triton kernels can run, they compute the step (step_launches.py), draw from its logits on the device
+(device_draws.py) and read prompts (prompt_launches.py). All other cases use the plain torch step.
 """
 
 import copy
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from gptcli.inference.prompt_launches import PromptStep
     from gptcli.inference.step_launches import DecodeStep
 
-SPAN = 128  # the cache is looked at in whole spans
-AT_ONCE = 8  # tokens of a single sequence that still make a step: what speculation verifies
-PART = 1024  # tokens of a prompt that are read together
+SPAN = 128  # positions; a step attends to a multiple of it
+AT_ONCE = 8  # most tokens of a single sequence in a step, and so in a verification of speculation
+PART = 1024  # most tokens of a prompt in one forward pass
 _Made = TypeVar("_Made")
 
 
 class RaggedCache:
-    """Keys and values of B sequences, each of a length of its own, for steps whose shapes and addresses never change.
+    """Keys and values of B sequences of different lengths, for steps with fixed shapes and addresses.
 
-    The places are read from a tensor when the step runs, and every row looks at the same stretch of the cache under a
-    mask. So a step can be captured once and replayed, and rows of any lengths go through it together.
+    A step reads the positions from a tensor when it runs, and every row attends to the first ``span`` positions under a
+    mask. So a step can be captured once and replayed for rows of any lengths.
 
     Args:
         store: (L, 2, B, H, S, D), finite everywhere.
-        places: (B) int64, where in S each row's first token of the step goes.
-        span: the stretch of S that is looked at; it holds every place that matters.
-        context_length: positions that the model has.
+        places: (B) int64, the index in S of each row's first token of the step.
+        span: number of positions of S that are attended to; larger than every position of a text.
+        context_length: number of the model's positions.
     """
 
     def __init__(self, store: Tensor, places: Tensor, span: int, context_length: int) -> None:
@@ -53,15 +53,15 @@ class RaggedCache:
         self._last = context_length - 1
 
     def _rows(self, count: int) -> Tensor:
-        """(B, T): the places of ``count`` tokens a row."""
+        """(B, T) int64: the indices in S of ``count`` tokens of each row."""
         return self.places[:, None] + torch.arange(count, device=self.places.device)
 
     def positions(self, count: int) -> Tensor:
-        """Positions of the next tokens, (B, T); those of padding rows may be any."""
+        """Positions of the next tokens, (B, T) int64, clamped to the context for padding rows."""
         return self._rows(count).clamp(max=self._last)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Put keys and values (B, H, T, D) of one layer in their places, then look from queries at what came before."""
+        """Store keys and values (B, H, T, D) of one layer; return the attention output of queries, (B, H, T, D)."""
         rows = self._rows(keys.size(2))
         where = rows[:, None, :, None].expand_as(keys)
         for part, new in enumerate((keys, values)):
@@ -71,7 +71,7 @@ class RaggedCache:
         return F.scaled_dot_product_attention(queries, held[0], held[1], attn_mask=seen)
 
     def advance(self, count: int) -> None:
-        """The places are the caller's to move."""
+        """Nothing: the caller advances ``places``."""
 
 
 class TorchEngine:
@@ -79,13 +79,13 @@ class TorchEngine:
 
     Args:
         model: in eval mode.
-        capacity: tokens that each slot has room for; the model's context by default.
-        slots: sequences that can be under way at once.
-        span: see the module.
-        capture: replay steps as CUDA graphs, where the device has them.
-        compiled: let torch.compile make the steps.
-        kernels: let Triton's kernels compute the steps, where they can; with ``compiled`` they do not.
-        report: called with a line where one of the two cannot work, and the plain step serves.
+        capacity: tokens that a slot holds; the model's context by default.
+        slots: sequences that the cache holds.
+        span: see `SPAN`.
+        capture: replay steps as CUDA graphs on a CUDA device.
+        compiled: compile the steps with torch.compile.
+        kernels: compute the steps with Triton kernels if they can run; ignored with ``compiled``.
+        report: called with the reason if graphs, torch.compile or kernels do not work and a slower step is used.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class TorchEngine:
         self._span, self._report = span, report
         kept = min(capacity or config.context_length, config.context_length)
         places = -(-(kept + AT_ONCE) // span) * span
-        self._padding = places - AT_ONCE  # where padding rows of a step write
+        self._padding = places - AT_ONCE  # index in S of a padding row's first token
         shape = (config.n_layers, 2, slots, config.n_heads, places, config.head_dim)
-        # Zeros: what is masked is multiplied by 0, and NaN times 0 would not be 0.
+        # Zeros and not uninitialised: masked values are multiplied by 0, and NaN times 0 is NaN.
         self._store = torch.zeros(shape, device=model.device, dtype=model.dtype)
         self._ids = torch.zeros(slots, AT_ONCE, dtype=torch.int64, device=model.device)
         self._places = torch.zeros(slots, dtype=torch.int64, device=model.device)
@@ -123,7 +123,7 @@ class TorchEngine:
             self._open_kernels()
 
     def _open_kernels(self) -> None:
-        """Let Triton's kernels compute the steps, or say why they cannot."""
+        """Set up the Triton kernels, or report why they cannot run."""
         device = self.model.device
         reason = triton_reason(device)
         if reason is None:
@@ -146,7 +146,7 @@ class TorchEngine:
             self._report(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
 
     def _without_kernels(self, error: Exception) -> None:
-        """Say that a kernel cannot run, and do without from now on."""
+        """Report that a kernel cannot run, and use the plain step from now on."""
         self._kernels, self._prompts, self._draws = None, None, None
         self._drawn.clear()
         self._graphs.clear()
@@ -165,7 +165,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
-        """As `decode.Engine.draws`: the device draws where the kernels serve and one graph can draw for all."""
+        """As `decode.Engine.draws`: None without the kernels, or if one graph cannot draw for all requests."""
         if self._kernels is None:
             return None
         from gptcli.inference.device_draws import DeviceDraws, filters_of, plainly
@@ -188,7 +188,7 @@ class TorchEngine:
             except Exception as error:
                 self._without_kernels(error)
                 return None
-        draws.restart()  # a warm-up has moved nobody on, but drawn
+        draws.restart()  # capturing runs steps; all rows were padding, so no state has advanced
         draws.use(self._drawn[filters])
         return draws
 
@@ -243,7 +243,7 @@ class TorchEngine:
         self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
 
     def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], exit_at: int) -> Tensor:
-        """One step of every row: T ids each, the first at its place. Logits (B T, V); twice that with ``exit_at``."""
+        """One step of T ids in every row, from index ``places`` on. Logits (B T, V), or (2 B T, V) with ``exit_at``."""
         count = len(ids[0])
         self._ids[:, :count] = torch.tensor(ids)
         self._places[:] = torch.tensor(places)
@@ -267,7 +267,7 @@ class TorchEngine:
         return self._step(*key)
 
     def _replayed(self, key: tuple[int, int, int]) -> Tensor:
-        """The step of (tokens, span, exit_at) by its graph, captured if it must be; without graphs as it is."""
+        """Run the step of key (tokens, span, exit_at): by its graph, captured at the first use, or eagerly."""
         if not self._captures:
             return self._step(*key)
         if key not in self._graphs:
@@ -277,12 +277,12 @@ class TorchEngine:
         return logits
 
     def _capture(self, run: Callable[[], _Made]) -> tuple[torch.cuda.CUDAGraph, _Made]:
-        """What ``run`` queues as a graph, and what it returned: tensors that a replay writes to."""
+        """A CUDA graph of the launches of ``run``, and the value of ``run``: tensors that a replay writes to."""
         with torch.cuda.device(self.model.device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(2):  # libraries get ready outside of the graph
+                for _ in range(2):  # warm-up: libraries initialise outside the graph
                     run()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
@@ -291,12 +291,12 @@ class TorchEngine:
         return graph, made
 
     def _replaying(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What replays a graph of what ``run`` queues."""
+        """A function that replays a graph of the launches of ``run``."""
         graph, _ = self._capture(run)
         return lambda: graph.replay()
 
     def _step(self, count: int, span: int, exit_at: int) -> Tensor:
-        """The step that the tensors describe, by the kernels (span 0), or compiled if asked for and possible."""
+        """Run a step on the ids and positions in the tensors: by the kernels (span 0), compiled, or eagerly."""
         if not span and self._kernels is not None:
             return self._kernels.run(count)
         if self._compiled is not None and not exit_at:
@@ -312,7 +312,7 @@ class TorchEngine:
         return self._logits(self._ids[:, :count], cache, slice(None), exit_at)
 
     def _logits(self, ids: Tensor, cache: Cache, wanted: slice, exit_at: int) -> Tensor:
-        """Logits (B W, V) of the ``wanted`` ones of ids (B, T); below them what the head makes of layer ``exit_at``."""
+        """Logits (B W, V) of the ``wanted`` columns of ids (B, T); then as many of early-exit layer ``exit_at``."""
         layers: list[Tensor] = []
         hook = self.model.h[exit_at - 1].register_forward_hook(lambda _, __, x: layers.append(x)) if exit_at else None
         try:

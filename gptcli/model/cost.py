@@ -1,4 +1,4 @@
-"""What a model of a given shape weighs and costs: parameters, bytes, memory, FLOPs. Arithmetic alone, no torch.
+"""Parameters, bytes, memory and FLOPs of a model, computed from its config without torch.
 
 Letters: V vocab_size, C emb_dim, F hidden_dim, L n_layers, H n_heads, B batch size, T tokens in a window.
 """
@@ -17,7 +17,7 @@ SIZES: dict[str, GPTConfig] = PRESETS | GPT3_PRESETS
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 32
-LOGITS_CHUNK_BYTES = 104 * 2**20  # as loss.py, which needs torch, has it
+LOGITS_CHUNK_BYTES = 104 * 2**20  # equal to loss.CHUNK_BYTES; loss.py imports torch
 GPU_LOGITS_CHUNK_BYTES = 2**31
 TORCH_BYTES = 140_000_000
 FRAGMENTED = 0.4
@@ -28,7 +28,7 @@ SECONDS_PER_YEAR = 365 * 24 * 3_600
 
 
 def size_named(size: str) -> GPTConfig:
-    """The shape called ``size``, GPT-3's included. Raises GptcliError with the nearest name."""
+    """The GPT-2 or GPT-3 config named ``size``. Raises GptcliError with the nearest name if there is none."""
     if size not in SIZES:
         raise GptcliError(f"There is no size {size!r}.", nearest(size, SIZES))
     return SIZES[size]
@@ -38,7 +38,7 @@ def size_named(size: str) -> GPTConfig:
 
 
 def parameter_count(config: GPTConfig) -> int:
-    """All parameters; a tied head counts once, as the token embedding."""
+    """All parameters; a tied head and the token embedding count once."""
     return sum(component.parameters for component in components(config))
 
 
@@ -49,9 +49,9 @@ def non_embedding_parameter_count(config: GPTConfig) -> int:
 
 
 def percentages(counts: Sequence[int]) -> list[float]:
-    """The share of each count in per cent, with one decimal, adding up to exactly 100.0 as printed.
+    """The share of each count in per cent, with one decimal; the shares add up to exactly 100.0.
 
-    Every share is rounded down; the tenths that are missing then go to the largest remainders, one each.
+    Every share is rounded down to tenths; the shares with the largest remainders then get one missing tenth each.
     """
     total = sum(counts)
     tenths = [count * 1_000 // total for count in counts]
@@ -67,9 +67,9 @@ def percentages(counts: Sequence[int]) -> list[float]:
 def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
     """Bytes of all weights in one format, without the few kB of a file's header.
 
-    float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 are quantization.py's: every matrix but the
-    position embedding at 1 and 1/2 byte a weight, with a float32 scale for each output channel in int8, and a bfloat16
-    scale for each group of 32 inputs of an output channel in int4. Positions, biases and norms stay float32.
+    float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 have the layouts of quantization.py: every matrix
+    except the position embedding takes 1 or 1/2 byte a weight; int8 adds a float32 scale for each output channel, int4
+    a bfloat16 scale for each group of 32 inputs of an output channel. Position embedding, biases and norms are float32.
     """
     if weight_format == "float32":
         return 4 * parameter_count(config)
@@ -96,13 +96,13 @@ def _packed_bytes(name: str, shape: tuple[int, ...], weight_format: WeightFormat
 
 
 def kv_cache_bytes_per_token(config: GPTConfig, element_bytes: int = 4) -> int:
-    """Bytes that one more token adds to the cache of one sequence: a key and a value of C elements in every layer."""
+    """Bytes that one token takes in the cache of one sequence: a key and a value of C elements in every layer."""
     return 2 * config.n_layers * config.emb_dim * element_bytes
 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Floating-point operations for one token (a multiply-add is two); training is three times forward."""
+    """Floating-point operations for one token; a multiply-add counts as two."""
 
     matrices: int
     attention: int
@@ -114,21 +114,21 @@ class FlopsPerToken:
 
     @property
     def training(self) -> int:
-        """Forward, and backward at twice its cost: the gradient of the inputs and that of the weights."""
+        """Forward, plus a backward pass at twice its cost: the gradients of the inputs and of the weights."""
         return 3 * self.forward
 
 
 def flops_per_token(config: GPTConfig, context: int | None = None) -> FlopsPerToken:
     """FLOPs for one token of a window of ``context`` tokens (default: the config's), averaged over the window.
 
-    - matrices: 2 for every weight that multiplies, so all matrices of the blocks and the head, tied or not; looking up
-      an embedding multiplies nothing. This is the 2N rule (6N in training) of Kaplan et al., "Scaling Laws for Neural
-      Language Models" (2020), section 2.1, with the head counted in N, as every token of a training step passes it.
-    - attention: Q·Kᵀ and weights·V, 2·C each for every pair of tokens and layer: 4·L·C·context, the whole square as in
-      PaLM (Chowdhery et al., 2022, appendix B: 12·L·C·context in training). A kernel that skips the masked half does
-      half of it, which is the term 2·L·C·context in Kaplan's table 1.
+    - matrices: 2 for every weight of the blocks' matrices and of the head, tied or not; an embedding lookup has no
+      product. This is the 2N rule (6N in training) of Kaplan et al., "Scaling Laws for Neural Language Models" (2020),
+      section 2.1, except that N includes the head, because a training step computes the head for every token.
+    - attention: Q·Kᵀ and weights·V, 2·C each for every pair of tokens and layer: 4·L·C·context, for the whole (T, T)
+      square as in PaLM (Chowdhery et al., 2022, appendix B: 12·L·C·context in training). A kernel that skips the masked
+      half computes 2·L·C·context, the term in table 1 of Kaplan et al.
 
-    Norms, biases, GELU, softmax and dropout are left out: below 1% of a model of GPT-2's width.
+    Norms, biases, GELU, softmax and dropout are not counted: below 1% of the total at GPT-2's width.
     """
     T = config.context_length if context is None else context
     multiplied = sum(
@@ -143,19 +143,20 @@ def flops_per_token(config: GPTConfig, context: int | None = None) -> FlopsPerTo
 
 
 def forward_flops_rule(config: GPTConfig) -> int:
-    """The rule of thumb 2N per token, N being all parameters with a tied head; training is 6N."""
+    """FLOPs of a forward pass for one token by the 2N rule; N is the number of all parameters with a tied head."""
     return 2 * parameter_count(config.with_changes(tie_weights=True))
 
 
 def training_flops_rule(config: GPTConfig) -> int:
-    """FLOPs to train on one token by the 6N rule: forward, and twice that backward."""
+    """FLOPs to train on one token by the 6N rule: 2N forward and 4N backward."""
     return 3 * forward_flops_rule(config)
 
 
 def training_compute(config: GPTConfig, tokens: int = GPT3_TRAINING_TOKENS) -> int:
     """FLOPs to train on ``tokens`` tokens by the 6N rule, as in table D.1 of the GPT-3 paper (Brown et al., 2020).
 
-    All GPT-3 models saw 300 billion tokens (their table 2.1); the largest comes to the paper's 3.14e23.
+    All GPT-3 models were trained on 300 billion tokens (table 2.1 there); the result for the largest is the paper's
+    3.14e23.
     """
     return training_flops_rule(config) * tokens
 
@@ -164,7 +165,7 @@ def v100_years(flops: float) -> float:
     """Years that one V100 takes for ``flops``, at 28 TFLOP/s sustained and 365 days a year.
 
     28 TFLOP/s is the V100's theoretical half-precision rate in Lambda Labs' "OpenAI's GPT-3 Language Model: A Technical
-    Overview" (2020), which so arrives at 355 V100-years for GPT-3. The tensor cores' peak is 125.
+    Overview" (2020), whose estimate for GPT-3 is 355 V100-years. The peak of the tensor cores is 125 TFLOP/s.
     """
     return flops / V100_FLOPS_PER_SECOND / SECONDS_PER_YEAR
 
@@ -175,33 +176,33 @@ def v100_years(flops: float) -> float:
 def activation_bytes(
     config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True, itemsize: int = 4
 ) -> int:
-    """Bytes that a forward pass in train mode holds for its backward pass, as gpt.py and dropout.py do it.
+    """Bytes that a forward pass in train mode of gpt.py and dropout.py holds for its backward pass.
 
-    With R = batch_size · context rows, a block holds, in bytes (of float32; half of what is not statistics or masks on
-    a GPU in bfloat16):
+    With R = batch_size · context rows, a block holds, in bytes of float32 (on a GPU in bfloat16 half of each line,
+    except statistics and masks):
 
-        4RC    its input, which the residual and the first norm share
+        4RC    its input, shared by the residual sum and the first norm
         16R    mean and 1/std of both norms
         4RC    the first norm's output, input of the qkv projection
-        12RC   queries, keys and values, one tensor        (4RC more: scaled otherwise, no dropout)
+        12RC   queries, keys and values, one tensor        (4RC more if queries are scaled and there is no dropout)
         4RC    the heads' output, input of the output projection
-        4RC    the stream after attention, input of the second norm
+        4RC    the residual stream after attention, input of the second norm
         4RC    the second norm's output, input of the feed-forward
         8RF    before and after GELU                        (ReLU: 4RF, after it)
         2RC    two dropout masks, a byte an element         (dropout only)
         BHT²   the mask of the attention weights            (dropout on a CPU)
         4BHT   the log of every softmax's sum               (without dropout, or on a GPU)
 
-    Around the blocks: ids and positions (8 bytes each), the embedding's mask (RC, dropout only), the final norm's
-    input (4RC) and statistics (8R), and the gradient of its output (4RC), which the chunked loss makes at once; no
-    logits stay. The heads never hold their (T, T) weights in float32.
+    Outside the blocks: ids and positions (8 bytes each), the embedding's dropout mask (RC, dropout only), the final
+    norm's input (4RC) and statistics (8R), and the gradient of its output (4RC), which the chunked loss computes in the
+    forward pass; no logits are held. The (T, T) attention weights are not held in float32.
 
     Args:
-        config: the shape; its drop_rate decides which masks there are.
+        config: the model's shape; its drop_rate decides which masks are held.
         batch_size: windows in a step.
         context: tokens in a window, at most config.context_length.
         recompute: hold only the blocks' inputs, and one block in full while its backward pass runs.
-        on_cpu: False for a GPU, whose fused attention draws its mask again instead of holding it.
+        on_cpu: False for a GPU, whose fused attention generates its mask again in the backward pass.
         itemsize: bytes of an activation: 4, or 2 on a GPU that trains in bfloat16.
     """
     held = _bytes_after_forward(config, batch_size, context, recompute, on_cpu, itemsize)
@@ -214,7 +215,7 @@ def activation_bytes(
 def _bytes_after_forward(
     config: GPTConfig, batch_size: int, context: int, recompute: bool, on_cpu: bool, itemsize: int
 ) -> int:
-    """What is held when the loss is known, before a block is computed again."""
+    """Bytes held at the end of the forward pass, before any block is recomputed."""
     rows = batch_size * context
     RC = rows * config.emb_dim
     around = 8 * (rows + context) + (RC if config.drop_rate > 0 else 0) + 2 * itemsize * RC + 8 * rows
@@ -234,7 +235,7 @@ def _block_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool,
 
 
 def logits_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool = True, itemsize: int = 4) -> int:
-    """The most bytes of logits that exist at once: the loss makes chunks of so many bytes at most."""
+    """The most bytes of logits that exist at once: those of one chunk of the loss."""
     rows = batch_size * context
     chunks = max(
         1, -(-itemsize * rows * config.vocab_size // (LOGITS_CHUNK_BYTES if on_cpu else GPU_LOGITS_CHUNK_BYTES))
@@ -248,16 +249,16 @@ class TrainingMemory:
 
     Attributes:
         weights: 4 a parameter.
-        gradients: 4 a parameter, once the backward pass is through.
+        gradients: 4 a parameter, at the end of the backward pass.
         optimizer: AdamW's two moments, 8 a parameter.
         activations: see `activation_bytes`.
         logits: see `logits_bytes`.
         peak: the most that exists at once: there are no gradients in the forward pass, and the backward pass frees
-            the activations of a block as it makes the gradients of its weights.
-        resident: what a process takes for it on a CPU, beyond what it held before the model was made. Measured and
-            not derived (glibc's allocator, float32, tiny to small): torch's libraries take TORCH_BYTES more when they
-            first compute, and freed memory lies in pieces of which the next request finds a part too small, which
-            costs FRAGMENTED of all that comes and goes in a step. Within 15% of the peaks measured.
+            the activations of a block when it makes the gradients of the block's weights.
+        resident: main memory of the process on a CPU, beyond that held before the model was made. An empirical formula
+            (glibc's allocator, float32, sizes tiny to small): torch's libraries take TORCH_BYTES at their first
+            computation, and heap fragmentation costs the fraction FRAGMENTED of the bytes that a step allocates and
+            frees. Within 15% of the measured peaks.
     """
 
     weights: int
@@ -269,7 +270,7 @@ class TrainingMemory:
 
     @property
     def resident(self) -> int:
-        """Bytes of main memory; see above."""
+        """Bytes of main memory; see the class."""
         transient = self.peak - self.weights - self.optimizer
         return self.peak + TORCH_BYTES + int(FRAGMENTED * transient)
 
@@ -277,16 +278,16 @@ class TrainingMemory:
 def training_memory(
     config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True, itemsize: int = 4
 ) -> TrainingMemory:
-    """What a step of AdamW on ``batch_size`` windows of ``context`` tokens takes; arguments as `activation_bytes`.
+    """Memory of an AdamW step on ``batch_size`` windows of ``context`` tokens; arguments as `activation_bytes`.
 
-    Weights and moments are there all the time; the peak is where the rest is largest, at one of four moments:
+    Weights and moments exist throughout; the peak is where the rest is largest, at one of four moments:
 
-    - the end of the forward pass, in the loss: activations, the head's gradient (the chunked loss makes it at once),
+    - the loss, at the end of the forward pass: activations, the head's gradient (which the chunked loss computes here),
       the final norm's output and the logits of a chunk;
-    - the backward pass of the last block, which comes first: activations, the head's gradient, and the gradient of
-      the stream on its way through the feed-forward (4RF);
-    - that of the first block: its activations instead of all, and the gradients of the other blocks' weights;
-    - the end: all gradients, and with a tied head the embedding's share of its gradient before the two are added.
+    - the backward pass of the last block, the first to run: activations, the head's gradient, and the gradient of the
+      hidden layer of the feed-forward (4RF);
+    - the backward pass of the first block: its activations only, and the gradients of the other blocks' weights;
+    - the end: all gradients, and with a tied head the embedding's part of its gradient before the two are added.
     """
     parameters, L = parameter_count(config), config.n_layers
     stream = itemsize * batch_size * context * config.emb_dim
@@ -294,7 +295,7 @@ def training_memory(
     activations = activation_bytes(config, batch_size, context, recompute, on_cpu, itemsize)
     logits = logits_bytes(config, batch_size, context, on_cpu, itemsize)
     in_loss = _bytes_after_forward(config, batch_size, context, recompute, on_cpu, itemsize) + head + stream + logits
-    if not on_cpu:  # the padded head in the products' dtype, and a chunk's share of its gradient
+    if not on_cpu:  # the padded head in the products' dtype, and one chunk's gradient of it
         in_loss += 2 * itemsize * config.vocab_size * config.emb_dim
     last_block = activations + head + itemsize * batch_size * context * config.hidden_dim
     freed = stream if recompute else _block_bytes(config, batch_size, context, on_cpu, itemsize)

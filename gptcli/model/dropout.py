@@ -1,7 +1,7 @@
-"""Backward passes written by hand where autograd would hold too much, or draw random numbers too slowly.
+"""Dropout, GELU and attention with hand-written backward passes, which hold less than autograd's.
 
-Each has the plain formula in its docstring, and a test against it. Compiled kernels, where they are given and accept
-the tensor, compute the same on the CPU in less time.
+The docstrings of the public functions give the formulas, and tests compare with them. Compiled kernels, if given and if
+they accept the tensor, compute the same functions on the CPU in less time.
 """
 
 import math
@@ -17,18 +17,18 @@ from torch.nn import functional as F
 from gptcli.kernels.cpu.train_kernels import TrainKernels
 
 GROUP_BYTES = 4 * 2**20
-QUERIES = 128  # whose scores are computed together
+QUERIES = 128  # queries of a tile: see `_tiles`
 
 
 def keep_mask(shape: tuple[int, ...] | torch.Size, drop_rate: float) -> tuple[Tensor, float]:
-    """Which activations dropout keeps, on the CPU, and the factor that keeps their mean.
+    """A random dropout mask on the CPU, and the factor that preserves the mean of the activations.
 
-    Sixteen random bits an element instead of torch's one Bernoulli draw: ten times as fast. The rate is rounded to a
-    multiple of 2⁻¹⁶, and the factor is that of the rounded rate. The bits are SFC64's, seeded by torch's generator,
-    which so remains the only random state.
+    An element takes 16 bits of SFC64, which is ten times as fast as torch's Bernoulli draw. The rate is rounded to a
+    multiple of 2⁻¹⁶, and the factor is that of the rounded rate. torch's generator seeds SFC64, so it is the only
+    random state.
 
     Returns:
-        uint8 of ``shape``, 1 where kept, and 1 / (1 - rate). Uint8 becomes float32 four times as fast as bool does.
+        uint8 of ``shape``, 1 where kept, and 1 / (1 - rate). uint8 is converted to float32 four times as fast as bool.
     """
     numel = math.prod(shape)
     bits = torch.from_numpy(SFC64(_seed()).random_raw((numel + 3) // 4)).view(torch.int16)[:numel]
@@ -92,7 +92,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropout(x: Tensor, drop_rate: float, training: bool, kernels: TrainKernels | None = None) -> Tensor:
-    """x with a share ``drop_rate`` of its elements zeroed and the rest scaled to the same mean; any shape."""
+    """x with each element zeroed with probability ``drop_rate``, the others times 1 / (1 - drop_rate); any shape."""
     if not training or drop_rate == 0.0:
         return x
     if x.device.type != "cpu":
@@ -146,7 +146,7 @@ class _DropoutAttention(torch.autograd.Function):
         grad_qkv = torch.empty_like(qkv)
         queries, keys, values = split_heads(qkv, n_heads)
         grad_q, grad_k, grad_v = split_heads(grad_qkv, n_heads)
-        # Row sums of (dL/dweights * weights), which are those of (dL/dout * out): FlashAttention, Dao et al., 2022.
+        # Row sums of (dL/dweights * weights), equal to those of (dL/dout * out): FlashAttention, Dao et al., 2022.
         delta = split_heads(grads[0] * out, n_heads, 1)[0].sum(dim=-1, keepdim=True)
         grad_out = split_heads(grads[0] * ctx.factor, n_heads, 1)[0]
         future = _future(length, qkv)
@@ -156,7 +156,7 @@ class _DropoutAttention(torch.autograd.Function):
             kept = mask[at][:, rows, past].to(weights.dtype)
             grad_scores = torch.bmm(grad, values[at][:, past].transpose(1, 2))
             grad_scores.mul_(kept).sub_(delta[at][:, rows]).mul_(weights)
-            first = past.stop == length  # tile of these heads: nothing to add to yet
+            first = past.stop == length  # the first tile of these heads writes all of grad_k and grad_v
             _multiply(weights.mul_(kept).transpose(1, 2), grad, grad_v[at][:, past], add=not first)
             _multiply(grad_scores, keys[at][:, past], grad_q[at][:, rows], ctx.scale)
             _multiply(grad_scores.transpose(1, 2), query, grad_k[at][:, past], ctx.scale, add=not first)
@@ -170,9 +170,10 @@ def split_heads(joined: Tensor, n_heads: int, parts: int = 3) -> tuple[Tensor, .
 
 
 def _tiles(batch: int, heads: int, length: int) -> Iterator[tuple[tuple[int, slice], slice, slice]]:
-    """A few heads of one row of the batch, some of their queries from the last to the first, and the past of these.
+    """Indices of tiles: (batch row, heads), at most `QUERIES` queries, and the keys up to the last of these queries.
 
-    So the scores stay in the cache, and most of the future is never computed.
+    The tiles of the last queries come first. A tile's scores take at most `GROUP_BYTES`, unless one head's take more,
+    to stay in the CPU's cache; most scores above the diagonal are not computed.
     """
     size = max(1, GROUP_BYTES // (4 * min(length, QUERIES) * length))
     for row in range(batch):
@@ -182,7 +183,7 @@ def _tiles(batch: int, heads: int, length: int) -> Iterator[tuple[tuple[int, sli
 
 
 def _future(length: int, like: Tensor) -> Tensor:
-    """(T, S) of -inf where the last T = `QUERIES` of S = ``length`` tokens may not look, 0 elsewhere."""
+    """(T, S) mask of the last T = min(`QUERIES`, S) of S = ``length`` tokens: -inf above the diagonal, 0 elsewhere."""
     shape = min(QUERIES, length), length
     return like.new_full(shape, -torch.inf).triu(1 + shape[1] - shape[0])
 
@@ -196,7 +197,7 @@ def _causal_softmax(queries: Tensor, keys: Tensor, scale: float, future: Tensor)
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, factor: float = 1.0, add: bool = False) -> None:
     """out = factor a @ b, or out += factor a @ b; all (heads, ., .)."""
-    product = torch.bmm(a, b)  # whole: only a contiguous result is computed for all heads at once
+    product = torch.bmm(a, b)  # contiguous: bmm computes only a contiguous result for all heads in one call
     if add:
         out.add_(product, alpha=factor)
     else:
@@ -208,15 +209,16 @@ def dropout_attention(
 ) -> Tensor:
     """Causal attention with dropout on its weights: dropout(softmax(scale Q Kᵀ + M)) V.
 
-    torch's fused attention has no dropout on the CPU and falls back to holding every weight several times. Here the
-    weights are made a few heads at a time and made again in the backward pass; one byte a weight (the mask) stays.
+    torch's fused attention has no dropout on the CPU; its fallback holds all weights several times. This function
+    computes the weights of a few heads at a time, computes them again in the backward pass, and holds only the mask,
+    one byte a weight.
 
     Args:
-        qkv: (B, T, 3C), queries, keys and values side by side.
+        qkv: (B, T, 3C), queries, keys and values concatenated.
         n_heads: H.
-        drop_rate: share of the weights set to zero.
-        scale: of the scores; 1 / √D by the book.
-        kernels: where they accept qkv they are used, and hold 8 bytes a query and head in place of the mask.
+        drop_rate: probability that a weight is set to zero.
+        scale: of the scores; 1 / √D in standard attention.
+        kernels: used if they accept qkv; they hold 8 bytes a query and head instead of the mask.
 
     Returns:
         (B, T, C)

@@ -1,7 +1,7 @@
 """The whole model: GPT-2 (Radford et al., 2019), as the course builds it, with OpenAI's parameter names.
 
-Shapes, in every comment below:
-    B batch    T tokens read now    S tokens attended to (cached ones first)    C emb_dim
+Letters for shapes:
+    B batch    T tokens in this call    S cached tokens and the T new ones    C emb_dim
     H heads    D head_dim = C / H   V vocab_size    F feed-forward width, 4C unless the config says otherwise
 """
 
@@ -21,7 +21,7 @@ from gptcli.model.dropout import dropout, dropout_attention, gelu, split_heads
 
 
 class Linear(nn.Module):
-    """y = x W + b with W stored (in, out), the layout of OpenAI's files: a checkpoint needs no transposing."""
+    """y = x W + b with W stored (in, out), as in OpenAI's files, so that loading them needs no transposition."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -35,33 +35,33 @@ class Linear(nn.Module):
 
 
 class Head(nn.Linear):
-    """y = x Wᵀ with W stored (out, in), as an embedding is, and left as memory is until it is drawn or loaded."""
+    """y = x Wᵀ with W stored (out, in), as an embedding; uninitialised until it is drawn or loaded."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class Cache(Protocol):
-    """What the model asks of a memory of the tokens read so far."""
+    """The interface of a key/value cache to the model."""
 
     def positions(self, count: int) -> Tensor:
-        """Where the next ``count`` tokens stand: (T), or (B, T) where rows differ."""
+        """Positions of the next ``count`` tokens, int64: (T), or (B, T) where rows differ."""
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Remember keys and values (B, H, T, D) of one layer; (B, H, T, D), what queries find there."""
+        """Store keys and values (B, H, T, D) of one layer; return the attention output of queries, (B, H, T, D)."""
 
     def advance(self, count: int) -> None:
-        """Count ``count`` tokens as read, once every layer remembers them."""
+        """Add ``count`` to the length, after every layer has stored the tokens' keys and values."""
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, so that a new token costs one position and not the whole prefix.
+    """Keys and values of the tokens read so far, so that a forward pass computes the new tokens only.
 
     Args:
         config: the model's shape.
         batch_size: B.
-        capacity: tokens there is room for; the model's context by default.
-        device: where the cache lives.
+        capacity: the most tokens that the cache holds; the model's context by default.
+        device: of the cache.
         dtype: the model's.
     """
 
@@ -76,7 +76,7 @@ class KVCache:
 
     @classmethod
     def over(cls, store: Tensor, length: int) -> "KVCache":
-        """A cache that lives in a part of another one's memory (L, 2, B, H, S, D) and holds ``length`` tokens."""
+        """A cache of ``length`` tokens whose storage is the view ``store`` (L, 2, B, H, S, D)."""
         cache = cls.__new__(cls)
         cache.store, cache.capacity, cache.length = store, store.size(4), length
         return cache
@@ -91,31 +91,31 @@ class KVCache:
         self.length += count
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D)."""
+        """Append keys and values (B, H, T, D) of one layer; return all keys and values of the layer, (B, H, S, D)."""
         end = self.length + keys.size(2)
         self.store[layer, 0, :, :, self.length : end] = keys
         self.store[layer, 1, :, :, self.length : end] = values
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
     def crop(self, length: int) -> None:
-        """Forget every token after the first ``length``."""
+        """Drop every token after the first ``length``."""
         self.length = min(self.length, length)
 
 
 def causal_mask(query_length: int, key_length: int, device: torch.device | None = None) -> Tensor:
-    """(T, S), True where a query may look: at itself and at what came before it."""
+    """(T, S) bool, True where a query attends: to its own position and to earlier ones."""
     return torch.ones(query_length, key_length, dtype=torch.bool, device=device).tril(key_length - query_length)
 
 
 def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √D + M), the weights that fused attention never shows.
+    """softmax(Q Kᵀ / √D + M), the weights that fused attention does not return.
 
     Args:
         queries: (B, H, T, D), the last T of the S tokens.
         keys: (B, H, S, D).
 
     Returns:
-        (B, H, T, S): every row sums to 1, the future is exactly 0.
+        (B, H, T, S): every row sums to 1; weights of later positions are exactly 0.
     """
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.size(-1))  # (B, H, T, S)
     mask = causal_mask(scores.size(-2), scores.size(-1), scores.device)
@@ -123,8 +123,8 @@ def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """``attention_weights(queries, keys) @ values`` without ever holding the weights; (B, H, T, D)."""
-    if queries.size(-2) == 1:  # one new token may look at everything
+    """``attention_weights(queries, keys) @ values`` without holding the weights; (B, H, T, D)."""
+    if queries.size(-2) == 1:  # a single new token attends to all S tokens, so no mask is needed
         return F.scaled_dot_product_attention(queries, keys, values)
     if queries.size(-2) == keys.size(-2):
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
@@ -140,7 +140,7 @@ class MultiHeadAttention(nn.Module):
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.drop_rate = config.drop_rate
         self.kernels: TrainKernels | None = None  # see GPTModel.use
-        # Attention divides scores by √D; what a config wants beyond that goes into the queries.
+        # fused_attention divides scores by √D; the queries are multiplied by any other factor of the config.
         self.query_scale = 1.0 if config.scale_attn else math.sqrt(config.head_dim)
         if config.scale_attn_by_layer:
             self.query_scale /= layer + 1
@@ -162,7 +162,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """C -> F -> C around GELU in its tanh form (Hendrycks & Gimpel, 2016), exact GELU or ReLU, position by position."""
+    """C -> F -> C for each position; between them GELU (tanh form; Hendrycks & Gimpel, 2016), exact GELU or ReLU."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each behind its own layer norm and added to what came in."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)), each with its own layer norm (pre-norm)."""
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
@@ -202,17 +202,17 @@ class GPTModel(nn.Module):
         config: its shape.
         init: "gpt2" draws weights from N(0, 0.02²), residual projections from N(0, 0.02² / 2N) for N layers, and
             zeroes biases (GPT-2's paper and code); "course" keeps torch's defaults: embeddings from N(0, 1), linear
-            layers uniform in ±1/√in; None leaves memory as it is, for weights that are about to be loaded.
+            layers uniform in ±1/√in; None leaves weights uninitialised, for a caller that loads them.
     """
 
     def __init__(self, config: GPTConfig, init: Init | None = "gpt2") -> None:
         super().__init__()
         self.config = config
         self.kernels: TrainKernels | None = None
-        self.recompute = False  # trade a second forward pass of every block for its activations' memory
-        self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # where there is no cache
+        self.recompute = False  # recompute every block in the backward pass instead of holding its activations
+        self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # called if there is no cache
         V, positions, C = config.vocab_size, config.context_length, config.emb_dim
-        self.wte = nn.Embedding(V, C, _weight=torch.empty(V, C))  # memory as it is, until it is drawn or loaded
+        self.wte = nn.Embedding(V, C, _weight=torch.empty(V, C))  # uninitialised until it is drawn or loaded
         self.wpe = nn.Embedding(positions, C, _weight=torch.empty(positions, C))
         self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
@@ -223,7 +223,7 @@ class GPTModel(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """The output head (V, C): its own, or the token embedding."""
+        """The output head (V, C): the token embedding if tied, else lm_head."""
         return self.wte.weight if self.config.tie_weights else self.lm_head.weight
 
     @property
@@ -235,20 +235,20 @@ class GPTModel(nn.Module):
         return self.wpe.weight.dtype
 
     def use(self, kernels: TrainKernels | None) -> None:
-        """Compute dropout, GELU and attention with dropout by compiled kernels where they accept the tensors."""
+        """Compute dropout, GELU and attention with dropout by compiled kernels if they accept the tensors."""
         for module in self.modules():
             if isinstance(module, MultiHeadAttention | FeedForward | TransformerBlock | GPTModel):
                 module.kernels = kernels
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head's word on hidden states (..., C): (..., V)."""
+        """Logits (..., V) of hidden states (..., C): hidden @ head.T."""
         return F.linear(hidden, self.head)
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """The residual stream after the final norm.
 
         Args:
-            ids: (B, T) token ids, int64; with a cache they follow the tokens that it holds.
+            ids: (B, T) token ids, int64; with a cache they follow the cached tokens.
             cache: read and extended by T tokens.
 
         Returns:
@@ -259,7 +259,7 @@ class GPTModel(nn.Module):
         x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
         x = dropout(x, self.config.drop_rate, self.training, self.kernels)
         if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
-            x = x.bfloat16()  # what lies between a GPU's products is bound by its bytes
+            x = x.bfloat16()  # norms, residual sums and GELU on a GPU are limited by memory bandwidth
         for layer, block in enumerate(self.h):
             if cache is not None:
                 x = block(x, cache, layer)
@@ -275,12 +275,12 @@ class GPTModel(nn.Module):
         return self.logits(self.hidden(ids, cache))
 
     def next_logits(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (B, V) for the token after the last of ids (B, T): the head reads one position only."""
+        """Logits (B, V) for the token after the last of ids (B, T): the head is computed at this position only."""
         return self.logits(self.hidden(ids, cache)[:, -1])
 
     @torch.no_grad()
     def initialise(self, init: Init) -> None:
-        """Draw every parameter anew, as ``init`` says (see the class)."""
+        """Initialise every parameter by the scheme ``init`` (see the class)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
@@ -291,7 +291,7 @@ class GPTModel(nn.Module):
                 bound = 1 / math.sqrt(module.weight.size(0 if isinstance(module, Linear) else 1))  # 1 / √in
                 if init == "gpt2":
                     module.weight.normal_(0.0, residual_std if name.endswith("c_proj") else 0.02)
-                elif isinstance(module, Linear):  # drawn (out, in), so that a seed gives the course's own numbers
+                elif isinstance(module, Linear):  # drawn (out, in), torch's layout: a seed gives the course's weights
                     drawn = torch.empty_like(module.weight.T, memory_format=torch.contiguous_format)
                     module.weight.copy_(drawn.uniform_(-bound, bound).T)
                 else:

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, with and without gradients, that never holds all the logits."""
+"""Cross-entropy over a vocabulary, with and without gradients, in chunks of logits."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from gptcli.kernels.gpu.triton_support import triton_reason
 
 CHUNK_BYTES = 104 * 2**20
-GPU_CHUNK_BYTES = 2**31  # large products, few launches
-ALIGNED = 128  # columns: a vocabulary like 50,257 would give the head's products slow kernels
+GPU_CHUNK_BYTES = 2**31  # so large that there are few launches
+ALIGNED = 128  # columns are padded to a multiple: cuBLAS's kernels for an odd width such as 50,257 are slow
 
 
 def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """The loss alone: a part of the vocabulary after the other, so that the head is read once for all tokens."""
-    parts = max(1, -(-8 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))  # torch's logsumexp needs as much again
+    """The loss without gradients, in chunks of the vocabulary, so that the head is read once for all tokens."""
+    parts = max(1, -(-8 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))  # 4 bytes a logit, 4 for logsumexp
     rows = -(-head.size(0) // parts)
     targeted = hidden.new_empty(len(hidden), dtype=torch.float32)
     buffer = hidden.new_empty(len(hidden) * rows, dtype=torch.float32)
@@ -37,8 +37,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head, dtype=torch.float32)
         total = torch.zeros((), device=hidden.device)
         chunks = max(1, -(-4 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))
-        rows = -(-len(hidden) // chunks)  # of equal size: a few rows would cost the head's gradient a whole pass
-        buffer = torch.empty(rows, head.size(0), device=hidden.device)  # one for all chunks, worked on in place
+        rows = -(-len(hidden) // chunks)  # equal chunks: each, however small, reads and writes the head's gradient
+        buffer = torch.empty(rows, head.size(0), device=hidden.device)  # all chunks use it, in place
         mean = 1 / len(hidden)
         for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, len(hidden), rows), strict=True):
             logits = buffer[: len(h)]  # (rows, V)
@@ -49,14 +49,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             torch.log_softmax(logits, dim=-1, out=logits)
             total -= logits.gather(1, y[:, None]).sum()
             grad_logits = logits.exp_()
-            # d loss / d logits = (softmax(logits) - onehot(targets)) / N; N waits for the products
+            # d loss / d logits = (softmax(logits) - onehot(targets)) / N; the products below divide by N
             grad_logits.scatter_add_(1, y[:, None], grad_logits.new_full((len(h), 1), -1.0))
             grad_logits = grad_logits.to(head.dtype)
             part, keep = grad_hidden[start : start + rows], float(start > 0)
             torch.addmm(part, grad_logits, head, beta=0, alpha=mean, out=part)
             if h.dtype == torch.float32:
                 torch.addmm(grad_head, grad_logits.T, h, beta=keep, alpha=mean, out=grad_head)
-            else:  # sums of lower precision, added up in float32
+            else:  # products in the lower precision, added in float32
                 product = (grad_logits.T @ h).mul_(mean)
                 grad_head = grad_head.add_(product) if start else grad_head.copy_(product)
         ctx.grads = grad_hidden, grad_head
@@ -66,7 +66,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_head = ctx.grads
         del ctx.grads
-        if grads[0].device.type == "cpu" and grads[0] == 1:  # a pass over the head's gradient less
+        if grads[0].device.type == "cpu" and grads[0] == 1:  # saves a pass over the head's gradient
             return grad_hidden, grad_head, None
         return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None
 
@@ -76,14 +76,14 @@ def _chunk_bytes(hidden: Tensor) -> int:
 
 
 class _TritonCrossEntropy(torch.autograd.Function):
-    """The same on a GPU: products over a padded vocabulary, softmax and gradient in one kernel, in place."""
+    """Loss and gradients on a GPU: products over a padded vocabulary; one kernel for softmax and gradient, in place."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
         from gptcli.kernels.gpu.cross_entropy import cross_entropy_
 
         count, vocab, width = len(hidden), head.size(0), -(-head.size(0) // ALIGNED) * ALIGNED
-        matrix = hidden.new_zeros(width, head.size(1))  # (W, C): rows from V on stay 0
+        matrix = hidden.new_zeros(width, head.size(1))  # (W, C): rows from V on are 0
         matrix[:vocab] = head
         chunks = max(1, -(-count * width * hidden.element_size() // GPU_CHUNK_BYTES))
         rows = -(-count // chunks)
@@ -94,10 +94,10 @@ class _TritonCrossEntropy(torch.autograd.Function):
         for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, count, rows), strict=True):
             logits = torch.mm(h, matrix.T, out=buffer[: len(h)])  # (rows, W)
             cross_entropy_(logits, y, losses[start : start + rows], vocab, gradient=with_gradient)
-            if with_gradient:  # logits hold N times their gradient now
+            if with_gradient:  # logits now hold N times their gradient
                 part = grad_hidden[start : start + rows]
                 torch.addmm(part, logits, matrix, beta=0, alpha=1 / count, out=part)
-                product = logits.T @ h  # in float32 from chunk to chunk
+                product = logits.T @ h  # (W, C), summed over chunks in float32
                 grad_head = (
                     grad_head.add_(product, alpha=1 / count) if start else torch.mul(product, 1 / count, out=grad_head)
                 )
@@ -113,15 +113,15 @@ class _TritonCrossEntropy(torch.autograd.Function):
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """cross_entropy(hidden headᵀ, targets), the mean in nats, without ever holding all the logits.
+    """cross_entropy(hidden headᵀ, targets), the mean in nats, computed in chunks.
 
-    Logits exist for a few hundred tokens at a time (on a GPU for two gigabytes of them), and their gradient is made at
-    once, so memory does not grow with tokens × vocabulary. Softmax and sum are float32 or better for any dtype.
+    A chunk has at most `CHUNK_BYTES` of logits (on a GPU `GPU_CHUNK_BYTES`), and the forward pass computes its gradient
+    before the next chunk, so memory does not grow with tokens × vocabulary. Softmax and sum are float32 for any dtype.
 
     Args:
         hidden: (..., C), after the final norm.
         head: (V, C).
-        targets: (...) int64, the token that came.
+        targets: (...) int64, the actual next tokens.
 
     Returns:
         a float32 scalar.

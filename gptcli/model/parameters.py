@@ -1,4 +1,4 @@
-"""Every parameter of a model and its shape, by the parts it belongs to: from a GPTConfig alone, without torch.
+"""Names and shapes of all parameters of a model, grouped by component, from a GPTConfig without torch.
 
 Letters: C emb_dim, F hidden_dim, L n_layers.
 """
@@ -11,10 +11,10 @@ from gptcli.config.model import GPTConfig
 
 @dataclass(frozen=True)
 class Component:
-    """One kind of part of the model, in all its copies.
+    """One component of the model, such as all feed-forward up projections.
 
-    ``tensors`` maps a parameter's name to its shape; in the name of a part that every block has, ``{layer}`` stands
-    for the number of the block. ``layers`` is how many copies there are: n_layers, or 1 outside of the blocks.
+    ``tensors`` maps a parameter's name to its shape; in the names of a block's parameters, ``{layer}`` stands for the
+    number of the block. ``layers`` is the number of copies: n_layers, or 1 outside the blocks.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Component:
 
 
 def components(config: GPTConfig) -> list[Component]:
-    """Every part that has parameters, from input to output; a tied head is the token embedding and not listed."""
+    """Every component that has parameters; a tied head is not listed, since it is the token embedding."""
     C, F, L = config.emb_dim, config.hidden_dim, config.n_layers
     block = "h.{layer}."
     qkv: dict[str, tuple[int, ...]] = {f"{block}attn.c_attn.weight": (C, 3 * C)}
@@ -56,7 +56,7 @@ def components(config: GPTConfig) -> list[Component]:
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter under the name that GPTModel's state_dict has for it."""
+    """The shape of every parameter by its name in GPTModel's state_dict."""
     return {
         name.format(layer=layer): shape
         for component in components(config)

@@ -1,11 +1,11 @@
-"""Weight-only quantisation, symmetric: int8 with one scale an output, int4 with one scale per group of 32 inputs.
+"""Symmetric weight-only quantisation: int8 with one scale an output, int4 with one scale per group of 32 inputs.
 
-A packed matrix keeps the layout (in, out) of the projections it comes from:
+A packed matrix has the layout (in, out) of the model's projections:
     int8  values (in, out) int8 in [-127, 127];  scale (out) float32;  weight = value * scale
     int4  values (in' / 2, out) uint8, in' being `in` rounded up to whole groups: row j holds input 2j in the low and
           2j + 1 in the high four bits, each a value of [-8, 7] plus 8;  scale (in' / 32, out) uint16, the bits of a
-          bfloat16, which has float32's range at half its size
-The token embedding and an own head (V, C) are packed as (C, V). Norms, biases and positions stay float32.
+          bfloat16 (float32's exponent range in 2 bytes)
+The token embedding and an untied head (V, C) are packed as (C, V). Norms, biases and positions stay float32.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from gptcli.errors import GptcliError
 
 Bits = Literal[8, 4]
 GROUP = 32
-_BLOCK = 512  # outputs quantised at once, so that temporaries stay small
+_BLOCK = 512  # outputs that one task quantises; bounds the size of temporaries
 
 
 class Packed(NamedTuple):
@@ -28,7 +28,7 @@ class Packed(NamedTuple):
     Attributes:
         values: int8, or uint8 with two 4-bit values.
         scale: float32, or uint16 bits of bfloat16.
-        inputs: in, which int4's padding would hide.
+        inputs: in, which the shape of padded int4 values does not give.
     """
 
     values: NDArray[Any]
@@ -44,7 +44,7 @@ def is_packed_name(name: str) -> bool:
 
 
 def is_transposed(name: str) -> bool:
-    """Whether the parameter ``name`` is stored (out, in) in float32 and so is turned before packing."""
+    """Whether the parameter ``name`` is stored (out, in) in float32 and therefore transposed before packing."""
     return name in ("wte.weight", "lm_head.weight")
 
 
@@ -77,14 +77,17 @@ def _int8(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.flo
 
 
 def _int4(weight: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Of several scales around the largest weight's, each group takes the one with the smallest squared error."""
+    """Pack with, for each group, the one of three scales whose squared error is smallest.
+
+    The scales map the weight of largest magnitude to -8, -7.3 and 7.5.
+    """
     inputs, outputs = weight.shape
     groups = -(-inputs // GROUP)
     padded = np.zeros((groups * GROUP, outputs), np.float32)
     padded[:inputs] = weight
     padded = padded.reshape(groups, GROUP, outputs)
     low, high = padded.min(axis=1), padded.max(axis=1)
-    largest = np.where(-low > high, low, high)  # with its sign: it shall become -8, the end that has one step more
+    largest = np.where(-low > high, low, high)  # signed, so that it can map to -8: the range is -8 to 7
     best_error = np.full((groups, outputs), np.inf, np.float32)
     best_scale = np.zeros((groups, outputs), np.uint16)
     for steps in (-8.0, -7.3, 7.5):
@@ -100,7 +103,7 @@ def _int4(weight: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _nearest(weight: NDArray[np.float32], bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The whole numbers in [-8, 7] that, times the scale, come closest to weights (groups, 32, out)."""
+    """The integers in [-8, 7] whose products with the scale are nearest to weights (groups, 32, out), as float32."""
     scale = from_bfloat16(bits)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     values = np.asarray(weight * inverse[:, None])
@@ -110,7 +113,7 @@ def _nearest(weight: NDArray[np.float32], bits: NDArray[np.uint16]) -> NDArray[n
 
 
 def dequantize(packed: Packed) -> NDArray[np.float32]:
-    """The float32 matrix (in, out) that ``packed`` stands for."""
+    """The float32 matrix (in, out) of the packed values times their scales."""
     if packed.values.dtype == np.int8:
         return np.asarray(packed.values * packed.scale)
     values = np.empty((2 * packed.values.shape[0], packed.values.shape[1]), np.float32)
@@ -121,12 +124,12 @@ def dequantize(packed: Packed) -> NDArray[np.float32]:
 
 
 def packed(name: str, weight: NDArray[np.float32], bits: Bits, threads: int = 1) -> Packed:
-    """The parameter ``name`` packed, whichever way it lies."""
+    """The parameter ``name`` packed, transposed first if it is stored (out, in)."""
     return quantize(weight.T if is_transposed(name) else weight, bits, threads)
 
 
 def unpacked(name: str, stored: NDArray[Any] | Packed) -> NDArray[np.float32]:
-    """The parameter ``name`` as the float32 model has it; what is not packed is copied."""
+    """The parameter ``name`` in float32 and in the float32 model's layout; always a copy."""
     if not isinstance(stored, Packed):
         return np.array(stored, dtype=np.float32)
     weight = dequantize(stored)
@@ -149,7 +152,7 @@ Tensors = Mapping[str, NDArray[Any] | Packed]
 
 
 def check_bits(bits: int) -> Bits:
-    """``--bits`` as a number this module can pack.
+    """``--bits``, checked.
 
     Raises:
         GptcliError: neither 8 nor 4.

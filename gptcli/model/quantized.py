@@ -1,8 +1,8 @@
-"""The model on packed weights, in torch, on any device: memory holds the packed bytes, and one product's widened ones.
+"""A model on packed weights in torch, on any device: memory holds the packed weights and one product's widened weights.
 
-Weights keep the layouts of quantization.py. A matrix meets its rows as whole numbers, and the scales come afterwards
-(int8: one an output) or before (int4: one a group of inputs). The widened copy lives for one product, in the dtype of
-the activations; wide matrices, the head above all, are widened a slice of outputs at a time.
+Weights have the layouts of quantization.py. int8 values are multiplied as integers, and the product by the scales (one
+an output); int4 values are multiplied by their scales (one a group of inputs) before the product. The widened copy
+exists during one product, in the dtype of the activations; at most `SLICE` weights are widened at a time.
 """
 
 import torch
@@ -12,7 +12,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.model.gpt import GPTModel
 from gptcli.model.quantization import GROUP, Packed, Tensors, check_bits, is_packed_name, packed
 
-SLICE = 2**22  # widened weights that exist at once
+SLICE = 2**22  # widened weights that exist at once, at most
 
 
 class PackedLinear(nn.Module):
@@ -21,8 +21,8 @@ class PackedLinear(nn.Module):
     Args:
         weight: W; see quantization.py.
         bias: (out) or None.
-        dtype: of scales and bias: that of the activations.
-        device: where everything lives.
+        dtype: of the activations; also of the bias and of int8's scales (int4's are bfloat16).
+        device: of all tensors.
     """
 
     values: Tensor
@@ -34,7 +34,7 @@ class PackedLinear(nn.Module):
         self.inputs = weight.inputs
         self.four_bits = weight.values.dtype != "int8"
         scale = torch.tensor(weight.scale)
-        if self.four_bits:  # numpy has no bfloat16: its bits come as 16-bit whole numbers
+        if self.four_bits:  # numpy has no bfloat16, so scales are stored as uint16 bits
             scale = scale.view(torch.bfloat16)
         self.register_buffer("values", torch.tensor(weight.values).to(device))
         self.register_buffer("scale", scale.to(device, torch.bfloat16 if self.four_bits else dtype))
@@ -55,21 +55,21 @@ class PackedLinear(nn.Module):
         return (rows @ values.to(rows.dtype)) * scale
 
     def columns(self, numbers: Tensor) -> Tensor:
-        """The weights that lead to outputs ``numbers`` (...): (..., in), in the dtype of int8's scales or bfloat16."""
+        """The weights (..., in) of outputs ``numbers`` (...), in float32 for int4 and in the scales' dtype for int8."""
         chosen, scale = self.values[:, numbers.flatten()], self.scale[..., numbers.flatten()]
         found = widened(chosen, scale, torch.float32)[: self.inputs] if self.four_bits else chosen * scale
         return found.T.reshape(*numbers.shape, -1)
 
 
 def widened(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weights (in', n) of int4 ``values`` (in' / 2, n) and ``scale`` (in' / 32, n)."""
+    """The weights (in', n) in ``dtype`` of int4 ``values`` (in' / 2, n) and ``scale`` (in' / 32, n)."""
     halves = torch.stack((values & 15, values >> 4), dim=1).to(dtype) - 8  # (in' / 2, 2, n)
     groups = halves.view(scale.size(0), GROUP, -1) * scale[:, None].to(dtype)
     return groups.view(-1, values.size(1))
 
 
 class PackedEmbedding(nn.Module):
-    """A token embedding, packed as the matrix (C, V) that it is as a head."""
+    """A token embedding packed as (C, V), the layout of the head."""
 
     def __init__(self, linear: PackedLinear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -81,13 +81,13 @@ class PackedEmbedding(nn.Module):
 
 
 class PackedModel(GPTModel):
-    """A `GPTModel` to run and not to train, whose matrices stay packed.
+    """A `GPTModel` for inference whose matrices stay packed.
 
     Args:
         config: its shape.
-        weights: by the model's parameter names, packed or float32; each is asked for once and let go.
-        bits: 8 or 4: what float32 matrices are packed in on the way.
-        device, dtype: where it lives and what it computes in.
+        weights: by the model's parameter names, packed or float32; matrices are read one at a time.
+        bits: 8 or 4: the format that float32 matrices are packed in.
+        device, dtype: of the model and its activations.
     """
 
     def __init__(

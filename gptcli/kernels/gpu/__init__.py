@@ -1,1 +1,1 @@
-"""Arithmetic for CUDA GPUs in Triton: tensors in, tensors out. Loaded only where Triton is there."""
+"""Triton kernels for CUDA GPUs. All modules except launches and triton_support import triton."""

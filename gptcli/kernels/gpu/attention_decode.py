@@ -1,7 +1,8 @@
 """Attention of a few new tokens over the cache, and the embedding of tokens and positions.
 
-The length of each text is read on the device, so one launch serves all lengths. A single row's attention is divided
-into parts of the cache (after Dao et al., "Flash-Decoding", 2023), which the product that follows combines.
+The kernels read each text's length from device memory, so one captured launch is valid for all lengths. The attention
+of a single row is split over parts of the cache (after Dao et al., "Flash-Decoding", 2023); the next product combines
+the parts.
 """
 
 # mypy: ignore-errors
@@ -32,7 +33,10 @@ def attend_kernel(
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (R, H, D) of queries q (R, H, D); with SPLIT, of one row, out (splits, H, D) and log-sum-exps (splits, H)."""
+    """Attention out (R, H, D) of queries q (R, H, D); with SPLIT, for one row: out (splits, H, D), lse (splits, H).
+
+    lse is the log-sum-exp of a part's scores, float32.
+    """
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()
@@ -89,7 +93,7 @@ def embed_kernel(
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (R, C): the sum of the token's and the position's embedding; tokens are rows of row_weights.py."""
+    """out (R, C): the sum of the token embedding, a row in a format of row_weights.py, and the position embedding."""
     if DEPENDENT:
         gdc_launch_dependents()
         gdc_wait()

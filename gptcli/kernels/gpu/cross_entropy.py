@@ -1,7 +1,7 @@
 """Softmax cross-entropy of rows of logits in one kernel: the loss, and the gradient in place of the logits.
 
-A program of 512 threads takes a row. It reads the row twice, for the sum of its exponentials and for the gradient, and
-writes it once; the second reading comes partly from the L2 cache. A row whose sum overflows is read once more.
+A program of 512 threads computes one row. It reads the row twice, for the sum of exponentials and for the gradient, and
+writes the gradient once; the second read comes partly from the L2 cache. A row whose sum overflows is read once more.
 """
 
 import triton
@@ -14,7 +14,7 @@ WARPS = 16
 
 @triton.jit
 def _row_block(logits, place, VOCAB: tl.constexpr, WIDTH: tl.constexpr):
-    """Logits in float32, -inf for padding. A load masked by the aligned width takes 16 bytes at once."""
+    """Logits in float32, -inf for padding. The mask is WIDTH, which is aligned, so that loads are of 16 bytes."""
     x = tl.load(logits + place, mask=place < WIDTH, other=0.0).to(tl.float32)
     return tl.where(place < VOCAB, x, -float("inf"))
 
@@ -27,15 +27,15 @@ def _cross_entropy_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits += row * WIDTH
     target = tl.load(targets + row)
-    targeted = tl.load(logits + target).to(tl.float32)  # before any thread overwrites it
+    targeted = tl.load(logits + target).to(tl.float32)  # before a thread overwrites this logit
     columns = tl.arange(0, BLOCK)
-    # Exponentials relative to the largest logit of the first block: no reduction is needed until the end.
+    # Exponentials are relative to the largest logit of the first block, so the loop needs no reduction.
     shift = tl.max(_row_block(logits, columns, VOCAB, WIDTH), 0)
     sums = tl.zeros([BLOCK], tl.float32)
     for number in range(0, BLOCKS):
         sums += tl.exp(_row_block(logits, number * BLOCK + columns, VOCAB, WIDTH) - shift)
     total = tl.sum(sums, 0)
-    if not (total < float("inf")):  # a later logit is larger by 88 or more, or NaN: online softmax, block by block
+    if not (total < float("inf")):  # a later logit is larger by 88 or more, or NaN: use the online softmax
         shift = -float("inf")
         total = 0.0
         for again in range(0, BLOCKS):
@@ -47,20 +47,20 @@ def _cross_entropy_kernel(
     tl.store(losses + row, log_sum - targeted)
     if GRADIENT:
         for number in range(0, BLOCKS):
-            place = (BLOCKS - 1 - number) * BLOCK + columns  # backwards: the end of the row was read last
+            place = (BLOCKS - 1 - number) * BLOCK + columns  # backwards, since the L2 cache holds the end of the row
             gradient = tl.exp(_row_block(logits, place, VOCAB, WIDTH) - log_sum) - tl.where(place == target, 1.0, 0.0)
             gradient = gradient.to(logits.dtype.element_ty)
             tl.store(logits + place, gradient, mask=place < WIDTH, eviction_policy="evict_first")
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor, vocab: int, *, gradient: bool) -> None:
-    """The loss of each row in nats; with ``gradient`` the logits become softmax(logits) - onehot(targets).
+    """Write the loss of each row in nats; with ``gradient``, replace logits by softmax(logits) - onehot(targets).
 
     Args:
-        logits: (N, W) contiguous, float32, bfloat16 or float16; columns from ``vocab`` on are padding, of any finite
-            value, whose gradient is 0. The arithmetic is float32.
+        logits: (N, W) contiguous, float32, bfloat16 or float16; columns from ``vocab`` on are padding with any finite
+            values, and their gradient is 0. The arithmetic is float32.
         targets: (N) int64, in 0 … ``vocab`` - 1.
-        losses: (N) float32, written.
+        losses: (N) float32, the output.
         vocab: V ≤ W.
         gradient: whether to overwrite the logits.
     """

@@ -1,8 +1,8 @@
-"""A token drawn on the device as by `sampling.distribution` and `sampling.draw`, and the inputs of the next step.
+"""Kernels that draw tokens as `sampling.distribution` and `sampling.draw` do, and write the inputs of the next step.
 
-The exponential race of `sampling.draw` in two launches: programs over parts of the vocabulary find their winner, their
-largest logit and their sum of exponentials; then one program a row combines them. Keys are splitmix64 of seed and
-count, computed here, so a row's draws depend on its seed and not on the other rows.
+The exponential race of `sampling.draw` takes two launches: in the first, each program computes the winner, the largest
+logit and the sum of exponentials of one part of the vocabulary; in the second, one program a row combines the parts.
+The kernels compute keys as `sampling.draw_key` of seed and count, so a row's draws do not depend on other rows.
 """
 
 # mypy: ignore-errors
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-TO_UNIT = tl.constexpr(-(2**-32) * (1 - 2**-20))  # minus `sampling._TO_UNIT`
+TO_UNIT = tl.constexpr(-(2**-32) * (1 - 2**-20))  # -`sampling._TO_UNIT`
 
 
 @triton.jit
@@ -32,8 +32,8 @@ def _times(token, key):
     h = (h ^ (h >> 15)) * 0x846CA68B
     h = h ^ (h >> 16)
     x = (h.to(tl.float32) + 0.5) * TO_UNIT
-    # The hardware's log has an absolute error of 2e-7, and the winner's time is near 0: there the series of atanh,
-    # to 3e-10.
+    # The hardware's log has an absolute error of 2e-7, too large for the winner's time, which is near 0. Above -0.25
+    # the series log(1 + x) = 2 atanh(x / (2 + x)) replaces it, with an error of 3e-10.
     near = tl.maximum(x, -0.25)
     s = near / (2.0 + near)
     q = s * s
@@ -58,9 +58,11 @@ def race_kernel(
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """A part of a row: parts (R, 4, P) float32 largest, sum, best, and whether a logit is NaN or inf; winners (R, P).
+    """The race of one part of a row, for P parts and R rows.
 
-    With PROBABILITIES, ``logits`` holds the probabilities of `sampling.distribution`.
+    Writes parts (R, 4, P) float32: largest logit, sum of exponentials, best score, and the NaN flag (1 if a logit is
+    NaN or inf); and winners (R, P) int32. With PROBABILITIES, ``logits`` holds the probabilities of
+    `sampling.distribution`.
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -121,9 +123,9 @@ def settle_kernel(
     WIDTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Combine a row's parts: out (R, 3) int32 is the id, its probability's bits, and whether a logit is NaN or inf.
+    """Combine the parts of a row: out (R, 3) int32 is the id, the float32 bits of its probability, and the NaN flag.
 
-    Except in padding rows, the id becomes the next input, at the next position.
+    Except in padding rows, the id is written as the next input, and position and count are increased by 1.
     """
     if DEPENDENT:
         gdc_launch_dependents()

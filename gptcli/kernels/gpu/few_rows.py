@@ -1,9 +1,9 @@
 """Products of a matrix with a few rows of activations, fused with the bias, activation, residual sum or cache write.
 
-A program computes a few outputs over all inputs. Its warps divide every block of inputs among themselves: each sums its
-part by `tl.dot`, and the sums are added at the end, so a program of 8 outputs still uses several warps. Weights lie in
-rows (see row_weights.py); with programmatic dependent launch they are prefetched into the L2 cache while the previous
-kernel still runs.
+A program computes a few outputs over all inputs. A block of inputs is divided among its warps: each warp sums its part
+with `tl.dot`, and the sums are added at the end, so a program of 8 outputs can use several warps. Weights are stored in
+rows (see row_weights.py); with programmatic dependent launch a program prefetches its rows into the L2 cache while the
+previous kernel runs.
 """
 
 # mypy: ignore-errors
@@ -42,7 +42,7 @@ def _weights(
     weight, scale, n, live, start, K: tl.constexpr, KIND: tl.constexpr, KB: tl.constexpr, KW: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """(KB, KW, n): the weights of inputs from start on; those of int8 unscaled."""
+    """(KB, KW, n) in DTYPE: the weights of KB x KW inputs from start on; int8 weights are not multiplied by scales."""
     if KIND == "int4":
         GROUPS: tl.constexpr = (K + 31) // 32
         byte = start // 2 + (tl.arange(0, KB) * (KW // 2))[:, None, None] + tl.arange(0, KW // 2)[None, None, :]
@@ -90,7 +90,7 @@ def few_rows_kernel(
     FETCH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (R, N) of x (R, K): the epilogue of x W + bias. Blocks have KB x KW inputs, in KB separate sums."""
+    """out (R, N): the epilogue of x W + bias, x (R, K). A block has KB x KW inputs; the KB sums are kept separate."""
     first = tl.program_id(0) * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -110,7 +110,7 @@ def few_rows_kernel(
     both = live[:, None] & live_n[None, :]
     where = row[:, None] * N + n[None, :]
     slot = row // T
-    if EPILOGUE == "qkv":  # loaded early, though used last: the load overlaps the product
+    if EPILOGUE == "qkv":  # loaded here, so that the load overlaps the product
         place = tl.load(places + slot, mask=live, other=0) + row % T
     elif EPILOGUE == "add":
         old = tl.load(out + where, mask=both, other=0.0)

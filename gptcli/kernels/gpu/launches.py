@@ -1,4 +1,4 @@
-"""One launch of a kernel with its arguments: a step is a list of them that can be run, counted and captured."""
+"""A kernel launch with its arguments; a step is a list of launches that can be run, counted and captured."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, ready to run.
+    """A kernel launch.
 
     Attributes:
-        name: its part of a step.
-        kernel: a function of `triton.jit`, or a plain one, whose grid is ().
+        name: of the operation in a step.
+        kernel: a `triton.jit` function, or a Python function, whose grid is ().
         grid: programs in each dimension.
-        arguments: by position.
-        options: by name: compile-time constants and launch options such as num_warps.
-        weight_bytes: of the weights that it reads.
-        flops: of its product with the weights.
+        arguments: positional arguments.
+        options: keyword arguments: compile-time constants and launch options such as num_warps.
+        weight_bytes: bytes of the weights that the kernel reads.
+        flops: of the product with the weights.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Launch:
     flops: int = 0
 
     def run(self) -> None:
-        """Queue it on the current stream."""
+        """Queue the kernel on the current stream."""
         (self.kernel[self.grid] if self.grid else self.kernel)(*self.arguments, **self.options)
 
 

@@ -1,12 +1,12 @@
 """Products of a matrix with one row of activations, fused with the operations before and after them.
 
-A decode step is bound by reading the weights, so a product also computes the layer norm before it, or combines the
-parts of the attention, and the bias, activation, residual sum or cache write after it. Weights lie in rows (N, K), one
-for each output (see row_weights.py): float, int8 with a scale a row, or int4 in groups of 32 inputs with a scale a
-group; packed weights become float32 in registers.
+A decode step is bound by the memory bandwidth of the weights, so one kernel computes the layer norm before the product,
+or combines the parts of the attention, the product, and the bias, activation, residual sum or cache write after it.
+Weights are rows (N, K), one for each output (see row_weights.py): float, int8 with one scale a row, or int4 with one
+scale for each group of 32 inputs; packed weights are converted to float32 in registers.
 
-Each program computes a few outputs over all inputs. It loads all of its weights at once, where the device has
-programmatic dependent launch before the previous kernel has ended, and multiplies and sums in float32.
+Each program computes a few outputs over all inputs. It loads all of its weights at once, with programmatic dependent
+launch before the previous kernel has ended, and multiplies and sums in float32.
 """
 
 # mypy: ignore-errors
@@ -31,7 +31,7 @@ def activated(y, ACTIVATION: tl.constexpr):
 def _combined(
     parts, lse, length, H, H_PADDED: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """(H_PADDED, D): the attention of one row from its parts (SPLITS, H, D), weighted by exp(lse); 0 in padding."""
+    """(H_PADDED, D): the attention of one row, the mean of its parts (SPLITS, H, D) weighted by exp(lse); padding 0."""
     head = tl.arange(0, H_PADDED)
     element = head[:, None] * D + tl.arange(0, D)[None, :]
     largest = tl.full((H_PADDED,), -float("inf"), tl.float32)
@@ -63,8 +63,8 @@ def store_qkv(y, live, n, q, cache, slot, place, row, C, D, S, H, part_stride):
 def _term(bits, exponent, MASK: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.constexpr, x):
     """q x, where the masked bits are UNIT (q + ZERO) for an integer q.
 
-    Converting integers is slow. As mantissa bits of a float32 whose exponent is that of 2^23 they make 2^23 plus their
-    value, so a subtraction replaces the conversion, and x is divided by UNIT in place of a shift of the bits.
+    Integer conversion is slow. The masked bits as the mantissa of a float32 with the exponent of 2^23 give 2^23 plus
+    their value, so a subtraction replaces the conversion; dividing x by UNIT replaces a shift of the bits.
     """
     q = (bits & MASK | exponent).to(tl.float32, bitcast=True) - (8388608.0 + ZERO * UNIT)
     return q * (x * (1.0 / UNIT))[None, :]
@@ -72,7 +72,7 @@ def _term(bits, exponent, MASK: tl.constexpr, ZERO: tl.constexpr, UNIT: tl.const
 
 @triton.jit
 def _packed_sums(w, row, exponent, FOUR_BITS: tl.constexpr, COUNT: tl.constexpr):
-    """(n, COUNT): dot products of each element of w (n, COUNT), four packed weights, and its four of row; unscaled."""
+    """(n, COUNT): dot products of the four packed weights of an element of w (n, COUNT) with four inputs, unscaled."""
     even, odd = tl.split(tl.reshape(row, (COUNT, 2, 2)))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
@@ -123,13 +123,13 @@ def one_row_kernel(
     CHUNK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """out (N): the epilogue of W y + bias, where y (K) is x, its layer norm, or its parts combined."""
+    """out (N): the epilogue of W y + bias; y (K) is x, the layer norm of x, or the combined attention parts x."""
     if DEPENDENT:
         gdc_launch_dependents()
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, WIDTH)
     live = n < N
-    # Loads of what no kernel writes are issued before the wait, so they overlap the previous kernel.
+    # No kernel writes weights, scales, biases or gains: these loads precede the wait and overlap the previous kernel.
     if KIND == "int4":
         groups = (K + 31) // 32
         short = tl.arange(0, WIDTH // 4)
@@ -166,7 +166,7 @@ def one_row_kernel(
         shifts = tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
-    if EPILOGUE == "qkv":  # loaded early, though used last: the load overlaps the product
+    if EPILOGUE == "qkv":  # loaded here, so that the load overlaps the product
         place = tl.load(places)
     elif EPILOGUE == "add":
         old = tl.load(out + n, mask=live, other=0.0)

@@ -1,7 +1,7 @@
-"""What lies between a prompt's matrix products, which are cuBLAS's, and its attention, which is torch's.
+"""Kernels for prefill, apart from the matrix products (cuBLAS) and attention (torch); see prompt_launches.py.
 
-Layer norm with the bias and residual sum before it, the write into the cache, the last token's row, and packed weights
-unpacked for cuBLAS (see prompt_launches.py). Decode steps of several rows use the layer norm too.
+They compute the layer norm with the preceding bias, write keys and values to the cache, select the last token's row and
+unpack weights for cuBLAS. Decode steps of several rows also use the layer norm.
 """
 
 # mypy: ignore-errors
@@ -13,7 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def norm_kernel(x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: tl.constexpr, DEPENDENT: tl.constexpr):
-    """Add bias to a row of x (T, C) in place; out (T, C) is the sum's layer norm."""
+    """Add bias to a row of x (T, C) in place; out (T, C) is the layer norm of the sum."""
     if DEPENDENT:
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
@@ -34,7 +34,7 @@ def norm_kernel(x, bias, gain, shift, out, C, eps, BIASED: tl.constexpr, WIDTH: 
 
 @triton.jit
 def write_cache_kernel(qkv, cache, slots, C, H, D, S, part_stride, WIDTH: tl.constexpr):
-    """Keys and values of token t, columns C to 3C of qkv (T, 3C), to position t of a slot of cache (2, B, H, S, D)."""
+    """Copy columns C to 3C of row t of qkv (T, 3C), key and value, to position t of a slot of cache (2, B, H, S, D)."""
     token, part = tl.program_id(0), tl.program_id(1)
     k = tl.arange(0, WIDTH)
     inside = k < C
@@ -46,7 +46,7 @@ def write_cache_kernel(qkv, cache, slots, C, H, D, S, part_stride, WIDTH: tl.con
 
 @triton.jit
 def widen_kernel(rows, scale, out, N, K, KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """out (N, K): packed rows (row_weights.py) in the dtype of out."""
+    """out (N, K): packed rows (see row_weights.py) times their scales, in the dtype of out."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (n < N)[:, None] & (k < K)[None, :]

@@ -1,15 +1,15 @@
-"""Whether Triton's kernels can run on a device: found out in this one place."""
+"""Test of whether Triton kernels can run on a device."""
 
 import importlib.util
 from functools import cache
 
 import torch
 
-OLDEST = (7, 0)  # compute capability that Triton compiles for
+OLDEST = (7, 0)  # lowest compute capability that Triton compiles for
 
 
 def triton_reason(device: torch.device) -> str | None:
-    """Why no Triton kernel can run on ``device``, or None where they can."""
+    """The reason why Triton kernels cannot run on ``device``, or None if they can."""
     if device.type != "cuda":
         return f"{device.type} is no CUDA device"
     return _cuda_reason(device.index or 0)
@@ -21,7 +21,7 @@ def _cuda_reason(index: int) -> str | None:
         return "Triton is not installed"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < OLDEST:
         return f"{torch.cuda.get_device_name(index)} is older than Triton supports"
-    try:  # one kernel: Triton also needs a C compiler, Python's headers, and a driver that fits
+    try:  # run a kernel: Triton also needs a C compiler, Python's headers and a compatible driver
         from gptcli.kernels.gpu.cross_entropy import cross_entropy_
 
         device = torch.device("cuda", index)
