@@ -179,6 +179,37 @@ def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
         raise GptcliError(f"{path} exists already.", "Choose another place, or replace it with --force.")
 
 
+# What a file that gptcli draws or writes begins with, and what its first kilobyte holds beside that.
+RESULTS: dict[str, tuple[tuple[bytes, ...], bytes]] = {
+    "png": ((b"\x89PNG\r\n\x1a\n",), b"Software\0Matplotlib"),
+    "html": ((b"<!doctype html>",), b"default-src 'none'"),
+    "json": ((b'{\n "checkpoint": ', b'{\n "demo": '), b""),
+    "npz": ((b"PK\x03\x04",), b".npy"),
+}
+
+
+def check_result(path: Path, kind: str) -> None:
+    """Refuse to write a picture, a page or figures over a file that gptcli did not make; an empty file may go.
+
+    Args:
+        path: where the result is to be.
+        kind: a key of `RESULTS`.
+
+    Raises:
+        GptcliError: there is another file.
+    """
+    if not path.is_file():  # nothing there, or a device
+        return
+    beginnings, mark = RESULTS[kind]
+    try:
+        with path.open("rb") as file:
+            held = file.read(1024)
+    except OSError as error:
+        raise GptcliError(f"Cannot read {path}: {error.strerror or error}.", "Choose another place.") from error
+    if held and not (held.startswith(beginnings) and mark in held):
+        raise GptcliError(f"{path} exists already, and gptcli did not make it.", "Choose another place.")
+
+
 def _recognise(path: Path, kind: Kind) -> None:
     if not (path / kind.mark).is_file():
         held = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())

@@ -172,12 +172,14 @@ def _measure(
 
 
 def _check_plot(plot: Path) -> None:
+    from gptcli.checkpoints import overwrite
     from gptcli.evaluation import results_log
 
     if plot.suffix.lower() != ".png":
         raise GptcliError(f"--plot {plot} does not end in .png.", f"Give {plot.with_suffix('.png')}.")
     if not results_log.is_writable(plot):
         raise GptcliError(f"--plot {plot} cannot be written.", "Give a file in a folder that is there.")
+    overwrite.check_result(plot, "png")
 
 
 def _draw(results: "list[TextResult]", plot: Path) -> None:

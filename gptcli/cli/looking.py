@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli.checkpoints import overwrite
 from gptcli.cli import render
 from gptcli.errors import GptcliError
 
@@ -23,7 +24,8 @@ class Outputs:
     """Where --png, --html, --json and --npz write.
 
     Raises:
-        GptcliError: when made: a folder that is not there, a folder instead of a file, the same file twice.
+        GptcliError: when made: a folder that is not there, a folder instead of a file, the same file twice, a file that
+            gptcli did not make.
     """
 
     png: Path | None = None
@@ -41,6 +43,10 @@ class Outputs:
                 raise GptcliError(f"{path} is named twice.", "Give every kind of output a file of its own.")
             if path == STDOUT and path != self.json:
                 raise GptcliError("Only --json can write to stdout.", "Name a file for the others.")
+        for field in fields(self):
+            path = getattr(self, field.name)
+            if path is not None and path != STDOUT:
+                overwrite.check_result(path, field.name)
 
     def write(
         self,
