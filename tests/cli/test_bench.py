@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_every_work_is_measured_beside_its_limit(gptcli: Any, run: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     result = gptcli("bench", run, *QUICK, "--json")
     assert result.code == 0, result.err
     rows = result.json["rows"]
@@ -86,7 +86,7 @@ def test_every_peak_is_named_and_no_share_is_above_all_of_it(capsys: pytest.Capt
 
 
 def test_single_works_in_a_table(gptcli: Any, run: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     result = gptcli("bench", run, *QUICK, "--work", "decode")
     assert result.code == 0, result.err
     assert "decode 8" in result.out

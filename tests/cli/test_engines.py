@@ -32,7 +32,7 @@ def generated(gptcli: Any, *options: object) -> list[int]:
 def test_both_engines_draw_the_same_tokens_past_the_context(
     gptcli: Any, run: Path, options: tuple[object, ...], overflow: str
 ) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     runs = [generated(gptcli, *engine, "--overflow", overflow, *options) for engine in (CPU, TORCH)]
     assert runs[0] == runs[1]
     assert len(set(runs[0])) > 3 or "-t" in options
@@ -42,7 +42,7 @@ def test_both_engines_draw_the_same_tokens_past_the_context(
 def test_packed_in_memory_and_packed_on_disk_are_the_same_model_in_both_engines(
     gptcli: Any, run: Path, kind: str
 ) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     made = gptcli("quantize", run, "--bits", kind[-1])
     assert made.code == 0, made.err
     assert made.out.startswith(f"{run}-{kind}: ")
@@ -74,7 +74,7 @@ def test_a_packed_checkpoint_is_a_quarter_or_a_sixth_of_the_size(
 
 
 def test_generating_on_the_cpu_needs_no_torch(run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     code = (
         "import sys; from gptcli.cli import main; "
         f"assert main(['generate', 'a', '-c', {str(run)!r}, '-n', '3', '--engine', 'cpu']) == 0; "
@@ -85,7 +85,7 @@ def test_generating_on_the_cpu_needs_no_torch(run: Path, tmp_path: Path) -> None
 
 
 def test_verbose_says_which_engine_and_why(gptcli: Any, run: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     assert "engine torch (asked for)" in gptcli("generate", "a", *TORCH, "-n", 2, "-v").err
     assert "engine cpu (" in gptcli("generate", "a", "--device", "cpu", "-n", 2, "-v").err
     err = gptcli("generate", "a", "--dtype", "bfloat16", "--device", "cpu", "-n", 2, "-v").err
@@ -116,7 +116,7 @@ def test_without_numba_torch_serves_and_verbose_says_so(
     ids=str,
 )
 def test_a_wrong_option_is_named(gptcli: Any, run: Path, options: tuple[Any, ...], words: tuple[str, ...]) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     gptcli("generate", PROMPT, *options).assert_user_error(*words)
 
 
@@ -133,7 +133,7 @@ def test_quantize_names_its_mistakes(gptcli: Any, run: Path) -> None:
 @pytest.mark.parametrize("engine", [CPU, TORCH], ids=["cpu", "torch"])
 def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: tuple[str, str]) -> None:
     if engine == CPU:
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     from gptcli.checkpoints import safetensors_file
 
     tensors = {
@@ -160,7 +160,7 @@ def test_a_draft_changes_no_text_and_says_what_it_brought(
     gptcli: Any, run: Path, tmp_path: Path, engine: tuple[str, str]
 ) -> None:
     if engine == CPU:
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     tiny_checkpoint(tmp_path / "checkpoints" / "draft", context_length=20, n_layers=1)
     sampled = ("-t", 0.7, "--top-k", 9, "--seed", 4)
     for draft in ("ngram", "draft", "int8", "int4", "none"):
@@ -179,7 +179,7 @@ def test_a_draft_changes_no_text_and_says_what_it_brought(
 def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_asking(
     gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
 
     def drafts(*options: object) -> bool:
         result = gptcli("generate", "abab", "-c", run, "--device", "cpu", "--ignore-eot", "-v", *options)
@@ -232,7 +232,7 @@ def test_compile_falls_back_with_one_line(gptcli: Any, run: Path, monkeypatch: p
     assert result.json["samples"][0]["ids"] == plain
     assert result.err.count("torch.compile cannot work here (no compiler)") == 1
     assert "at all" not in result.err
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     gptcli("generate", "a", "--compile", *CPU).assert_user_error("--compile is torch's")
 
 
@@ -243,7 +243,7 @@ def test_a_draft_with_another_tokenizer_is_refused(gptcli: Any, run: Path, tmp_p
 
 
 def test_the_layer_contrast_is_the_same_in_both_engines(gptcli: Any, run: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     runs = [generated(gptcli, "-t", 0, "--contrast-layer", 1, *engine) for engine in (CPU, TORCH)]
     assert runs[0] == runs[1] != generated(gptcli, "-t", 0)
     gptcli("generate", "a", "--contrast-layer", 2).assert_user_error("--contrast-layer is 2", "from 1 to 1")

@@ -69,7 +69,7 @@ def test_samples_read_their_prompt_once(
 ) -> None:
     """What a sample is alone it is among others, though the prompt was read for the first one."""
     if engine == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     arguments = ("generate", PROMPT, "-n", 8, "--engine", engine, *options, "--json", "--ignore-eot")
     alone = [gptcli(*arguments, "--seed", seed).json["samples"][0] for seed in range(3)]
     room, name = {

@@ -8,7 +8,7 @@ import pytest
 from models import tiny_checkpoint, tiny_model
 from ragged import assert_each_as_alone, ragged_requests
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", exc_type=ImportError)
 
 from gptcli.inference.cpu_engine import Engine
 

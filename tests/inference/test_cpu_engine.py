@@ -14,7 +14,7 @@ from gptcli.model import quantization
 from gptcli.model.gpt import GPTModel
 from gptcli.model.quantization import dequantize, is_packed_name, is_transposed, quantize
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", exc_type=ImportError)
 
 from gptcli.inference.cpu_engine import Engine
 from gptcli.inference.open import obstacle

@@ -13,7 +13,6 @@ from models import tiny_checkpoint, tiny_model
 from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference.cpu_engine import Engine
 from gptcli.inference.decode import SlotDecoder, decode, decode_together
 from gptcli.inference.generation import UncachedDecoder, generate
 from gptcli.inference.sampling import Drawable, keep_drawable
@@ -50,7 +49,9 @@ def model(seed: int = 0, vocab_size: int = 61) -> GPTModel:
 def engine(kind: str, of: GPTModel, slots: int = 1) -> Any:
     if kind == "torch":
         return TorchEngine(of, slots=slots)
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
+    from gptcli.inference.cpu_engine import Engine
+
     return Engine(of.config, {n: t.detach().numpy() for n, t in of.state_dict().items()}, slots=slots)
 
 
@@ -145,7 +146,7 @@ def test_generate_never_dies_of_an_id_without_text(
     gptcli: Any, tmp_path: Path, engine_name: str, options: tuple[Any, ...]
 ) -> None:
     if engine_name == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     padded(tmp_path / "checkpoints" / "padded")
     common = ("generate", "hi", "-n", 60, "--seed", 3, "--ignore-eot", "--engine", engine_name, "--dtype", "float32")
     result = gptcli(*common, *options, "--json")
@@ -158,7 +159,7 @@ def test_generate_never_dies_of_an_id_without_text(
 @pytest.mark.parametrize("engine_name", ["cpu", "torch"])
 def test_neither_does_a_file_of_prompts(gptcli: Any, tmp_path: Path, engine_name: str) -> None:
     if engine_name == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     padded(tmp_path / "checkpoints" / "padded")
     (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
     common = ("-t", 5, "-n", 40, "--ignore-eot", "--engine", engine_name, "--dtype", "float32", "--json")

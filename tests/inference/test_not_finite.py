@@ -136,7 +136,7 @@ def test_generate_refuses_a_model_that_has_diverged(
     gptcli: Any, diverged: Path, engine: str, options: tuple[Any, ...]
 ) -> None:
     if engine == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     result = gptcli("generate", "hi", "-q", "-c", diverged, "--engine", engine, *OPTIONS, *options)
     result.assert_user_error("NaN or infinite logits", "--dtype float32")
 
@@ -144,7 +144,7 @@ def test_generate_refuses_a_model_that_has_diverged(
 @pytest.mark.parametrize("engine", ["cpu", "torch"])
 def test_a_file_of_prompts_is_refused_too(gptcli: Any, diverged: Path, tmp_path: Path, engine: str) -> None:
     if engine == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     (tmp_path / "prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
     result = gptcli("generate", "--prompts", "prompts.txt", "-c", diverged, "--engine", engine, *OPTIONS)
     result.assert_user_error("NaN or infinite logits")
@@ -157,7 +157,7 @@ def test_a_file_of_prompts_is_refused_too(gptcli: Any, diverged: Path, tmp_path:
 @pytest.mark.parametrize("engine", ["cpu", "torch"])
 def test_a_text_that_has_begun_ends_its_line_before_the_error(gptcli: Any, tmp_path: Path, engine: str) -> None:
     if engine == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     path = tiny_checkpoint(tmp_path / "checkpoints" / "late", context_length=32)
     model = checkpoint.load(path).model()
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_where_only_the_held_back_end_of_text_is_left_no_nan_is_blamed(
     gptcli: Any, tmp_path: Path, engine: str, temperature: float
 ) -> None:
     if engine == "cpu":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", exc_type=ImportError)
     path = tiny_checkpoint(tmp_path / "checkpoints" / "ending", context_length=32, tie_weights=False)
     model = checkpoint.load(path).model()
     with torch.no_grad():

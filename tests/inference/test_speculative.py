@@ -29,7 +29,7 @@ def decoders(kind: str) -> tuple[Any, Any]:
     )
     if kind == "torch":
         return decode.SlotDecoder(TorchEngine(model)), decode.SlotDecoder(TorchEngine(draft))
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     from gptcli.inference.cpu_engine import Engine
 
     return tuple(
@@ -76,7 +76,7 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
 
 
 def test_a_twin_drafts_under_the_layer_contrast_too() -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     model, _ = decoders("cpu")
     contrasted = decode.SlotDecoder(model.engine, contrast=1)
     request = Request([1, 2, 3], 20, SamplingConfig(temperature=0), seed=1)
@@ -185,7 +185,7 @@ def assert_proportions(counts: Counter[tuple[int, ...]], shares: dict[tuple[int,
 
 
 def test_texts_sampled_with_a_twin_come_in_the_exact_proportions() -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", exc_type=ImportError)
     from gptcli.inference.cpu_engine import Engine
 
     module = tiny_model(vocab_size=3, context_length=8, emb_dim=8, n_heads=1, n_layers=1, spread=0.5)
