@@ -122,7 +122,8 @@ def test_the_table_says_beside_whom(gptcli: Any, run: Path) -> None:
     pytest.importorskip("transformers")
     result = gptcli("bench", run, *QUICK, "--work", "train", "--against", "transformers")
     assert "beside transformers" in result.out
-    assert re.search(r"torch float32 .*% +\d+\.\d\d × *\n.*transformers float32 .*% +1\.00 ×", result.out)
+    # A share of the limit is printed where it is below 100%, which a measurement decides.
+    assert re.search(r"torch float32 .* +\d+\.\d\d × *\n.*transformers float32 .* +1\.00 ×", result.out)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
