@@ -97,7 +97,8 @@ def _distribution(logits: Array, config: SamplingConfig, seen: Array | None) -> 
         scores = penalise_repeats(scores, seen, config.repetition_penalty)
     if config.temperature == 0.0:
         certain = xp.zeros_like(scores)
-        certain[_rows(scores)[:, 0], scores.argmax(-1)] = 1.0
+        # Ones on the device: a number would be copied from the host, which a graph's capture does not allow.
+        certain[_rows(scores)[:, 0], scores.argmax(-1)] = xp.ones_like(scores[:, 0])
         return certain
     # Scores are at most 0, so exp cannot overflow; a temperature below 1e-38 would be 0 in float32.
     scores = (scores - xp.amax(scores, -1)[:, None]) / max(config.temperature, 1e-30)

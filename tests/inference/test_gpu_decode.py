@@ -246,5 +246,5 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         model.wte.weight[17] = torch.nan
     engine = engine_of(model)
-    with pytest.raises(GptcliError, match="not finite"):
+    with pytest.raises(GptcliError, match="NaN or infinite logits"):
         tokens_of(engine, Request(ids_of(5), 10, SamplingConfig(0.9), seed=0))
