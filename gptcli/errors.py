@@ -1,6 +1,7 @@
 """What a user did wrong, and what to do now."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -19,6 +20,26 @@ class GptcliError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}"
+
+
+class SettingError(GptcliError):
+    """A value that a setting does not take; the lines name the field, and a command names its option instead.
+
+    Args:
+        message, hint: as of a GptcliError; ``{batch_size}`` stands for what the field batch_size is called.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        self.templates = message, hint
+        super().__init__(*(_named(line, str) for line in self.templates))
+
+    def named(self, name_of: Callable[[str], str]) -> GptcliError:
+        """The same error where a field is called ``name_of(field)``."""
+        return GptcliError(*(_named(line, name_of) for line in self.templates))
+
+
+def _named(line: str, name_of: Callable[[str], str]) -> str:
+    return re.sub(r"\{([a-z][a-z_0-9]*)\}", lambda found: name_of(found[1]), line)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

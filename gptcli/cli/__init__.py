@@ -12,7 +12,7 @@ import typer
 from gptcli import __version__
 from gptcli.cli import render, streams
 from gptcli.cli.lazy import LazyCommand
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -99,6 +99,9 @@ def _run(words: Sequence[str]) -> int:
     try:
         code = group.main(list(words) or ["--help"], prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
+    except SettingError as error:
+        render.fail(error.named(_option))
+        return 2
     except GptcliError as error:
         render.fail(error)
         return 2
@@ -114,6 +117,11 @@ def _run(words: Sequence[str]) -> int:
         render.fail(error.told())
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _option(name: str) -> str:
+    """What a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _as_user_error(error: typer.TyperException, args: Sequence[str]) -> GptcliError:

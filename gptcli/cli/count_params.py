@@ -9,7 +9,7 @@ import typer
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
 from gptcli.config.model import GPT3_PRESETS, GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.errors import GptcliError
 from gptcli.model import cost
 from gptcli.model import parameters as shapes
@@ -41,10 +41,10 @@ def count_params(
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Windows in a training step.")
-    ] = TrainConfig.batch_size,
+    ] = RecipeConfig.batch_size,
     train_context: Annotated[
         int | None,
-        typer.Option("--train-context", help=f"Tokens in a window (default: {TrainConfig.context_length})."),
+        typer.Option("--train-context", help=f"Tokens in a window (default: {RecipeConfig.context_length})."),
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -95,7 +95,7 @@ def _training_context(asked: int | None, batch_size: int, config: GPTConfig) -> 
     if batch_size < 1:
         raise GptcliError(f"--batch-size is {batch_size}, but a step needs at least 1 window.", "The course takes 4.")
     if asked is None:
-        return min(TrainConfig.context_length, config.context_length)
+        return min(RecipeConfig.context_length, config.context_length)
     if not 1 <= asked <= config.context_length:
         raise GptcliError(
             f"--train-context is {asked}, outside 1 to {config.context_length}, the model's context.",

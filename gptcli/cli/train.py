@@ -1,6 +1,6 @@
 """gptcli train: a text in, a checkpoint out."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli import options, prepare, render, training_view
+from gptcli.config.fields import duration as seconds
 from gptcli.config.model import PRESETS, GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.data.open import Callbacks
     from gptcli.training.distributed import World
 
-DEFAULTS = TrainConfig()
-OF_THIS_PROCESS = {"resume", "device", "threads", "quiet", "verbose", "debug"}  # no settings of the run
+DEFAULTS, RUNTIME = RecipeConfig(), RuntimeConfig()
+OF_THIS_PROCESS = {"resume", "quiet", "verbose", "debug"}  # no settings of the run
 COURSE_MODEL: dict[str, Any] = {"drop_rate": 0.1, "qkv_bias": False, "tie_weights": False}
 
 model_option = partial(typer.Option, rich_help_panel="Model")
@@ -30,9 +32,8 @@ text_option = partial(typer.Option, rich_help_panel="Text")
 
 def duration(text: str) -> float:
     """Seconds of 90s, 10m, 2h or a plain number of seconds."""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     try:
-        return float(text[:-1]) * unit if unit else float(text)
+        return seconds(text)
     except ValueError:
         raise GptcliError(f"--max-time is {text!r}, which is no duration.", "Give 90s, 10m or 2h.") from None
 
@@ -74,7 +75,7 @@ def train(
     ] = None,
     keep: Annotated[
         int, saving_option("--keep", help="Newest snapshots to keep, besides the one with the best validation loss.")
-    ] = DEFAULTS.keep,
+    ] = RUNTIME.keep,
     size: Annotated[
         str | None, model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default).")
     ] = None,
@@ -149,21 +150,21 @@ def train(
         int, training_option("--seed", help="Of weights, order and dropout: same seed, same run.")
     ] = DEFAULTS.seed,
     accumulate: Annotated[
-        int, speed_option("--accumulate", help="Compute a step in N parts: less memory, the same result.")
-    ] = DEFAULTS.accumulate,
+        int | None, speed_option("--accumulate", help="Compute a step in N parts: less memory, the same result.")
+    ] = RUNTIME.accumulate,
     recompute: Annotated[
         bool, speed_option("--recompute", help="Compute activations again instead of keeping them: less memory.")
-    ] = DEFAULTS.recompute,
+    ] = RUNTIME.recompute,
     compile: Annotated[  # noqa: A002
         bool | None,
         speed_option(
             "--compile/--no-compile",
             help="Let torch.compile fuse each block; by default on one GPU, if the run is long enough to gain from it.",
         ),
-    ] = DEFAULTS.compile,
+    ] = RUNTIME.compile,
     shard: Annotated[
         bool, speed_option("--shard", help="Under torchrun: every process holds a part of the model (FSDP2).")
-    ] = DEFAULTS.shard,
+    ] = RUNTIME.shard,
     dtype: options.TrainingDtype = "auto",
     train_share: Annotated[
         float, watching_option("--train-share", help="Share of the characters (of prepared tokens) to train on.")
@@ -179,13 +180,13 @@ def train(
     ] = DEFAULTS.eval_all,
     sample_every: Annotated[
         int, watching_option("--sample-every", help="Epochs between sample texts; 0 for none.")
-    ] = DEFAULTS.sample_every,
+    ] = RUNTIME.sample_every,
     sample_prompt: Annotated[
         str, watching_option("--sample-prompt", help="What the samples continue.")
-    ] = DEFAULTS.sample_prompt,
+    ] = RUNTIME.sample_prompt,
     log: Annotated[
         str, watching_option("--log", help="none, or tensorboard: event files in the run's directory as well.")
-    ] = DEFAULTS.log,
+    ] = RUNTIME.log,
     encoding: Annotated[
         str | None, text_option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
     ] = None,
@@ -218,7 +219,7 @@ def train(
     if resume is not None:
         named = {name: value for name, value in context.params.items() if name in given - OF_THIS_PROCESS}
         named |= {"batch_size": windows} if "batch_size" in named else {}
-        _go_on(resume, named, device, threads)
+        _go_on(resume, named)
         return
     if not texts:
         raise GptcliError(
@@ -229,11 +230,14 @@ def train(
         "drop_rate": drop_rate, "qkv_bias": qkv_bias, "tie_weights": tie_weights,
     }  # fmt: skip
     base = GPTConfig.preset(size or "small", **(COURSE_MODEL | {k: v for k, v in shape.items() if v is not None}))
-    settings = {field.name: context.params[field.name] for field in fields(TrainConfig)} | {"batch_size": windows}
-    settings["dtype"] = DEFAULTS.dtype if dtype == "auto" else dtype  # auto is resolved where the device is known
+    settings = context.params | {"batch_size": windows}
     if context_length is None:
         settings["context_length"] = min(DEFAULTS.context_length, base.context_length)
-    recipe = TrainConfig(**settings)
+    recipe = RecipeConfig(**{field.name: settings[field.name] for field in fields(RecipeConfig)})
+    runtime = RuntimeConfig(**{field.name: settings[field.name] for field in fields(RuntimeConfig)})
+    runtime.check_with(recipe)
+    if automatic:
+        runtime = replace(runtime, accumulate=None)
     if init_from is not None and (tokenizer is not None or size is not None):
         raise GptcliError(
             f"--{'tokenizer' if tokenizer else 'size'} cannot be combined with --init-from: the checkpoint decides it.",
@@ -247,17 +251,17 @@ def train(
     world = _world()
     training_view.show(new_run(
         out or layout.ROOT / _run_name(texts),
-        TextOptions(texts, recipe.train_share, encoding, errors, allow_special), recipe, base,
-        shape=shape, named=given, tokenizer=tokenizer, init_from=init_from, force=force, device=device, dtype=dtype,
-        threads=threads, choose_parts=automatic, world=world, callbacks=_callbacks(),
+        TextOptions(texts, recipe.train_share, encoding, errors, allow_special), recipe, runtime, base,
+        shape=shape, named=given, tokenizer=tokenizer, init_from=init_from, force=force, world=world,
+        callbacks=_callbacks(),
     ))  # fmt: skip
 
 
-def _go_on(run: Path, given: dict[str, Any], device: str, threads: int | None) -> None:
+def _go_on(run: Path, given: dict[str, Any]) -> None:
     from gptcli.training import resume
 
     world = _world()
-    with resume.resumed(run, given, device=device, threads=threads, world=world, callbacks=_callbacks()) as resumed:
+    with resume.resumed(run, given, world=world, callbacks=_callbacks()) as resumed:
         training_view.show(resumed)
 
 

@@ -1,13 +1,13 @@
 """The shape of a model: a frozen dataclass, checked on construction, without torch."""
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from gptcli.config.fields import require
-from gptcli.errors import GptcliError, nearest
+from gptcli.config.fields import check, in_panel, require
+from gptcli.errors import SettingError, nearest
 
 Activation = Literal["gelu_new", "gelu", "relu"]
+model_setting = in_panel("Model")
 
 
 @dataclass(frozen=True)
@@ -19,52 +19,37 @@ class GPTConfig:
     scores are divided by √head_dim, and whether they are also divided by the layer's number, counted from 1.
 
     Raises:
-        GptcliError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), the
+        SettingError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), the
             activation is unknown, layer_norm_eps is not positive.
     """
 
-    vocab_size: int = 50_257
-    context_length: int = 1_024
-    emb_dim: int = 768
-    n_heads: int = 12
-    n_layers: int = 12
-    drop_rate: float = 0.1
-    qkv_bias: bool = True
-    tie_weights: bool = True
-    ffn_dim: int | None = None
-    activation: Activation = "gelu_new"
-    layer_norm_eps: float = 1e-5
-    scale_attn: bool = True
-    scale_attn_by_layer: bool = False
+    vocab_size: int = model_setting(50_257, "Entries of the vocabulary.", at_least=1)
+    context_length: int = model_setting(1_024, "Tokens the model sees at once.", at_least=1, common=True)
+    emb_dim: int = model_setting(768, "Width.", at_least=1)
+    n_heads: int = model_setting(12, "Attention heads.", at_least=1)
+    n_layers: int = model_setting(12, "Transformer blocks.", at_least=1)
+    drop_rate: float = model_setting(
+        0.1, "Dropout.", at_least=0, below=1,
+        hint="Dropout is the share of activations set to zero: 0.1 is GPT-2's, 0 turns it off.",
+    )  # fmt: skip
+    qkv_bias: bool = model_setting(True, "Bias in the qkv projection.")
+    tie_weights: bool = model_setting(True, "Token embedding as output head.")
+    ffn_dim: int | None = model_setting(
+        None, "Width of the feed-forward layer; 4 times emb_dim by default.", at_least=1
+    )
+    activation: Activation = model_setting("gelu_new", "Of the feed-forward layer.")
+    layer_norm_eps: float = model_setting(1e-5, "Epsilon of the layer norms.", above=0, hint="GPT-2's is 1e-5.")
+    scale_attn: bool = model_setting(True, "Divide attention scores by the root of a head's width.")
+    scale_attn_by_layer: bool = model_setting(False, "Divide attention scores by the layer's number as well.")
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "ffn_dim"):
-            value = getattr(self, name)
-            require(
-                (isinstance(value, int) and value >= 1) or (name == "ffn_dim" and value is None),
-                f"{name} is {value!r}, but it counts something and must be a whole number of at least 1.",
-                f"Give {name} a positive whole number.",
-            )
+        check(self)
         require(
             self.emb_dim % self.n_heads == 0,
-            f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}.",
-            f"Every head takes an equal share: try --emb-dim {self.n_heads * max(1, self.emb_dim // self.n_heads)} "
-            f"or --n-heads {_largest_divisor(self.emb_dim, self.n_heads)}.",
-        )
-        require(
-            0.0 <= self.drop_rate < 1.0,
-            f"drop_rate is {self.drop_rate}, outside [0, 1).",
-            "Dropout is the share of activations set to zero: 0.1 is GPT-2's, 0 turns it off.",
-        )
-        require(
-            self.activation in get_args(Activation),
-            f"There is no activation {self.activation!r}.",
-            nearest(str(self.activation), get_args(Activation)),
-        )
-        require(
-            0.0 < self.layer_norm_eps < math.inf,
-            f"layer_norm_eps is {self.layer_norm_eps}, but it must be greater than 0.",
-            "GPT-2's is 1e-5.",
+            f"{{emb_dim}} {self.emb_dim} is not divisible by {{n_heads}} {self.n_heads}.",
+            "Every head takes an equal share: try "
+            f"{{emb_dim}} {self.n_heads * max(1, self.emb_dim // self.n_heads)} "
+            f"or {{n_heads}} {_largest_divisor(self.emb_dim, self.n_heads)}.",
         )
 
     @property
@@ -81,7 +66,7 @@ class GPTConfig:
     def preset(cls, size: str, **overrides: Any) -> "GPTConfig":
         """The preset ``size`` with ``overrides`` applied; an override that is None is ignored."""
         if size not in PRESETS:
-            raise GptcliError(f"There is no size {size!r}.", nearest(size, PRESETS))
+            raise SettingError(f"There is no {{size}} {size!r}.", nearest(size, PRESETS))
         return replace(PRESETS[size], **{k: v for k, v in overrides.items() if v is not None})
 
     def with_changes(self, **overrides: Any) -> "GPTConfig":

@@ -8,7 +8,7 @@ from typing import cast
 import psutil
 import torch
 
-from gptcli.config.training import Precision as PrecisionName
+from gptcli.config.recipe import Precision as PrecisionName
 from gptcli.device import machine
 from gptcli.errors import GptcliError, nearest
 

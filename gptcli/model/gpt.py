@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import Init
+from gptcli.config.recipe import Init
 from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model.dropout import dropout, dropout_attention, gelu, split_heads
 

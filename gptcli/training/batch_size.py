@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
 from gptcli.device.placement import available_memory
 from gptcli.model.cost import parameter_count, training_memory
 from gptcli.model.gpt import GPTModel
@@ -19,16 +20,23 @@ SPARE = 0.03  # share of a GPU's memory kept out of a trial's reach: fragmentati
 
 
 def fewest_parts(
-    model: GPTConfig, recipe: TrainConfig, windows: int, context: int, device: torch.device, world: World
+    model: GPTConfig,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig,
+    windows: int,
+    context: int,
+    device: torch.device,
+    world: World,
 ) -> int | None:
     """The fewest parts, as equal in size as possible, into which a step must be split to fit into memory.
 
-    On CUDA the function trains a model of that shape for two steps per candidate. A step on shards (``recipe.shard``)
+    On CUDA the function trains a model of that shape for two steps per candidate. A step on shards (``runtime.shard``)
     needs every process, so for shards, for a CPU and for Apple's GPU `forecast_fits` answers instead.
 
     Args:
         model: the model's shape.
-        recipe: how to train; its ``accumulate`` is ignored.
+        recipe: how to train.
+        runtime: how to compute; its ``accumulate`` is ignored.
         windows: that this process computes in one step, each of ``context`` tokens.
         context: T.
         device: the device of this process.
@@ -37,14 +45,14 @@ def fewest_parts(
     Returns:
         from 1 to ``windows``; None where not even one window fits.
     """
-    if device.type == "cuda" and not recipe.shard:
+    if device.type == "cuda" and not runtime.shard:
 
         def fits(rows: int) -> bool:
-            return step_fits(model, recipe, rows, context, device, world.size)
+            return step_fits(model, recipe, runtime, rows, context, device, world.size)
     else:
 
         def fits(rows: int) -> bool:
-            return forecast_fits(model, recipe, rows, context, device, world)
+            return forecast_fits(model, recipe, runtime, rows, context, device, world)
 
     found = world.gather(smallest(lambda parts: fits(-(-windows // parts)), windows))
     return None if None in found else max(parts for parts in found if parts is not None)
@@ -63,13 +71,21 @@ def smallest(fits: Callable[[int], bool], most: int) -> int | None:
     return enough
 
 
-def step_fits(model: GPTConfig, recipe: TrainConfig, rows: int, context: int, device: torch.device, size: int) -> bool:
+def step_fits(
+    model: GPTConfig,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig,
+    rows: int,
+    context: int,
+    device: torch.device,
+    size: int,
+) -> bool:
     """Whether two steps on ``rows`` windows fit, beside DDP's float32 gradient buckets where ``size`` is over 1.
 
     The only side effect: torch's random number generators advance.
     """
     try:
-        _take_steps(model, recipe, rows, context, device, size)
+        _take_steps(model, recipe, runtime, rows, context, device, size)
         return True
     except torch.OutOfMemoryError:
         return False
@@ -80,7 +96,13 @@ def step_fits(model: GPTConfig, recipe: TrainConfig, rows: int, context: int, de
 
 
 def _take_steps(
-    model: GPTConfig, recipe: TrainConfig, rows: int, context: int, device: torch.device, size: int
+    model: GPTConfig,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig,
+    rows: int,
+    context: int,
+    device: torch.device,
+    size: int,
 ) -> None:
     """Train a new model for two steps: the first allocates the optimizer's moments, the second runs beside them."""
     spare = int(SPARE * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
@@ -88,7 +110,7 @@ def _take_steps(
     ballast = torch.empty(spare, dtype=torch.uint8, device=device)
     with device:
         tried = GPTModel(model, "gpt2").train()
-    stepper = Stepper(tried, replace(recipe, batch_size=rows, accumulate=1, compile=False))
+    stepper = Stepper(tried, replace(recipe, batch_size=rows), replace(runtime, accumulate=1, compile=False))
     tokens = torch.randint(model.vocab_size, (rows, context + 1))
     for _ in range(2):
         stepper.step(tokens[:, :-1], tokens[:, 1:], recipe.learning_rate)
@@ -96,14 +118,20 @@ def _take_steps(
 
 
 def forecast_fits(
-    model: GPTConfig, recipe: TrainConfig, rows: int, context: int, device: torch.device, world: World
+    model: GPTConfig,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig,
+    rows: int,
+    context: int,
+    device: torch.device,
+    world: World,
 ) -> bool:
     """Whether a step on ``rows`` windows needs, by the forecast, at most `ROOM` of this process's free memory."""
     on_cpu = device.type == "cpu"
     itemsize = 4 if on_cpu or recipe.dtype in ("auto", "float32") else 2
-    need = training_memory(model, rows, context, recipe.recompute, on_cpu=on_cpu, itemsize=itemsize)
+    need = training_memory(model, rows, context, runtime.recompute, on_cpu=on_cpu, itemsize=itemsize)
     bytes_needed = need.resident if on_cpu else need.peak
-    if recipe.shard:
+    if runtime.shard:
         bytes_needed -= int((need.weights + need.optimizer) * (1 - 1 / world.size))
     sharing = 1 if device.type == "cuda" else world.local_size
     return bytes_needed <= ROOM * available_memory(device) / sharing

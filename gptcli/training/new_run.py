@@ -8,7 +8,8 @@ from typing import Any
 from gptcli.checkpoints import checkpoint, overwrite
 from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
 from gptcli.data.open import (
     Callbacks,
     TextOptions,
@@ -18,7 +19,7 @@ from gptcli.data.open import (
     prepared_folder,
     refuse_decoding,
 )
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
 
@@ -26,7 +27,8 @@ from gptcli.training.run import Run
 def new_run(
     path: Path,
     texts: TextOptions,
-    recipe: TrainConfig,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig,
     model_config: GPTConfig,
     *,
     shape: Mapping[str, Any],
@@ -34,10 +36,6 @@ def new_run(
     tokenizer: str | None,
     init_from: Path | None,
     force: bool,
-    device: str,
-    dtype: str,
-    threads: int | None,
-    choose_parts: bool,
     world: World,
     callbacks: Callbacks,
 ) -> Run:
@@ -53,7 +51,7 @@ def new_run(
         named: those of encoding, errors, allow_special that were given; prepared tokens allow none of them.
         tokenizer: the kind of tokenizer; None for the checkpoint's, that of prepared tokens, or gpt2.
         init_from: a checkpoint, or its name under checkpoints/, to take weights, tokenizer and shape from.
-        force, device, dtype, threads, choose_parts, world: as `Run` takes them.
+        runtime, force, world: as `Run` takes them.
         callbacks: called while texts are opened, and later by the run.
 
     Raises:
@@ -75,7 +73,7 @@ def new_run(
     else:
         model_config = continued_shape(origin, shape)
         if shape.get("context_length") is None:
-            window = min(TrainConfig().context_length, origin.config.context_length)
+            window = min(RecipeConfig.context_length, origin.config.context_length)
             recipe = replace(recipe, context_length=window)
     source = {
         "texts": names, "encoding": texts.encoding, "errors": texts.errors, "allow_special": texts.allow_special,
@@ -83,9 +81,8 @@ def new_run(
         "sha256": corpus.fingerprint,
     }  # fmt: skip
     return Run(
-        path, recipe, corpus, its_tokenizer, model_config, origin,
-        source=source, device=device, dtype=dtype, threads=threads, force=force, choose_parts=choose_parts,
-        world=world, report=callbacks.report, warn=callbacks.warn,
+        path, recipe, runtime, corpus, its_tokenizer, model_config, origin,
+        source=source, force=force, world=world, report=callbacks.report, warn=callbacks.warn,
     )  # fmt: skip
 
 
@@ -97,18 +94,18 @@ def continued_shape(origin: Checkpoint, shape: Mapping[str, Any]) -> GPTConfig:
         shape: the fields that were given, None for the others.
 
     Raises:
-        GptcliError: another field differs from the checkpoint's, or the windows are longer than its context.
+        SettingError: another field differs from the checkpoint's, or the windows are longer than its context.
     """
     for name, value in shape.items():
         theirs = getattr(origin.config, name)
         if name == "context_length" and value is not None and value > theirs:
-            raise GptcliError(
-                f"--context-length {value} is larger than the context of {origin.path}, {theirs}.",
+            raise SettingError(
+                f"{{context_length}} {value} is larger than the context of {origin.path}, {theirs}.",
                 f"Give at most {theirs}: its position embeddings end there.",
             )
         if name not in ("context_length", "drop_rate") and value is not None and value != theirs:
-            raise GptcliError(
-                f"--{name.replace('_', '-')} is {value}, but {origin.path} has {theirs}.",
-                "Leave it out: with --init-from the checkpoint decides the shape.",
+            raise SettingError(
+                f"{{{name}}} is {value}, but {origin.path} has {theirs}.",
+                "Leave it out: with {init_from} the checkpoint decides the shape.",
             )
     return origin.config.with_changes(drop_rate=shape.get("drop_rate"))

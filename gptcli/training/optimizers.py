@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.device.placement import placed_like, whole
 
 # torch wraps these methods to exclude them from torch.compile; the first call imports the compiler, in 1.5 s.
@@ -19,8 +19,8 @@ MUON_MOMENTUM = 0.95
 MUON_SCALE = 0.2  # the typical root mean square of an AdamW update (Liu et al., 2025)
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizer called ``config.optimizer``, with weight decay on matrices only, not on biases and norms.
+def make_optimizers(model: nn.Module, recipe: RecipeConfig) -> list[torch.optim.Optimizer]:
+    """The optimizer called ``recipe.optimizer``, with weight decay on matrices only, not on biases and norms.
 
     - adamw: AdamW (Loshchilov & Hutter, 2019), fused.
     - adam: Adam (Kingma & Ba, 2015), fused; its weight decay is part of the gradient.
@@ -33,21 +33,21 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         one torch optimizer, or two that update disjoint sets of parameters.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rate, betas = config.learning_rate, (config.beta1, config.beta2)
-    if config.optimizer == "muon":
+    rate, betas = recipe.learning_rate, (recipe.beta1, recipe.beta2)
+    if recipe.optimizer == "muon":
         inside = [p for name, p in named if ".h." in f".{name}" and p.dim() == 2]
         chosen = {id(p) for p in inside}
-        rest = _decay_groups([p for _, p in named if id(p) not in chosen], config.weight_decay)
-        muon = plain(Muon)(inside, lr=rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM)
+        rest = _decay_groups([p for _, p in named if id(p) not in chosen], recipe.weight_decay)
+        muon = plain(Muon)(inside, lr=rate, weight_decay=recipe.weight_decay, momentum=MUON_MOMENTUM)
         return [muon, plain(torch.optim.AdamW)(rest, lr=rate, betas=betas, fused=True)]
-    groups = _decay_groups([p for _, p in named], config.weight_decay)
-    if config.optimizer == "sgd":
+    groups = _decay_groups([p for _, p in named], recipe.weight_decay)
+    if recipe.optimizer == "sgd":
         # torch cannot run the fused form on shards.
-        return [plain(torch.optim.SGD)(groups, lr=rate, momentum=config.beta1, fused=not _is_sharded(named))]
-    if config.optimizer == "adafactor":
+        return [plain(torch.optim.SGD)(groups, lr=rate, momentum=recipe.beta1, fused=not _is_sharded(named))]
+    if recipe.optimizer == "adafactor":
         adafactor = ShardedAdafactor if _is_sharded(named) else torch.optim.Adafactor
         return [plain(adafactor)(groups, lr=rate)]
-    adam = plain(torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)
+    adam = plain(torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW)
     device = named[0][1].device
     if device.type != "cuda" or _is_sharded(named):
         return [adam(groups, lr=rate, betas=betas, fused=True)]
@@ -200,17 +200,17 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
         optimizer.load_state_dict(saved)
 
 
-def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+def learning_rate(recipe: RecipeConfig, step: int, total_steps: int) -> float:
     """The learning rate of ``step`` (from 0) of ``total_steps``: linear warm-up, then constant, cosine or linear decay.
 
     The decay ends at ``min_learning_rate``, which is a tenth of the peak unless given.
     """
-    peak = config.learning_rate
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
+    peak = recipe.learning_rate
+    if step < recipe.warmup_steps:
+        return peak * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
         return peak
-    lowest = peak / 10 if config.min_learning_rate is None else config.min_learning_rate
-    progress = (step - config.warmup_steps) / max(1, total_steps - 1 - config.warmup_steps)
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    lowest = peak / 10 if recipe.min_learning_rate is None else recipe.min_learning_rate
+    progress = (step - recipe.warmup_steps) / max(1, total_steps - 1 - recipe.warmup_steps)
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
     return lowest + (peak - lowest) * share

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gptcli.config.training import TrainConfig
-
 WARM_UP = 4  # first steps of a session, slower than later ones: they compile, allocate and capture graphs
 RECENT, RECENT_STEPS = 60.0, 16  # seconds, and least number, of the latest steps that give the speed
 GROUND, GROUND_SHARE = 1.0, 0.1  # a forecast needs 1 s of recent steps, or a tenth of the session's steps
@@ -36,23 +34,30 @@ class Ahead:
 
     @classmethod
     def after(
-        cls, step: int, total_steps: int, steps_per_epoch: int, tokens_per_step: int, config: TrainConfig
+        cls,
+        step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        tokens_per_step: int,
+        eval_every: int,
+        save_every: int | None,
     ) -> "Ahead":
         """The rest after ``step`` (at least 1) of ``total_steps`` steps, before the evaluation or save that follows it.
 
-        The first step and every ``eval_every``-th after it are followed by an evaluation; the run ends with an
+        The first step and every ``eval_every``-th after it are followed by an evaluation, every ``save_every``-th by a
+        save (None: saves are at unknown steps); the run ends with an
         evaluation and a save.
         """
         last = total_steps - 1
-        evaluations = last // config.eval_every - (step - 2) // config.eval_every + (last % config.eval_every > 0)
-        saves = 0 if config.save_every is None else last // config.save_every - (step - 1) // config.save_every
+        evaluations = last // eval_every - (step - 2) // eval_every + (last % eval_every > 0)
+        saves = 0 if save_every is None else last // save_every - (step - 1) // save_every
         return cls(
             total_steps - step,
             tokens_per_step,
             evaluations,
             total_steps // steps_per_epoch - (step - 1) // steps_per_epoch,
             saves + 1,
-            SAVING_SHARE if config.save_every is None else 0.0,
+            SAVING_SHARE if save_every is None else 0.0,
         )
 
 

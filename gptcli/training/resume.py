@@ -1,46 +1,44 @@
 """Resume a run from its newest snapshot, and refuse texts and settings that differ from the run's own."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptcli.checkpoints import checkpoint, run_lock
+from gptcli.config.fields import fields_of
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig, split
 from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.training import snapshots
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
 from gptcli.training.run_plan import make_plan
-from gptcli.training.snapshots import Snapshot
 from gptcli.training.trainer import Progress
 
-# Settings that a resumed run may change: its length, saves, logging and samples, and how a step is computed (parts,
-# recomputation, compilation, shards) without a change of the optimization.
-MAY_CHANGE = (
-    *("epochs", "max_steps", "max_time", "early_stop", "save_every", "keep"),
-    *("accumulate", "recompute", "compile", "shard", "log", "sample_every", "sample_prompt"),
+# Settings that a resumed run may change: its length, and all of its runtime.
+MAY_CHANGE = tuple(
+    name for part in (RecipeConfig, RuntimeConfig) for name, each in fields_of(part).items() if each.setting.on_resume
 )
+Settings = TypeVar("Settings", RecipeConfig, RuntimeConfig)
 TEXTS = ("texts", "encoding", "errors", "allow_special")  # compared with the snapshot's facts["source"]
 CONTRADICTIONS = ("out", "force", "init_from", "size")
 _NEW = "Give the text that the run began with, or start a new run from its weights with --init-from."
 
 
 @contextmanager
-def resumed(
-    run: Path, given: dict[str, Any], *, device: str, threads: int | None, world: World, callbacks: Callbacks
-) -> Iterator[Run]:
+def resumed(run: Path, given: Mapping[str, Any], *, world: World, callbacks: Callbacks) -> Iterator[Run]:
     """The run ``run`` at its newest whole snapshot; within the context this process holds the run's lock.
 
     Args:
         run: its directory, or its name under checkpoints/.
-        given: the options of this command: settings of the recipe and the model, and how to read the texts.
-        device: where to compute.
-        threads: number of CPU threads; None for the number that the run began with.
+        given: what was set for this session by name: settings of the recipe, the runtime and the model, and how to
+            read the texts. Where it has no ``threads``, the run's own number is used, and without a ``device``, the
+            best one of this machine.
         world: the processes that share every step.
         callbacks: called while the run is opened, and later by the run.
 
@@ -50,8 +48,8 @@ def resumed(
     """
     for name in CONTRADICTIONS:
         if name in given:
-            raise GptcliError(
-                f"{_flag(name)} cannot be combined with --resume: the run goes on as it began, where it is.",
+            raise SettingError(
+                f"{{{name}}} cannot be combined with {{resume}}: the run goes on as it began, where it is.",
                 "Leave one of the two out.",
             )
     path = checkpoint.find(run)
@@ -59,15 +57,15 @@ def resumed(
     with run_lock.held(path) if world.is_first else nullcontext() as no_locks:
         if no_locks is not None:
             callbacks.warn(no_locks)
-        yield _opened(path, given, device, threads, world, callbacks)
+        yield _opened(path, given, world, callbacks)
 
 
-def _opened(
-    path: Path, given: dict[str, Any], device: str, threads: int | None, world: World, callbacks: Callbacks
-) -> Run:
+def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callbacks) -> Run:
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
-    recipe = _recipe(path, snapshot, opened.config, opened.tokenizer.kind, given)
+    recipe, runtime = _settings(snapshot.facts)
+    _refuse_changes(path, recipe, opened.config, opened.tokenizer.kind, given)
+    recipe, runtime = _changed_by(recipe, given), _changed_by(runtime, given)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
@@ -93,42 +91,50 @@ def _opened(
         how = ", as it began" if known else ": its snapshots do not say what that was"
         callbacks.report(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
     return Run(
-        path, recipe, corpus, opened.tokenizer, opened.config, None,
-        source=source, snapshot=snapshot, device=device, dtype=recipe.dtype,
-        threads=threads or _threads_before(snapshot), force=False, world=world,
+        path, recipe, runtime, corpus, opened.tokenizer, opened.config, None,
+        source=source, snapshot=snapshot, force=False, world=world,
         report=callbacks.report, warn=callbacks.warn,
     )  # fmt: skip
 
 
-def _recipe(path: Path, snapshot: Snapshot, config: GPTConfig, tokenizer: str, given: dict[str, Any]) -> TrainConfig:
-    began = TrainConfig(**_settings(snapshot.facts))
+def _refuse_changes(
+    path: Path, recipe: RecipeConfig, config: GPTConfig, tokenizer: str, given: Mapping[str, Any]
+) -> None:
     for name, value in given.items():
         if name in (*MAY_CHANGE, *TEXTS) or (name, value) == ("dtype", "auto"):
             continue
         if name == "tokenizer":
             before: Any = tokenizer
         else:
-            before = getattr(began if hasattr(began, name) else config, name)
+            before = getattr(recipe if hasattr(recipe, name) else config, name)
         if value != before:
-            raise GptcliError(
-                f"{_flag(name)} is {value}, but {path} began with {before}.",
-                f"Leave it out; what may change is {', '.join(map(_flag, MAY_CHANGE[:-1]))}.",
+            raise SettingError(
+                f"{{{name}}} is {value}, but {path} began with {before}.",
+                f"Leave it out; what may change is {', '.join(f'{{{name}}}' for name in MAY_CHANGE)}.",
             )
-    return replace(began, **{name: value for name, value in given.items() if name in MAY_CHANGE})
 
 
-def _settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run. Older snapshots may have dtype "auto"; their fact "precision" names the dtype used."""
-    recipe: dict[str, Any] = facts["recipe"]
-    if recipe.get("dtype") == "auto":
-        return recipe | {"dtype": facts.get("precision", "float32")}
-    return recipe
+def _changed_by(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    changes = {k: v for k, v in given.items() if k in MAY_CHANGE and k in fields_of(type(settings))}
+    return replace(settings, **changes)
 
 
-def _refuse_other(path: Path, source: dict[str, Any], given: dict[str, Any], names: tuple[str, ...]) -> None:
+def _settings(facts: dict[str, Any]) -> tuple[RecipeConfig, RuntimeConfig]:
+    """What a run was computed with, on this machine's best device.
+
+    Older snapshots have all settings in one table, and may have dtype "auto" in it; their fact "precision" names the
+    dtype used. Another number of threads changes the order of sums, and so rounding: it stays where this CPU has them.
+    """
+    recipe, runtime = split(facts["recipe"] | facts.get("runtime", {}))
+    if recipe.dtype == "auto":
+        recipe = replace(recipe, dtype=facts.get("precision", "float32"))
+    return recipe, replace(runtime, device="auto", threads=min(int(facts["threads"]), os.cpu_count() or 1))
+
+
+def _refuse_other(path: Path, source: dict[str, Any], given: Mapping[str, Any], names: tuple[str, ...]) -> None:
     for name in names:
         if name in given and given[name] != source[name]:
-            raise GptcliError(f"{_flag(name)} is {given[name]}, but {path} began with {source[name]}.", "Leave it out.")
+            raise SettingError(f"{{{name}}} is {given[name]}, but {path} began with {source[name]}.", "Leave it out.")
 
 
 def _changed(path: Path, source: dict[str, Any], characters: int, tokens: int) -> str:
@@ -141,18 +147,9 @@ def _changed(path: Path, source: dict[str, Any], characters: int, tokens: int) -
     )
 
 
-def _more(ended: str, recipe: TrainConfig) -> str:
+def _more(ended: str, recipe: RecipeConfig) -> str:
     if "--early-stop" in ended:
         return f"--early-stop {2 * (recipe.early_stop or 1)}"
     if "--max-time" in ended:
         return f"--max-time {2 * (recipe.max_time or 1):.0f}s"
     return f"--max-steps {2 * recipe.max_steps}" if recipe.max_steps else f"--epochs {2 * recipe.epochs}"
-
-
-def _threads_before(snapshot: Snapshot) -> int:
-    """The run's number of threads, at most this CPU's: another number changes the order of sums, and so rounding."""
-    return min(int(snapshot.facts["threads"]), os.cpu_count() or 1)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -13,7 +13,8 @@ from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.checkpoints.layout import LOSS_PICTURE, METRICS
 from gptcli.config.fields import as_dict
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
 from gptcli.data.dataset import Corpus
 from gptcli.device import allocator, peak_flops, placement
 from gptcli.device.placement import Precision
@@ -38,16 +39,15 @@ class Run:
 
     Args:
         path: the run's directory.
-        recipe: how to train. ``dtype`` overrides its dtype; ``choose_parts`` overrides its ``accumulate``.
+        recipe: how to train.
+        runtime: how to compute and what to write; ``accumulate`` None: in the fewest parts that fit into memory.
         corpus: the tokens to train on.
         tokenizer: the one that encoded the corpus.
         model_config: the model's shape.
         origin: a checkpoint with the initial weights; None for random ones.
         source: the facts about the texts that every snapshot stores.
         snapshot: the one to resume from; None for a new run.
-        device, dtype, threads: values of the options of these names.
         force: whether a new run may replace files at ``path``.
-        choose_parts: split a step into the fewest parts that fit into memory (``accumulate``).
         world: the processes that share every step.
         report: called with a line on a choice that was made, or on work that takes some time.
         warn: called with a line that even a quiet command prints.
@@ -59,7 +59,8 @@ class Run:
         sample_ids: token ids of the samples' prompt; empty where no samples are drawn.
 
         Once `prepared` is entered:
-        recipe: as given, with the dtype and ``accumulate`` that are used.
+        recipe: as given, with the dtype that is used.
+        runtime: as given, with the threads and, once `prepared` is entered, the ``accumulate`` that are used.
         precision: the dtype of matrix products.
         kernels: the numba kernels of a step; None where torch computes all of it.
         compiles: whether torch.compile compiles the blocks.
@@ -86,7 +87,8 @@ class Run:
     def __init__(
         self,
         path: Path,
-        recipe: TrainConfig,
+        recipe: RecipeConfig,
+        runtime: RuntimeConfig,
         corpus: Corpus,
         tokenizer: Tokenizer,
         model_config: GPTConfig,
@@ -94,30 +96,28 @@ class Run:
         *,
         source: dict[str, Any],
         snapshot: Snapshot | None = None,
-        device: str,
-        dtype: str,
-        threads: int | None,
         force: bool,
-        choose_parts: bool = False,
         world: World,
         report: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
-        if recipe.log == "tensorboard":
+        runtime.check_with(recipe)
+        if runtime.log == "tensorboard":
             tensorboard.require()
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
         self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
         self.world, self.report, self.warn = world, report, warn
-        self.placement = distributed.place(self.world, placement.choose(device, dtype))
-        self.dtype = dtype
-        self.threads = placement.set_threads(threads)
+        self.placement = distributed.place(self.world, placement.choose(runtime.device, recipe.dtype))
+        self.dtype = recipe.dtype
+        self.threads = placement.set_threads(runtime.threads)
+        self.runtime = replace(runtime, threads=self.threads)
         allocator.reuse_freed_memory()  # before the trial steps of --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
-        self.source, self.choose_parts = source, choose_parts
+        self.source = source
         self.sample_ids: list[int] = []
-        if recipe.sample_every:
-            self.sample_ids = samples.prompt_ids(recipe.sample_prompt, tokenizer, corpus, report)
+        if runtime.sample_every:
+            self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
         self._lock = ExitStack()
 
@@ -134,8 +134,8 @@ class Run:
         try:
             self.precision = self.world.gather(self._choose_precision())[0]  # the first one's: GPUs may differ
             self.recipe = replace(self.recipe, dtype=self.precision.name)
-            if self.choose_parts:
-                self.recipe = replace(self.recipe, accumulate=self._fitting_parts())
+            if self.runtime.accumulate is None:
+                self.runtime = replace(self.runtime, accumulate=self._fitting_parts())
             self.kernels = self._open_kernels()
             self.compiles = self._compiles()
             self._forecast_memory()
@@ -163,10 +163,10 @@ class Run:
         self.model = self._make_model()
         self.model.use(self.kernels)
         facts = {
-            "recipe": as_dict(self.recipe), "source": self.source, "threads": self.threads,
-            "device": self.placement.device.type,
+            "recipe": as_dict(self.recipe), "runtime": as_dict(self.runtime), "source": self.source,
+            "threads": self.threads, "device": self.placement.device.type,
         }  # fmt: skip
-        keep, every = self.recipe.keep, self.recipe.save_every
+        keep, every = self.runtime.keep, self.runtime.save_every
         self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every)
         if self.snapshot is None and self.world.is_first:
             self.store.begin(checkpoint.to_file(self.model), asdict(trainer.Progress()), self.force)
@@ -186,12 +186,12 @@ class Run:
         Raises:
             GptcliError: training diverged, or a file cannot be written.
         """
-        recipe = replace(self.recipe, compile=self.compiles)
+        runtime = replace(self.runtime, compile=self.compiles)
         peak = self.peak.flops * self.world.size if self.peak else None
-        with_log = recipe.log == "tensorboard" and self.world.is_first
+        with_log = runtime.log == "tensorboard" and self.world.is_first
         with closing(tensorboard.EventLog(self.path, self.first_step)) if with_log else nullcontext() as log:
             for event in trainer.train(
-                self.model, self.corpus, recipe, should_stop, self.store, self.snapshot, self.world, peak
+                self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world, peak
             ):
                 if isinstance(event, Evaluated) and self.world.is_first:
                     checkpoint.append_metrics(self.path, asdict(event))
@@ -208,8 +208,8 @@ class Run:
     def is_sampled(self, epoch: int) -> bool:
         """Whether a sample is due at the end of ``epoch``, and this process can generate it."""
         # A sharded model cannot generate in one process: each forward pass gathers weights from all.
-        can = self.world.is_first and not self.recipe.shard
-        return can and bool(self.sample_ids) and epoch % self.recipe.sample_every == 0
+        can = self.world.is_first and not self.runtime.shard
+        return can and bool(self.sample_ids) and epoch % self.runtime.sample_every == 0
 
     def sample(self) -> str:
         """The model's greedy continuation of the samples' prompt, on one line."""
@@ -220,19 +220,18 @@ class Run:
 
     def known_prompt(self) -> str:
         """A prompt that the tokenizer can encode: that of the samples, else a word of the text."""
-        return samples.known_prompt(self.recipe.sample_prompt, self.tokenizer, self.corpus)
+        return samples.known_prompt(self.runtime.sample_prompt, self.tokenizer, self.corpus)
 
     def _choose_precision(self) -> Precision:
         """The precision of --dtype; a resumed run keeps the one it began with."""
-        if self.snapshot is not None:
-            return Precision(self.recipe.dtype, "as before")
-        return placement.training_precision(self.dtype, self.placement.device)
+        chosen = placement.training_precision(self.dtype, self.placement.device)
+        return chosen if self.snapshot is None else replace(chosen, reason="as before")
 
     def _fitting_parts(self) -> int:
         """The fewest parts into which a step must be split to fit into memory."""
         windows = self.plan.batch_size // self.world.size
         device, T = self.placement.device, self.plan.context_length
-        parts = batch_size.fewest_parts(self.model_config, self.recipe, windows, T, device, self.world)
+        parts = batch_size.fewest_parts(self.model_config, self.recipe, self.runtime, windows, T, device, self.world)
         if parts is None:
             raise GptcliError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
@@ -246,7 +245,7 @@ class Run:
         """The numba kernels of a float32 step on a CPU; None where steps are too small for them or numba fails."""
         large = train_kernels.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
         on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
-        if not (on_cpu and large) or self.recipe.compile:
+        if not (on_cpu and large) or self.runtime.compile:
             return None
         kernels = train_kernels.open_kernels(self.report)
         if isinstance(kernels, str):
@@ -258,14 +257,14 @@ class Run:
         """Whether torch.compile compiles the blocks: by --compile, else by the run's FLOPs."""
         tokens = self.plan.total_steps * self.plan.tokens_per_step
         flops = cost.training_flops_rule(self.model_config) * tokens
-        chosen, line = block_compiler.choose(self.recipe.compile, self.placement.device, flops, self.world.size)
+        chosen, line = block_compiler.choose(self.runtime.compile, self.placement.device, flops, self.world.size)
         if line:
             self.report(line)
         return chosen
 
     def _forecast_memory(self) -> None:
-        rows = -(-self.plan.batch_size // (self.world.size * self.recipe.accumulate))
-        device, length, again = self.placement.device, self.plan.context_length, self.recipe.recompute
+        rows = -(-self.plan.batch_size // (self.world.size * (self.runtime.accumulate or 1)))
+        device, length, again = self.placement.device, self.plan.context_length, self.runtime.recompute
         on_cpu = device.type == "cpu"
         itemsize = 4 if on_cpu else self.precision.dtype.itemsize
         memory = cost.training_memory(self.model_config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.data.dataset import Corpus, Windows
 
 
@@ -33,26 +33,26 @@ class Plan:
         return self.batch_size * self.context_length
 
 
-def make_plan(corpus: Corpus, config: TrainConfig) -> Plan:
-    """The plan of training on ``corpus`` with ``config``."""
+def make_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
+    """The plan of training on ``corpus`` by ``recipe``."""
     notes = []
-    train = train_windows(corpus, config)
-    if train.context_length < config.context_length:
+    train = train_windows(corpus, recipe)
+    if train.context_length < recipe.context_length:
         notes.append(
-            f"The training text has {len(corpus.train)} tokens, too few for a window of {config.context_length}: "
+            f"The training text has {len(corpus.train)} tokens, too few for a window of {recipe.context_length}: "
             f"windows of {train.context_length} instead."
         )
-    validation = validation_windows(corpus, config)
+    validation = validation_windows(corpus, recipe)
     if validation is not None and validation.context_length < train.context_length:
         notes.append(
             f"The validation text has {len(corpus.validation)} tokens: it is judged in one window of "
             f"{validation.context_length}."
         )
-    batch_size = min(config.batch_size, len(train))
-    if batch_size < config.batch_size:
-        notes.append(f"The text gives {len(train)} windows, fewer than --batch-size {config.batch_size}: all at once.")
+    batch_size = min(recipe.batch_size, len(train))
+    if batch_size < recipe.batch_size:
+        notes.append(f"The text gives {len(train)} windows, fewer than --batch-size {recipe.batch_size}: all at once.")
     steps_per_epoch = len(train) // batch_size
-    total_steps = steps_per_epoch * config.epochs if config.max_steps is None else config.max_steps
+    total_steps = steps_per_epoch * recipe.epochs if recipe.max_steps is None else recipe.max_steps
     return Plan(
         train.context_length,
         batch_size,
@@ -64,24 +64,24 @@ def make_plan(corpus: Corpus, config: TrainConfig) -> Plan:
     )
 
 
-def train_windows(corpus: Corpus, config: TrainConfig) -> Windows:
+def train_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows:
     """The windows to train on, ``stride`` tokens apart (the context length unless given)."""
-    return Windows(corpus.train, config.context_length, config.stride or config.context_length)
+    return Windows(corpus.train, recipe.context_length, recipe.stride or recipe.context_length)
 
 
-def validation_windows(corpus: Corpus, config: TrainConfig) -> Windows | None:
+def validation_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows | None:
     """The windows to validate on, adjacent, so that no token counts twice; None without a validation text."""
     if len(corpus.validation) < 2:
         return None
-    return Windows(corpus.validation, config.context_length, config.context_length)
+    return Windows(corpus.validation, recipe.context_length, recipe.context_length)
 
 
 def evaluation_windows(
-    windows: Windows, validation: Windows | None, config: TrainConfig, batch_size: int
+    windows: Windows, validation: Windows | None, recipe: RecipeConfig, batch_size: int
 ) -> tuple[Sequence[int], Sequence[int]]:
     """The numbers of the train and validation windows of every evaluation: fixed, so that losses are comparable."""
-    count = config.eval_batches * batch_size
-    train = windows.order(config.seed, 0)[:count]
+    count = recipe.eval_batches * batch_size
+    train = windows.order(recipe.seed, 0)[:count]
     validation_count = len(validation) if validation else 0
-    held_out = range(validation_count if config.eval_all else min(count, validation_count))
+    held_out = range(validation_count if recipe.eval_all else min(count, validation_count))
     return train, held_out

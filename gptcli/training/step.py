@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.checkpoints.checkpoint import to_file
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from gptcli.device import placement
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
@@ -93,8 +94,9 @@ class Stepper:
     """A model with its optimizers, gradient scaler and compiled or captured step.
 
     Args:
-        model: on its device; with ``config.shard`` its parameters become shards.
-        config: how to train; blocks are compiled where ``config.compile`` is True.
+        model: on its device; with ``runtime.shard`` its parameters become shards.
+        recipe: how to train.
+        runtime: how to compute; blocks are compiled where its ``compile`` is True.
         world: the processes that share every step.
 
     Attributes:
@@ -103,22 +105,28 @@ class Stepper:
         notes: lines to report to the user; the caller reads and clears them.
     """
 
-    def __init__(self, model: GPTModel, config: TrainConfig, world: World = ALONE) -> None:
-        self.model, self.config, self.world = model, config, world
+    def __init__(
+        self,
+        model: GPTModel,
+        recipe: RecipeConfig,
+        runtime: RuntimeConfig = DEFAULT_RUNTIME,
+        world: World = ALONE,
+    ) -> None:
+        self.model, self.recipe, self.runtime, self.world = model, recipe, runtime, world
         self.notes: list[str] = []
-        model.recompute = config.recompute
-        self.dtype = dtype = placement.DTYPES[config.dtype]
-        self.loss: nn.Module = distributed.wrap(MeanLoss(model), model, world, shard=config.shard)
-        self.optimizers = optimizers.make_optimizers(model, config)
+        model.recompute = runtime.recompute
+        self.dtype = dtype = placement.training_precision(recipe.dtype, model.device).dtype
+        self.loss: nn.Module = distributed.wrap(MeanLoss(model), model, world, shard=runtime.shard)
+        self.optimizers = optimizers.make_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.is_late = (
             model.device.type == "cuda"
-            and config.optimizer in optimizers.SKIP_ON_DEVICE
+            and recipe.optimizer in optimizers.SKIP_ON_DEVICE
             and world.size == 1  # not tested with several
             and not self.scaler.is_enabled()
         )
         self._steps, self._graph = 0, cast(StepGraph | None, None)
-        self._compiled = CompiledBlocks() if config.compile else None
+        self._compiled = CompiledBlocks() if runtime.compile else None
         if self._compiled is not None:
             model.run_block = self._compiled
 
@@ -156,7 +164,7 @@ class Stepper:
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward pass, part by part; returns this process's mean loss, a scalar."""
-        parts = min(self.config.accumulate, len(inputs))
+        parts = min(self.runtime.accumulate or 1, len(inputs))
         loss = torch.zeros((), device=self.model.device)
         for number, (x, y) in enumerate(zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)):
             with self.world.waiting(self.loss, number < parts - 1):
@@ -181,7 +189,7 @@ class Stepper:
     def _captures(self, inputs: Tensor) -> bool:
         """Whether launching a step takes longer than computing it (`HOST_BOUND`), and the step can be captured."""
         flops = training_flops_rule(self.model.config) * inputs.numel()
-        return self.model.device.type == "cuda" and flops < HOST_BOUND and not self.config.recompute
+        return self.model.device.type == "cuda" and flops < HOST_BOUND and not self.runtime.recompute
 
     def _backward(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
         """Add the gradients of a part that holds ``share`` of the step's windows; returns its loss times ``share``."""
@@ -211,8 +219,8 @@ class Stepper:
         grad_norm = float(norm)
         updated = math.isfinite(value) and math.isfinite(grad_norm)
         if updated:
-            if 0 < self.config.grad_clip < grad_norm:  # spares a pass over all gradients
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, norm)
+            if 0 < self.recipe.grad_clip < grad_norm:  # spares a pass over all gradients
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.grad_clip, norm)
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
         excused = math.isfinite(value) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
@@ -223,7 +231,7 @@ class Stepper:
         """The optimizers' step without reading loss or norm on the host: the kernels clip, and skip if not finite."""
         norm = optimizers.total_norm(self._all_gradients())
         finite = torch.isfinite(loss) & torch.isfinite(norm)
-        clip = self.config.grad_clip
+        clip = self.recipe.grad_clip
         divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip > 0 else None  # as in clip_grad_norm_
         for optimizer in self.optimizers:
             optimizers.step_on_device(optimizer, divisor, (~finite).float())
@@ -263,7 +271,7 @@ class Stepper:
         optimizers.load_state_tensors(self.model, self.optimizers, own)
         if scaler:
             self.scaler.load_state_dict(scaler)
-        torch.manual_seed(self.config.seed + self.world.rank)
+        torch.manual_seed(self.recipe.seed + self.world.rank)
         rank = self.world.rank
         if f"{RANDOM}/cpu/{rank}" in state:
             torch.set_rng_state(state[f"{RANDOM}/cpu/{rank}"].clone())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints.checkpoint import all_finite
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from gptcli.data.dataset import Corpus, Windows
 from gptcli.device.placement import peak_memory, sent
 from gptcli.errors import GptcliError
@@ -56,13 +57,13 @@ class Progress:
     rate_factor: float = 1.0
     seconds: float = 0.0
 
-    def ended(self, config: TrainConfig, total_steps: int) -> str | None:
+    def ended(self, recipe: RecipeConfig, total_steps: int) -> str | None:
         """Why the run has ended, or None if it has not."""
         if self.step >= total_steps:
             return f"all {total_steps} steps are done"
-        if config.early_stop is not None and self.waited >= config.early_stop:
+        if recipe.early_stop is not None and self.waited >= recipe.early_stop:
             return f"the validation loss was no better for {self.waited} evaluations (--early-stop)"
-        if config.max_time is not None and self.seconds >= config.max_time:
+        if recipe.max_time is not None and self.seconds >= recipe.max_time:
             return f"{self.seconds:.0f} seconds have passed (--max-time)"
         return None
 
@@ -95,7 +96,8 @@ def mean_loss(
 def train(
     model: GPTModel,
     corpus: Corpus,
-    config: TrainConfig,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig = DEFAULT_RUNTIME,
     should_stop: Callable[[], bool] = lambda: False,
     store: Store | None = None,
     snapshot: Snapshot | None = None,
@@ -110,7 +112,8 @@ def train(
     Args:
         model: on its device, the same in every process.
         corpus: the tokens to train on.
-        config: how to train.
+        recipe: how to train.
+        runtime: how to compute and when to save.
         should_stop: called before every step; True ends the session: a save, then a last evaluation.
         store: writes snapshots, in the first process only; None for no snapshots.
         snapshot: the one to resume from; None for a new run.
@@ -124,22 +127,22 @@ def train(
     Raises:
         GptcliError: loss or gradient was infinite or NaN in `BAD_STEPS` steps in a row, again after one rollback.
     """
-    return _Run(model, corpus, config, store, world, peak).events(should_stop, snapshot)
+    return _Run(model, corpus, recipe, runtime, store, world, peak).events(should_stop, snapshot)
 
 
 class _Run:
     def __init__(
-        self, model: GPTModel, corpus: Corpus, config: TrainConfig, store: Store | None, world: World,
-        peak: float | None,
+        self, model: GPTModel, corpus: Corpus, recipe: RecipeConfig, runtime: RuntimeConfig, store: Store | None,
+        world: World, peak: float | None,
     ) -> None:  # fmt: skip
-        self.model, self.config, self.store, self.world = model, config, store, world
-        self.plan = make_plan(corpus, config)
-        self.windows, self.validation = train_windows(corpus, config), validation_windows(corpus, config)
-        self.evaluated = evaluation_windows(self.windows, self.validation, config, self.plan.batch_size)
-        self.stepper = Stepper(model, config, world)
+        self.model, self.recipe, self.runtime, self.store, self.world = model, recipe, runtime, store, world
+        self.plan = make_plan(corpus, recipe)
+        self.windows, self.validation = train_windows(corpus, recipe), validation_windows(corpus, recipe)
+        self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
+        self.stepper = Stepper(model, recipe, runtime, world)
         self.progress = Progress()
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
-        self.rate, self.grad_norm = config.learning_rate, 0.0
+        self.rate, self.grad_norm = recipe.learning_rate, 0.0
         self.pace = Pace()
         self.order: tuple[int, Sequence[int]] = (0, [])
         self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate, result
@@ -147,7 +150,7 @@ class _Run:
         self.saved_at = 0
 
     def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
-        torch.manual_seed(self.config.seed + self.world.rank)
+        torch.manual_seed(self.recipe.seed + self.world.rank)
         self.model.train()
         if snapshot is not None:
             self._restore(snapshot)
@@ -156,7 +159,7 @@ class _Run:
         while not stopped and not self.world.first_says(self._ended()):
             step, epoch = self.progress.step, self._epoch(self.progress.step)
             self._launch(step, epoch)
-            evaluates = step % self.config.eval_every == 0
+            evaluates = step % self.recipe.eval_every == 0
             ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
             yield from self._finished(but=0 if evaluates or ends_epoch else int(self.stepper.is_late))
             self.progress.seconds = time.perf_counter() - began
@@ -185,7 +188,7 @@ class _Run:
             yield self._save()
 
     def _ended(self) -> bool:
-        return self.progress.ended(self.config, self.plan.total_steps) is not None
+        return self.progress.ended(self.recipe, self.plan.total_steps) is not None
 
     def _epoch(self, step: int) -> int:
         return step // self.plan.steps_per_epoch + 1
@@ -193,13 +196,13 @@ class _Run:
     def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows of ``step`` that this process computes."""
         if self.order[0] != epoch:
-            self.order = epoch, self.windows.order(self.config.seed, epoch)
+            self.order = epoch, self.windows.order(self.recipe.seed, epoch)
         first = step % self.plan.steps_per_epoch * self.plan.batch_size
         return self.windows.batch(self.order[1][first : first + self.plan.batch_size][self.world.share])
 
     def _launch(self, step: int, epoch: int) -> None:
         started = time.perf_counter()
-        self.rate = learning_rate(self.config, step, self.plan.total_steps) * self.progress.rate_factor
+        self.rate = learning_rate(self.recipe, step, self.plan.total_steps) * self.progress.rate_factor
         launched = self.stepper.launch(*self._batch(step, epoch), self.rate)
         self.launched.append((step, epoch, self.rate, launched))
         self.step_seconds += time.perf_counter() - started
@@ -231,16 +234,19 @@ class _Run:
         return self.pace.tokens_per_second / peak if peak else None
 
     def _seconds_left(self) -> float | None:
-        plan, config = self.plan, self.config
+        plan, recipe = self.plan, self.recipe
         step, tokens = self.progress.step, plan.tokens_per_step
-        left = self.pace.seconds_left(Ahead.after(step, plan.total_steps, plan.steps_per_epoch, tokens, config))
-        if left is None or config.max_time is None:
+        ahead = Ahead.after(
+            step, plan.total_steps, plan.steps_per_epoch, tokens, recipe.eval_every, self.runtime.save_every
+        )
+        left = self.pace.seconds_left(ahead)
+        if left is None or recipe.max_time is None:
             return left
-        return min(left, max(config.max_time - self.progress.seconds, 0.0))
+        return min(left, max(recipe.max_time - self.progress.seconds, 0.0))
 
     def _evaluate(self, epoch: int) -> Evaluated:
         started, progress = time.perf_counter(), self.progress
-        size = -(-self.plan.batch_size // (self.config.accumulate * self.world.size))  # the windows of one part
+        size = -(-self.plan.batch_size // ((self.runtime.accumulate or 1) * self.world.size))  # the windows of one part
         forward = self.stepper.forward
         train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
         val_loss = None
@@ -304,7 +310,7 @@ class _Run:
         return RolledBack(self.progress.step, LOWER_RATE)
 
     def _diverged(self, step: int) -> GptcliError:
-        rate = self.config.learning_rate
+        rate = self.recipe.learning_rate
         kept = " The last good checkpoint is kept." if self.store is not None else ""
         return GptcliError(
             f"Loss or gradient is not finite at step {step} and just before: training has diverged.{kept}",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.device import allocator, placement
 from gptcli.kernels.cpu import train_kernels
 from gptcli.model import cost
@@ -37,7 +37,7 @@ def main() -> None:
     threads = placement.set_threads(options.threads)
     config = GPTConfig.preset(options.size)
     allocator.reuse_freed_memory(cost.training_memory(config, options.batch, options.context).resident)
-    recipe = TrainConfig(context_length=options.context, batch_size=options.batch)
+    recipe = RecipeConfig(context_length=options.context, batch_size=options.batch, dtype="float32")
     model, kernels = GPTModel(config).train(), train_kernels.open_kernels()
     if isinstance(kernels, str):
         print(f"without compiled kernels: {kernels}")

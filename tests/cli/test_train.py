@@ -16,7 +16,7 @@ import torch
 from runs import TEXT, TINY
 
 from gptcli.checkpoints import checkpoint, safetensors_file
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.training.trainer import make_plan
 
 
@@ -67,7 +67,7 @@ def test_the_default_is_the_courses_run(the_verdict: Path) -> None:
 
     corpus = make_corpus([the_verdict.read_text(encoding="utf-8")], tokenizers.build("gpt2"), 0.9)
     assert (len(corpus.train), len(corpus.validation)) == (4612, 534)
-    plan = make_plan(corpus, TrainConfig())
+    plan = make_plan(corpus, RecipeConfig())
     assert (plan.train_windows, plan.validation_windows) == (18, 2)
     assert (plan.steps_per_epoch, plan.total_steps) == (4, 40)
 
@@ -172,16 +172,16 @@ def test_two_tokens_train_and_one_is_an_error(gptcli: Any, tmp_path: Path) -> No
     [
         (("--size", "smal"), ("'smal'", "small")),
         (("--tokenizer", "bpe"), ("'bpe'", "gpt2")),
-        (("--emb-dim", 18, "--n-heads", 4), ("emb_dim 18", "n_heads 4")),
+        (("--emb-dim", 18, "--n-heads", 4), ("--emb-dim 18", "--n-heads 4")),
         (("--epochs", 0), ("--epochs is 0",)),
         (("--batch-size", 0), ("--batch-size is 0",)),
-        (("--context-length", 0), ("context_length is 0",)),
+        (("--context-length", 0), ("--context-length is 0",)),
         (("--learning-rate", -1), ("--learning-rate is -1",)),
         (("--learning-rate", "nan"), ("--learning-rate is nan",)),
         (("--schedule", "cosin"), ("'cosin'", "Did you mean cosine")),
         (("--init", "xavier"), ("'xavier'",)),
         (("--train-share", 0), ("--train-share is 0",)),
-        (("--drop-rate", 1), ("drop_rate is 1",)),
+        (("--drop-rate", 1), ("--drop-rate is 1",)),
         (("--grad-clip", -1), ("--grad-clip is -1",)),
         (("--device", "cuda:77"), ("cuda",)),
         (("--device", "tpu"), ("'tpu'",)),

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptcli.config.model import GPT3_PRESETS, PRESETS, GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.data.dataset import Corpus
 from gptcli.errors import GptcliError
 from gptcli.model import cost, loss, quantization
@@ -255,7 +255,7 @@ def test_peak_of_a_training_step(
     corpus = Corpus(
         torch.arange(2 * batch_size * context + 1) % config.vocab_size, torch.empty(0), characters=1, tokens=1
     )
-    recipe = TrainConfig(context_length=context, batch_size=batch_size, max_steps=2, eval_batches=1)
+    recipe = RecipeConfig(context_length=context, batch_size=batch_size, max_steps=2, eval_batches=1)
     measured = peak_of_tensors(lambda: deque(train(model, corpus, recipe), maxlen=0), tmp_path)
     forecast = cost.training_memory(config, batch_size, context, recompute)
     assert forecast.peak - forecast.weights == pytest.approx(measured, rel=0.05)
@@ -282,7 +282,7 @@ def test_peak_memory_of_a_fresh_process(size: str, changes: dict[str, Any], batc
     program = f"""
 import torch
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.data.dataset import Corpus
 from gptcli.device.allocator import reuse_freed_memory
 from gptcli.device.placement import peak_memory, resident_memory
@@ -291,7 +291,7 @@ from gptcli.training.trainer import train
 config = {config!r}
 text = torch.randint(config.vocab_size, ({2 * batch_size * context + 1},))
 corpus = Corpus(text, torch.empty(0), characters=1, tokens=1)
-recipe = TrainConfig(context_length={context}, batch_size={batch_size}, max_steps=3, eval_batches=1)
+recipe = RecipeConfig(context_length={context}, batch_size={batch_size}, max_steps=3, eval_batches=1)
 reuse_freed_memory()
 print(resident_memory())
 for event in train(GPTModel(config), corpus, recipe):

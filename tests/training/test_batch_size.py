@@ -12,7 +12,8 @@ from runs import TINY
 
 from gptcli.checkpoints import checkpoint
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
 from gptcli.model.cost import training_memory
 from gptcli.training import batch_size as fitting
 from gptcli.training.distributed import ALONE, World
@@ -46,19 +47,19 @@ def test_the_fewest_parts_are_found() -> None:
 def test_a_forecast_decides_on_a_cpu(room_for: Any, rows: int, parts: int) -> None:
     config = tiny_config(context_length=512)  # big enough that a window weighs more than rounding
     room_for(config, rows, 512)
-    assert fitting.fewest_parts(config, TrainConfig(), 12, 512, CPU, ALONE) == parts
+    assert fitting.fewest_parts(config, RecipeConfig(), RuntimeConfig(), 12, 512, CPU, ALONE) == parts
 
 
 def test_processes_of_one_machine_share_its_memory_and_shards_their_weights(room_for: Any) -> None:
     config = tiny_config(context_length=512)
     room_for(config, 12, 512)
-    assert fitting.forecast_fits(config, TrainConfig(), 12, 512, CPU, ALONE)
-    assert not fitting.forecast_fits(config, TrainConfig(), 12, 512, CPU, World(0, 2, 0, 2))
-    assert fitting.forecast_fits(config, TrainConfig(), 12, 512, CPU, World(0, 2, 0, 1))
-    assert not fitting.forecast_fits(config, TrainConfig(), 13, 512, CPU, World(0, 2, 0, 1))
+    assert fitting.forecast_fits(config, RecipeConfig(), RuntimeConfig(), 12, 512, CPU, ALONE)
+    assert not fitting.forecast_fits(config, RecipeConfig(), RuntimeConfig(), 12, 512, CPU, World(0, 2, 0, 2))
+    assert fitting.forecast_fits(config, RecipeConfig(), RuntimeConfig(), 12, 512, CPU, World(0, 2, 0, 1))
+    assert not fitting.forecast_fits(config, RecipeConfig(), RuntimeConfig(), 13, 512, CPU, World(0, 2, 0, 1))
     wide = tiny_config(emb_dim=420)
     room_for(wide, 12, 20)
-    assert fitting.forecast_fits(wide, TrainConfig(shard=True), 20, 20, CPU, World(0, 2, 0, 1))
+    assert fitting.forecast_fits(wide, RecipeConfig(), RuntimeConfig(shard=True), 20, 20, CPU, World(0, 2, 0, 1))
 
 
 def test_real_steps_decide_on_a_gpu_and_out_of_memory_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +73,10 @@ def test_real_steps_decide_on_a_gpu_and_out_of_memory_is_a_no(monkeypatch: pytes
         return step(self, inputs, targets, rate)
 
     monkeypatch.setattr(Stepper, "step", step_of_five)
-    recipe = TrainConfig(batch_size=12, accumulate=3)
+    recipe, runtime = RecipeConfig(batch_size=12), RuntimeConfig(accumulate=3)
 
     def fits(rows: int) -> bool:
-        return fitting.step_fits(tiny_config(), recipe, rows, 20, CPU, size=2)
+        return fitting.step_fits(tiny_config(), recipe, runtime, rows, 20, CPU, size=2)
 
     assert not fits(6)
     assert fits(5)
@@ -102,7 +103,7 @@ def test_a_run_in_parts_is_the_same_run_and_goes_on_in_as_many(gptcli: Any, stor
     assert weights[0] == weights[1]
     for name in ("parts", "cut"):
         kept = json.loads((max(Path(name, "training").iterdir()) / "state.json").read_text(encoding="utf-8"))
-        assert (kept["facts"]["recipe"]["batch_size"], kept["facts"]["recipe"]["accumulate"]) == (8, 3)
+        assert (kept["facts"]["recipe"]["batch_size"], kept["facts"]["runtime"]["accumulate"]) == (8, 3)
 
 
 def test_auto_alone_keeps_the_default_batch(gptcli: Any, story: Path) -> None:

@@ -10,7 +10,8 @@ from models import tiny_model
 from torch.nn import functional as F
 
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import split
 from gptcli.model.gpt import GPTModel
 from gptcli.model.loss import chunked_cross_entropy
 from gptcli.training import step as stepping
@@ -53,7 +54,7 @@ def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def losses(device: str, steps: int = 20, graph: bool = False, **settings: Any) -> list[tuple[float, float]]:
     torch.manual_seed(0)
     model = GPTModel(SHAPE).to(device).train()
-    stepper = Stepper(model, TrainConfig(**({"batch_size": 8, "dtype": "float32"} | settings)))
+    stepper = Stepper(model, *split({"batch_size": 8, "dtype": "float32"} | settings))
     found = [stepper.step(*batch, 1e-3 * min(1, (n + 1) / 5)) for n, batch in enumerate(batches(steps))]
     assert not stepper.notes
     assert (stepper._graph is not None) == graph
@@ -98,7 +99,7 @@ def test_bfloat16_gives_the_plain_loops_losses_to_its_accuracy(compiled: bool) -
 def test_every_optimizer_learns(optimizer: str) -> None:
     batch, *_ = batches(1)
     torch.manual_seed(0)
-    stepper = Stepper(GPTModel(SHAPE).to(GPU).train(), TrainConfig(batch_size=8, optimizer=optimizer))  # type: ignore[arg-type]
+    stepper = Stepper(GPTModel(SHAPE).to(GPU).train(), RecipeConfig(batch_size=8, optimizer=optimizer, dtype="float32"))  # type: ignore[arg-type]
     found = [stepper.step(*batch, 1e-2).loss for _ in range(12)]
     assert found[-1] < found[0] - 0.02
 
@@ -109,7 +110,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(graph: bool, monkeypatc
         monkeypatch.setattr(stepping, "HOST_BOUND", 0.0)
     torch.manual_seed(0)
     model = GPTModel(SHAPE).to(GPU).train()
-    stepper = Stepper(model, TrainConfig(batch_size=8, dtype="bfloat16"))
+    stepper = Stepper(model, RecipeConfig(batch_size=8, dtype="bfloat16"))
     for batch in batches(5):
         assert stepper.step(*batch, 1e-3).updated
     kept = model.wpe.weight[3, 3].clone()
@@ -126,7 +127,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(graph: bool, monkeypatc
 def test_dropout_in_a_graph_differs_from_step_to_step_and_comes_back_with_the_random_state() -> None:
     torch.manual_seed(0)
     model = GPTModel(SHAPE.with_changes(drop_rate=0.3)).to(GPU).train()
-    stepper = Stepper(model, TrainConfig(batch_size=8, dtype="float32"))
+    stepper = Stepper(model, RecipeConfig(batch_size=8, dtype="float32"))
     batch, *_ = batches(1)
     for _ in range(5):
         stepper.step(*batch, 0.0)

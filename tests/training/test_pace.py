@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
 from gptcli.training.pace import RECENT, RECENT_STEPS, WARM_UP, Ahead, Forecast, Pace
 
 
@@ -45,7 +45,6 @@ def test_what_is_ahead_is_what_a_run_does(
     total: int, per_epoch: int, eval_every: int, save_every: int | None, data: st.DataObject
 ) -> None:
     """Counted by going through the run as the training loop does."""
-    config = TrainConfig(eval_every=eval_every, save_every=save_every)
     at = data.draw(st.integers(1, total))
     evaluations = epochs = saves = 0
     for step in range(at - 1, total):  # the step has been taken; this is what follows upon it
@@ -53,7 +52,7 @@ def test_what_is_ahead_is_what_a_run_does(
         epochs += (step + 1) % per_epoch == 0
         saves += save_every is not None and step + 1 < total and (step + 1) % save_every == 0
     evaluations += (total - 1) % eval_every != 0
-    ahead = Ahead.after(at, total, per_epoch, 7, config)
+    ahead = Ahead.after(at, total, per_epoch, 7, eval_every, save_every)
     assert (ahead.steps, ahead.tokens_per_step) == (total - at, 7)
     assert (ahead.evaluations, ahead.epochs, ahead.saves) == (evaluations, epochs, saves + 1)
     assert (ahead.share_of_saves > 0) == (save_every is None)
@@ -65,7 +64,8 @@ class Run:
 
     step: Callable[[int], float]
     total: int = 400
-    config: TrainConfig = TrainConfig(eval_every=5, save_every=100)  # noqa: RUF009
+    eval_every: int = 5
+    save_every: int = 100
     per_epoch: int = 40
     evaluation: float = 0.1
     first_evaluation: float = 0.1
@@ -75,19 +75,20 @@ class Run:
     def forecasts(self) -> list[tuple[float, float | None]]:
         """(the time after each step, what is left by the forecast), and at last the whole time."""
         pace, now, found = Pace(), 0.0, []
-        evaluation_tokens = 2 * self.config.eval_batches * 1024
+        evaluation_tokens = 2 * RecipeConfig.eval_batches * 1024
         for step in range(self.total):
             now += self.step(step)
             pace.stepped(1024, self.step(step))
-            found.append((now, pace.seconds_left(Ahead.after(step + 1, self.total, self.per_epoch, 1024, self.config))))
-            if step % self.config.eval_every == 0 or step + 1 == self.total:
+            ahead = Ahead.after(step + 1, self.total, self.per_epoch, 1024, self.eval_every, self.save_every)
+            found.append((now, pace.seconds_left(ahead)))
+            if step % self.eval_every == 0 or step + 1 == self.total:
                 took = self.evaluation if step else self.first_evaluation
                 now += took
                 pace.evaluated(evaluation_tokens, took)
             if (step + 1) % self.per_epoch == 0:
                 now += self.sample
                 pace.epoch_ended(self.sample)
-            if step + 1 == self.total or (step + 1) % (self.config.save_every or self.total) == 0:
+            if step + 1 == self.total or (step + 1) % self.save_every == 0:
                 now += self.save
                 pace.saved(self.save)
         return [*found, (now, 0.0)]
@@ -102,7 +103,7 @@ RUNS = {
     "many short epochs with samples": Run(lambda n: 0.01, per_epoch=4, sample=0.2, evaluation=0.02),
     "a run of one step an epoch": Run(lambda n: 1.0, per_epoch=1, sample=0.5, evaluation=2.0, first_evaluation=2.5),
     "few steps": Run(lambda n: 6.0, total=40, evaluation=20.0, first_evaluation=21.0),
-    "saves that take as long as steps": Run(lambda n: 0.5, config=TrainConfig(eval_every=50, save_every=10), save=5.0),
+    "saves that take as long as steps": Run(lambda n: 0.5, eval_every=50, save_every=10, save=5.0),
 }
 
 
@@ -115,7 +116,7 @@ def test_after_the_first_tenth_forecasts_are_within_a_fifth(name: str) -> None:
 
 
 def test_a_machine_that_slows_down_is_noticed_within_the_recent_steps() -> None:
-    *steps, (end, _) = Run(lambda n: 1.0 if n < 100 else 3.0, config=TrainConfig(eval_every=1000)).forecasts()
+    *steps, (end, _) = Run(lambda n: 1.0 if n < 100 else 3.0, eval_every=1000).forecasts()
     now, left = steps[100 + RECENT_STEPS + int(RECENT / 3)]
     assert left == pytest.approx(end - now, rel=0.2)
 
@@ -125,7 +126,7 @@ def test_there_is_no_forecast_from_warm_up_steps_or_a_moment() -> None:
         pace = Pace()
         for _ in range(steps):
             pace.stepped(10, seconds)
-        return pace.seconds_left(Ahead.after(steps, total, total, 10, TrainConfig(eval_every=10**6)))
+        return pace.seconds_left(Ahead.after(steps, total, total, 10, 10**6, None))
 
     assert left(WARM_UP, 9.0, 1000) is None
     assert left(WARM_UP + 1, 9.0, 1000) == pytest.approx(9.0 * (999 - WARM_UP), rel=0.05)

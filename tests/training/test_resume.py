@@ -289,7 +289,8 @@ def test_a_disk_that_fills_up_at_any_write_leaves_a_loadable_checkpoint(
 def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path, tmp_path: Path) -> None:
     from gptcli import tokenizers
     from gptcli.config.model import GPTConfig
-    from gptcli.config.training import TrainConfig
+    from gptcli.config.recipe import RecipeConfig
+    from gptcli.config.runtime import RuntimeConfig
     from gptcli.data.dataset import make_corpus
     from gptcli.errors import GptcliError
     from gptcli.model.gpt import GPTModel
@@ -297,7 +298,7 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
 
     tokenizer = tokenizers.build("char", TEXT)
     config = GPTConfig(tokenizer.vocab_size, 16, 16, 2, 1, 0.0)
-    recipe = TrainConfig(context_length=16, max_steps=12, save_every=2, eval_every=100)
+    recipe, runtime = RecipeConfig(context_length=16, max_steps=12, eval_every=100), RuntimeConfig(save_every=2)
     torch.manual_seed(0)
     model = GPTModel(config)
     store = snapshots.Store(tmp_path / "run", config, tokenizer, {"recipe": {}}, 2, 2)
@@ -305,7 +306,7 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
     bad = {2, 5, 6, 7}
     poison = model.ln_f.bias.register_hook(lambda grad: grad * float("nan") if step in bad else grad)
     step, told, rates = 0, [], {}
-    for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
+    for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, runtime, store=store):
         told.append(type(event).__name__)
         if isinstance(event, events.Evaluated):
             rates[event.step] = event.learning_rate
@@ -324,7 +325,7 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
     store = snapshots.Store(tmp_path / "hopeless", config, tokenizer, {"recipe": {}}, 2, 2)
     store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
     with pytest.raises(GptcliError, match="diverged"):
-        list(trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store))
+        list(trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, runtime, store=store))
     assert all(checkpoint.all_finite(t) for t in checkpoint.load(tmp_path / "hopeless").tensors.values())
 
 
@@ -332,7 +333,8 @@ def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
     """NaN in a position that no window reaches: the loss stays finite, and still nothing of it is written."""
     from gptcli import tokenizers
     from gptcli.config.model import GPTConfig
-    from gptcli.config.training import TrainConfig
+    from gptcli.config.recipe import RecipeConfig
+    from gptcli.config.runtime import RuntimeConfig
     from gptcli.data.dataset import make_corpus
     from gptcli.errors import GptcliError
     from gptcli.model.gpt import GPTModel
@@ -340,14 +342,14 @@ def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
 
     tokenizer = tokenizers.build("char", TEXT)
     config = GPTConfig(tokenizer.vocab_size, 20, 16, 2, 1, 0.0)
-    recipe = TrainConfig(context_length=16, max_steps=9, save_every=2, eval_every=100)
+    recipe, runtime = RecipeConfig(context_length=16, max_steps=9, eval_every=100), RuntimeConfig(save_every=2)
     model = GPTModel(config)
     store = snapshots.Store(tmp_path / "run", config, tokenizer, {"recipe": {}}, 2, 2)
     store.begin(checkpoint.to_file(model), trainer.asdict(trainer.Progress()), force=False)
     went_back = []
 
     def poison_twice() -> None:
-        for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, store=store):
+        for event in trainer.train(model, make_corpus([TEXT], tokenizer, 0.9), recipe, runtime, store=store):
             if isinstance(event, events.RolledBack):
                 went_back.append(event.step)
             elif isinstance(event, events.Stepped) and event.step == 2:

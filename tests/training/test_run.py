@@ -8,7 +8,7 @@ import pytest
 
 from gptcli.checkpoints import checkpoint
 from gptcli.config.model import GPTConfig
-from gptcli.config.training import TrainConfig
+from gptcli.config.runtime import split
 from gptcli.data.open import Callbacks, TextOptions
 from gptcli.errors import GptcliError
 from gptcli.training import resume
@@ -17,16 +17,17 @@ from gptcli.training.events import EpochEnded, Evaluated, Saved, Stepped
 from gptcli.training.new_run import new_run
 from gptcli.training.run import Run
 
+HERE = {"device": "cpu", "threads": 1}
 SHAPE = {"emb_dim": 16, "n_heads": 2, "n_layers": 2, "context_length": 16}
 OPTIONS = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 2, "--context-length", 16, "--tokenizer", "char")
 
 
-def open_run(path: Path, story: Path, callbacks: Callbacks, **recipe: Any) -> Run:
+def open_run(path: Path, story: Path, callbacks: Callbacks, **settings: Any) -> Run:
     base = GPTConfig.preset("small", drop_rate=0.1, qkv_bias=False, tie_weights=False, **SHAPE)
+    recipe, runtime = split(HERE | {"context_length": 16} | settings)
     return new_run(
-        path, TextOptions([str(story)], 0.9, None, "strict", False), TrainConfig(context_length=16, **recipe), base,
-        shape=SHAPE, named=(), tokenizer="char", init_from=None, force=False, device="cpu", dtype="auto", threads=1,
-        choose_parts=False, world=ALONE, callbacks=callbacks,
+        path, TextOptions([str(story)], 0.9, None, "strict", False), recipe, runtime, base,
+        shape=SHAPE, named=(), tokenizer="char", init_from=None, force=False, world=ALONE, callbacks=callbacks,
     )  # fmt: skip
 
 
@@ -47,9 +48,7 @@ def test_a_run_and_its_resuming_say_nothing_and_give_the_command_s_bytes(
     callbacks = Callbacks(lines.append, lines.append)
     run = open_run(tmp_path / "ours", story, callbacks, eval_every=5, save_every=4, sample_every=0, max_steps=8)
     events = train(run)
-    with resume.resumed(
-        tmp_path / "ours", {"max_steps": 12}, device="cpu", threads=1, world=ALONE, callbacks=callbacks
-    ) as resumed:
+    with resume.resumed(tmp_path / "ours", HERE | {"max_steps": 12}, world=ALONE, callbacks=callbacks) as resumed:
         assert resumed.first_step == 8
         events += train(resumed)
     assert capfd.readouterr() == ("", "")
@@ -85,22 +84,22 @@ def test_whoever_leaves_early_can_go_on(tmp_path: Path, story: Path) -> None:
         with closing(run.events()) as events:
             saved = next(event for event in events if isinstance(event, Saved) and event.step >= 2)
         run.finish()
-    with resume.resumed(tmp_path / "run", {}, device="cpu", threads=1, world=ALONE, callbacks=Callbacks()) as resumed:
+    with resume.resumed(tmp_path / "run", HERE, world=ALONE, callbacks=Callbacks()) as resumed:
         assert resumed.first_step == saved.step
 
 
 def test_what_resuming_may_not_change(tmp_path: Path, story: Path) -> None:
     train(open_run(tmp_path / "run", story, Callbacks(), max_steps=2, sample_every=0))
     for given, words in (
-        ({"out": tmp_path}, "--out cannot be combined with --resume"),
-        ({"n_layers": 3}, "--n-layers is 3, but"),
-        ({"learning_rate": 1.0}, "--learning-rate is 1.0, but"),
-        ({"tokenizer": "byte"}, "--tokenizer is byte, but .* began with char"),
-        ({"encoding": "latin-1"}, "--encoding is latin-1"),
+        ({"out": tmp_path}, "out cannot be combined with resume"),
+        ({"n_layers": 3}, "n_layers is 3, but"),
+        ({"learning_rate": 1.0}, "learning_rate is 1.0, but"),
+        ({"tokenizer": "byte"}, "tokenizer is byte, but .* began with char"),
+        ({"encoding": "latin-1"}, "encoding is latin-1"),
         ({}, "has ended: all 2 steps are done"),
     ):
         with (
             pytest.raises(GptcliError, match=words),
-            resume.resumed(tmp_path / "run", given, device="cpu", threads=1, world=ALONE, callbacks=Callbacks()),
+            resume.resumed(tmp_path / "run", given, world=ALONE, callbacks=Callbacks()),
         ):
             pass

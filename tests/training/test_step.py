@@ -15,7 +15,8 @@ from runs import TINY
 from torch.nn import functional as F
 
 from gptcli.checkpoints import checkpoint
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import split
 from gptcli.model.gpt import GPTModel
 from gptcli.training import step as stepping
 from gptcli.training import trainer
@@ -31,7 +32,7 @@ def batches(count: int, rows: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]
 
 def trained(steps: int = 3, model: GPTModel | None = None, **settings: Any) -> tuple[GPTModel, list[stepping.Outcome]]:
     model = (model or tiny_model(drop_rate=0.0)).train()
-    stepper = Stepper(model, TrainConfig(batch_size=6, **settings))
+    stepper = Stepper(model, *split({"batch_size": 6} | settings))
     torch.manual_seed(3)
     return model, [stepper.step(*batch, 1e-2) for batch in batches(steps)]
 
@@ -104,7 +105,7 @@ def test_lower_precision_comes_close(dtype: str) -> None:
 
 
 def test_float16_gradients_that_overflow_lower_the_scale_and_are_excused() -> None:
-    stepper = Stepper(tiny_model(spread=0.02).train(), TrainConfig(batch_size=6, dtype="float16"))
+    stepper = Stepper(tiny_model(spread=0.02).train(), RecipeConfig(batch_size=6, dtype="float16"))
     stepper.scaler.load_state_dict(stepper.scaler.state_dict() | {"scale": 2.0**40})
     before = [p.detach().clone() for p in stepper.model.parameters()]
     outcome = stepper.step(*batches(1)[0], 1e-2)
@@ -136,7 +137,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
 )
 def test_every_optimizer_is_torchs_own_has_every_parameter_once_and_learns(name: str, kinds: list[str]) -> None:
     model = tiny_model(drop_rate=0.0, tie_weights=False)
-    optimizers = make_optimizers(model, TrainConfig(optimizer=name, weight_decay=0.3))  # type: ignore[arg-type]
+    optimizers = make_optimizers(model, RecipeConfig(optimizer=name, weight_decay=0.3))  # type: ignore[arg-type]
     assert [type(optimizer).__name__ for optimizer in optimizers] == kinds
     held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
@@ -145,7 +146,7 @@ def test_every_optimizer_is_torchs_own_has_every_parameter_once_and_learns(name:
     if name == "muon":
         inside = {id(p) for block in model.h for p in block.parameters() if p.dim() == 2}
         assert {id(p) for p in optimizers[0].param_groups[0]["params"]} == inside
-    stepper = Stepper(tiny_model(drop_rate=0.0).train(), TrainConfig(batch_size=6, optimizer=name))  # type: ignore[arg-type]
+    stepper = Stepper(tiny_model(drop_rate=0.0).train(), RecipeConfig(batch_size=6, optimizer=name))  # type: ignore[arg-type]
     (batch,) = batches(1)
     losses = [stepper.step(*batch, 1e-2).loss for _ in range(12)]
     assert losses[-1] < losses[0] - 0.05
@@ -204,7 +205,7 @@ def test_muon_takes_torchs_own_steps() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_schedule_warms_up_and_ends_where_it_should(schedule: str) -> None:
-    config = TrainConfig(schedule=schedule, warmup_steps=4, learning_rate=1.0, min_learning_rate=0.2)  # type: ignore[arg-type]
+    config = RecipeConfig(schedule=schedule, warmup_steps=4, learning_rate=1.0, min_learning_rate=0.2)  # type: ignore[arg-type]
     rates = [learning_rate(config, step, 24) for step in range(24)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)

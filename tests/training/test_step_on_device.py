@@ -11,7 +11,8 @@ import pytest
 import torch
 from models import tiny_model
 
-from gptcli.config.training import TrainConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import split
 from gptcli.data import dataset
 from gptcli.training import block_compiler, events, step, trainer
 from gptcli.training.step import Stepper
@@ -28,7 +29,7 @@ def batches(count: int, rows: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]
 def stepper(late: bool, **settings: Any) -> Stepper:
     # Without qkv bias: the gradient of a key's bias is 0, and Adam makes steps of whatever rounding leaves of it.
     model = tiny_model(drop_rate=0.0, qkv_bias=False).train()
-    made = Stepper(model, TrainConfig(batch_size=6, dtype="float32", **settings))
+    made = Stepper(model, *split({"batch_size": 6, "dtype": "float32"} | settings))
     made.is_late = late
     return made
 
@@ -139,7 +140,7 @@ def test_when_blocks_are_compiled_unasked(monkeypatch: pytest.MonkeyPatch) -> No
 def test_late_outcomes_are_the_same_events_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.arange(400) % 61
     text = dataset.Corpus(tokens[:360].int(), tokens[360:].int(), 400, 400)
-    config = TrainConfig(
+    recipe = RecipeConfig(
         context_length=20, batch_size=4, epochs=3, eval_every=3, learning_rate=1e-2, dtype="float32"
     )  # fmt: skip
     told, init = [], Stepper.__init__
@@ -151,7 +152,7 @@ def test_late_outcomes_are_the_same_events_in_the_same_order(monkeypatch: pytest
 
         monkeypatch.setattr(step.Stepper, "__init__", make)
         found = []
-        for event in trainer.train(tiny_model(drop_rate=0.0).train(), text, config):
+        for event in trainer.train(tiny_model(drop_rate=0.0).train(), text, recipe):
             if isinstance(event, events.Stepped):
                 found.append(("step", event.step, event.epoch, round(event.loss, 4), event.learning_rate))
             elif isinstance(event, events.Evaluated):

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.config.model import GPTConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
 from gptcli.config.sampling import SamplingConfig
-from gptcli.config.training import TrainConfig
 from gptcli.inference import speculative
 from gptcli.inference.decode import Engine, SlotDecoder
 from gptcli.inference.open import obstacle
@@ -218,12 +219,12 @@ def _torch(setting: Setting, bits: int, work: str) -> Task:
     if work == "train":
         dtype: Any = setting.dtype_name
         compiles = triton_reason(setting.device) is None  # as in a long run
-        config = TrainConfig(batch_size=setting.rows, dtype=dtype, compile=compiles)
+        recipe = RecipeConfig(batch_size=setting.rows, dtype=dtype)
         model = _model(setting, torch.float32).train()
         if train_kernels.is_worthwhile(setting.training_length * setting.rows, setting.config.emb_dim):
             kernels = train_kernels.open_kernels()
             model.use(None if isinstance(kernels, str) else kernels)
-        stepper = Stepper(model, config)
+        stepper = Stepper(model, recipe, RuntimeConfig(compile=compiles))
         x = setting.windows()
         for _ in range(WARM_UP_STEPS + 1 if compiles else 0):
             stepper.step(x, x, LEARNING_RATE)
