@@ -82,7 +82,7 @@ def test_a_line_of_json_has_options_of_its_own(gptcli: Any, run: Path, tmp_path:
         ('\n{"text": "a"}', ("line 2", '"prompt"')),
         ('{"prompt": "a", "topk": 3}', ("'topk'", "top_k")),
         ('{"prompt": "a", "seed": "x"}', ("seed is 'x'", "a whole number")),
-        ('{"prompt": "a", "temperature": -1}', ("line 1", "--temperature is -1")),
+        ('{"prompt": "a", "temperature": -1}', ("line 1", "temperature is -1")),
         ('{"prompt": "a", "max_new_tokens": 0}', ("max_new_tokens is 0",)),
         ('{"prompt": "", "seed": 1}', ("line 1", "empty")),
         ('{"prompt": "a", "stop": [1]}', ("stop is [1]",)),
