@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.checkpoints.layout import ROOT, WEIGHTS
+from gptcli.checkpoints.layout import ROOT
 from gptcli.cli import options, render
 from gptcli.errors import GptcliError
 from gptcli.model.cost import parameter_count
 
 if TYPE_CHECKING:
-    from gptcli.checkpoints.formats.source import Source
+    from gptcli.checkpoints.formats.convert import Converted
 
 _PLAIN_NAMES = ("model", "pytorch_model", "ckpt", "model.ckpt", "model.safetensors", "pytorch_model.bin")
 
@@ -49,22 +49,19 @@ def load_gpt2(
         raise GptcliError("--revision is for the hub, but --from names files.", "Leave one of the two out.")
     options.check_file_dtype(dtype)
 
-    import torch
-
-    from gptcli.checkpoints import checkpoint, formats, overwrite
+    from gptcli.checkpoints.formats.convert import HUB, convert
 
     path = out or ROOT / _name(size, source, repo)
-    overwrite.check_output(path, force=force, inputs=[source] if source is not None else [])
-    if source is None:
-        source = _download(size, repo, revision)
-    read = formats.read(source)
-    checkpoint.create_from(
-        path, read.config, read.tensors, read.tokenizer, {}, dtype=getattr(torch, dtype), force=force, inputs=[source]
-    )
-    for note in read.notes:
-        render.note(note)
-    render.print_text(_summary(path, read, dtype))
-    if read.tokenizer.kind != "none":
+    found, at = _on_hub(size, repo, revision)
+    done = convert(
+        source or f"{HUB}{found}@{at}", path, dtype=dtype, force=force,
+        on_download=lambda name, count: render.note(f"Downloading {found}/{name}, {render.human_bytes(count)}"),
+        bar=_bar(),
+    )  # fmt: skip
+    for line in done.notes:
+        render.note(line)
+    render.print_text(_summary(done, dtype))
+    if done.tokenizer != "none":
         render.note('Now: gptcli generate "Every effort moves you"' + (f" -c {path}" if out is not None else ""))
 
 
@@ -79,16 +76,12 @@ def _name(size: str | None, source: Path | None, repo: str | None) -> str:
     return resolved.parent.name if resolved.stem in _PLAIN_NAMES else resolved.stem
 
 
-def _download(size: str | None, repo: str | None, revision: str | None) -> Path:
+def _on_hub(size: str | None, repo: str | None, revision: str | None) -> tuple[str, str]:
+    """The repository and the revision."""
     from gptcli.checkpoints.formats import hub
 
-    pinned_repo, pinned_revision = (repo, "main") if repo is not None else hub.pinned(size or "small")
-    return hub.fetch(
-        pinned_repo,
-        revision or pinned_revision,
-        on_download=lambda name, count: render.note(f"Downloading {pinned_repo}/{name}, {render.human_bytes(count)}"),
-        bar=_bar(),
-    )
+    name, pinned = (repo, "main") if repo is not None else hub.pinned(size or "small")
+    return name, revision or pinned
 
 
 def _bar() -> type[Any]:
@@ -108,7 +101,8 @@ def _bar() -> type[Any]:
     return Bar
 
 
-def _summary(path: Path, read: "Source", dtype: str) -> str:
-    size = render.human_bytes((path / WEIGHTS).stat().st_size)
-    tokenizer = "no tokenizer" if read.tokenizer.kind == "none" else f"{read.tokenizer.kind} tokenizer"
-    return f"{path}: {parameter_count(read.config):,} parameters from {read.format}, {dtype}, {tokenizer}, {size}"
+def _summary(done: "Converted", dtype: str) -> str:
+    size = render.human_bytes(done.file.stat().st_size)
+    tokenizer = "no tokenizer" if done.tokenizer == "none" else f"{done.tokenizer} tokenizer"
+    parameters = parameter_count(done.config)
+    return f"{done.path}: {parameters:,} parameters from {done.origin}, {dtype}, {tokenizer}, {size}"
