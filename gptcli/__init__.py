@@ -1,3 +1,62 @@
-"""gptcli: train, run and open up GPT-2-class language models."""
+"""gptcli: train, run and open up GPT-2-class language models.
+
+The names in ``__all__`` are the public API. Each is imported when it is first used, so that ``import gptcli`` loads
+neither torch nor numpy.
+"""
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gptcli.api import convert, evaluate, events, load, load_checkpoint, quantize, save_checkpoint
+    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.config.model import GPTConfig
+    from gptcli.config.sampling import SamplingConfig
+    from gptcli.errors import GptcliError
+    from gptcli.inference.completion import Completion
+    from gptcli.inference.text_model import TextModel
+    from gptcli.model.gpt import GPTModel
+
+__all__ = [
+    "Checkpoint",
+    "Completion",
+    "GPTConfig",
+    "GPTModel",
+    "GptcliError",
+    "SamplingConfig",
+    "TextModel",
+    "__version__",
+    "convert",
+    "evaluate",
+    "events",
+    "load",
+    "load_checkpoint",
+    "quantize",
+    "save_checkpoint",
+]
+
+_CLASSES = {
+    "Checkpoint": "gptcli.checkpoints.checkpoint",
+    "Completion": "gptcli.inference.completion",
+    "GPTConfig": "gptcli.config.model",
+    "GPTModel": "gptcli.model.gpt",
+    "GptcliError": "gptcli.errors",
+    "SamplingConfig": "gptcli.config.sampling",
+    "TextModel": "gptcli.inference.text_model",
+}
+
+if not TYPE_CHECKING:  # a type checker then knows each name, and no other
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name not in __all__:
+            raise AttributeError(f"module 'gptcli' has no attribute {name!r}")
+        value = getattr(import_module(_CLASSES.get(name, "gptcli.api")), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """gptcli quantize: the same model in a quarter or a seventh of the space."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -22,16 +22,11 @@ def quantize(
     debug: options.Debug = False,
 ) -> None:
     """Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other."""
-    from gptcli.checkpoints import checkpoint as checkpoints
-    from gptcli.checkpoints import overwrite
-    from gptcli.checkpoints.layout import WEIGHTS
-    from gptcli.model.quantization import check_bits
+    from gptcli import api
+    from gptcli.checkpoints import layout
 
-    count = check_bits(bits)
-    source = checkpoints.find(checkpoint)
-    target = out or source.with_name(f"{source.name}-int{count}")
-    overwrite.check_output(target, force=force, inputs=[source])
-    checkpoints.create_packed(target, source, count, force)
-    sizes = [(path / WEIGHTS).stat().st_size for path in (source, target)]
+    source = layout.find(checkpoint)
+    target = api.quantize(source, out, bits=cast(Literal[8, 4], bits), force=force)
+    sizes = [(path / layout.WEIGHTS).stat().st_size for path in (source, target)]
     old, new = (render.human_bytes(size) for size in sizes)
     render.print_text(f"{target}: {new}, {sizes[0] / sizes[1]:.1f} times smaller than {old}.")

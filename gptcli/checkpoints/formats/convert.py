@@ -88,8 +88,7 @@ def convert(
     """
     if format not in get_args(Format):
         raise GptcliError(f"There is no format {format!r}.", nearest(str(format), get_args(Format)))
-    if dtype not in get_args(FileDtype):
-        raise GptcliError(f"There is no dtype {dtype!r} for files.", nearest(str(dtype), get_args(FileDtype)))
+    check_dtype(dtype)
     on_hub = str(source).startswith(HUB)
     path = Path() if on_hub else _find(source)
     if format == "hf":
@@ -111,6 +110,12 @@ def convert(
     return Converted(out, path, model.origin, model.config, model.tokenizer.kind, len(tensors), model.notes)
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise GptcliError unless weights can be written in ``dtype``."""
+    if dtype not in get_args(FileDtype):
+        raise GptcliError(f"There is no dtype {dtype!r} for files.", nearest(str(dtype), get_args(FileDtype)))
+
+
 def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
@@ -123,9 +128,9 @@ def _download(source: str, on_download: Callable[[str, int], None], bar: type[An
 
     from gptcli.checkpoints.formats import hub
 
-    class NoBar(tqdm):  # type: ignore[misc]
+    class NoBar(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings | {"disable": True})
+            super().__init__(*args, **settings | {"disable": True})  # type: ignore[no-untyped-call]
 
     repo, _, revision = source.removeprefix(HUB).partition("@")
     return hub.fetch(repo, revision or "main", on_download, bar or NoBar)

@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from gptcli.kernels.cpu import block_packing, decode_step, int16_matmul, memory_
 
 _FOLDER = re.compile(r"(?:kernels|training)-[0-9a-f]{12}")
 UNUSED = 30 * 86_400  # seconds after which the kernels of another version are removed
+_CONFIG = threading.Lock()  # numba's cache directory is a setting of the process, and threads may open models at once
 
 
 def cache_directory() -> Path:
@@ -84,13 +86,14 @@ def _kept_in(directory: Path) -> Iterator[bool]:
     """Set numba's cache directory to ``directory``; yield whether it is writable."""
     import numba
 
-    cached, before = _can_write(directory), numba.config.CACHE_DIR
-    try:
-        if cached:
-            numba.config.CACHE_DIR = str(directory)
-        yield cached
-    finally:
-        numba.config.CACHE_DIR = before
+    with _CONFIG:
+        cached, before = _can_write(directory), numba.config.CACHE_DIR
+        try:
+            if cached:
+                numba.config.CACHE_DIR = str(directory)
+            yield cached
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 def _announce(kind: str, marker: Path | None, report: Callable[[str], None]) -> None:

@@ -1,0 +1,347 @@
+"""The public API as functions; `gptcli` finds them here. Nothing is printed: messages go to the logger "gptcli".
+
+Paths are a str or an os.PathLike. A checkpoint is named by its directory, or by its name under checkpoints/. A mistake
+raises `GptcliError`, whose first line says what is wrong and whose second line says what to do.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from gptcli.errors import GptcliError
+from gptcli.training import events as events
+
+if TYPE_CHECKING:
+    from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.checkpoints.formats.convert import Converted, FileDtype, Format
+    from gptcli.evaluation.scores import TaskScores, TextScores
+    from gptcli.evaluation.task_files import Convention, Task
+    from gptcli.inference.text_model import TextModel
+    from gptcli.model.gpt import GPTModel
+    from gptcli.tokenizers import Tokenizer
+
+AnyPath = str | os.PathLike[str]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+LOG = logging.getLogger("gptcli")
+LOG.addHandler(logging.NullHandler())  # silent, unless the program that uses gptcli configures logging
+
+
+def load(
+    path: AnyPath,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    quantize: Literal["int8", "int4"] | None = None,
+    threads: int | None = None,
+) -> "TextModel":
+    """Open a checkpoint to generate text with it.
+
+    Args:
+        path: the checkpoint.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N" or "mps".
+        dtype: of weights and activations. float32 on a CPU runs on the compiled kernels, everything else on torch.
+        quantize: pack the matrices in memory; None leaves them as they are in the checkpoint.
+        threads: CPU threads; None for the physical cores.
+
+    Raises:
+        GptcliError: there is no such checkpoint, device, dtype or format; the checkpoint is damaged; or it is packed in
+            another format already.
+
+    Example:
+        >>> import gptcli
+        >>> model = gptcli.load("checkpoints/demo", device="cpu")
+        >>> model
+        TextModel('checkpoints/demo': 2 layers, 2 heads, 16 wide, context 16, char tokenizer, engine cpu)
+        >>> model.config.context_length, model.tokenizer.encode("cat")[:3] == model.tokenizer.encode("cat")
+        (16, True)
+        >>> gptcli.load("checkpoints/dem")
+        Traceback (most recent call last):
+        gptcli.errors.GptcliError: There is no checkpoint checkpoints/dem, neither there nor under checkpoints/.
+        Did you mean demo? There are: demo.
+    """
+    from gptcli.checkpoints import layout
+    from gptcli.inference.text_model import TextModel
+
+    found = layout.find(os.fspath(path))
+    return TextModel(found, device=device, dtype=dtype, quantize=quantize, threads=threads, report=LOG.info)
+
+
+@overload
+def evaluate(
+    model: "AnyPath | TextModel",
+    texts: AnyPath | Sequence[AnyPath],
+    *,
+    stride: int | None = None,
+    context: int | None = None,
+    guide: bool = False,
+    bos: bool | None = None,
+    batch_size: int | None = None,
+    encoding: str | None = None,
+    errors: str = "strict",
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> "TextScores": ...
+
+
+@overload
+def evaluate(
+    model: "AnyPath | TextModel",
+    texts: AnyPath,
+    *,
+    task: "Task",
+    convention: "Convention" = "openai",
+    limit: int | None = None,
+    bos: bool | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> "TaskScores": ...
+
+
+def evaluate(
+    model: "AnyPath | TextModel",
+    texts: AnyPath | Sequence[AnyPath],
+    *,
+    task: "Task | None" = None,
+    stride: int | None = None,
+    context: int | None = None,
+    guide: bool = False,
+    convention: "Convention" = "openai",
+    limit: int | None = None,
+    bos: bool | None = None,
+    batch_size: int | None = None,
+    encoding: str | None = None,
+    errors: str = "strict",
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> "TextScores | TaskScores":
+    """Measure a model on texts (its loss and perplexity), or on a task (its accuracy).
+
+    Args:
+        model: a checkpoint, or a `TextModel`, whose checkpoint is then measured.
+        texts: files, folders (.txt and .md) and globs; for a task its one file of JSON lines.
+        task: "lambada" (last word), "choices" (endings) or "cloze" (a blank); None measures texts.
+        stride: tokens from one window to the next; None for half the context, 1 is exact.
+        context: tokens that a window reads; None for the model's context.
+        guide: windows that hold their targets, as in the perplexity guide of transformers.
+        convention: of lambada: "openai" writes curly quotes, `` and '' as plain ones, "raw" leaves them.
+        limit: the number of items to take from a task; None for all.
+        bos: whether the end-of-text id is before each text or item; None: before texts, if the tokenizer has one.
+        batch_size: windows or items at once; None for about 4,096 tokens.
+        encoding, errors: how to decode texts, as `bytes.decode` takes them; None for UTF-8 or the byte-order mark.
+        device, dtype, threads: as for `load`; float16 and bfloat16 as well.
+
+    Returns:
+        a `TextScores` (nats, bits, perplexities), or with ``task`` a `TaskScores` (accuracies in [0, 1]).
+
+    Raises:
+        GptcliError: a file cannot be read or has no item; a setting is out of range; fewer than 2 tokens to score.
+
+    Example:
+        >>> import gptcli
+        >>> scores = gptcli.evaluate("checkpoints/demo", "story.txt", stride=8)
+        >>> scores.tokens, scores.context, scores.perplexity < 2
+        (623, 16, True)
+    """
+    from gptcli.evaluation import scores
+    from gptcli.evaluation.text_measurement import WindowOptions
+
+    _check_count("batch_size", batch_size)
+    path, names = _checkpoint_of(model), _names(texts)
+    if task is None:
+        _refuse_others({"limit": limit, "convention": None if convention == "openai" else convention}, "with a task")
+        windows = WindowOptions(stride, context, guide, bos, batch_size)
+        return scores.score_texts(
+            path, names, windows, encoding=encoding, errors=errors, device=device, dtype=dtype, threads=threads
+        )
+    _refuse_others({"stride": stride, "context": context, "guide": guide or None, "encoding": encoding}, "with texts")
+    if len(names) != 1:
+        raise GptcliError(f"A task takes one file, and there are {len(names)}.", "Give one file of JSON lines.")
+    return scores.score_task(
+        path, Path(names[0]), task, convention=convention, limit=limit, bos=bool(bos), batch_size=batch_size,
+        device=device, dtype=dtype, threads=threads,
+    )  # fmt: skip
+
+
+def quantize(path: AnyPath, out: AnyPath | None = None, *, bits: Literal[8, 4] = 8, force: bool = False) -> Path:
+    """Write a copy of a float32 checkpoint whose matrices are packed in 8 or 4 bits.
+
+    Args:
+        path: the checkpoint.
+        out: the new directory; None for the old name with -int8 or -int4.
+        bits: bits of a weight; the scales of 4-bit weights are bfloat16, of 8-bit weights float32.
+        force: whether a checkpoint at ``out`` may be replaced.
+
+    Returns:
+        the new directory.
+
+    Raises:
+        GptcliError: ``bits`` is another number, the checkpoint is packed already, or ``out`` exists or cannot be
+            written.
+
+    Example:
+        >>> import gptcli
+        >>> gptcli.quantize("checkpoints/demo", "demo-int8").name
+        'demo-int8'
+    """
+    from gptcli.checkpoints import checkpoint, layout, overwrite
+    from gptcli.model.quantization import check_bits
+
+    count, source = check_bits(bits), layout.find(os.fspath(path))
+    target = Path(out) if out is not None else source.with_name(f"{source.name}-int{count}")
+    overwrite.check_output(target, force=force, inputs=[source])
+    checkpoint.create_packed(target, source, count, force)
+    return target
+
+
+def convert(
+    source: AnyPath,
+    out: AnyPath,
+    *,
+    format: "Format" = "hf",  # noqa: A002
+    dtype: "FileDtype" = "float32",
+    force: bool = False,
+) -> "Converted":
+    """Convert a model from any format that gptcli reads to one that it writes, and compare what was written.
+
+    Args:
+        source: a checkpoint of gptcli's; a directory or file of transformers, OpenAI's TensorFlow files or nanoGPT's
+            ckpt.pt; or "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" for a repository on the Hugging Face hub.
+        out: the new directory; with "gguf" the folder of the new file, or a file whose name ends in .gguf.
+        format: "hf", a checkpoint directory that transformers opens as well, or "gguf", one file for llama.cpp.
+        dtype: of the weights in the file. In GGUF, vectors (biases, norms) stay float32.
+        force: whether ``out`` may be replaced.
+
+    Returns:
+        a `Converted`: ``path`` is the new directory or file, ``config`` the model's shape.
+
+    Raises:
+        GptcliError: ``source`` is missing, damaged, hostile or no GPT-2; the hub cannot be reached; a weight does not
+            fit float16; llama.cpp does not know such a model; ``out`` exists or cannot be written.
+
+    Example:
+        >>> import gptcli
+        >>> gptcli.convert("checkpoints/demo", "half", dtype="float16").path.name
+        'half'
+    """
+    from gptcli.checkpoints.formats import convert as formats
+
+    def downloading(name: str, size: int) -> None:
+        LOG.info("Downloading %s, %d bytes", name, size)
+
+    done = formats.convert(os.fspath(source), Path(out), format, dtype, force=force, on_download=downloading)
+    for line in done.notes:
+        LOG.info(line)
+    return done
+
+
+def load_checkpoint(path: AnyPath) -> "Checkpoint":
+    """Read a checkpoint for PyTorch: its shape, its tokenizer, and its weights by OpenAI's parameter names.
+
+    Args:
+        path: the checkpoint.
+
+    Returns:
+        a `Checkpoint`; its ``model(device, dtype)`` is a `GPTModel` in eval mode, a torch module that maps token ids
+        (B, T) int64 to logits (B, T, V).
+
+    Raises:
+        GptcliError: a file is missing, damaged or contradicts another; a tensor has a wrong shape or is not finite.
+
+    Example:
+        >>> import gptcli, torch
+        >>> checkpoint = gptcli.load_checkpoint("checkpoints/demo")
+        >>> model = checkpoint.model()
+        >>> ids = torch.tensor([checkpoint.tokenizer.encode("the cat")])
+        >>> tuple(model(ids).shape) == (1, 7, checkpoint.config.vocab_size)
+        True
+    """
+    from gptcli.checkpoints import checkpoint
+
+    return checkpoint.load(checkpoint.find(os.fspath(path)))
+
+
+def save_checkpoint(
+    path: AnyPath,
+    model: "GPTModel",
+    tokenizer: "Tokenizer",
+    *,
+    training: Mapping[str, Any] | None = None,
+    dtype: "FileDtype" = "float32",
+    force: bool = False,
+) -> Path:
+    """Write a new checkpoint, which every command, `load` and transformers open. It appears whole or not at all.
+
+    Args:
+        path: the new directory.
+        model: on any device, in any dtype.
+        tokenizer: the one of the model's tokens.
+        training: facts about the training to keep in config.json, as JSON values.
+        dtype: of the weights in the file.
+        force: whether a checkpoint at ``path`` may be replaced.
+
+    Returns:
+        the directory.
+
+    Raises:
+        GptcliError: there is no such dtype; ``path`` exists or cannot be written; the tokenizer has more tokens than
+            the model.
+
+    Example:
+        >>> import gptcli
+        >>> checkpoint = gptcli.load_checkpoint("checkpoints/demo")
+        >>> gptcli.save_checkpoint("copy", checkpoint.model(), checkpoint.tokenizer).name
+        'copy'
+    """
+    import torch
+
+    from gptcli.checkpoints import checkpoint
+    from gptcli.checkpoints.formats.convert import check_dtype
+
+    check_dtype(dtype)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise GptcliError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only {model.config.vocab_size}.",
+            "Give the tokenizer of the model's tokens.",
+        )
+    where, weights = Path(path), checkpoint.to_file(model)
+    checkpoint.create_from(
+        where, model.config, weights, tokenizer, training or {}, dtype=getattr(torch, dtype), force=force
+    )
+    return where
+
+
+def _checkpoint_of(model: "AnyPath | TextModel") -> Path:
+    from gptcli.checkpoints import layout
+
+    if isinstance(model, str | os.PathLike):
+        return layout.find(os.fspath(model))
+    if model.quantize is not None:
+        raise GptcliError(
+            f"The model was packed in {model.quantize} when it was loaded, and {model.path} is not.",
+            "Write a packed checkpoint with gptcli.quantize, and evaluate that one.",
+        )
+    return model.path
+
+
+def _names(texts: AnyPath | Sequence[AnyPath]) -> list[str]:
+    if isinstance(texts, str | os.PathLike):
+        return [os.fspath(texts)]
+    return [os.fspath(text) for text in texts]
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise GptcliError(f"{name} is {value}, but it must be at least 1.", "Leave it out for the default.")
+
+
+def _refuse_others(given: Mapping[str, object], where: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise GptcliError(f"{name} goes {where} only.", f"Leave {name} out.")

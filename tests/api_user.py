@@ -1,0 +1,52 @@
+"""A program that uses every name of the public API, for ``mypy --strict``; tests/test_api.py runs it as well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import gptcli
+
+
+def speak(path: Path) -> gptcli.Completion:
+    model: gptcli.TextModel = gptcli.load(path, device="cpu", dtype="float32", quantize=None, threads=1)
+    completion = model.generate("the cat", max_new_tokens=5, temperature=0.5, top_k=3, stop=["."], seed=1)
+    pieces: Iterator[str] = model.stream("the cat", max_new_tokens=5)
+    text: str = completion.text + "".join(pieces)
+    both: list[gptcli.Completion] = model.batch([text, model.tokenizer.encode("the dog")], max_new_tokens=5)
+    ids: tuple[int, ...] = both[0].ids
+    layers: int = model.config.n_layers
+    assert len(ids) <= 5 < 5 + layers
+    return completion
+
+
+def look(path: Path) -> None:
+    checkpoint: gptcli.Checkpoint = gptcli.load_checkpoint(path)
+    model: gptcli.GPTModel = checkpoint.model()
+    logits: torch.Tensor = model(torch.tensor([checkpoint.tokenizer.encode("the cat")]))
+    assert logits.shape[-1] == checkpoint.config.vocab_size
+    saved: Path = gptcli.save_checkpoint("user/copy", model, checkpoint.tokenizer, dtype="bfloat16", force=True)
+    packed: Path = gptcli.quantize(path, "user/packed", bits=4, force=True)
+    half: Path = gptcli.convert(saved, "user/half", format="hf", dtype="float16", force=True).path
+    for each in (packed, half):
+        loss: float = gptcli.evaluate(each, ["story.txt"], stride=8).loss
+        assert loss > 0
+
+
+def main() -> None:
+    try:
+        gptcli.load("no such checkpoint")
+    except gptcli.GptcliError as error:
+        lines: tuple[str, str] = error.message, error.hint
+    shape = gptcli.GPTConfig(vocab_size=30, context_length=16, emb_dim=16, n_heads=2, n_layers=2)
+    sampling = gptcli.SamplingConfig(temperature=0.7, top_p=0.9)
+    assert (shape.head_dim, sampling.top_k, len(lines)) == (8, None, 2)
+    assert gptcli.__version__
+    event: gptcli.events.Event = gptcli.events.Noted("text")
+    assert isinstance(event, gptcli.events.Noted)
+    speak(Path("checkpoints/demo"))
+    look(Path("checkpoints/demo"))
+
+
+if __name__ == "__main__":
+    main()
