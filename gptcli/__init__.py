@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from gptcli.api import convert, evaluate, events, load, load_checkpoint, quantize, save_checkpoint
     from gptcli.checkpoints.checkpoint import Checkpoint
     from gptcli.config.model import GPTConfig
+    from gptcli.config.recipe import RecipeConfig
+    from gptcli.config.runtime import RuntimeConfig
     from gptcli.config.sampling import SamplingConfig
     from gptcli.errors import GptcliError
     from gptcli.inference.completion import Completion
     from gptcli.inference.text_model import TextModel
     from gptcli.model.gpt import GPTModel
+    from gptcli.training.session import StopTraining, resume, train
 
 __all__ = [
     "Checkpoint",
@@ -24,7 +27,10 @@ __all__ = [
     "GPTConfig",
     "GPTModel",
     "GptcliError",
+    "RecipeConfig",
+    "RuntimeConfig",
     "SamplingConfig",
+    "StopTraining",
     "TextModel",
     "__version__",
     "convert",
@@ -33,17 +39,24 @@ __all__ = [
     "load",
     "load_checkpoint",
     "quantize",
+    "resume",
     "save_checkpoint",
+    "train",
 ]
 
-_CLASSES = {
+_HOMES = {
     "Checkpoint": "gptcli.checkpoints.checkpoint",
     "Completion": "gptcli.inference.completion",
     "GPTConfig": "gptcli.config.model",
     "GPTModel": "gptcli.model.gpt",
     "GptcliError": "gptcli.errors",
+    "RecipeConfig": "gptcli.config.recipe",
+    "RuntimeConfig": "gptcli.config.runtime",
     "SamplingConfig": "gptcli.config.sampling",
+    "StopTraining": "gptcli.training.session",
     "TextModel": "gptcli.inference.text_model",
+    "resume": "gptcli.training.session",
+    "train": "gptcli.training.session",
 }
 
 if not TYPE_CHECKING:  # a type checker then knows each name, and no other
@@ -53,7 +66,7 @@ if not TYPE_CHECKING:  # a type checker then knows each name, and no other
 
         if name not in __all__:
             raise AttributeError(f"module 'gptcli' has no attribute {name!r}")
-        value = getattr(import_module(_CLASSES.get(name, "gptcli.api")), name)
+        value = getattr(import_module(_HOMES.get(name, "gptcli.api")), name)
         globals()[name] = value
         return value
 

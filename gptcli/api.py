@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.training import events as events
 
 if TYPE_CHECKING:
@@ -338,10 +338,10 @@ def _names(texts: AnyPath | Sequence[AnyPath]) -> list[str]:
 
 def _check_count(name: str, value: int | None) -> None:
     if value is not None and value < 1:
-        raise GptcliError(f"{name} is {value}, but it must be at least 1.", "Leave it out for the default.")
+        raise SettingError(f"{{{name}}} is {value}, but it must be at least 1.", "Leave it out for the default.")
 
 
 def _refuse_others(given: Mapping[str, object], where: str) -> None:
     for name, value in given.items():
         if value is not None:
-            raise GptcliError(f"{name} goes {where} only.", f"Leave {name} out.")
+            raise SettingError(f"{{{name}}} goes {where} only.", f"Leave {{{name}}} out.")

@@ -33,6 +33,25 @@ def look(path: Path) -> None:
         assert loss > 0
 
 
+def train() -> None:
+    steps: list[int] = []
+
+    def watch(event: gptcli.events.Event) -> None:
+        if isinstance(event, gptcli.events.Stepped):
+            steps.append(event.step)
+            if event.step == 2:
+                raise gptcli.StopTraining
+
+    recipe = gptcli.RecipeConfig(max_steps=4, learning_rate=1e-3)
+    runtime = gptcli.RuntimeConfig(device="cpu", threads=1, keep=1)
+    shape = gptcli.GPTConfig(context_length=16, emb_dim=16, n_heads=2, n_layers=1)
+    run: Path = gptcli.train(
+        "story.txt", "user/run", model=shape, tokenizer="char", recipe=recipe, runtime=runtime, on_event=watch
+    )
+    assert gptcli.resume(run, on_event=watch, max_steps=5, threads=1) == run
+    assert steps == [0, 1, 2, 3, 4]
+
+
 def main() -> None:
     try:
         gptcli.load("no such checkpoint")
@@ -46,6 +65,7 @@ def main() -> None:
     assert isinstance(event, gptcli.events.Noted)
     speak(Path("checkpoints/demo"))
     look(Path("checkpoints/demo"))
+    train()
 
 
 if __name__ == "__main__":

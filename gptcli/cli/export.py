@@ -6,9 +6,6 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import options, render
-from gptcli.errors import GptcliError, nearest
-
-_FORMATS = ("hf", "gguf")
 
 
 def export(
@@ -24,10 +21,6 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Write a checkpoint in another dtype or format, read it back and compare it."""
-    options.check_file_dtype(dtype)
-    if format_name not in _FORMATS:
-        raise GptcliError(f"There is no --format {format_name!r}.", nearest(format_name, _FORMATS))
-
     from gptcli.checkpoints import layout
     from gptcli.checkpoints.formats.convert import convert
 

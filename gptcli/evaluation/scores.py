@@ -9,7 +9,7 @@ from typing import Any, get_args
 from gptcli.checkpoints import checkpoint
 from gptcli.data import documents
 from gptcli.device import placement
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import SettingError, nearest
 from gptcli.evaluation import task_files, task_run, tasks
 from gptcli.evaluation.task_files import Convention, Task
 from gptcli.evaluation.tasks import Figure
@@ -117,9 +117,9 @@ def score_task(
     """
     for name, value, choices in (("task", task, get_args(Task)), ("convention", convention, get_args(Convention))):
         if value not in choices:
-            raise GptcliError(f"There is no {name} {value!r}.", nearest(str(value), choices))
+            raise SettingError(f"There is no {{{name}}} {value!r}.", nearest(str(value), choices))
     if limit is not None and limit < 1:
-        raise GptcliError(f"limit is {limit}, but it must be at least 1.", "Leave it out for every item.")
+        raise SettingError(f"{{limit}} is {limit}, but it must be at least 1.", "Leave it out for every item.")
     placed = placement.choose(device, dtype)
     placement.set_threads(threads)
     items = task_files.read_items(file, task, convention, limit)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from random import SystemRandom
 from typing import TypedDict, get_args
 
 from gptcli.config.sampling import Overflow
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.inference import streaming
 from gptcli.inference.streaming import FinishReason
 
@@ -98,11 +98,13 @@ def with_defaults(settings: Settings) -> Settings:
     for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("candidates", 0)):
         value = values[name]  # type: ignore[literal-required]
         if value < least:
-            raise GptcliError(f"{name} is {value}, but it must be at least {least}.", "Leave it out for the default.")
-    if values["min_new_tokens"] > values["max_new_tokens"]:
-        raise GptcliError(
-            f"min_new_tokens {values['min_new_tokens']} is more than max_new_tokens {values['max_new_tokens']}.",
-            "Raise the one or lower the other.",
+            raise SettingError(
+                f"{{{name}}} is {value}, but it must be at least {least}.", "Leave it out for the default."
+            )
+    least, most = values["min_new_tokens"], values["max_new_tokens"]
+    if least > most:
+        raise SettingError(
+            f"{{min_new_tokens}} {least} is more than {{max_new_tokens}} {most}.", "Raise the one or lower the other."
         )
     if values["overflow"] not in get_args(Overflow):
         raise GptcliError(

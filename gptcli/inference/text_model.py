@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from gptcli.checkpoints import layout
 from gptcli.config.sampling import SamplingConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.inference import drafting, speculative, streaming
 from gptcli.inference.batch import completions
 from gptcli.inference.completion import Completion, Prompt, Settings, completion_of, stop_texts, with_defaults
@@ -150,7 +150,7 @@ class TextModel:
             [' sat on', ' sat on']
         """
         if batch_size < 1:
-            raise GptcliError(f"batch_size is {batch_size}, but it must be at least 1.", "Leave it out for 8.")
+            raise SettingError(f"{{batch_size}} is {batch_size}, but it must be at least 1.", "Leave it out for 8.")
         if settings.get("draft", "auto") not in ("auto", "none"):
             raise GptcliError("A batch takes no draft.", "Leave draft out, or generate the prompts one by one.")
         if isinstance(prompts, str):
@@ -163,10 +163,11 @@ class TextModel:
             replace(request, seed=request.seed + number)
             for number, request in enumerate(self._request(prompt, values) for prompt in prompts)
         ]
+        layer = self._checked_layer(values)
         with self._lock:
             self._finish_active()
             self._set_threads()
-            decoder = self._open(slots=min(batch_size, len(requests), 128), contrast=values["contrast_layer"])
+            decoder = self._open(slots=min(batch_size, len(requests), 128), contrast=layer)
             found = list(completions(decoder, requests, stops, self.tokenizer))
         return [completion_of(text, request.seed) for text, request in zip(found, requests, strict=True)]
 
@@ -192,10 +193,10 @@ class TextModel:
             values["overflow"], values["candidates"],
         )  # fmt: skip
         if request.overflow == "error" and len(ids) + request.max_new_tokens > self.config.context_length + 1:
-            raise GptcliError(
+            raise SettingError(
                 f"{len(ids)} prompt tokens and {request.max_new_tokens} new ones are more than the model's context of "
                 f"{self.config.context_length}.",
-                'Shorten the prompt, lower max_new_tokens, or let overflow="slide" drop the oldest tokens.',
+                "Shorten the prompt, lower {max_new_tokens}, or let {overflow} slide drop the oldest tokens.",
             )
         return request
 
@@ -203,15 +204,21 @@ class TextModel:
         values = with_defaults(settings)
         request = self._request(prompt, values)
         drafting.check_draft(values["draft"], self.path, self._bits)
-        layer = values["contrast_layer"]
-        if layer is not None and not 1 <= layer < self.config.n_layers:
-            raise GptcliError(
-                f"contrast_layer is {layer}, but the model has layers 1 to {self.config.n_layers}, and the last is the "
-                "one to compare with.",
-                "Give an earlier layer, or leave contrast_layer out.",
-            )
+        if values["draft"] not in drafting.DRAFTS:
+            layout.find(values["draft"])
+        layer = self._checked_layer(values)
         tokens = self._tokens(request, layer, values["draft"])
         return _Text(tokens, request, self.tokenizer, stop_texts(values))
+
+    def _checked_layer(self, values: Settings) -> int | None:
+        layer = values["contrast_layer"]
+        if layer is not None and not 1 <= layer < self.config.n_layers:
+            raise SettingError(
+                f"{{contrast_layer}} is {layer}, but the model has layers 1 to {self.config.n_layers}, and the last is "
+                "the one to compare with.",
+                "Give an earlier layer, or leave {contrast_layer} out.",
+            )
+        return layer
 
     def _set_threads(self) -> None:
         """torch counts the CPU threads of each thread that computes."""

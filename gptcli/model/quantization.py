@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 
 Bits = Literal[8, 4]
 GROUP = 32
@@ -152,15 +152,15 @@ Tensors = Mapping[str, NDArray[Any] | Packed]
 
 
 def check_bits(bits: int) -> Bits:
-    """``--bits``, checked.
+    """The bits of a packed weight, checked.
 
     Raises:
-        GptcliError: neither 8 nor 4.
+        SettingError: neither 8 nor 4.
     """
     if bits == 8:
         return 8
     if bits == 4:
         return 4
-    raise GptcliError(
-        f"--bits is {bits}, but weights can be packed in 8 or 4.", "8 loses next to nothing; 4 is smaller."
+    raise SettingError(
+        f"{{bits}} is {bits}, but weights can be packed in 8 or 4.", "8 loses next to nothing; 4 is smaller."
     )

@@ -12,7 +12,7 @@ from gptcli.checkpoints import checkpoint, formats, layout, overwrite, safetenso
 from gptcli.checkpoints.formats import gguf_file
 from gptcli.checkpoints.layout import CONFIG, WEIGHTS
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.tokenizers import Tokenizer
 
 Format = Literal["hf", "gguf"]
@@ -87,7 +87,7 @@ def convert(
             dtype; ``out`` exists; it cannot be written, or what was read back differs.
     """
     if format not in get_args(Format):
-        raise GptcliError(f"There is no format {format!r}.", nearest(str(format), get_args(Format)))
+        raise SettingError(f"There is no {{format}} {format!r}.", nearest(str(format), get_args(Format)))
     check_dtype(dtype)
     on_hub = str(source).startswith(HUB)
     path = Path() if on_hub else _find(source)
@@ -113,7 +113,7 @@ def convert(
 def check_dtype(dtype: str) -> None:
     """Raise GptcliError unless weights can be written in ``dtype``."""
     if dtype not in get_args(FileDtype):
-        raise GptcliError(f"There is no dtype {dtype!r} for files.", nearest(str(dtype), get_args(FileDtype)))
+        raise SettingError(f"There is no {{dtype}} {dtype!r} for files.", nearest(str(dtype), get_args(FileDtype)))
 
 
 def _find(source: str | Path) -> Path:
@@ -177,7 +177,7 @@ def _check_range(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         largest = float(tensor.abs().max())
         if largest > _LARGEST_FLOAT16:
-            raise GptcliError(
+            raise SettingError(
                 f"{path}: {name} holds {largest:.4g}, and float16 ends at {_LARGEST_FLOAT16:.0f}.",
-                "Take dtype bfloat16, which reaches as far as float32.",
+                "Take {dtype} bfloat16, which reaches as far as float32.",
             )
