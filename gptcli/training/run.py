@@ -1,7 +1,7 @@
 """A training run: the settings that depend on the machine, its model, its directory, and its events."""
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 
 from gptcli.checkpoints import checkpoint, run_lock
 from gptcli.checkpoints.checkpoint import Checkpoint
-from gptcli.checkpoints.layout import LOSS_PICTURE, METRICS
 from gptcli.config.fields import as_dict
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
@@ -24,18 +23,18 @@ from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model import cost
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
-from gptcli.training import batch_size, block_compiler, distributed, loss_plots, samples, tensorboard, trainer
+from gptcli.training import batch_size, block_compiler, distributed, samples, tensorboard, trainer
 from gptcli.training.distributed import World
-from gptcli.training.events import Evaluated, Event
+from gptcli.training.events import Event, RolledBack, Saved, Skipped, Stepped
 from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot, Store
+from gptcli.training.subscribers import LossPicture, Metrics, Subscriber, Subscribers
 
 
 class Run:
     """A run from its opened corpus to its finished directory.
 
-    The caller enters `prepared`, then calls `begin` (makes the model and the directory), `events` (trains) and `finish`
-    (plots the losses).
+    The caller enters `prepared`, then calls `begin`, which makes the model and the directory, and `train`.
 
     Args:
         path: the run's directory.
@@ -56,6 +55,7 @@ class Run:
         placement: the device and dtype; ``threads`` is the number of CPU threads.
         plan: the numbers of windows and steps.
         first_step: the first step of this session, 0 for a new run.
+        step: steps that are done.
         sample_ids: token ids of the samples' prompt; empty where no samples are drawn.
 
         Once `prepared` is entered:
@@ -68,7 +68,7 @@ class Run:
 
         After `begin`:
         peak: the peak FLOP/s of the device; None where it is not known, and in every process but the first.
-        model: on its device; `events` trains it in place.
+        model: on its device; `train` trains it in place.
 
     Raises:
         GptcliError: there is no such device, a GPU does not support the dtype, the batch is no multiple of the number
@@ -119,6 +119,7 @@ class Run:
         if runtime.sample_every:
             self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
+        self.step = self.first_step
         self._lock = ExitStack()
 
     @contextmanager
@@ -174,49 +175,56 @@ class Run:
             if no_locks is not None:
                 self.warn(no_locks)
 
-    def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
-        """Train; write metrics.jsonl and TensorBoard's event files as events occur.
+    def train(
+        self,
+        subscribers: Sequence[Subscriber] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        is_urgent: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Train to the end; write metrics.jsonl and TensorBoard's event files, and plot the losses of all sessions.
 
         Args:
+            subscribers: follow the run besides those that write its files.
             should_stop: called before every step; True ends the session: a save, then a last evaluation.
-
-        Yields:
-            the events of `trainer.train`. A caller that stops after the `Saved` loses only the last evaluation.
+            is_urgent: called after every save; True ends the session there, without an evaluation.
 
         Raises:
-            GptcliError: training diverged, or a file cannot be written.
+            GptcliError: training diverged, or a snapshot cannot be written.
+        """
+        files: list[Subscriber] = []
+        if self.world.is_first:
+            files = [Metrics(self.path)]
+            files += [tensorboard.EventFiles(self.path, self.first_step)] if self.runtime.log == "tensorboard" else []
+            files += [LossPicture(self.path, self.plan.steps_per_epoch * self.plan.tokens_per_step)]
+        following = Subscribers([*files, *subscribers], self.warn)
+        with following.started(), closing(self.events(should_stop)) as events:
+            for event in events:
+                if isinstance(event, Stepped | Skipped):
+                    self.step = event.step + 1
+                elif isinstance(event, RolledBack):
+                    self.step = event.step
+                following.publish(event)
+                if isinstance(event, Saved) and is_urgent():
+                    break
+
+    def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
+        """The events of `trainer.train`, which trains as they are taken; for `train`, and for tests.
+
+        A caller that stops after a `Saved` loses only the last evaluation.
         """
         runtime = replace(self.runtime, compile=self.compiles)
         peak = self.peak.flops * self.world.size if self.peak else None
-        with_log = runtime.log == "tensorboard" and self.world.is_first
-        with closing(tensorboard.EventLog(self.path, self.first_step)) if with_log else nullcontext() as log:
-            for event in trainer.train(
-                self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world, peak
-            ):
-                if isinstance(event, Evaluated) and self.world.is_first:
-                    checkpoint.append_metrics(self.path, asdict(event))
-                if log is not None:
-                    log.record(event)
-                yield event
+        yield from trainer.train(
+            self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world, peak
+        )
 
-    def finish(self) -> None:
-        """Plot the losses of all sessions as a PNG in the run's directory."""
-        if self.world.is_first and (self.path / METRICS).exists():
-            rows, per_epoch = checkpoint.read_metrics(self.path), self.plan.steps_per_epoch * self.plan.tokens_per_step
-            loss_plots.draw_losses(rows, per_epoch, self.path / LOSS_PICTURE, title=self.path.name)
-
-    def is_sampled(self, epoch: int) -> bool:
-        """Whether a sample is due at the end of ``epoch``, and this process can generate it."""
+    def sampler(self, show: Callable[[str], None]) -> samples.Sampler | None:
+        """The subscriber that hands sample texts to ``show``, each on one line; None where this process draws none."""
         # A sharded model cannot generate in one process: each forward pass gathers weights from all.
-        can = self.world.is_first and not self.runtime.shard
-        return can and bool(self.sample_ids) and epoch % self.runtime.sample_every == 0
-
-    def sample(self) -> str:
-        """The model's greedy continuation of the samples' prompt, on one line."""
-        self.model.eval()
-        text = samples.sample(self.model, self.sample_ids, self.tokenizer, self.recipe.seed)
-        self.model.train()
-        return text
+        if not (self.world.is_first and self.sample_ids) or self.runtime.shard:
+            return None
+        every, seed = self.runtime.sample_every, self.recipe.seed
+        return samples.Sampler(self.model, self.tokenizer, self.sample_ids, every, seed, show)
 
     def known_prompt(self) -> str:
         """A prompt that the tokenizer can encode: that of the samples, else a word of the text."""

@@ -10,6 +10,7 @@ from gptcli.inference.sampling import Drawable
 from gptcli.inference.speculative import NgramDrafter
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
+from gptcli.training.events import EpochEnded, Event
 
 TOKENS = 50
 
@@ -35,14 +36,54 @@ def known_prompt(prompt: str, tokenizer: Tokenizer, corpus: Corpus) -> str:
     return next((word for word in beginning.split() if not word.startswith("-")), beginning)
 
 
-def sample(model: GPTModel, ids: list[int], tokenizer: Tokenizer, seed: int) -> str:
-    """``ids`` and their greedy continuation as text, on one line; or the reason why it cannot be decoded."""
-    tokens = generate(
-        model, ids, max_new_tokens=TOKENS, sampling=SamplingConfig(temperature=0.0), seed=seed,
-        eot_id=tokenizer.eot_id, drafter=NgramDrafter(),  # early models repeat n-grams
-        drawable=Drawable.of(tokenizer),
-    )  # fmt: skip
-    try:
-        return " ".join(tokenizer.decode([*ids, *(token.id for token in tokens)]).split())
-    except GptcliError as error:  # a sample that cannot be decoded must not end the run
-        return f"No sample: {error.message}"
+class Sampler:
+    """The model's greedy continuation of a prompt at the end of every so many epochs.
+
+    Args:
+        model: in train mode between two events; a sample leaves it and the random numbers of training as they are.
+        tokenizer: of ``ids``.
+        ids: the prompt.
+        every: epochs from one sample to the next.
+        seed: of the decoder.
+        show: called with each text, on one line.
+    """
+
+    name = "The samples"
+
+    def __init__(
+        self, model: GPTModel, tokenizer: Tokenizer, ids: list[int], every: int, seed: int, show: Callable[[str], None]
+    ) -> None:
+        self.model, self.tokenizer, self.ids, self.every, self.seed, self.show = (
+            model,
+            tokenizer,
+            ids,
+            every,
+            seed,
+            show,
+        )
+
+    def start(self) -> None:
+        pass
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.epoch % self.every == 0:
+            self.show(self.sample())
+
+    def end(self) -> None:
+        pass
+
+    def sample(self) -> str:
+        """The prompt and its continuation, on one line; or the reason why it cannot be decoded."""
+        self.model.eval()
+        try:
+            tokens = list(generate(  # to the end, in eval mode
+                self.model, self.ids, max_new_tokens=TOKENS, sampling=SamplingConfig(temperature=0.0), seed=self.seed,
+                eot_id=self.tokenizer.eot_id, drafter=NgramDrafter(),  # early models repeat n-grams
+                drawable=Drawable.of(self.tokenizer),
+            ))  # fmt: skip
+        finally:
+            self.model.train()
+        try:
+            return " ".join(self.tokenizer.decode([*self.ids, *(token.id for token in tokens)]).split())
+        except GptcliError as error:  # bytes that are no text: the next sample may be one
+            return f"No sample: {error.message}"

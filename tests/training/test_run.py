@@ -1,6 +1,5 @@
 """A run without the command line: the same bytes, the same events, and not a word on a stream."""
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,32 @@ def open_run(path: Path, story: Path, callbacks: Callbacks, **settings: Any) -> 
     )  # fmt: skip
 
 
-def train(run: Run) -> list[Any]:
+class Listener:
+    """Keeps every event."""
+
+    name = "The listener"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.events: list[Any] = []
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def on(self, event: Any) -> None:
+        self.events.append(event)
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+
+def train(run: Run, *subscribers: Any) -> list[Any]:
+    listener = Listener()
     with run.prepared():
         run.begin()
-        events = list(run.events())
-        run.finish()
-    return events
+        run.train([*subscribers, listener])
+    assert listener.calls == ["start", "end"]
+    return listener.events
 
 
 def test_a_run_and_its_resuming_say_nothing_and_give_the_command_s_bytes(
@@ -65,25 +84,81 @@ def test_a_sample_leaves_the_run_as_it_is(tmp_path: Path, story: Path) -> None:
     losses = []
     for name in ("with", "without"):
         run = open_run(tmp_path / name, story, Callbacks(), epochs=2, eval_every=100)
-        found = []
+        texts: list[str] = []
+        listener = Listener()
         with run.prepared():
             run.begin()
-            for event in run.events():
-                if isinstance(event, EpochEnded) and run.is_sampled(event.epoch) and name == "with":
-                    assert run.sample()
-                if isinstance(event, Stepped):
-                    found.append(event.loss)
-        losses.append(found)
+            sampler = run.sampler(texts.append)
+            assert sampler is not None
+            run.train([listener, sampler] if name == "with" else [listener])
+        assert len(texts) == (2 if name == "with" else 0)
+        losses.append([event.loss for event in listener.events if isinstance(event, Stepped)])
     assert losses[0] == losses[1]
+
+
+class Raising(Listener):
+    """Raises at its first event of one kind, or at its start or end."""
+
+    def __init__(self, at: Any) -> None:
+        super().__init__()
+        self.at = at
+
+    def start(self) -> None:
+        if self.at == "start":
+            raise RuntimeError("no room")
+
+    def on(self, event: Any) -> None:
+        if isinstance(self.at, type) and isinstance(event, self.at):
+            raise RuntimeError("no room")
+
+    def end(self) -> None:
+        if self.at == "end":
+            raise RuntimeError("no room")
+
+
+def test_a_subscriber_that_raises_costs_the_run_nothing(tmp_path: Path, story: Path) -> None:
+    written = set()
+    for at in (None, "start", Stepped, Evaluated, EpochEnded, Saved, "end"):
+        path, lines = tmp_path / getattr(at, "__name__", str(at)), []
+        run = open_run(path, story, Callbacks(warn=lines.append), epochs=1, eval_every=20, save_every=20)
+        events = train(run, Raising(at))
+        assert lines == ([] if at is None else ["The listener: dropped, and the run goes on. RuntimeError: no room"])
+        assert isinstance(events[-1], Saved)
+        assert (path / "loss.png").exists()
+        rows = [row["step"] for row in checkpoint.read_metrics(path)]
+        written.add(((path / "model.safetensors").read_bytes(), tuple(rows)))
+    assert len(written) == 1
+
+
+def test_metrics_and_picture_that_cannot_be_written_cost_the_run_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: Path
+) -> None:
+    lines: list[str] = []
+
+    def full(path: Path, row: Any) -> None:
+        raise checkpoint.cannot_write(path / "metrics.jsonl", OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(checkpoint, "append_metrics", full)
+    run = open_run(tmp_path / "run", story, Callbacks(warn=lines.append), max_steps=3, sample_every=0)
+    with run.prepared():
+        run.begin()
+        (tmp_path / "run/metrics.jsonl").write_text("{}\n", encoding="utf-8")
+        (tmp_path / "run/loss.png").mkdir()
+        run.train()
+    assert [line.split(":")[0] for line in lines] == ["metrics.jsonl", "The loss picture"]
+    assert "No space left on device" in lines[0]
+    assert checkpoint.load(tmp_path / "run").tokenizer.kind == "char"
 
 
 def test_whoever_leaves_early_can_go_on(tmp_path: Path, story: Path) -> None:
     run = open_run(tmp_path / "run", story, Callbacks(), eval_every=100, save_every=2, sample_every=0)
     with run.prepared():
         run.begin()
-        with closing(run.events()) as events:
-            saved = next(event for event in events if isinstance(event, Saved) and event.step >= 2)
-        run.finish()
+        listener = Listener()
+        run.train([listener], is_urgent=lambda: run.step >= 2)
+    saved = listener.events[-1]
+    assert isinstance(saved, Saved)
+    assert saved.step == run.step
     with resume.resumed(tmp_path / "run", HERE, world=ALONE, callbacks=Callbacks()) as resumed:
         assert resumed.first_step == saved.step
 
