@@ -96,7 +96,7 @@ def test_an_event_that_fails_is_logged_and_the_run_goes_on(caplog: pytest.LogCap
 
     assert step(train(on_event=fails)) == 6
     assert len(calls) == 1
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no room" in caplog.text
 
 

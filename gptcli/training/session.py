@@ -4,7 +4,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
@@ -183,27 +182,42 @@ def resume(
         return _trained(lambda: resumed, on_event)
 
 
+class _Callback:
+    """``on_event`` as a subscriber, and whether it has asked to stop."""
+
+    name = "on_event"
+
+    def __init__(self, on_event: Callable[[events.Event], object] | None) -> None:
+        self.on_event, self.stopped = on_event, False
+
+    def start(self) -> None:
+        pass
+
+    def on(self, event: events.Event) -> None:
+        try:
+            if self.on_event is not None:
+                self.on_event(event)
+        except StopTraining:
+            self.stopped = True
+        except Exception:
+            LOG.debug("on_event failed", exc_info=True)  # the warning has no traceback
+            raise
+
+    def end(self) -> None:
+        pass
+
+
 def _trained(make_run: Callable[[], Run], on_event: Callable[[events.Event], object] | None) -> Path:
     """Train until the end or `StopTraining`."""
     if not _TRAINING.acquire(blocking=False):
         raise GptcliError("Another run trains in this process.", "Train one after the other, or in two processes.")
-    stopped = False
+    callback = _Callback(on_event)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             run = make_run()
             with run.prepared():
                 run.begin()
-                with closing(run.events(lambda: stopped)) as found:
-                    for event in found:
-                        try:
-                            if on_event is not None:
-                                on_event(event)
-                        except StopTraining:
-                            stopped = True
-                        except Exception:
-                            LOG.exception("on_event failed, and is not called again")
-                            on_event = None
-                run.finish()
+                run.train([] if on_event is None else [callback], lambda: callback.stopped)
             return run.path
     finally:
         _TRAINING.release()
