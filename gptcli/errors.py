@@ -31,14 +31,16 @@ class SettingError(GptcliError):
 
     def __init__(self, message: str, hint: str) -> None:
         self.templates = message, hint
-        super().__init__(*(_named(line, str) for line in self.templates))
+        super().__init__(*(with_names(line, str) for line in self.templates))
 
-    def named(self, name_of: Callable[[str], str]) -> GptcliError:
-        """The same error where a field is called ``name_of(field)``."""
-        return GptcliError(*(_named(line, name_of) for line in self.templates))
+    def named(self, name_of: Callable[[str], str], in_hint: Callable[[str], str]) -> GptcliError:
+        """The same error where a field is called ``name_of(field)`` in the message, and ``in_hint(field)`` after it."""
+        message, hint = self.templates
+        return GptcliError(with_names(message, name_of), with_names(hint, in_hint))
 
 
-def _named(line: str, name_of: Callable[[str], str]) -> str:
+def with_names(line: str, name_of: Callable[[str], str]) -> str:
+    """``line`` with ``name_of(field)`` for every ``{field}``."""
     return re.sub(r"\{([a-z][a-z_0-9]*)\}", lambda found: name_of(found[1]), line)
 
 

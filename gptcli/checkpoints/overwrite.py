@@ -19,6 +19,7 @@ from gptcli.checkpoints.layout import (
     LOSS_PICTURE,
     METRICS,
     OPTIMIZER,
+    SETTINGS,
     SNAPSHOTS,
     STATE,
     TOKENIZER_FILES,
@@ -66,7 +67,7 @@ OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, STATE, *TOKENIZER
 CHECKPOINT = Kind(
     "a checkpoint of gptcli's",
     re.compile(
-        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, *TOKENIZER_FILES)}|{LOCKS}"
+        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, SETTINGS, *TOKENIZER_FILES)}|{LOCKS}"
         rf"|{SNAPSHOTS}/(?:{_STEP}/(?:{OF_A_SNAPSHOT.pattern})?)?"
         rf"|{EVENT_FILES}/(?:events\.out\.tfevents\.[^/]+)?"
     ),

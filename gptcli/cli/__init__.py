@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gptcli import __version__
-from gptcli.cli import render, streams
+from gptcli.cli import render, settings_command, streams
 from gptcli.cli.lazy import LazyCommand
-from gptcli.errors import GptcliError, SettingError
+from gptcli.errors import GptcliError
 
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -57,8 +58,19 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
 }
 
+
+class Group(TyperGroup):
+    """All commands; help shows no type of an option that takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [settings_command.show_no_type(each) for each in super().get_params(ctx)]
+
+
 app = typer.Typer(
-    name="gptcli", help="Train, run and open up GPT-2-class language models.", **SETTINGS | {"add_completion": True}
+    cls=Group,
+    name="gptcli",
+    help="Train, run and open up GPT-2-class language models.",
+    **SETTINGS | {"add_completion": True},
 )
 
 
@@ -99,9 +111,6 @@ def _run(words: Sequence[str]) -> int:
     try:
         code = group.main(list(words) or ["--help"], prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
-    except SettingError as error:
-        render.fail(error.named(_option))
-        return 2
     except GptcliError as error:
         render.fail(error)
         return 2
@@ -117,11 +126,6 @@ def _run(words: Sequence[str]) -> int:
         render.fail(error.told())
         return 2
     return code if isinstance(code, int) else 0
-
-
-def _option(name: str) -> str:
-    """What a setting is called on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _as_user_error(error: typer.TyperException, args: Sequence[str]) -> GptcliError:

@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
+
+from gptcli.cli import settings
 
 
 class LazyCommand(TyperCommand):
@@ -24,9 +25,9 @@ class LazyCommand(TyperCommand):
     def load(self) -> Any:
         """Import the function, and build the command with its parameters."""
         function = (self.name or "").replace("-", "_")
-        alone = typer.Typer(**self.settings)
-        alone.command(self.name)(getattr(import_module(f"gptcli.cli.{function}"), function))
-        return typer.main.get_command(alone)
+        return settings.build(
+            getattr(import_module(f"gptcli.cli.{function}"), function), self.name or "", self.settings
+        )
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """The context of the command itself; typer asks for it when it runs, explains or completes a command."""

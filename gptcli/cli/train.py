@@ -1,57 +1,48 @@
 """gptcli train: a text in, a checkpoint out."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options, prepare, render, training_view
-from gptcli.config.fields import duration as seconds
-from gptcli.config.model import PRESETS, GPTConfig
+from gptcli.cli import options, prepare, render, settings_command, training_view
+from gptcli.config.fields import as_dict
+from gptcli.config.model import PRESETS, GPTConfig, ShapeChanges
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
-from gptcli.errors import GptcliError
+from gptcli.config.text import TextConfig
+from gptcli.errors import GptcliError, SettingError
 
 if TYPE_CHECKING:
     from gptcli.data.open import Callbacks
     from gptcli.training.distributed import World
 
-DEFAULTS, RUNTIME = RecipeConfig(), RuntimeConfig()
-OF_THIS_PROCESS = {"resume", "quiet", "verbose", "debug"}  # no settings of the run
+OF_THIS_PROCESS = {"resume", "quiet", "verbose", "debug", "texts_sha256"}  # no settings of the run
 COURSE_MODEL: dict[str, Any] = {"drop_rate": 0.1, "qkv_bias": False, "tie_weights": False}
 
 model_option = partial(typer.Option, rich_help_panel="Model")
-training_option = partial(typer.Option, rich_help_panel="Training")
-watching_option = partial(typer.Option, rich_help_panel="Watching")
-saving_option = partial(typer.Option, rich_help_panel="Saving and going on")
-speed_option = partial(typer.Option, rich_help_panel="Memory, speed, processes")
-text_option = partial(typer.Option, rich_help_panel="Text")
 
 
-def duration(text: str) -> float:
-    """Seconds of 90s, 10m, 2h or a plain number of seconds."""
+def step_windows(text: str) -> int | str:
+    """The number of windows of 12, or auto:12 for auto:12; auto stands for auto: and the default number."""
+    number = text.removeprefix("auto").removeprefix(":") if text == "auto" or text.startswith("auto:") else text
     try:
-        return seconds(text)
+        count = int(number) if number else RecipeConfig.batch_size
     except ValueError:
-        raise GptcliError(f"--max-time is {text!r}, which is no duration.", "Give 90s, 10m or 2h.") from None
-
-
-def step_windows(text: str) -> tuple[int, bool]:
-    """Windows a step of 12, auto or auto:12, and whether to find out how many of them fit into memory at once."""
-    automatic = text == "auto" or text.startswith("auto:")
-    number = text.removeprefix("auto").removeprefix(":") if automatic else text
-    try:
-        return (int(number) if number else DEFAULTS.batch_size), automatic
-    except ValueError:
-        raise GptcliError(
-            f"--batch-size is {text!r}, which is no number of windows.", "Give a number, auto, or auto:64."
+        raise SettingError(
+            f"{{batch_size}} is {text!r}, which is no number of windows.", "Give a number, auto, or auto:64."
         ) from None
+    return count if number == text else f"auto:{count}"
 
 
 def train(
     context: typer.Context,
+    model: ShapeChanges,
+    recipe: RecipeConfig,
+    runtime: RuntimeConfig,
+    text: TextConfig,
     texts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -67,137 +58,33 @@ def train(
         Path | None, typer.Option("--init-from", help="Go on from this checkpoint's weights, tokenizer and shape.")
     ] = None,
     resume: Annotated[
-        Path | None, saving_option("--resume", metavar="RUN", help="Go on with this run as if it had never stopped.")
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            rich_help_panel="Saving and going on",
+            help="Go on with this run as if it had never stopped.",
+        ),
     ] = None,
-    save_every: Annotated[
-        int | None,
-        saving_option("--save-every", help="Steps between snapshots; by default as often as it takes 2% of the time."),
-    ] = None,
-    keep: Annotated[
-        int, saving_option("--keep", help="Newest snapshots to keep, besides the one with the best validation loss.")
-    ] = RUNTIME.keep,
     size: Annotated[
         str | None, model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default).")
     ] = None,
     tokenizer: Annotated[
         str | None, model_option("--tokenizer", help="gpt2, char, byte or word (gpt2 by default).")
     ] = None,
-    context_length: Annotated[
-        int | None,
-        model_option("--context-length", help=f"Tokens the model sees at once ({DEFAULTS.context_length} by default)."),
-    ] = None,
-    emb_dim: Annotated[int | None, model_option("--emb-dim", help="Width; the preset's by default.")] = None,
-    n_heads: Annotated[int | None, model_option("--n-heads", help="Attention heads; the preset's by default.")] = None,
-    n_layers: Annotated[
-        int | None, model_option("--n-layers", help="Transformer blocks; the preset's by default.")
-    ] = None,
-    drop_rate: Annotated[float | None, model_option("--drop-rate", help="Dropout (0.1 by default).")] = None,
-    qkv_bias: Annotated[
-        bool | None, model_option("--qkv-bias/--no-qkv-bias", help="Bias in the qkv projection (off by default).")
-    ] = None,
-    tie_weights: Annotated[
-        bool | None,
-        model_option("--tie-weights/--no-tie-weights", help="Token embedding as output head (off by default)."),
-    ] = None,
-    init: Annotated[
-        str, model_option("--init", help="First weights: course (torch's defaults) or gpt2 (std 0.02).")
-    ] = DEFAULTS.init,
-    epochs: Annotated[int, training_option("--epochs", help="Times through the text.")] = DEFAULTS.epochs,
-    max_steps: Annotated[
-        int | None, training_option("--max-steps", help="Stop after so many steps, whatever --epochs says.")
-    ] = None,
-    max_time: Annotated[
-        float | None,
-        training_option("--max-time", parser=duration, metavar="TIME", help="Stop after so long, as in 90s, 10m, 2h."),
-    ] = None,
-    early_stop: Annotated[
-        int | None, training_option("--early-stop", help="Stop after N evaluations without a better validation loss.")
-    ] = None,
     batch_size: Annotated[
-        str,
-        training_option(
+        Any,
+        typer.Option(
             "--batch-size",
+            parser=step_windows,
             metavar="N|auto|auto:N",
+            rich_help_panel="Training",
             help="Windows a step. auto: computed in as few parts as memory has room for, 4 windows in all or N.",
         ),
-    ] = str(DEFAULTS.batch_size),
-    stride: Annotated[
-        int | None, training_option("--stride", help="Tokens from one window to the next; the context by default.")
+    ] = str(RecipeConfig.batch_size),
+    texts_sha256: Annotated[
+        str | None, typer.Option("--texts-sha256", hidden=True, help="Of the tokens that a run's config.toml was for.")
     ] = None,
-    learning_rate: Annotated[
-        float, training_option("--learning-rate", "--lr", help="The optimizer's peak rate.")
-    ] = DEFAULTS.learning_rate,
-    optimizer: Annotated[
-        str, training_option("--optimizer", help="adamw, adam, sgd (with momentum), adafactor or muon.")
-    ] = DEFAULTS.optimizer,
-    schedule: Annotated[
-        str, training_option("--schedule", help="After the warm-up: constant, cosine or linear.")
-    ] = DEFAULTS.schedule,
-    warmup_steps: Annotated[
-        int, training_option("--warmup-steps", help="Steps of linear warm-up.")
-    ] = DEFAULTS.warmup_steps,
-    min_learning_rate: Annotated[
-        float | None,
-        training_option("--min-learning-rate", help="Where the schedule ends; a tenth of the peak by default."),
-    ] = None,
-    weight_decay: Annotated[float, training_option("--weight-decay", help="On matrices only.")] = DEFAULTS.weight_decay,
-    beta1: Annotated[float, training_option("--beta1", help="AdamW's first decay; sgd's momentum.")] = DEFAULTS.beta1,
-    beta2: Annotated[float, training_option("--beta2", help="AdamW's second decay rate.")] = DEFAULTS.beta2,
-    grad_clip: Annotated[
-        float, training_option("--grad-clip", help="Largest gradient norm, 0 for no limit.")
-    ] = DEFAULTS.grad_clip,
-    seed: Annotated[
-        int, training_option("--seed", help="Of weights, order and dropout: same seed, same run.")
-    ] = DEFAULTS.seed,
-    accumulate: Annotated[
-        int | None, speed_option("--accumulate", help="Compute a step in N parts: less memory, the same result.")
-    ] = RUNTIME.accumulate,
-    recompute: Annotated[
-        bool, speed_option("--recompute", help="Compute activations again instead of keeping them: less memory.")
-    ] = RUNTIME.recompute,
-    compile: Annotated[  # noqa: A002
-        bool | None,
-        speed_option(
-            "--compile/--no-compile",
-            help="Let torch.compile fuse each block; by default on one GPU, if the run is long enough to gain from it.",
-        ),
-    ] = RUNTIME.compile,
-    shard: Annotated[
-        bool, speed_option("--shard", help="Under torchrun: every process holds a part of the model (FSDP2).")
-    ] = RUNTIME.shard,
-    dtype: options.TrainingDtype = "auto",
-    train_share: Annotated[
-        float, watching_option("--train-share", help="Share of the characters (of prepared tokens) to train on.")
-    ] = DEFAULTS.train_share,
-    eval_every: Annotated[
-        int, watching_option("--eval-every", help="Steps between evaluations.")
-    ] = DEFAULTS.eval_every,
-    eval_batches: Annotated[
-        int, watching_option("--eval-batches", help="Batches of each part an evaluation looks at.")
-    ] = DEFAULTS.eval_batches,
-    eval_all: Annotated[
-        bool, watching_option("--eval-all", help="Evaluate on the whole validation part.")
-    ] = DEFAULTS.eval_all,
-    sample_every: Annotated[
-        int, watching_option("--sample-every", help="Epochs between sample texts; 0 for none.")
-    ] = RUNTIME.sample_every,
-    sample_prompt: Annotated[
-        str, watching_option("--sample-prompt", help="What the samples continue.")
-    ] = RUNTIME.sample_prompt,
-    log: Annotated[
-        str, watching_option("--log", help="none, or tensorboard: event files in the run's directory as well.")
-    ] = RUNTIME.log,
-    encoding: Annotated[
-        str | None, text_option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
-    ] = None,
-    errors: Annotated[
-        str, text_option("--errors", help="Bytes that do not decode: strict, replace or ignore.")
-    ] = "strict",
-    allow_special: Annotated[
-        bool, text_option("--allow-special", help="Read <|endoftext|> in the text as the token, not as text.")
-    ] = False,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -207,34 +94,24 @@ def train(
     Prints the run's directory on stdout. Ctrl-C and SIGTERM write a checkpoint and stop; whatever stopped a run,
     --resume RUN goes on with it. Several processes: torchrun --nproc-per-node N -m gptcli train …
     """
-    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-    windows, automatic = step_windows(batch_size)
-    if automatic and (resume is not None or "accumulate" in given):
-        raise GptcliError(
-            f"--batch-size {batch_size} cannot be combined with {'--resume' if resume is not None else '--accumulate'}:"
-            " it finds out in how many parts to compute a step.",
-            "Leave one of the two out; --accumulate N may change from one session to the next.",
-        )
-    options.check_text(sample_prompt, "--sample-prompt")
+    given = settings_command.by_flag(context)
+    automatic = isinstance(batch_size, str)
+    windows = int(batch_size.removeprefix("auto:")) if automatic else batch_size
+    options.check_text(runtime.sample_prompt, "--sample-prompt")
     if resume is not None:
-        named = {name: value for name, value in context.params.items() if name in given - OF_THIS_PROCESS}
-        named |= {"batch_size": windows} if "batch_size" in named else {}
-        _go_on(resume, named)
+        _refuse_auto(batch_size, "batch_size" in given, "--resume")
+        given = {name: value for name, value in given.items() if name not in OF_THIS_PROCESS}
+        _go_on(resume, given, settings_command.by_file_or_variable(context))
         return
+    _refuse_auto(batch_size, "accumulate" in given, "--accumulate")
     if not texts:
         raise GptcliError(
             "There is no text to train on.", "Give a file, a folder, or - for stdin; see gptcli train --help."
         )
-    shape = {
-        "context_length": context_length, "emb_dim": emb_dim, "n_heads": n_heads, "n_layers": n_layers,
-        "drop_rate": drop_rate, "qkv_bias": qkv_bias, "tie_weights": tie_weights,
-    }  # fmt: skip
+    shape = as_dict(model)
     base = GPTConfig.preset(size or "small", **(COURSE_MODEL | {k: v for k, v in shape.items() if v is not None}))
-    settings = context.params | {"batch_size": windows}
-    if context_length is None:
-        settings["context_length"] = min(DEFAULTS.context_length, base.context_length)
-    recipe = RecipeConfig(**{field.name: settings[field.name] for field in fields(RecipeConfig)})
-    runtime = RuntimeConfig(**{field.name: settings[field.name] for field in fields(RuntimeConfig)})
+    length = model.context_length or min(RecipeConfig.context_length, base.context_length)
+    recipe = replace(recipe, batch_size=windows, context_length=length)
     runtime.check_with(recipe)
     if automatic:
         runtime = replace(runtime, accumulate=None)
@@ -249,18 +126,35 @@ def train(
     from gptcli.training.new_run import new_run
 
     world = _world()
-    training_view.show(new_run(
+    run = new_run(
         out or layout.ROOT / _run_name(texts),
-        TextOptions(texts, recipe.train_share, encoding, errors, allow_special), recipe, runtime, base,
-        shape=shape, named=given, tokenizer=tokenizer, init_from=init_from, force=force, world=world,
-        callbacks=_callbacks(),
-    ))  # fmt: skip
+        TextOptions(texts, recipe.train_share, text.encoding, text.errors, text.allow_special), recipe, runtime, base,
+        shape=shape, named=settings_command.changed(context), tokenizer=tokenizer, init_from=init_from, force=force,
+        world=world, callbacks=_callbacks(),
+    )  # fmt: skip
+    if texts_sha256 not in (None, run.source["sha256"]) and "texts" not in given:
+        render.warn(f"The texts ({', '.join(texts)}) are not what they were: the run will differ.")
+    training_view.show(run)
 
 
-def _go_on(run: Path, given: dict[str, Any]) -> None:
+def _refuse_auto(batch_size: int | str, combined: bool, with_option: str) -> None:
+    if isinstance(batch_size, str) and combined:
+        raise SettingError(
+            f"{{batch_size}} auto cannot be combined with {with_option}: it finds out in how many parts to "
+            "compute a step.",
+            "Leave one of the two out; --accumulate N may change from one session to the next.",
+        )
+
+
+def _go_on(run: Path, given: dict[str, Any], offered: dict[str, Any]) -> None:
+    """Resume ``run`` with the options ``given``, and what a file or variables say as far as it may change."""
     from gptcli.training import resume
 
     world = _world()
+    ignored = [name for name in offered if name not in (*resume.MAY_CHANGE, *OF_THIS_PROCESS)]
+    if ignored:
+        render.warn(f"The run keeps its own: what a file or variables say is ignored for {', '.join(ignored)}.")
+    given = {name: value for name, value in offered.items() if name in resume.MAY_CHANGE} | given
     with resume.resumed(run, given, world=world, callbacks=_callbacks()) as resumed:
         training_view.show(resumed)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -17,7 +17,7 @@ class Setting:
     """What a field says about itself besides its name, type and default.
 
     Attributes:
-        help: one line for the command's help and the documentation.
+        help: one line for the command's help and the documentation; markers as in `SettingError`.
         panel: its heading there.
         at_least, at_most, above, below: the range of a number; None for no limit.
         choices: the values of a text, where its type is no Literal.
@@ -26,6 +26,8 @@ class Setting:
         common: whether a command's short help shows it.
         flags: the option's names on the command line; empty for the field's name with hyphens.
         metavar: what the option's value is called in help.
+        shown_default: what help shows as the default, where None stands for something else.
+        path: whether a text is a path; as of `sources.Option`.
         parser: makes a value of the text on the command line or in a file; raises ValueError.
     """
 
@@ -41,12 +43,19 @@ class Setting:
     common: bool = False
     flags: tuple[str, ...] = ()
     metavar: str | None = None
+    shown_default: str = ""
+    path: str = ""
     parser: Callable[[str], Any] | None = None
 
 
 def setting(default: Any, help: str = "", **about: Any) -> Any:  # noqa: A002
     """A dataclass field with a default and a `Setting` in its metadata."""
     return field(default=default, metadata={"setting": Setting(help, **about)})
+
+
+def changed(config: Any, name: str, **about: Any) -> Any:
+    """A field like ``name`` of another settings class, whose default of None leaves that field as it is."""
+    return field(default=None, metadata={"setting": replace(fields_of(config)[name].setting, **about)})
 
 
 def in_panel(panel: str, **about: Any) -> Callable[..., Any]:
@@ -81,7 +90,9 @@ class Field:
         if not self.takes(value):
             raise SettingError(f"{{{self.name}}} is {value!r}, but it must be {KINDS[self.kind]}.", self.way_out())
         if self.choices and value not in self.choices:
-            raise SettingError(f"There is no {{{self.name}}} {value!r}.", nearest(value, self.choices))
+            raise SettingError(
+                f"{{{self.name}}} is {value!r}, which is not one of its values.", nearest(value, self.choices)
+            )
         wrong = self._out_of_range(value) if self.kind in (int, float) else ""
         if wrong:
             raise SettingError(f"{{{self.name}}} is {value}{wrong}.", self.way_out())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from gptcli.config.fields import check, in_panel, require
+from gptcli.config.fields import changed, check, in_panel, require
 from gptcli.errors import SettingError, nearest
 
 Activation = Literal["gelu_new", "gelu", "relu"]
@@ -72,6 +72,22 @@ class GPTConfig:
     def with_changes(self, **overrides: Any) -> "GPTConfig":
         """This config with ``overrides`` applied; an override that is None is ignored."""
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class ShapeChanges:
+    """What training changes of a preset's or a checkpoint's shape; None: the value that help shows."""
+
+    context_length: int | None = changed(GPTConfig, "context_length", shown_default="256")
+    emb_dim: int | None = changed(GPTConfig, "emb_dim", shown_default="the preset's")
+    n_heads: int | None = changed(GPTConfig, "n_heads", shown_default="the preset's")
+    n_layers: int | None = changed(GPTConfig, "n_layers", shown_default="the preset's")
+    drop_rate: float | None = changed(GPTConfig, "drop_rate", shown_default="0.1")
+    qkv_bias: bool | None = changed(GPTConfig, "qkv_bias", shown_default="off")
+    tie_weights: bool | None = changed(GPTConfig, "tie_weights", shown_default="off")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

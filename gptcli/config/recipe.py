@@ -37,7 +37,7 @@ class RecipeConfig:
     batch_size: int = training(4, "Windows a step.", at_least=1, common=True)
     epochs: int = training(10, "Times through the text.", at_least=1, on_resume=True, common=True)
     max_steps: int | None = training(
-        None, "Stop after so many steps, whatever --epochs says.", at_least=1, on_resume=True, common=True
+        None, "Stop after so many steps, whatever {epochs} says.", at_least=1, on_resume=True, common=True
     )
     max_time: float | None = training(
         None, "Stop after so long, as in 90s, 10m, 2h.", above=0, on_resume=True, metavar="TIME", parser=duration,

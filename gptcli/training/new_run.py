@@ -78,7 +78,7 @@ def new_run(
     source = {
         "texts": names, "encoding": texts.encoding, "errors": texts.errors, "allow_special": texts.allow_special,
         "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
-        "sha256": corpus.fingerprint,
+        "sha256": corpus.fingerprint, "init_from": str(origin.path.absolute()) if origin else None,
     }  # fmt: skip
     return Run(
         path, recipe, runtime, corpus, its_tokenizer, model_config, origin,

@@ -23,7 +23,7 @@ from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model import cost
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
-from gptcli.training import batch_size, block_compiler, distributed, samples, tensorboard, trainer
+from gptcli.training import batch_size, block_compiler, distributed, run_config, samples, tensorboard, trainer
 from gptcli.training.distributed import World
 from gptcli.training.events import Event, RolledBack, Saved, Skipped, Stepped
 from gptcli.training.run_plan import make_plan
@@ -174,6 +174,8 @@ class Run:
             no_locks = self._lock.enter_context(run_lock.held(self.path))  # resume.py locks a resumed run
             if no_locks is not None:
                 self.warn(no_locks)
+        if self.world.is_first:
+            run_config.write(self.path, self._used())
 
     def train(
         self,
@@ -181,7 +183,7 @@ class Run:
         should_stop: Callable[[], bool] = lambda: False,
         is_urgent: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train to the end; write metrics.jsonl and TensorBoard's event files, and plot the losses of all sessions.
+        """Train to the end; write metrics.jsonl, TensorBoard's event files, config.toml and the plot of losses.
 
         Args:
             subscribers: follow the run besides those that write its files.
@@ -197,6 +199,7 @@ class Run:
             files += [tensorboard.EventFiles(self.path, self.first_step)] if self.runtime.log == "tensorboard" else []
             files += [LossPicture(self.path, self.plan.steps_per_epoch * self.plan.tokens_per_step)]
         following = Subscribers([*files, *subscribers], self.warn)
+        last_snapshot: Path | None = None
         with following.started(), closing(self.events(should_stop)) as events:
             for event in events:
                 if isinstance(event, Stepped | Skipped):
@@ -204,8 +207,12 @@ class Run:
                 elif isinstance(event, RolledBack):
                     self.step = event.step
                 following.publish(event)
-                if isinstance(event, Saved) and is_urgent():
-                    break
+                if isinstance(event, Saved):
+                    last_snapshot = event.path
+                    if is_urgent():
+                        break
+        if self.world.is_first and last_snapshot is not None:
+            run_config.write(self.path, self._used(), last_snapshot)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
         """The events of `trainer.train`, which trains as they are taken; for `train`, and for tests.
@@ -229,6 +236,12 @@ class Run:
     def known_prompt(self) -> str:
         """A prompt that the tokenizer can encode: that of the samples, else a word of the text."""
         return samples.known_prompt(self.runtime.sample_prompt, self.tokenizer, self.corpus)
+
+    def _used(self) -> run_config.Used:
+        runtime = replace(self.runtime, device=str(self.placement.device), compile=self.compiles)
+        return run_config.Used(
+            self.source, self.tokenizer.kind, self.model_config, self.recipe, runtime, self.plan, self.world.size
+        )
 
     def _choose_precision(self) -> Precision:
         """The precision of --dtype; a resumed run keeps the one it began with."""

@@ -34,7 +34,7 @@ class Example:
         ({"count": None}, "count is None, but it must be a whole number.", "Leave it out for the default, 4."),
         ({"share": 0}, "share is 0, outside (0, 1].", "Half of count."),
         ({"share": float("nan")}, "share is nan, outside (0, 1].", "Half of count."),
-        ({"kind": "three"}, "There is no kind 'three'.", "Choose one of: one, two."),
+        ({"kind": "three"}, "kind is 'three', which is not one of its values.", "Choose one of: one, two."),
         ({"on": 1}, "on is 1, but it must be true or false.", "Leave it out for the default, False."),
     ],
 )
@@ -42,7 +42,7 @@ def test_what_is_refused(given: dict[str, Any], message: str, hint: str) -> None
     with pytest.raises(SettingError) as caught:
         Example(**given)
     assert (caught.value.message, caught.value.hint) == (message, hint)
-    named = caught.value.named(lambda name: f"--{name}")
+    named = caught.value.named(lambda name: f"--{name}", str)
     field = next(iter(given))
     assert f"--{field}" in named.message
 

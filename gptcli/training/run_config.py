@@ -1,0 +1,120 @@
+"""A run's config.toml: what it really used, as a file that `gptcli train --config` repeats it from."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli import __version__
+from gptcli.checkpoints import safetensors_file
+from gptcli.checkpoints.checkpoint import cannot_write
+from gptcli.checkpoints.layout import SETTINGS, STATE
+from gptcli.config.fields import as_dict, fields_of
+from gptcli.config.model import GPTConfig, ShapeChanges
+from gptcli.config.recipe import RecipeConfig
+from gptcli.config.runtime import RuntimeConfig
+from gptcli.config.sources import to_toml
+from gptcli.config.text import TextConfig
+from gptcli.data.open import prepared_folder
+from gptcli.training.run_plan import Plan
+from gptcli.training.trainer import Progress
+
+WITH_ORIGIN = ("context_length", "drop_rate")  # the shape that --init-from leaves open
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a run used.
+
+    Attributes:
+        source: the facts about its texts, as its snapshots have them.
+        tokenizer: the tokenizer's kind.
+        model: the model's shape.
+        recipe, runtime: with the dtype, the device, the threads and the parts that were used.
+        plan: its numbers of steps.
+        processes: how many shared every step.
+    """
+
+    source: dict[str, Any]
+    tokenizer: str
+    model: GPTConfig
+    recipe: RecipeConfig
+    runtime: RuntimeConfig
+    plan: Plan
+    processes: int
+
+
+def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
+    """Write config.toml into a run's directory, atomically.
+
+    Args:
+        path: the run's directory.
+        run: what it used.
+        last_snapshot: of a session that is over. Where a clock or --early-stop ended the run, max_steps becomes the
+            number of its steps.
+
+    Raises:
+        GptcliError: the disk is full or not writable.
+    """
+    lines = [f"What this run used; gptcli train --config FILE --out ANOTHER repeats it (gptcli {__version__})."]
+    if run.processes > 1:
+        lines.append(f"It ran in {run.processes} processes.")
+    steps = None if last_snapshot is None else _steps_of_an_early_end(run, last_snapshot)
+    if steps is not None:
+        lines.append(f"--max-time or --early-stop ended it after {steps} steps, which max_steps stands for.")
+        if run.recipe.schedule != "constant":
+            lines.append(f"Its schedule was planned for {run.plan.total_steps} steps: another run's rates will differ.")
+    file = path / SETTINGS
+    partial = safetensors_file.partial_path(file)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as out:
+            out.write(to_toml(_values(path, run, steps), "\n".join(lines)))
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise cannot_write(file, error) from error
+
+
+def _steps_of_an_early_end(run: Used, snapshot: Path) -> int | None:
+    progress = Progress(**json.loads((snapshot / STATE).read_text(encoding="utf-8"))["progress"])
+    is_early = progress.step < run.plan.total_steps and progress.ended(run.recipe, run.plan.total_steps) is not None
+    return progress.step if is_early else None
+
+
+def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str, Any]]:
+    yield "Input", "texts", [_beside(text, path) for text in run.source["texts"]]
+    yield "Input", "texts_sha256", run.source["sha256"]
+    if prepared_folder(run.source["texts"]) is None:
+        yield from _section(TextConfig, {name: run.source[name] for name in fields_of(TextConfig)})
+    origin = run.source.get("init_from")
+    shape = {name: getattr(run.model, name) for name in fields_of(ShapeChanges)}
+    shape["context_length"] = run.recipe.context_length
+    if origin is None:
+        yield "Model", "tokenizer", run.tokenizer
+    else:
+        yield "Model", "init_from", _beside(origin, path)
+        shape = {name: shape[name] for name in WITH_ORIGIN}
+    yield from _section(ShapeChanges, shape)
+    recipe = as_dict(run.recipe)
+    if steps is not None:
+        recipe |= {"max_steps": steps, "max_time": None, "early_stop": None}
+    yield from _section(RecipeConfig, {name: value for name, value in recipe.items() if name not in shape})
+    yield from _section(RuntimeConfig, as_dict(run.runtime))
+
+
+def _section(config: type, values: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for name, value in values.items():
+        yield fields_of(config)[name].setting.panel or "", name, value
+
+
+def _beside(text: str, run: Path) -> str:
+    """A path relative to the run's directory, absolute where there is no way between the two."""
+    if text == "-":
+        return text
+    try:
+        return Path(os.path.relpath(text, run)).as_posix()
+    except ValueError:  # another drive of Windows
+        return text
