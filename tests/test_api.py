@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import TEXT, TINY
 
 import gptcli as api
+from gptcli import tokenizers
 from gptcli.errors import GptcliError
 from gptcli.inference.completion import Settings
 
@@ -31,7 +33,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("home")
     (home / "story.txt").write_text(TEXT, encoding="utf-8")
-    steps = ("--max-steps", 200, "--epochs", 100, "--learning-rate", 1e-2, "--eval-every", 100, "--sample-every", 0)
+    steps = ("--max-steps", 300, "--epochs", 100, "--learning-rate", 1e-2, "--eval-every", 100, "--sample-every", 0)
     words = ["train", home / "story.txt", "--out", home / "checkpoints" / "demo", *TINY, *steps, "--quiet"]
     assert main([str(word) for word in words]) == 0
     return home
@@ -314,3 +316,82 @@ def test_as_in_a_notebook(home: Path, capfd: pytest.CaptureFixture[str]) -> None
         assert len(pool.submit(lambda: asyncio.run(cell())).result()) == 20
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert capfd.readouterr() == ("", "")
+
+
+def test_evaluations_are_values(home: Path, gptcli: Any) -> None:
+    shown = gptcli("evaluate", home / "story.txt", "-c", home / "checkpoints/demo", "--stride", 4, "--json").json
+    result, found = shown["results"][0], api.evaluate(home / "checkpoints/demo", [home / "story.txt"], stride=4)
+    assert (found.tokens, found.windows, found.context) == (result["tokens_scored"], result["windows"], 16)
+    assert found.loss == pytest.approx(result["per_token"]["nats"])
+    assert found.standard_error == pytest.approx(result["per_token"]["standard_error"])
+    assert found.perplexity == pytest.approx(result["per_token"]["perplexity"])
+    assert found.word_perplexity == pytest.approx(result["per_word"]["perplexity"])
+    assert found.bits_per_byte == pytest.approx(result["per_byte"]["bits"])
+
+    (home / "items.jsonl").write_text('{"text": "the cat sat"}\n{"text": "on the mat"}\n', encoding="utf-8")
+    shown = gptcli("evaluate", home / "items.jsonl", "-c", home / "checkpoints/demo", "--task", "lambada", "--json")
+    task = api.evaluate(api.load(home / "checkpoints/demo"), home / "items.jsonl", task="lambada")
+    assert task.items == len(task.rows) == 2
+    assert task.figures["accuracy"].value == shown.json["results"][0]["accuracy"]["value"]
+    assert api.evaluate(home / "checkpoints/demo", home / "items.jsonl", task="lambada", limit=1).items == 1
+
+
+def test_mistakes_in_evaluations(home: Path) -> None:
+    evaluate: Any = api.evaluate
+    demo = "checkpoints/demo"
+    calls: list[tuple[Any, str]] = [
+        (lambda: evaluate(demo, "story.txt", stride=0), "stride is 0"),
+        (lambda: evaluate(demo, "story.txt", context=17), "context is 17"),
+        (lambda: evaluate(demo, "story.txt", bos=True), "bos: "),
+        (lambda: evaluate(demo, "story.txt", batch_size=0), "batch_size is 0"),
+        (lambda: evaluate(demo, "story.txt", limit=1), "limit goes with a task only"),
+        (lambda: evaluate(demo, "story.txt", task="lambda"), "no task 'lambda'"),
+        (lambda: evaluate(demo, "story.txt", task="lambada", stride=1), "stride goes with texts only"),
+        (lambda: evaluate(demo, ["a", "b"], task="lambada"), "one file"),
+        (lambda: evaluate(demo, "story.txt", task="lambada", limit=0), "limit is 0"),
+        (lambda: evaluate("dem", "story.txt"), "no checkpoint dem"),
+        (lambda: evaluate(demo, "no.txt"), "no.txt"),
+        (lambda: evaluate(api.load(demo, quantize="int8"), "story.txt"), "packed in int8"),
+    ]
+    for call, message in calls:
+        with pytest.raises(GptcliError) as caught:
+            call()
+        assert message in caught.value.message
+        assert "--" not in caught.value.message
+
+
+def test_checkpoints_in_and_out(home: Path, tmp_path: Path) -> None:
+    checkpoint = api.load_checkpoint("demo")
+    model = checkpoint.model()
+    saved = api.save_checkpoint(tmp_path / "new" / "copy", model, checkpoint.tokenizer, training={"step": 7})
+    again = api.load_checkpoint(saved)
+    assert again.training == {"step": 7}
+    assert again.config == checkpoint.config
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
+    bits = api.quantize(saved, tmp_path / "packed", bits=4)
+    assert api.load(bits).generate("the", seed=1) == api.load(saved, quantize="int4").generate("the", seed=1)
+    assert api.quantize(saved).name == "copy-int8"
+    half = api.convert(saved, tmp_path / "half", dtype="float16")
+    assert (half.path, half.origin, half.tokenizer, half.notes) == (tmp_path / "half", "gptcli", "char", [])
+    assert api.load_checkpoint(half.path).training == {"step": 7}
+
+    convert: Any = api.convert
+    save: Any = api.save_checkpoint
+    calls: list[tuple[Any, str]] = [
+        (lambda: convert(saved, tmp_path / "x", dtype="int8"), "no dtype 'int8'"),
+        (lambda: convert(saved, tmp_path / "x", format="onnx"), "no format 'onnx'"),
+        (lambda: convert("nothing", tmp_path / "x"), "nothing"),
+        (lambda: convert(saved, tmp_path / "half"), "exists already"),
+        (lambda: convert("hf://a b/c", tmp_path / "x"), "a b/c"),
+        (lambda: api.quantize(saved, tmp_path / "x", bits=5), "bits is 5"),  # type: ignore[arg-type]
+        (lambda: api.quantize(bits, tmp_path / "x"), "packed in 4 bits already"),
+        (lambda: save(saved, model, checkpoint.tokenizer), "exists already"),
+        (lambda: save(tmp_path / "x", model, checkpoint.tokenizer, dtype="int8"), "no dtype 'int8'"),
+        (lambda: save(tmp_path / "x", model, tokenizers.build("byte")), "257 tokens"),
+        (lambda: api.load_checkpoint(tmp_path), "no config.json"),
+    ]
+    for call, message in calls:
+        with pytest.raises(GptcliError) as caught:
+            call()
+        assert message in caught.value.message
+        assert not (tmp_path / "x").exists()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.evaluation.log_likelihood import Scores, Span, score
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
@@ -45,21 +45,21 @@ class Protocol:
 
 
 def make_protocol(context_length: int, context: int | None, stride: int | None, guide: bool) -> Protocol:
-    """``--context``, ``--stride`` and ``--guide`` for a model; N is its context and S is N / 2 by default.
+    """The protocol with these settings for a model; N is its context and S is N / 2 by default.
 
     Raises:
         GptcliError: ``context`` is larger than the model's, or ``stride`` is outside [1, N].
     """
     least = 2 if guide else 1
     if context is not None and not least <= context <= context_length:
-        raise GptcliError(
-            f"--context is {context}, but the model's context is {context_length}.",
+        raise SettingError(
+            f"{{context}} is {context}, but the model's context is {context_length}.",
             f"Give a number from {least} to {context_length}, or leave it out for {context_length}.",
         )
     chosen = context or context_length
     if stride is not None and not 1 <= stride <= chosen:
-        raise GptcliError(
-            f"--stride is {stride}, but the context is {chosen}.",
+        raise SettingError(
+            f"{{stride}} is {stride}, but the context is {chosen}.",
             f"Give a number from 1 (every token with full context) to {chosen} (windows that do not overlap).",
         )
     return Protocol(chosen, stride or max(1, chosen // 2), guide)
@@ -93,9 +93,9 @@ def encode(text: str, tokenizer: Tokenizer, bos: bool) -> Tensor:
     ids = array("i")
     if bos:
         if tokenizer.eot_id is None:
-            raise GptcliError(
-                f"--bos: the {tokenizer.kind} tokenizer has no end-of-text token to put before the text.",
-                "Leave --bos out: the first token is then read and not scored.",
+            raise SettingError(
+                f"{{bos}}: the {tokenizer.kind} tokenizer has no end-of-text token to put before the text.",
+                "Leave {bos} out: the first token is then read and not scored.",
             )
         ids.append(tokenizer.eot_id)
     start = 0

@@ -90,7 +90,7 @@ def read_items(file: Path, task: Task, convention: Convention = "openai", limit:
                 raise _wrong(file, number, f"has {has}, but line {items[0].line} has {but}", task)
             items.append(item)
     if not items:
-        raise GptcliError(f"{file} has no item.", f"A line of --task {task} is {SHAPES[task]}")
+        raise GptcliError(f"{file} has no item.", f"A line of the task {task} is {SHAPES[task]}")
     return items
 
 
@@ -160,4 +160,4 @@ def _bytes(text: str) -> int:
 
 
 def _wrong(file: Path, number: int, what: str, task: Task) -> GptcliError:
-    return GptcliError(f"{file}, line {number} {what}.", f"A line of --task {task} is {SHAPES[task]}")
+    return GptcliError(f"{file}, line {number} {what}.", f"A line of the task {task} is {SHAPES[task]}")

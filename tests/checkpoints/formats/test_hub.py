@@ -18,9 +18,10 @@ import torch
 from foreign import CONFIG, random_tensors, write_hf
 from hub_server import COMMIT, Hub, serve
 
-from gptcli import tokenizers
+from gptcli import convert, tokenizers
 from gptcli.checkpoints import checkpoint
 from gptcli.checkpoints.formats import hub as hub_module
+from gptcli.errors import GptcliError
 
 REPO = "someone/tiny-gpt2"
 CHUNK = 2**16
@@ -310,3 +311,12 @@ def test_real_size_killed_and_resumed_and_spoken_with(tmp_path: Path, record_pro
 def test_the_pinned_digests_are_whole() -> None:
     assert all(len(digest) == hashlib.sha256().digest_size * 2 for digest in hub_module.SHA256.values())
     assert all(len(revision) == 40 for _, revision in hub_module.PINNED.values())
+
+
+def test_the_api_downloads_in_silence(hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = convert(f"hf://{REPO}@{COMMIT}", tmp_path / "out")
+    assert (done.origin, done.path) == ("Hugging Face", tmp_path / "out")
+    assert checkpoint.load(done.path).config == done.config
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(GptcliError, match="has no model"):
+        convert("hf://someone/else", tmp_path / "other")
