@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from decoding import ids_of, together
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import decode
-from gptcli.inference.decode import Engine, SlotDecoder
+from gptcli.inference.engine import Engine
 from gptcli.inference.sequence import Request
 
 SAMPLINGS = (SamplingConfig(0), SamplingConfig(1.1, top_k=30), SamplingConfig(0.9, repetition_penalty=1.2))
@@ -29,17 +29,8 @@ def ragged_requests(common: Sequence[int] = ()) -> list[Request]:
     ]
 
 
-def assert_each_as_alone(requests: Sequence[Request], alone: Engine, together: Engine) -> None:
-    """Every request gets the tokens that it gets alone, and ends once."""
-    one = SlotDecoder(alone)
-    expected = [[token.id for token in decode.decode(one, request)] for request in requests]
-    rows: list[list[int]] = [[] for _ in requests]
-    ended = []
-    for number, token in decode.decode_together(together, requests):
-        if token is None:
-            ended.append(number)
-        else:
-            rows[number].append(token.id)
-    assert rows == expected
-    assert sorted(ended) == list(range(len(requests)))
+def assert_each_as_alone(requests: Sequence[Request], alone: Engine, in_slots: Engine) -> None:
+    """Every request gets the tokens that it gets alone."""
+    rows = together(in_slots, requests)
+    assert rows == [ids_of(alone, request) for request in requests]
     assert len({len(row) for row in rows}) > 5

@@ -8,12 +8,13 @@ from typing import Any
 import interpreted  # noqa: F401  (before anything imports triton)
 import numpy as np
 import torch
+from decoding import ids_of, read, step
+from decoding import together as in_slots
 from draw_check import check_draws
 from models import tiny_model
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import decode, speculative, step_launches, torch_engine
-from gptcli.inference.decode import SlotDecoder
+from gptcli.inference import speculative, step_launches, torch_engine
 from gptcli.inference.sequence import Request
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.kernels.gpu.launches import run_all
@@ -82,7 +83,7 @@ def half() -> None:
                 expected = model(ids[:slots]).float()
             engine = engine_of(model, slots)
             for at in range(2):
-                found = engine.step(ids[:slots, at].tolist(), [at] * slots, range(slots))
+                found = step(engine, ids[:slots, at].tolist(), [at] * slots, range(slots))
                 worst = (found - expected[:, at]).abs().max() / expected.abs().max()
                 assert worst < (2e-2 if dtype == torch.bfloat16 else 3e-3), (dtype, bits, worst)
 
@@ -96,26 +97,22 @@ def long_texts() -> None:
         model = tiny_model(context_length=72, n_layers=1, emb_dim=32, n_heads=2)
         engine = TorchEngine(model, slots=slots, span=16, kernels=False)
         for slot in range(slots):
-            engine.read(slot, ids[slot, :64].tolist(), 0)
+            read(engine, slot, ids[slot, :64].tolist(), 0)
         torch_engine.triton_reason = lambda device: None
         step_launches.SPLITS = 2 if slots == 1 else 8
         engine._open_kernels()
         with torch.no_grad():
             expected = model(ids[:slots])
         for at in range(64, 70):
-            found = engine.step(ids[:slots, at].tolist(), [at] * slots, range(slots))
+            found = step(engine, ids[:slots, at].tolist(), [at] * slots, range(slots))
             torch.testing.assert_close(found, expected[:, at], atol=2e-5, rtol=2e-5)
         if slots == 2:
-            found = engine.step([int(ids[1, 69])], [69], [1])
+            found = step(engine, [int(ids[1, 69])], [69], [1])
             torch.testing.assert_close(found, expected[1:, 69], atol=2e-5, rtol=2e-5)
 
 
 def draws() -> None:
     check_draws("cpu")
-
-
-def tokens_of(engine: TorchEngine, request: Request) -> list[int]:
-    return [token.id for token in decode.decode(SlotDecoder(engine), request)]
 
 
 def texts() -> None:
@@ -131,8 +128,8 @@ def texts() -> None:
         request = Request([1, 2, 3], 9, sampling, seed=number, eot_id=4, min_new_tokens=6)
         if number == 1:
             request = Request(list(range(20)), 9, sampling, seed=1)
-        expected = tokens_of(TorchEngine(model, kernels=False), request)
-        assert tokens_of(engine_of(model), request) == expected, sampling
+        expected = ids_of(TorchEngine(model, kernels=False), request)
+        assert ids_of(engine_of(model), request) == expected, sampling
 
 
 def together() -> None:
@@ -144,16 +141,11 @@ def together() -> None:
         for n in range(4)
     ]
     plain = TorchEngine(model, kernels=False)
-    expected = [tokens_of(plain, request) for request in requests]
-    rows: list[list[int]] = [[] for _ in requests]
-    for number, token in decode.decode_together(engine_of(model, 2), requests):
-        if token is not None:
-            rows[number].append(token.id)
-    assert rows == expected
+    expected = [ids_of(plain, request) for request in requests]
+    assert in_slots(engine_of(model, 2), requests) == expected
     drafter = speculative.NgramDrafter(shortest=1, most=3)
     request = Request([1, 2, 1, 2, 1], 6, SamplingConfig(0), seed=0)
-    drafted = speculative.decode(SlotDecoder(engine_of(model)), drafter, request, speculative.Tally())
-    assert [token.id for token in drafted] == tokens_of(plain, request)
+    assert ids_of(engine_of(model), request, drafter) == ids_of(plain, request)
 
 
 def prompts() -> None:
@@ -166,7 +158,7 @@ def prompts() -> None:
             with torch.no_grad():
                 expected = model(torch.tensor([[*ids, 5]]))[0].float()
             engine = engine_of(model, slots=2)
-            found = torch.cat([engine.read(1, ids, 0).clone(), engine.step([5], [21], [1])])
+            found = torch.cat([read(engine, 1, ids, 0).clone(), step(engine, [5], [21], [1])])
             worst = (found - expected[-2:]).abs().max() / expected.abs().max()
             assert worst < (2e-5 if dtype == torch.float32 else 4e-3), (shape, bits, dtype, worst)
 

@@ -1,7 +1,6 @@
 """gptcli generate: text that streams."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -87,7 +86,7 @@ def generate(
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     view.check_counts(max_new_tokens, min_new_tokens, num_samples)
     view.check_overflow_rule(overflow)
-    stops = [options.check_text(text, "--stop") for text in stop or [] if text]
+    stops = tuple(options.check_text(text, "--stop") for text in stop or [] if text)
     if prompts is not None:
         view.check_prompts_file(prompt, file, draft, steps)
     text = "" if prompts is not None else options.read_text(prompt, file, what="prompt")
@@ -96,8 +95,10 @@ def generate(
 
     from gptcli.checkpoints import layout
     from gptcli.cli import generate_many
-    from gptcli.inference import decode, drafting, sequence, speculative, streaming
-    from gptcli.inference.open import check_quantization, choose_engine, drafts_itself, open_decoder
+    from gptcli.inference import drafting, speculative, streaming
+    from gptcli.inference.decode import Scheduler
+    from gptcli.inference.open import check_quantization, choose_engine, open_scorer
+    from gptcli.inference.sequence import Request
 
     bits = check_quantization(quantize)
     path = layout.find(checkpoint)
@@ -108,14 +109,15 @@ def generate(
     first_seed = seed if seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "report": render.note}
     opening = functools.partial(
-        open_decoder, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
+        open_scorer, path, choice, tokenizer, bits=bits, contrast=contrast_layer, compiled=compiled, **placing
     )
     eot_id = None if ignore_eot else tokenizer.eot_id
-    common = sequence.Request(
-        (), max_new_tokens, sampling, first_seed, min_new_tokens, eot_id, cast(Overflow, overflow)
-    )
+    common = Request(
+        (), max_new_tokens, sampling, first_seed, min_new_tokens, eot_id, cast(Overflow, overflow), stops=stops,
+        n_candidates=CANDIDATES if steps else 0,
+    )  # fmt: skip
     if prompts is not None:
-        generate_many.generate_many(prompts, common, stops, tokenizer, opening, batch_size, allow_special, as_json)
+        generate_many.generate_many(prompts, common, tokenizer, opening, batch_size, allow_special, as_json)
         return
     ids = tokenizer.encode(text, allow_special=allow_special)
     if not ids:
@@ -123,29 +125,23 @@ def generate(
     view.check_overflow(overflow, len(ids), max_new_tokens, config.context_length)
     held_bits = min(bits, layout.packed_bits(path, ours))
     drafting.check_draft(draft, path, held_bits)
-    decoder = opening(capacity=len(ids) + max_new_tokens)
+    scorer = opening(capacity=len(ids) + max_new_tokens)
     tally = speculative.Tally()
     if draft != "auto":
         capacity = len(ids) + max_new_tokens
-        drafter = drafting.open_drafter(draft, decoder, tokenizer, engine, capacity, placing, render.detail)
-    elif drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
-        drafter = speculative.OnTrial(drafting.quantized_drafter("int8", decoder, render.detail), tally)
+        drafter = drafting.open_drafter(draft, scorer, tokenizer, engine, capacity, placing, render.detail)
+    elif drafting.drafts_itself(choice, config, held_bits, max_new_tokens * num_samples):
+        drafter = speculative.OnTrial(drafting.quantized_drafter("int8", scorer, render.detail), tally)
     else:
         drafter = None
     if checkpoint is None:
         render.note(f"Using {path}, the newest checkpoint.")
     render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")
 
-    def samples() -> Iterator[tuple[int, streaming.Completion]]:
-        for number in range(num_samples):
-            request = replace(common, prompt=ids, seed=first_seed + number, n_candidates=CANDIDATES if steps else 0)
-            if drafter is None:
-                tokens = decode.decode(decoder, request)
-            else:
-                tokens = speculative.decode(decoder, drafter, request, tally)
-            yield request.seed, streaming.Completion(tokens, tokenizer, max_new_tokens, stops)
-
-    records = view.show_samples(text, samples(), tokenizer, as_json=as_json, steps=steps, stream=not no_stream)
+    scheduler = Scheduler(scorer, drafter, tally)
+    requests = [replace(common, prompt=ids, seed=first_seed + number) for number in range(num_samples)]
+    samples = (streaming.stream(scheduler, request, tokenizer) for request in requests)
+    records = view.show_samples(text, samples, tokenizer, as_json=as_json, steps=steps, stream=not no_stream)
     if drafter is not None and tally.proposed:
         (render.detail if draft == "auto" else render.note)(view.draft_report(tally))
     if as_json:

@@ -1,7 +1,7 @@
 """generate --prompts: a file of prompts, continued at once and answered in its order."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from gptcli.cli import render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.inference.decode import SlotDecoder
+    from gptcli.inference.engine import Scorer
     from gptcli.inference.sequence import Request
     from gptcli.inference.streaming import Completion
     from gptcli.tokenizers import Tokenizer
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 def generate_many(
     file: Path,
     common: "Request",
-    stops: Sequence[str],
     tokenizer: "Tokenizer",
-    opening: Callable[..., "SlotDecoder"],
+    opening: Callable[..., "Scorer"],
     batch_size: int,
     allow_special: bool,
     as_json: bool,
@@ -29,16 +28,17 @@ def generate_many(
     if batch_size < 1:
         raise GptcliError(f"--batch-size is {batch_size}, but it must be at least 1.", "Leave it out for the default.")
     from gptcli.data import documents
-    from gptcli.inference.batch import completions
+    from gptcli.inference.decode import Scheduler
     from gptcli.inference.prompt_file import make_request, read_prompts
+    from gptcli.inference.streaming import complete_all
 
     (document,) = documents.read_documents([str(file)])
-    prompts = read_prompts(document.text, file, stops)
+    prompts = read_prompts(document.text, file)
     requests = [make_request(prompt, common, tokenizer, allow_special, file) for prompt in prompts]
     capacity = max(len(request.prompt) + request.max_new_tokens for request in requests)
-    decoder = opening(capacity=capacity, slots=min(batch_size, len(requests), 128))
+    scheduler = Scheduler(opening(capacity=capacity, slots=min(batch_size, len(requests), 128)))
     with render.progress(None, "token") as bar:
-        results = completions(decoder, requests, [prompt.stops for prompt in prompts], tokenizer, bar.update)
+        results = complete_all(scheduler, requests, tokenizer, bar.update)
         for number, (prompt, request, result) in enumerate(zip(prompts, requests, results, strict=True)):
             _print(prompt.text, request, result, as_json, first=number == 0)
 

@@ -67,23 +67,23 @@ def check_overflow(overflow: str, prompt_length: int, max_new_tokens: int, conte
 
 def show_samples(
     prompt: str,
-    samples: "Iterable[tuple[int, Completion]]",
+    samples: "Iterable[Completion]",
     tokenizer: "Tokenizer",
     *,
     as_json: bool,
     steps: bool,
     stream: bool,
 ) -> list[dict[str, Any]]:
-    """Print every sample (seed and completion) as a text or a table; with ``as_json`` print none, return records."""
+    """Print every sample as a text or a table; with ``as_json`` print none, return records."""
     records = []
-    for number, (seed, result) in enumerate(samples):
+    for number, result in enumerate(samples):
         if not (as_json or steps):
             print_text(prompt, result, first=number == 0, stream=stream)
             continue
         for _ in result:
             pass
         if as_json:
-            records.append(record_of(result, seed, tokenizer, steps))
+            records.append(record_of(result, tokenizer, steps))
         else:
             print_steps(result, tokenizer)
     return records
@@ -117,9 +117,9 @@ def draft_report(tally: "Tally") -> str:
     )
 
 
-def record_of(result: "Completion", seed: int, tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:
+def record_of(result: "Completion", tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "seed": seed,
+        "seed": result.request.seed,
         "text": result.text,
         "ids": [token.id for token in result.tokens],
         "finish_reason": result.finish_reason,

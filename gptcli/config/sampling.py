@@ -36,6 +36,19 @@ class SamplingConfig:
     repetition_penalty: float = sampling_setting(
         1.0, "Above 1 makes repeats rarer; 1 is off.", above=0, hint="1 is off, 1.1 to 1.3 makes repeats rarer."
     )
+    frequency_penalty: float = sampling_setting(
+        0.0, "Subtract this from a token's logit for every time that it was drawn; 0 is off.",
+        hint="0 is off, 0.1 to 1 makes repeats rarer, below 0 makes them more frequent.",
+    )  # fmt: skip
+    presence_penalty: float = sampling_setting(
+        0.0, "Subtract this from the logit of every token that was drawn; 0 is off.",
+        hint="0 is off, 0.1 to 1 makes repeats rarer, below 0 makes them more frequent.",
+    )  # fmt: skip
+    no_repeat_ngram_size: int | None = sampling_setting(
+        None, "Never repeat so many tokens in a row, of the prompt or the text.", at_least=1,
+        hint="3 forbids three tokens in a row that the text holds already; leave {no_repeat_ngram_size} out to allow "
+        "all.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)

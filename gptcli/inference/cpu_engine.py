@@ -6,6 +6,7 @@ A row is one token at one position of a slot; a slot is the part of the cache th
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ AT_ONCE = 12  # matmul.TILE of a CPU with wide registers: rows that are multipli
 MAX_ROWS = 192  # most rows of a step, unless there are more slots
 
 
-class Engine:
+class CpuEngine:
     """A packed model, its cache and its threads.
 
     Args:
@@ -51,7 +52,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.slots = slots
-        self.at_once = AT_ONCE
+        self.at_once, self.verifies = AT_ONCE, True
         self.threads = min(threads, c.MAX_THREADS)
         self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
         self._kernels = Kernels(report)
@@ -62,7 +63,7 @@ class Engine:
         self._write_program()
         self._start(bits)
 
-    def quantized_copy(self, bits: int) -> "Engine":
+    def quantized_copy(self, bits: int) -> "CpuEngine":
         """This model with its float32 matrices packed in ``bits`` bits (8 or 4); everything else is shared.
 
         The two engines share the cache and the logits buffer: each can continue the other's sequences, and they must
@@ -75,8 +76,8 @@ class Engine:
         packed._start(bits)
         return packed
 
-    def draws(self, requests: Sequence[Any], drawable: Any = None) -> None:
-        """None: the caller draws from the logits (see `decode.Engine.draws`)."""
+    def device_sampler(self, requests: Sequence[Any], drawable: Any = None) -> None:
+        """None: the caller draws from the logits."""
 
     def _start(self, bits: int) -> None:
         """Compile or load the kernel, and start the helper threads."""
@@ -91,29 +92,56 @@ class Engine:
         """Bytes that one decode step reads of the matrices."""
         return self._matrices.bytes_read
 
-    def step(
+    def forward(
+        self,
+        slots: Sequence[int],
+        ids: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        *,
+        every: bool = False,
+        exit_at: int = 0,
+    ) -> NDArray[np.float32]:
+        """As `engine.Engine.forward`: float32. More than `max_rows` tokens are read in several passes."""
+        places = [start + n for row, start in zip(ids, positions, strict=True) for n in range(len(row))]
+        owners = [slot for slot, row in zip(slots, ids, strict=True) for _ in row]
+        tokens = [token for row in ids for token in row]
+        wanted = range(len(tokens)) if every else [n - 1 for n in accumulate(map(len, ids))]
+        if len(tokens) <= self.max_rows:
+            return self._pass(tokens, places, owners, wanted, exit_at)
+        parts: list[NDArray[np.float32]] = []
+        for first in range(0, len(tokens), self.max_rows):
+            part = slice(first, first + self.max_rows)
+            its = [n - first for n in wanted if first <= n < first + self.max_rows]
+            logits = self._pass(tokens[part], places[part], owners[part], its, exit_at if its else 0)
+            if its:
+                parts.append(logits.copy())
+        if not exit_at:
+            return np.concatenate(parts)
+        halves = [np.split(part, 2) for part in parts]
+        return np.concatenate([half[side] for side in (0, 1) for half in halves])
+
+    def _pass(
         self,
         ids: Sequence[int],
         positions: Sequence[int],
         slots: Sequence[int],
-        wanted: Sequence[int] | None = None,
-        exit_at: int = 0,
+        wanted: Sequence[int],
+        exit_at: int,
     ) -> NDArray[np.float32]:
         """Run a forward pass of up to `max_rows` tokens.
 
         Args:
             ids, positions, slots: of each row its token id, position and slot; the positions of a slot are consecutive,
                 and the cache holds all earlier ones.
-            wanted: indices of the rows whose logits are computed; all by default.
+            wanted: indices of the rows whose logits are computed.
             exit_at: the early-exit layer (from 1): the head's logits of its normed output follow the final ones; 0 for
                 none.
 
         Returns:
-            (W, V) float32, or (2 W, V) with an early-exit layer; valid until the next step.
+            (W, V) float32, or (2 W, V) with an early-exit layer; valid until the next pass.
         """
         control, rows = self._control, self.max_rows
         self._open_panels(positions, slots)
-        wanted = range(len(ids)) if wanted is None else wanted
         for number, values in enumerate((ids, positions, slots, wanted)):
             first = self._lists + number * rows
             control[first : first + len(values)] = values
@@ -124,28 +152,6 @@ class Engine:
         if not exit_at:
             return logits
         return np.concatenate([logits, self._logits[rows : rows + len(wanted), : self.config.vocab_size]])
-
-    def read(
-        self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0
-    ) -> NDArray[np.float32]:
-        """Read tokens of one sequence from position ``start`` on; logits of the last token, or of each with ``every``.
-
-        Returns:
-            (1, V) or (T, V) float32, valid until the next step; twice as many rows with an early-exit layer (see
-            `step`).
-
-        ``every`` and ``exit_at`` together allow at most `max_rows` tokens.
-        """
-        parts: list[NDArray[np.float32]] = []
-        for first in range(0, len(ids), self.max_rows):
-            part = ids[first : first + self.max_rows]
-            last = first + len(part) == len(ids)
-            wanted = range(len(part)) if every else [len(part) - 1] if last else []
-            positions = range(start + first, start + first + len(part))
-            logits = self.step(part, positions, [slot] * len(part), wanted, exit_at if wanted else 0)
-            if every:
-                parts.append(logits if last and not parts else logits.copy())
-        return np.concatenate(parts) if len(parts) > 1 else logits
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""

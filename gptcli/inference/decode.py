@@ -1,299 +1,207 @@
-"""Prefill, then decode one token a step, with any engine. Works on token ids; yields tokens and prints nothing."""
+"""The loop from prompts to tokens, for any engine: prefill, then one step after the other. Prints nothing.
+
+One prompt is a batch of one, and a draft is another way to take a step. A request may join between two steps, and one
+may leave.
+"""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Generator
+from time import perf_counter
 
-from gptcli.config.model import GPTConfig
-from gptcli.inference.sampling import Array, Drawable, contrast_layers, keep_drawable, not_finite
-from gptcli.inference.sequence import Continuation, Request, Token, draw_rows
+from gptcli.inference.engine import DeviceSampler, Scorer
+from gptcli.inference.sampling import not_finite
+from gptcli.inference.sequence import Request, Sequence, Token, draw_rows
+from gptcli.inference.slots import Slots
+from gptcli.inference.speculative import Drafter, Tally, require_verification
 
-WORTH_SHARING = 16  # tokens in the shortest common prefix that is copied from another slot of the cache
-
-
-class Engine(Protocol):
-    """A model and a cache with a slot for each active sequence. Rollback is a read from an earlier position.
-
-    Attributes:
-        config: the model's shape.
-        slots: sequences that the cache holds.
-        at_once: the most tokens of one sequence that a forward pass reads at little more than the cost of one;
-            speculation verifies at most so many.
-    """
-
-    config: GPTConfig
-    slots: int
-    at_once: int
-
-    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0) -> Array:
-        """Read tokens of one sequence from position ``start`` on; the cache holds all earlier positions.
-
-        Returns:
-            logits (1, V) of the last token, or (T, V) of each with ``every``. With ``exit_at``, the early-exit layer
-            (from 1), as many rows follow: the head's logits of that layer's normed output. Valid until the next call.
-        """
-
-    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Array:
-        """Read one token of each slot: logits (B, V), or (2 B, V) with ``exit_at``; valid until the next call."""
-
-    def fork(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""
-
-    def quantized_copy(self, bits: int) -> "Engine":
-        """A copy of the model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
-
-    def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "Draws | None":
-        """The sampler on the model's device for these requests, or None if the caller must draw from logits."""
+Drawn = list[tuple[Sequence, Token]]
 
 
-class Drawn(Protocol):
-    """The result of a step for one text: token id, its probability (share), and whether all logits were finite."""
-
-    @property
-    def id(self) -> int: ...
-
-    @property
-    def share(self) -> float: ...
-
-    @property
-    def finite(self) -> bool: ...
-
-
-class Draws(Protocol):
-    """Steps on the device, each reading the tokens that the previous one drew, queued before the host has their ids.
-
-    Attributes:
-        under_way: queued steps whose results have not been fetched.
-    """
-
-    @property
-    def under_way(self) -> int: ...
-
-    def join(self, slot: int, text: Continuation, position: int) -> None:
-        """Activate a slot; its next id is read at ``position``. Before another kind of read, the slot must `leave`."""
-
-    def leave(self, slot: int) -> None:
-        """Deactivate a slot; its results of queued steps are discarded."""
-
-    def queue(self) -> None:
-        """Queue a step of all active slots."""
-
-    def results(self) -> Mapping[int, Drawn]:
-        """Wait for the oldest queued step: its results for the slots that have been active since it was queued."""
-
-
-class Decoder(Protocol):
-    """A model with a cache of one sequence.
-
-    Attributes:
-        config: the model's shape.
-        length: tokens in the cache.
-    """
-
-    config: GPTConfig
-    length: int
-
-    def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
-        """Append tokens; logits (1, V) of the last, or (T, V) of each with ``every``. Valid until the next call."""
-
-    def crop(self, length: int) -> None:
-        """Drop every token after the first ``length``."""
-
-
-class SlotDecoder:
-    """One slot of an engine as a `Decoder`.
-
-    The last prompt read from position 0 and its logits are kept while the cache holds the prompt, so several samples of
-    one prompt read it once and draw their first tokens from the same logits.
+class Scheduler:
+    """The sequences that are decoded in an engine's slots. Each gets the same tokens as alone.
 
     Args:
-        engine: the model and its cache.
-        slot: the engine's slot.
-        contrast: the early-exit layer (from 1) that `sampling.contrast_layers` subtracts; None for plain logits.
-        drawable: the logits of all other ids are set to -inf; None changes no logits.
+        scorer: the engine; a slot holds a prompt and its new tokens, or a whole context.
+        drafter: proposes tokens that a forward pass verifies; None decodes one token a step.
+        tally: counts what the drafter brings.
+        ahead: most tokens in a proposal.
+
+    Raises:
+        GptcliError: there is a drafter, and the engine's verification would change texts.
     """
 
     def __init__(
-        self, engine: Engine, slot: int = 0, contrast: int | None = None, drawable: Drawable | None = None
+        self, scorer: Scorer, drafter: Drafter | None = None, tally: Tally | None = None, ahead: int = 11
     ) -> None:
-        self.config = engine.config
-        self.length = 0
-        self.engine = engine
-        self.contrast = contrast
-        self.drawable = drawable
-        self.slot = slot
-        self._beginning: tuple[list[int], Array] | None = None  # the cached prompt, and the logits of its last token
+        if drafter is not None:
+            require_verification(scorer.engine)
+        self.scorer, self.drafter, self.tally = scorer, drafter, tally or Tally()
+        self.slots = Slots(scorer)
+        self._ahead = ahead
+        self._waiting: deque[Sequence] = deque()
+        self._active: dict[int, Sequence] = {}  # by slot
+        self._sampler: DeviceSampler | None = None
+        self._has_joined = False  # whether a request has joined since the sampler was chosen
 
-    def read(self, ids: Sequence[int], *, every: bool = False) -> Array:
-        from_start = self.length == 0 and not every
-        if from_start and self._beginning is not None and self._beginning[0] == list(ids):
-            logits = self._beginning[1] + 0.0
-        else:
-            if self._beginning is not None and self.length < len(self._beginning[0]):
-                self._beginning = None
-            logits = self.engine.read(self.slot, ids, self.length, every=every, exit_at=self.contrast or 0)
-            if from_start:
-                self._beginning = list(ids), logits + 0.0
-        self.length += len(ids)
-        return _scores(logits, self.contrast, self.drawable)
+    def add(self, request: Request) -> Sequence:
+        """Let a request join: it is decoded from the next step on in which a slot is free.
 
-    def crop(self, length: int) -> None:
-        self.length = min(self.length, length)
+        Raises:
+            GptcliError: the prompt is empty, or ``overflow`` is "error" and it is longer than the context.
+        """
+        sequence = Sequence(request, self.scorer.engine.config.context_length)
+        if not sequence.done:
+            self._waiting.append(sequence)
+            self._has_joined = True
+        return sequence
 
-    def quantized_copy(self, bits: int) -> "SlotDecoder":
-        """A decoder of a copy of the model packed in ``bits`` bits, on the same cache, for drafts."""
-        return SlotDecoder(self.engine.quantized_copy(bits), self.slot, self.contrast, self.drawable)
+    def cancel(self, sequence: Sequence) -> None:
+        """Let a sequence leave, wherever it is; nothing if it has ended."""
+        sequence.done = True
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        elif self._active.get(sequence.slot) is sequence:
+            self._leave(sequence)
 
-    def draws(self, requests: Sequence[Request]) -> Draws | None:
-        """The sampler on the model's device for requests in this slot; None if the caller must draw from logits."""
-        return self.engine.draws(requests, self.drawable) if self.contrast is None else None
+    def step(self) -> Drawn:
+        """Read and draw once for every sequence that has a slot.
 
-    def fork(self, slot: int) -> "SlotDecoder":
-        """A decoder in another slot with a copy of this one's cached tokens."""
-        self.engine.fork(self.slot, slot, self.length)
-        other = SlotDecoder(self.engine, slot, self.contrast, self.drawable)
-        other.length = self.length
-        return other
+        Returns:
+            the new tokens, those of a sequence in order: none where its text has ended or a result is not yet there,
+            several where proposals were accepted. `Sequence.done` says which ones have ended.
+        """
+        for slot in range(self.scorer.engine.slots):
+            if slot not in self._active and self._waiting:
+                self._active[slot] = self._waiting.popleft()
+                self._active[slot].slot = slot
+        if self._has_joined:
+            self._choose_sampler()
+        ready = [sequence for sequence in self._active.values() if not sequence.restart]
+        drawn: Drawn = []
+        for sequence in [sequence for sequence in self._active.values() if sequence.restart]:
+            drawn += self._prefill(sequence)
+        if ready and self._sampler is not None:
+            drawn += self._fetch(self._sampler)
+        elif ready and self.drafter is not None:
+            drawn += self._verify(ready, self.drafter)
+        elif ready:
+            drawn += self._decode(ready)
+        for sequence in list(self._active.values()):
+            if sequence.done:
+                self._leave(sequence)
+            elif sequence.restart and self._sampler is not None:
+                self._sampler.leave(sequence.slot)
+        return drawn
+
+    def _choose_sampler(self) -> None:
+        """Draw on the device if all requests that are here can be drawn there together."""
+        self._has_joined = False
+        if self.drafter is not None or self.scorer.contrast is not None:
+            return
+        if self._sampler is not None:
+            for slot in self._active:
+                self._sampler.leave(slot)
+        requests = [sequence.request for sequence in (*self._active.values(), *self._waiting)]
+        self._sampler = self.scorer.engine.device_sampler(requests, self.scorer.drawable)
+        for sequence in self._active.values():
+            self._join(sequence)
+
+    def _join(self, sequence: Sequence) -> None:
+        """Let the device draw a sequence's next tokens, if it draws and the sequence goes on in its window."""
+        if self._sampler is not None and not (sequence.done or sequence.restart):
+            self._sampler.join(sequence.slot, sequence, len(self.slots.ids[sequence.slot]))
+
+    def _leave(self, sequence: Sequence) -> None:
+        del self._active[sequence.slot]
+        if self._sampler is not None:
+            self._sampler.leave(sequence.slot)
+
+    def _prefill(self, sequence: Sequence) -> Drawn:
+        """Read a prompt, or a window that has moved, and draw the token after it."""
+        scores = self.slots.fill(sequence.slot, sequence.unread)
+        (token,) = draw_rows([sequence], scores)
+        self.tally.prefilled += token is not None
+        self._join(sequence)
+        return _given([sequence], [token])
+
+    def _decode(self, sequences: list[Sequence]) -> Drawn:
+        """Read one token of each sequence and draw the next."""
+        slots, ids = [s.slot for s in sequences], [s.unread for s in sequences]
+        scores = self.scorer.forward(slots, ids, [len(self.slots.ids[slot]) for slot in slots])
+        for slot, read in zip(slots, ids, strict=True):
+            self.slots.append(slot, read)
+        return _given(sequences, draw_rows(sequences, scores))
+
+    def _fetch(self, sampler: DeviceSampler) -> Drawn:
+        """Queue a step on the device, and take the results of the one before."""
+        if not sampler.under_way:
+            sampler.queue()
+        sampler.queue()
+        drawn: Drawn = []
+        for slot, found in sampler.results().items():
+            sequence = self._active[slot]
+            self.slots.append(slot, sequence.unread)
+            if found.finite:
+                drawn += _given([sequence], [sequence.accept(found.id, share=found.share)])
+            else:
+                sequence.fail(not_finite())
+        return drawn
+
+    def _verify(self, sequences: list[Sequence], drafter: Drafter) -> Drawn:
+        """Read one token of each sequence and its proposals in one pass; draw as long as proposals are right.
+
+        A token is drawn as without a draft, and a proposal is accepted if it is that token.
+        """
+        started, tally, drawn = perf_counter(), self.tally, Drawn()
+        proposals = [self._propose(sequence, drafter) for sequence in sequences]
+        slots, rows = [s.slot for s in sequences], [[*s.unread, *p] for s, p in zip(sequences, proposals, strict=True)]
+        scores = self.scorer.forward(slots, rows, [len(self.slots.ids[slot]) for slot in slots], every=True)
+        first = 0
+        for sequence, proposed in zip(sequences, proposals, strict=True):
+            for number in range(len(proposed) + 1):
+                self.slots.append(sequence.slot, sequence.unread)
+                (token,) = draw_rows([sequence], scores[first + number : first + number + 1])
+                drawn += _given([sequence], [token])
+                found = token.id if token is not None else None if sequence.error else sequence.request.eot_id
+                accepted = number < len(proposed) and proposed[number] == found
+                tally.accepted += accepted
+                if not accepted or sequence.done:
+                    break
+            first += len(proposed) + 1
+        tally.count(sum(map(len, proposals)), len(drawn), perf_counter() - started)
+        return drawn
+
+    def _propose(self, sequence: Sequence, drafter: Drafter) -> list[int]:
+        """At most as many tokens as are wanted and fit into the window, less the one that is drawn anyway."""
+        context = self.scorer.engine.config.context_length
+        left = sequence.request.max_new_tokens - sequence.count - 1
+        room = min(self._ahead, left, context - len(sequence.window.ids))
+        return drafter.propose(sequence, room) if room > 0 else []
 
 
-def _scores(logits: Array, contrast: int | None, drawable: Drawable | None) -> Array:
-    """Logits of an engine, -inf for ids that may not be drawn; with ``contrast``, `contrast_layers` of both halves."""
-    if contrast is None:
-        return keep_drawable(logits, drawable)
-    final, early = logits[: len(logits) // 2], logits[len(logits) // 2 :]
-    return contrast_layers(keep_drawable(final, drawable), early)
-
-
-def decode(decoder: Decoder, request: Request) -> Iterator[Token]:
-    """Continue a prompt, token by token.
-
-    Args:
-        decoder: holds the prompt and the new tokens, or a whole context; its earlier contents are dropped.
-        request: prompt and options.
+def generate(scheduler: Scheduler, request: Request) -> Generator[Token]:
+    """Continue one prompt. Other requests of the scheduler go on meanwhile, and may be iterated in turns.
 
     Yields:
-        each token as soon as it is drawn, except ``eot_id``.
+        each token as soon as it is drawn, except ``eot_id``. An iterator that is closed leaves its slot.
 
     Raises:
-        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
+        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits allow no draw.
     """
-    text = Continuation(request, decoder.config.context_length)
-    draws = decoder.draws([request]) if isinstance(decoder, SlotDecoder) else None
-    while not text.done:
-        if text.restart:
-            decoder.crop(0)
-        token = text.draw(decoder.read(text.unread))
-        if token is not None:
-            yield token
-        if draws is not None and isinstance(decoder, SlotDecoder) and not (text.done or text.restart):
-            yield from _drawn_there(decoder, draws, text)
-
-
-def _drawn_there(decoder: SlotDecoder, draws: Draws, text: Continuation) -> Iterator[Token]:
-    """The tokens of ``text``, drawn on the model's device, until it ends or its window moves."""
-    draws.join(decoder.slot, text, decoder.length)
+    sequence = scheduler.add(request)
+    given = 0
     try:
-        draws.queue()
-        while not (text.done or text.restart):
-            draws.queue()
-            drawn = draws.results()[decoder.slot]
-            decoder.length += 1
-            token = accept(text, drawn)
-            if token is not None:
+        while given < len(sequence.tokens) or not sequence.done:
+            if given == len(sequence.tokens):
+                scheduler.step()
+            for token in sequence.tokens[given:]:
+                given += 1
                 yield token
     finally:
-        draws.leave(decoder.slot)
-        while draws.under_way:
-            draws.results()
+        scheduler.cancel(sequence)
+    if sequence.error is not None:
+        raise sequence.error
 
 
-def accept(text: Continuation, drawn: Drawn) -> Token | None:
-    """Append a token drawn on the device to ``text``; None at the end of text.
-
-    Raises:
-        GptcliError: a logit was NaN or infinite.
-    """
-    if not drawn.finite:
-        raise not_finite()
-    return text.accept(drawn.id, share=drawn.share)
-
-
-def decode_together(
-    engine: Engine,
-    requests: Sequence[Request],
-    contrast: int | None = None,
-    drawable: Drawable | None = None,
-) -> Generator[tuple[int, Token | None], bool | None, None]:
-    """Continue many prompts together; the slot of a finished request is given to the next waiting one.
-
-    Each request gets the same tokens as alone. A prefix that another slot holds is copied instead of read.
-
-    Args:
-        engine: each slot holds a prompt and its new tokens, or a whole context.
-        requests: prompts and options.
-        contrast, drawable: as for `SlotDecoder`.
-
-    Yields:
-        (index of the request, its next token), and (index, None) at its end. Send True to end a request early.
-    """
-    waiting = deque(enumerate(requests))
-    active: dict[int, tuple[int, Continuation]] = {}
-    held: list[list[int]] = [[] for _ in range(engine.slots)]  # the ids in each slot's cache
-    exit_at = contrast or 0
-    draws = engine.draws(requests, drawable) if contrast is None else None
-    while waiting or active:
-        for slot in range(engine.slots):
-            if slot not in active and waiting:
-                number, request = waiting.popleft()
-                active[slot] = number, Continuation(request, engine.config.context_length)
-        drawn: dict[int, Token | None] = {}
-        together = [slot for slot, (_, text) in active.items() if not text.restart]
-        for slot, (_, text) in active.items():
-            if text.restart:  # a prompt, or a window that has moved, is read by a call of its own
-                known = _share(engine, held, slot, text.unread)
-                logits = engine.read(slot, text.unread[known:], known, exit_at=exit_at)
-                held[slot] = list(text.unread)
-                drawn[slot] = text.draw(_scores(logits, contrast, drawable))
-                if draws is not None:
-                    draws.leave(slot)
-                    if not (text.done or text.restart):
-                        draws.join(slot, text, len(held[slot]))
-        if together and draws is not None:
-            if not draws.under_way:
-                draws.queue()
-            draws.queue()
-            for slot, found in draws.results().items():
-                held[slot].append(active[slot][1].unread[0])
-                drawn[slot] = accept(active[slot][1], found)
-        elif together:
-            texts = [active[slot][1] for slot in together]
-            ids, positions = [text.unread[0] for text in texts], [len(held[slot]) for slot in together]
-            logits = engine.step(ids, positions, together, exit_at=exit_at)
-            for slot, token_id in zip(together, ids, strict=True):
-                held[slot].append(token_id)
-            drawn |= zip(together, draw_rows(texts, _scores(logits, contrast, drawable)), strict=True)
-        for slot, (number, text) in list(active.items()):
-            token = drawn.get(slot)  # None for a slot that joined after the fetched step was queued
-            stopped = token is not None and (yield number, token)
-            if (stopped or text.done or text.restart) and draws is not None:
-                draws.leave(slot)
-            if stopped or text.done:
-                del active[slot]
-                yield number, None
-
-
-def _share(engine: Engine, held: Sequence[Sequence[int]], slot: int, ids: Sequence[int]) -> int:
-    """Copy into ``slot`` the longest prefix of ``ids``, without the last id, that any slot holds; its length.
-
-    A prefix shorter than `WORTH_SHARING` is not copied, and the length is then 0.
-    """
-    lengths = [
-        next((n for n, (a, b) in enumerate(zip(ids[:-1], known, strict=False)) if a != b), None) for known in held
-    ]
-    known = [min(len(ids) - 1, len(held[n])) if length is None else length for n, length in enumerate(lengths)]
-    source = max(range(len(held)), key=lambda n: (known[n], n == slot))
-    if known[source] < WORTH_SHARING:
-        return 0
-    if source != slot:
-        engine.fork(source, slot, known[source])
-    return known[source]
+def _given(sequences: list[Sequence], tokens: list[Token | None]) -> Drawn:
+    return [(s, token) for s, token in zip(sequences, tokens, strict=True) if token is not None]

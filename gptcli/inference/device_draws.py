@@ -5,8 +5,8 @@ the step advances. The host queues the next step before it waits for the ids of 
 wait for the host. When a text has ended, the result of the one step queued since is discarded.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import abc, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gptcli.config.sampling import SamplingConfig
 from gptcli.inference.sampling import Drawable, distribution
-from gptcli.inference.sequence import Continuation, Request
+from gptcli.inference.sequence import Request, Sequence
+from gptcli.inference.stages import text_stages
 from gptcli.inference.step_launches import DecodeStep
 from gptcli.kernels.gpu.draw import race_kernel, settle_kernel
 from gptcli.kernels.gpu.launches import Launch, run_all
@@ -39,21 +40,23 @@ class Drawn:
     finite: bool
 
 
-def filters_of(requests: Sequence[Request]) -> tuple[bool, SamplingConfig | None]:
+def filters_of(requests: abc.Sequence[Request]) -> tuple[bool, SamplingConfig | None]:
     """Whether one graph can draw for all of these requests, and the graph's filters, None for none.
 
     Requests without filters may differ in temperature, which the kernels read from a tensor; filters are fixed in the
-    graph, so with filters all sampling options must be equal.
+    graph, so with filters all sampling options must be equal. Of the stages that read the text, the device knows the
+    repetition penalty alone.
     """
     samplings = {request.sampling for request in requests}
     bare = {replace(sampling, temperature=1.0) for sampling in samplings} == {SamplingConfig()}
-    if any(request.n_candidates for request in requests) or not (bare or len(samplings) == 1):
+    known = all(stage.field == "repetition_penalty" for sampling in samplings for stage in text_stages(sampling))
+    if any(request.n_candidates for request in requests) or not known or not (bare or len(samplings) == 1):
         return False, None
     return True, None if bare else next(iter(samplings))
 
 
 class DeviceDraws:
-    """Sampling state of every slot on the device, and the queue of steps: `decode.Draws`.
+    """Sampling state of every slot on the device, and the queue of steps: `engine.DeviceSampler`.
 
     Args:
         step: the launches that compute the logits.
@@ -130,7 +133,7 @@ class DeviceDraws:
     def _filter(self, filters: SamplingConfig) -> None:
         """Write `sampling.distribution` of the logits to `_probabilities`.
 
-        Before that, as in `Continuation`, the end of text is excluded up to min_new_tokens and repeats are penalised.
+        Before that, as in `Sequence`, the end of text is excluded up to min_new_tokens and repeats are penalised.
         """
         logits = self._step.logits[: len(self.out)]
         if self._mask is not None:
@@ -145,18 +148,18 @@ class DeviceDraws:
             logits = torch.where(self._seen.bool(), changed, logits)
         self._probabilities.copy_(distribution(logits, replace(filters, repetition_penalty=1.0)))
 
-    def join(self, slot: int, text: Continuation, position: int) -> None:
+    def join(self, slot: int, sequence: Sequence, position: int) -> None:
         """Activate ``slot``: its last drawn token is read next, at ``position``."""
-        step, request = self._step, text.request
-        step.ids[slot, 0] = text.unread[0]
+        step, request = self._step, sequence.request
+        step.ids[slot, 0] = sequence.unread[0]
         self.temperatures[slot] = request.sampling.temperature
-        numbers = (_signed(request.seed), text.count, -1 if request.eot_id is None else request.eot_id)
+        numbers = (_signed(request.seed), sequence.count, -1 if request.eot_id is None else request.eot_id)
         for tensor, number in zip((self.seeds, self.counts, self.eots), numbers, strict=True):
             tensor[slot] = number
         self.least[slot] = request.min_new_tokens
         if request.sampling.repetition_penalty != 1.0:
             self._seen[slot] = 0
-            self._seen[slot, torch.tensor(text.seen, device=self._seen.device)] = 1
+            self._seen[slot, torch.tensor(sequence.seen, device=self._seen.device)] = 1
         step.places[slot] = position
         self._tickets[slot] = object()
 
@@ -200,7 +203,7 @@ class DeviceDraws:
         self._step.places.fill_(self._step.padding)
 
 
-def plainly(launches: Sequence[Launch]) -> Callable[[], None]:
+def plainly(launches: abc.Sequence[Launch]) -> Callable[[], None]:
     """A function that queues the launches one by one, without a graph."""
     return lambda: run_all(launches)
 

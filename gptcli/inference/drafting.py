@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from gptcli.checkpoints import layout
+from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.inference import speculative
-from gptcli.inference.decode import SlotDecoder
-from gptcli.inference.open import QUANTIZATIONS, choose_engine, open_decoder
+from gptcli.inference.engine import Scorer
+from gptcli.inference.open import QUANTIZATIONS, Choice, choose_engine, open_scorer
 from gptcli.inference.speculative import Drafter
 from gptcli.tokenizers import Tokenizer
 
 DRAFTS = ("auto", "int8", "int4", "ngram", "none")
+WORTH_DRAFTING = 48  # fewest new tokens for an automatic draft; packing takes as long as about 20 tokens
+BEYOND_CACHES = 2**27  # bytes of float32 weights from which on no CPU cache is assumed to hold them
 
 
 def check_draft(draft: str, path: Path, bits: int) -> None:
@@ -34,9 +37,31 @@ def check_draft(draft: str, path: Path, bits: int) -> None:
         )
 
 
+def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> bool:
+    """Whether ``--draft auto`` uses an int8 copy of the model as the draft for ``tokens`` new tokens.
+
+    The conditions: the CPU engine, float32 weights (``bits`` 32) of at least `BEYOND_CACHES` bytes, at least
+    `WORTH_DRAFTING` tokens, free memory of twice the copy's size, and a disk cache for compiled kernels.
+    """
+    from gptcli.model.cost import weight_bytes
+
+    if (
+        choice.engine != "cpu"
+        or bits < 32
+        or tokens < WORTH_DRAFTING
+        or weight_bytes(config, "float32") < BEYOND_CACHES
+    ):
+        return False
+    import psutil
+
+    from gptcli.kernels.cpu import compile_cache
+
+    return compile_cache.are_kept() and int(psutil.virtual_memory().available) > 2 * weight_bytes(config, "int8")
+
+
 def open_drafter(
     draft: str,
-    decoder: SlotDecoder,
+    scorer: Scorer,
     tokenizer: Tokenizer,
     engine: str,
     capacity: int,
@@ -47,22 +72,24 @@ def open_drafter(
 
     Args:
         draft: one of DRAFTS except auto, or a checkpoint.
-        decoder: the decoder of the model.
+        scorer: of the model.
         tokenizer: the model's.
         engine: the value of ``--engine``, for a draft from a checkpoint.
         capacity: tokens that the cache of such a draft holds.
-        placing: keyword arguments of `open_decoder` for such a draft, among them device and dtype.
+        placing: keyword arguments of `open_scorer` for such a draft, among them device and dtype.
         report: called with a message on the size and packing time of a quantized copy.
 
     Raises:
-        GptcliError: there is no such draft, its tokenizer differs, or its checkpoint is damaged.
+        GptcliError: there is no such draft, its tokenizer differs, its checkpoint is damaged, or drafts would change
+            texts on this engine (see `speculative.require_verification`).
     """
     if draft == "none":
         return None
+    speculative.require_verification(scorer.engine)
     if draft == "ngram":
-        return speculative.NgramDrafter(most=decoder.engine.at_once - 1)
+        return speculative.NgramDrafter(most=scorer.engine.at_once - 1)
     if draft in QUANTIZATIONS:
-        return quantized_drafter(draft, decoder, report)
+        return quantized_drafter(draft, scorer, report)
     try:
         path = layout.find(draft)
     except GptcliError as error:
@@ -76,15 +103,15 @@ def open_drafter(
             "Give a draft that was trained with the same tokenizer, or --draft ngram.",
         )
     choice = choose_engine(engine, placing["device"], placing["dtype"], config)
-    return speculative.ModelDrafter(open_decoder(path, choice, its, capacity=capacity, **placing))
+    return speculative.ModelDrafter(open_scorer(path, choice, its, capacity=capacity, **placing))
 
 
-def quantized_drafter(kind: str, decoder: SlotDecoder, report: Callable[[str], None]) -> Drafter:
+def quantized_drafter(kind: str, scorer: Scorer, report: Callable[[str], None]) -> Drafter:
     """A quantized copy of the model, ``kind`` "int8" or "int4"; ``report`` gets its size and packing time."""
     from gptcli.model import cost
 
     started = time.perf_counter()
-    drafter = speculative.quantized_drafter(decoder, QUANTIZATIONS[kind])
-    size = cost.weight_bytes(decoder.config, cast(cost.WeightFormat, kind)) / 1e6
+    drafter = speculative.quantized_drafter(scorer, QUANTIZATIONS[kind])
+    size = cost.weight_bytes(scorer.engine.config, cast(cost.WeightFormat, kind)) / 1e6
     report(f"The draft in {kind} takes {size:,.0f} MB, packed in {time.perf_counter() - started:.2f} s.")
     return drafter

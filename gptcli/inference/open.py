@@ -1,4 +1,4 @@
-"""Choice of the engine, and decoders that run on it. torch is imported only if it is used or a GPU must be found."""
+"""Choice of the engine, and checkpoints opened in it. torch is imported only if it is used or a GPU must be found."""
 
 import sys
 from collections.abc import Callable
@@ -9,14 +9,12 @@ from typing import Literal
 from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_config
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError, nearest
-from gptcli.inference.decode import SlotDecoder
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable
 from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.tokenizers import Tokenizer
 
 ENGINES = ("auto", "cpu", "torch")
-WORTH_DRAFTING = 48  # fewest new tokens for an automatic draft; packing takes as long as about 20 tokens
-BEYOND_CACHES = 2**27  # bytes of float32 weights from which on no CPU cache is assumed to hold them
 QUANTIZATIONS = {"int8": 8, "int4": 4}
 
 
@@ -67,28 +65,6 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
     return Choice("cpu", "no GPU asked for or found")
 
 
-def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> bool:
-    """Whether ``--draft auto`` uses an int8 copy of the model as the draft for ``tokens`` new tokens.
-
-    The conditions: the CPU engine, float32 weights (``bits`` 32) of at least `BEYOND_CACHES` bytes, at least
-    `WORTH_DRAFTING` tokens, free memory of twice the copy's size, and a disk cache for compiled kernels.
-    """
-    from gptcli.model.cost import weight_bytes
-
-    if (
-        choice.engine != "cpu"
-        or bits < 32
-        or tokens < WORTH_DRAFTING
-        or weight_bytes(config, "float32") < BEYOND_CACHES
-    ):
-        return False
-    import psutil
-
-    from gptcli.kernels.cpu import compile_cache
-
-    return compile_cache.are_kept() and int(psutil.virtual_memory().available) > 2 * weight_bytes(config, "int8")
-
-
 def gpu_is_possible() -> bool:
     """Whether there may be a GPU: a driver's files exist, or this is macOS. Avoids importing torch to find out."""
     if sys.platform == "darwin":
@@ -124,7 +100,7 @@ def check_quantization(name: str | None) -> int:
     return QUANTIZATIONS[name]
 
 
-def open_decoder(
+def open_scorer(
     path: Path,
     choice: Choice,
     tokenizer: Tokenizer,
@@ -138,14 +114,14 @@ def open_decoder(
     contrast: int | None = None,
     compiled: bool = False,
     report: Callable[[str], None] = lambda line: None,
-) -> SlotDecoder:
-    """A decoder of the checkpoint ``path``.
+) -> Scorer:
+    """The checkpoint ``path`` in an engine, ready for `decode.Scheduler`.
 
     Args:
         path: a checkpoint directory.
         choice: the engine.
         tokenizer: the checkpoint's; ids without a text in it are never drawn.
-        slots: sequences that `decode.decode_together` decodes at the same time.
+        slots: sequences that are decoded at the same time.
         device, dtype: of the torch engine.
         threads: CPU threads; None for the number of physical cores.
         bits: 8 or 4 packs float32 weights at loading; a packed checkpoint keeps its format.
@@ -174,13 +150,13 @@ def open_decoder(
     drawable = Drawable.of(tokenizer)
     if choice.engine == "cpu":
         from gptcli.checkpoints.numpy_weights import WeightFile
-        from gptcli.inference.cpu_engine import Engine
+        from gptcli.inference.cpu_engine import CpuEngine
 
         weights = WeightFile(path / WEIGHTS, config, stored)
-        engine = Engine(
+        engine = CpuEngine(
             config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, report=report
         )
-        return SlotDecoder(engine, contrast=contrast, drawable=drawable)
+        return Scorer(engine, drawable, contrast)
     from gptcli.checkpoints import checkpoint
     from gptcli.device import placement as devices
     from gptcli.inference.torch_engine import TorchEngine
@@ -189,4 +165,4 @@ def open_decoder(
     devices.set_threads(threads)
     model = checkpoint.load(path).runner(placement.device, placement.dtype, bits)
     torch_engine = TorchEngine(model, capacity, slots, compiled=compiled, report=report)
-    return SlotDecoder(torch_engine, contrast=contrast, drawable=drawable)
+    return Scorer(torch_engine, drawable, contrast)

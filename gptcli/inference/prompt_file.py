@@ -1,8 +1,7 @@
 """A file of prompts: one prompt a line, or JSON lines with options for each prompt."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from gptcli.errors import GptcliError, nearest
 from gptcli.inference.sequence import Request
 from gptcli.tokenizers import Tokenizer
 
-_WHOLE = ("max_new_tokens", "min_new_tokens", "seed", "top_k")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_WHOLE = ("max_new_tokens", "min_new_tokens", "seed", "top_k", "no_repeat_ngram_size")
+_SAMPLING = tuple(field.name for field in fields(SamplingConfig))
 _KEYS = ("prompt", "stop", "max_new_tokens", "min_new_tokens", "seed", *_SAMPLING)
 
 
@@ -23,23 +22,22 @@ class Prompt:
     Attributes:
         line: the line number, from 1.
         text: the prompt.
-        stops: texts to end before.
+        stops: its own texts to end before; None for the common ones.
         settings: the prompt's own options, by their names in the file.
     """
 
     line: int
     text: str
-    stops: list[str]
+    stops: tuple[str, ...] | None
     settings: dict[str, Any]
 
 
-def read_prompts(content: str, file: Path, stops: Sequence[str]) -> list[Prompt]:
+def read_prompts(content: str, file: Path) -> list[Prompt]:
     """Every prompt of a file; empty lines are skipped.
 
     Args:
         content: the file's text.
         file: its path; the suffix .jsonl means JSON lines.
-        stops: stop texts of prompts without their own.
 
     Raises:
         GptcliError: a line is not JSON, or has an unknown option or one of the wrong type.
@@ -49,14 +47,15 @@ def read_prompts(content: str, file: Path, stops: Sequence[str]) -> list[Prompt]
         if not line.strip():
             continue
         settings: dict[str, Any] = _parse(line, number, file) if file.suffix == ".jsonl" else {"prompt": line}
-        text, texts = settings.pop("prompt"), settings.pop("stop", stops)
-        own = [stop for stop in ([texts] if isinstance(texts, str) else texts) if stop]
-        prompts.append(Prompt(number, text, own, settings))
+        text, texts = settings.pop("prompt"), settings.pop("stop", None)
+        texts = [texts] if isinstance(texts, str) else texts
+        stops = None if texts is None else tuple(stop for stop in texts if stop)
+        prompts.append(Prompt(number, text, stops, settings))
     return prompts
 
 
 def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_special: bool, file: Path) -> Request:
-    """``common`` with the prompt's tokens and settings; the default seed of line n is the common seed plus n - 1.
+    """``common`` with the prompt's tokens, stops and settings; the seed of line n is the common one plus n - 1.
 
     Raises:
         GptcliError: the prompt is empty, has characters outside the vocabulary, or a setting is out of range.
@@ -74,7 +73,8 @@ def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_sp
         if value < (1 if key == "max_new_tokens" else 0):
             raise GptcliError(f"{file}, line {prompt.line}: {key} is {value}.", "Leave it out for the common one.")
     seed = own.get("seed", common.seed + prompt.line - 1)
-    return replace(common, prompt=ids, sampling=sampling, seed=seed, **counts)
+    stops = common.stops if prompt.stops is None else prompt.stops
+    return replace(common, prompt=ids, sampling=sampling, seed=seed, stops=stops, **counts)
 
 
 def _parse(line: str, number: int, file: Path) -> dict[str, Any]:

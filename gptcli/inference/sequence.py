@@ -1,23 +1,15 @@
 """State of one text while it is generated, independent of the engine: its window, its ids and its draws."""
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Any
 
 from gptcli.config.sampling import Overflow, SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.inference.sampling import (
-    Array,
-    distribution,
-    draw,
-    draw_key,
-    greedy,
-    like,
-    likeliest,
-    likeliest_first,
-    not_finite,
-    penalise_repeats,
-)
+from gptcli.inference import sampling
+from gptcli.inference.arrays import Array, like, likeliest_first
+from gptcli.inference.sampling import distribution, draw, draw_key, greedy, not_finite
+from gptcli.inference.stages import History, State, penalised, text_stages
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class Window:
         GptcliError: with "error", if the tokens exceed the context.
     """
 
-    def __init__(self, prompt: Sequence[int], context_length: int, overflow: Overflow) -> None:
+    def __init__(self, prompt: abc.Sequence[int], context_length: int, overflow: Overflow) -> None:
         self.context_length = context_length
         self.overflow = overflow
         self.ids = list(prompt)
@@ -85,9 +77,10 @@ class Request:
         eot_id: generation stops before this token; None if no token stops it.
         overflow: the rule for a full context (see `Window`).
         n_candidates: how many of the likeliest tokens to report with each drawn token.
+        stops: texts to end before; they are found in the decoded text, by `streaming.Completion`.
     """
 
-    prompt: Sequence[int]
+    prompt: abc.Sequence[int]
     max_new_tokens: int
     sampling: SamplingConfig
     seed: int
@@ -95,19 +88,25 @@ class Request:
     eot_id: int | None = None
     overflow: Overflow = "slide"
     n_candidates: int = 0
+    stops: tuple[str, ...] = ()
 
 
-class Continuation:
-    """State of one sequence while it is generated, independent of the engine.
+class Sequence:
+    """State of one request while it is generated, independent of the engine.
 
     Attributes:
+        request: prompt and options.
+        window: the ids of the model's context; all but `unread` are in the cache, unless `restart` is set.
         unread: the ids to read next; the next draw takes the logits of the last of them.
-        restart: whether the cache must be emptied before ``unread`` is read.
+        restart: whether the positions have changed, so that the whole window must be read.
+        tokens: the tokens drawn so far.
+        seen: all ids of the prompt and the new tokens, including those that the window has dropped.
         done: whether the sequence has ended.
-        seen: all ids of the prompt and the continuation, including those that the window has dropped.
+        error: why it ended early; None if it did not.
+        slot: its slot in the engine's cache while it is decoded.
 
     Raises:
-        GptcliError: the prompt is empty, ``overflow`` is "error" and the context is full, or logits are not finite.
+        GptcliError: the prompt is empty, or ``overflow`` is "error" and it is longer than the context.
     """
 
     def __init__(self, request: Request, context_length: int) -> None:
@@ -115,13 +114,20 @@ class Continuation:
             raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
         self.request = request
         self.window = Window(request.prompt, context_length, request.overflow)
-        self.unread: Sequence[int] = list(self.window.ids)
+        self.unread: abc.Sequence[int] = list(self.window.ids)
         self.restart = True
-        self.done = request.max_new_tokens == 0
-        self.count = 0
+        self.tokens: list[Token] = []
         self.seen = list(request.prompt)
+        self.done = request.max_new_tokens == 0
+        self.error: GptcliError | None = None
+        self.slot = 0
 
-    def distribution(self, logits: Array, ahead: Sequence[int] = ()) -> Array:
+    @property
+    def count(self) -> int:
+        """The number of new tokens."""
+        return len(self.tokens)
+
+    def distribution(self, logits: Array, ahead: abc.Sequence[int] = ()) -> Array:
         """The probabilities (1, V) of the next token.
 
         Args:
@@ -131,17 +137,16 @@ class Continuation:
         self.hold_back(logits, len(ahead))
         return distribution(logits, self.request.sampling, self.history(logits, ahead))
 
-    def history(self, logits: Array, ahead: Sequence[int] = ()) -> Array | None:
-        """(1, S): the ids that the repetition penalty changes, on the device of ``logits``; None without a penalty."""
-        return like(logits, [[*self.seen, *ahead]]) if self.request.sampling.repetition_penalty != 1.0 else None
+    def history(self, logits: Array, ahead: abc.Sequence[int] = ()) -> History | None:
+        """The text, on the device of ``logits``; None if no sampling stage that is on reads it."""
+        if not text_stages(self.request.sampling):
+            return None
+        return History(like(logits, [[*self.seen, *ahead]]), len(self.request.prompt))
 
-    def likeliest(self, logits: Array, ahead: Sequence[int] = ()) -> tuple[int, float]:
+    def likeliest(self, logits: Array, ahead: abc.Sequence[int] = ()) -> tuple[int, float]:
         """The greedy token and the margin of its score over the second; arguments as for `distribution`."""
         self.hold_back(logits, len(ahead))
-        seen = self.history(logits, ahead)
-        if seen is not None:
-            logits = penalise_repeats(logits, seen, self.request.sampling.repetition_penalty)
-        return likeliest(logits)
+        return sampling.likeliest(penalised(logits, State(self.request.sampling, self.history(logits, ahead))))
 
     def key(self, ahead: int = 0) -> int:
         """The key (see `sampling.draw`) of the next draw, or of the draw after ``ahead`` more tokens."""
@@ -151,10 +156,6 @@ class Continuation:
         """Set the logit of ``eot_id`` in logits (1, V) to -inf if there are fewer than min_new_tokens tokens."""
         if self.request.eot_id is not None and self.count + ahead < self.request.min_new_tokens:
             logits[:, self.request.eot_id] = -float("inf")
-
-    def draw(self, logits: Array) -> Token | None:
-        """Draw from logits (1, V) of the last unread id; None at the end of text."""
-        return draw_rows([self], logits)[0]
 
     def accept(self, token_id: int, probabilities: Array | None = None, share: float | None = None) -> Token | None:
         """Append a drawn token; None at the end of text.
@@ -167,63 +168,76 @@ class Continuation:
         if token_id == self.request.eot_id:
             self.done = True
             return None
-        self.seen.append(token_id)
-        self.count += 1
-        self.done = self.count >= self.request.max_new_tokens
-        self.unread, self.restart = [token_id], False
-        if not self.done and self.window.append(token_id):
-            self.unread, self.restart = list(self.window.ids), True
         if probabilities is None:
             certain = ((token_id, 1.0),) if self.request.n_candidates else ()
-            return Token(token_id, 1.0 if share is None else share, certain)
-        share = float(probabilities[0, token_id]) if share is None else share
-        return Token(token_id, share, _likeliest(probabilities, self.request.n_candidates))
+            token = Token(token_id, 1.0 if share is None else share, certain)
+        else:
+            share = float(probabilities[0, token_id]) if share is None else share
+            token = Token(token_id, share, _likeliest(probabilities, self.request.n_candidates))
+        self.tokens.append(token)
+        self.seen.append(token_id)
+        self.done = self.count >= self.request.max_new_tokens
+        self.unread, self.restart = [token_id], False
+        if not self.done:
+            try:
+                moved = self.window.append(token_id)
+            except GptcliError as error:
+                self.fail(error)
+            else:
+                self.unread, self.restart = (list(self.window.ids), True) if moved else ([token_id], False)
+        return token
+
+    def fail(self, error: GptcliError) -> None:
+        """End the sequence with an error; others that are decoded with it go on."""
+        self.error, self.done = error, True
 
 
-def draw_rows(texts: Sequence[Continuation], logits: Array) -> list[Token | None]:
+def draw_rows(sequences: abc.Sequence[Sequence], logits: Array) -> list[Token | None]:
     """Draw one token for each of several sequences from the logits (B, V) of their last unread ids.
 
-    Rows with equal sampling options are drawn together. Each text gets the same token as alone; None at its end.
-
-    Raises:
-        GptcliError: a row of logits allows no draw.
+    Rows with equal sampling options are drawn together. Each sequence gets the same token as alone; None at its end,
+    and None and an `error` if its row of logits allows no draw.
     """
     alike: dict[Any, list[int]] = {}
-    for row, text in enumerate(texts):
-        sampling = text.request.sampling
-        alike.setdefault(sampling if sampling.repetition_penalty == 1.0 else row, []).append(row)
-    tokens: list[Token | None] = [None] * len(texts)
+    for row, sequence in enumerate(sequences):
+        options = sequence.request.sampling
+        alike.setdefault(row if text_stages(options) else options, []).append(row)
+    tokens: list[Token | None] = [None] * len(sequences)
     for rows in alike.values():
-        group = [texts[row] for row in rows]
+        group = [sequences[row] for row in rows]
         part = logits if len(rows) == len(logits) else logits[rows]
-        for place, text in enumerate(group):
-            text.hold_back(part[place : place + 1])
-        sampling, seen = group[0].request.sampling, group[0].history(part) if len(group) == 1 else None
-        if sampling.temperature == 0:
-            ids = greedy(part, sampling, seen).tolist()
-            _check_drawn(group, part, ids)
-            for place, token_id in enumerate(ids):
-                tokens[rows[place]] = group[place].accept(token_id)
-            continue
-        probabilities = distribution(part, sampling, seen)
-        ids = draw(probabilities, [text.key() for text in group]).tolist()
-        _check_drawn(group, part, ids)
-        shares = probabilities[list(range(len(ids))), ids].tolist()
-        for place, text in enumerate(group):
-            tokens[rows[place]] = text.accept(ids[place], probabilities[place : place + 1], shares[place])
+        for place, sequence in enumerate(group):
+            sequence.hold_back(part[place : place + 1])
+        options, history = group[0].request.sampling, group[0].history(part)
+        if options.temperature == 0:
+            ids = greedy(part, options, history).tolist()
+            drawn: list[tuple[Any, ...]] = [(token_id,) for token_id in ids]
+        else:
+            probabilities = distribution(part, options, history)
+            ids = draw(probabilities, [sequence.key() for sequence in group]).tolist()
+            shares = probabilities[list(range(len(ids))), ids].tolist()
+            drawn = [(token_id, probabilities[at : at + 1], shares[at]) for at, token_id in enumerate(ids)]
+        for place, sequence in enumerate(group):
+            if ids[place] < 0:
+                sequence.fail(_no_draw(sequence, part[place], options))
+            else:
+                tokens[rows[place]] = sequence.accept(*drawn[place])
     return tokens
 
 
-def _check_drawn(texts: Sequence[Continuation], logits: Array, ids: Sequence[int]) -> None:
-    """Raise GptcliError if an id is -1, the result of a row of logits that allows no draw."""
-    for text, row, token_id in zip(texts, logits, ids, strict=True):
-        if token_id < 0:
-            if text.count < text.request.min_new_tokens and bool((row == -float("inf")).all()):
-                raise GptcliError(
-                    "Only the end of the text is left to draw, and --min-new-tokens does not let it end yet.",
-                    "Lower --min-new-tokens, or leave --contrast-layer out.",
-                )
-            raise not_finite()
+def _no_draw(sequence: Sequence, row: Array, options: SamplingConfig) -> GptcliError:
+    """The error for a row of logits (V) that allows no draw."""
+    if bool((row == -float("inf")).all()) and sequence.count < sequence.request.min_new_tokens:
+        return GptcliError(
+            "Only the end of the text is left to draw, and --min-new-tokens does not let it end yet.",
+            "Lower --min-new-tokens, or leave --contrast-layer out.",
+        )
+    if options.no_repeat_ngram_size is not None and not bool((row != row).any() or (row == float("inf")).any()):
+        return GptcliError(
+            f"Every token would repeat {options.no_repeat_ngram_size} tokens of the text, so none is left to draw.",
+            "Raise --no-repeat-ngram-size, or ask for fewer tokens.",
+        )
+    return not_finite()
 
 
 def _likeliest(probabilities: Array, count: int) -> tuple[tuple[int, float], ...]:

@@ -4,24 +4,25 @@ Decoding is bound by the memory bandwidth of the weights, so a forward pass of a
 of one (Leviathan et al., 2023). A text is the same with and without a draft, greedy or sampled: every token is drawn
 from the model's distribution with the text's key (see `sampling.draw`), and a proposal is accepted if it equals that
 token. A draft draws with the same key, so its proposals are mostly accepted if its distribution is near the model's.
+The step that verifies is `decode.Scheduler`'s; this file holds what proposes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import exp, expm1, prod
 from statistics import median
-from time import perf_counter
 from typing import Protocol
 
-from gptcli.inference.decode import Decoder, SlotDecoder
-from gptcli.inference.sampling import Array, draw
-from gptcli.inference.sequence import Continuation, Request, Token
+from gptcli.errors import GptcliError
+from gptcli.inference.arrays import Array
+from gptcli.inference.engine import Engine, Scorer
+from gptcli.inference.sampling import draw
+from gptcli.inference.sequence import Sequence
 
 
 class Drafter(Protocol):
     """A proposer of next tokens."""
 
-    def propose(self, text: Continuation, count: int) -> list[int]:
+    def propose(self, text: Sequence, count: int) -> list[int]:
         """At most ``count`` tokens that may follow ``text``."""
 
 
@@ -32,8 +33,9 @@ class Tally:
     Attributes:
         proposed: proposed tokens.
         accepted: accepted tokens.
-        forward_passes: forward passes of the model after the prompt.
-        tokens: generated tokens.
+        forward_passes: forward passes of the model, without those that read prompts or windows.
+        tokens: tokens drawn from these passes.
+        prefilled: tokens drawn after a prompt, or a window that had moved, was read.
         plain: seconds of each step without proposals.
         seconds: of all steps: drafting, forward passes and draws.
     """
@@ -42,8 +44,18 @@ class Tally:
     accepted: int = 0
     forward_passes: int = 0
     tokens: int = 0
+    prefilled: int = 0
     plain: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    def count(self, proposed: int, tokens: int, seconds: float) -> None:
+        """Count a step: how many tokens were proposed, how many drawn, and how long it took."""
+        self.forward_passes += 1
+        self.proposed += proposed
+        self.tokens += tokens
+        self.seconds += seconds
+        if not proposed:
+            self.plain.append(seconds)
 
     def speed_up(self) -> float | None:
         """The time of ``tokens`` median plain steps over the actual time; None if no plain step was timed."""
@@ -72,11 +84,11 @@ class NgramDrafter:
     def _forget(self) -> None:
         self._followed: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
         self._indexed = 0
-        self._text: Continuation | None = None
+        self._text: Sequence | None = None
         self._last: tuple[int, list[int]] = (0, [])
         self._reach, self._useless, self._pause = self.most, 0, 0
 
-    def propose(self, text: Continuation, count: int) -> list[int]:
+    def propose(self, text: Sequence, count: int) -> list[int]:
         if text is not self._text:
             self._forget()
             self._text = text
@@ -122,34 +134,34 @@ class ModelDrafter:
     noise scale updated after every proposal. In sampling it is a moving average of the accepted fraction.
 
     Args:
-        decoder: of the draft.
+        scorer: of the draft.
         cost: of a draft step relative to a forward pass of the model.
         most: tokens in a proposal.
-        shared: the draft uses the model's cache (see `decode.SlotDecoder.quantized_copy`).
+        shared: the draft uses the model's cache (see `Scorer.quantized_copy`).
     """
 
-    def __init__(self, decoder: Decoder, cost: float = 0.2, most: int = 7, shared: bool = False) -> None:
-        self._decoder = decoder
+    def __init__(self, scorer: Scorer, cost: float = 0.2, most: int = 7, shared: bool = False) -> None:
+        self._scorer = scorer
         self.cost, self.most = cost, most
         self._shared = shared
         self._read: list[int] = []
         self._noise, self._taken = 0.1, 1.0
-        self._text: Continuation | None = None
+        self._text: Sequence | None = None
         self._last: tuple[int, list[tuple[int, float]]] = (0, [])
 
-    def propose(self, text: Continuation, count: int) -> list[int]:
+    def propose(self, text: Sequence, count: int) -> list[int]:
         if text is self._text:
             self._learn(text.seen)
         self._text = text
         ids = text.window.ids
-        count = min(count, self.most, self._decoder.config.context_length - len(ids))
+        count = min(count, self.most, self._scorer.engine.config.context_length - len(ids))
         if count < 1:
             self._last = 0, []
             return []
         known = len(ids) - 1 if self._shared else self._known(ids)
-        self._decoder.length = known
+        slot = text.slot if self._shared else 0
         self._read = list(ids)
-        logits = self._decoder.read(ids[known:])
+        logits = self._scorer.forward([slot], [ids[known:]], [known])
         proposals: list[int] = []
         chances: list[float] = []
         while True:
@@ -160,12 +172,12 @@ class ModelDrafter:
             chances.append(chance)
             if len(proposals) == count or token_id == text.request.eot_id or prod(chances) < 2 * self.cost:
                 break
+            logits = self._scorer.forward([slot], [[token_id]], [len(self._read)])
             self._read.append(token_id)
-            logits = self._decoder.read([token_id])
         self._last = len(text.seen), list(zip(proposals, chances, strict=True))
         return proposals
 
-    def _guess(self, text: Continuation, logits: Array, ahead: list[int]) -> tuple[int, float]:
+    def _guess(self, text: Sequence, logits: Array, ahead: list[int]) -> tuple[int, float]:
         """The next token, and the estimated probability that it is accepted if all before are."""
         if text.request.sampling.temperature == 0:
             token_id, margin = text.likeliest(logits, ahead)
@@ -197,7 +209,7 @@ class OnTrial:
 
     Args:
         draft: the drafter.
-        tally: of the `decode` call that uses this drafter.
+        tally: of the `decode.Scheduler` that uses this drafter.
         plain, tried, rest: see above.
     """
 
@@ -207,7 +219,7 @@ class OnTrial:
         self._resting_until = 0  # value of tally.tokens at which the draft is used again
         self._began: tuple[int, float] | None = None  # the tally's tokens and seconds at the start of an attempt
 
-    def propose(self, text: Continuation, count: int) -> list[int]:
+    def propose(self, text: Sequence, count: int) -> list[int]:
         tally = self._tally
         if len(tally.plain) < self.plain or tally.tokens < self._resting_until:
             return []
@@ -221,55 +233,21 @@ class OnTrial:
         return self._draft.propose(text, count)
 
 
-def quantized_drafter(decoder: SlotDecoder, bits: int) -> ModelDrafter:
-    """A drafter that runs a quantized copy of the model of ``decoder``, in ``bits`` bits (8 or 4)."""
-    most = decoder.engine.at_once - 1
-    return ModelDrafter(decoder.quantized_copy(bits), cost={8: 0.3, 4: 0.22}[bits], most=most, shared=True)
+def quantized_drafter(scorer: Scorer, bits: int) -> ModelDrafter:
+    """A drafter that runs a quantized copy of the model of ``scorer``, in ``bits`` bits (8 or 4)."""
+    most = scorer.engine.at_once - 1
+    return ModelDrafter(scorer.quantized_copy(bits), cost={8: 0.3, 4: 0.22}[bits], most=most, shared=True)
 
 
-def decode(decoder: Decoder, drafter: Drafter, request: Request, tally: Tally, ahead: int = 11) -> Iterator[Token]:
-    """Speculative decoding with proposals of ``drafter``; yields the same tokens as `decode.decode`.
-
-    Args:
-        decoder: of the model; holds the prompt and the new tokens, or a whole context.
-        drafter: proposes tokens.
-        request: prompt and options.
-        tally: is updated.
-        ahead: most tokens in a proposal.
-
-    Yields:
-        each token as soon as it is drawn.
+def require_verification(engine: Engine) -> None:
+    """Refuse drafts on an engine that rounds a token's logits differently alone and among others.
 
     Raises:
-        GptcliError: as `decode.decode` does.
+        GptcliError: `Engine.verifies` is False; the draft would change some texts.
     """
-    context = decoder.config.context_length
-    text = Continuation(request, context)
-    while not text.done:
-        if text.restart:
-            decoder.crop(0)
-        if len(text.unread) > 1:
-            decoder.read(text.unread[:-1])
-        started = perf_counter()
-        room = min(ahead, request.max_new_tokens - text.count - 1, context - len(text.window.ids))
-        proposals = drafter.propose(text, room) if room > 0 else []
-        logits = decoder.read([text.unread[-1], *proposals], every=True)
-        single = None if proposals else started
-        start = decoder.length - len(proposals)
-        tally.forward_passes += 1
-        tally.proposed += len(proposals)
-        for number in range(len(proposals) + 1):
-            token = text.draw(logits[number : number + 1])
-            drawn = request.eot_id if token is None else token.id
-            accepted = number < len(proposals) and proposals[number] == drawn
-            tally.accepted += accepted
-            tally.seconds += perf_counter() - started
-            if single is not None:
-                tally.plain.append(perf_counter() - single)
-            if token is not None:
-                tally.tokens += 1
-                yield token
-            started = perf_counter()  # excludes the time that the caller spent in the yield
-            if not accepted or text.done:
-                break
-        decoder.crop(start + number)
+    if not engine.verifies:
+        raise GptcliError(
+            "A draft would change some texts here: in 16 bits, a pass of several tokens rounds differently than "
+            "passes of one.",
+            "Add --dtype float32, or leave --draft out.",
+        )

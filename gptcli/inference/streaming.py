@@ -1,9 +1,10 @@
-"""Tokens -> text pieces, ended before a stop text even if it spans several tokens."""
+"""Tokens -> text pieces, ended before a stop text even if it spans several tokens; of one request, or of many."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Literal
 
-from gptcli.inference.sequence import Token
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.sequence import Request, Token
 from gptcli.tokenizers import Tokenizer
 
 FinishReason = Literal["length", "end of text", "stop"]
@@ -45,42 +46,109 @@ class StopTexts:
 
 
 class Completion:
-    """The text of one request: iterate over its pieces, then read ``tokens``, ``text`` and ``finish_reason``.
+    """The text of one request: `push` its tokens and then `end` it, or iterate over the pieces that `stream` gives.
 
     Args:
-        tokens: as `generation.generate` yields them.
+        request: the limit of tokens and the texts to end before.
         tokenizer: the checkpoint's.
-        max_new_tokens: the request's limit, for ``finish_reason``.
-        stops: texts to end before.
+        source: the tokens to iterate over; closed where a stop text ends the completion.
+
+    Attributes:
+        tokens, text: all that was pushed, without what is held back.
     """
 
-    def __init__(
-        self, tokens: Iterable[Token], tokenizer: Tokenizer, max_new_tokens: int, stops: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, source: Generator[Token] | None = None) -> None:
+        self.request = request
         self.tokens: list[Token] = []
         self.text = ""
-        self._source = tokens
+        self._source = source
         self._stream = tokenizer.stream()
-        self._stops = StopTexts(stops)
-        self._max_new_tokens = max_new_tokens
+        self._stops = StopTexts(request.stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has been found."""
+        return self._stops.found
 
     @property
     def finish_reason(self) -> FinishReason:
-        if self._stops.found:
+        if self.stopped:
             return "stop"
-        return "length" if len(self.tokens) >= self._max_new_tokens else "end of text"
+        return "length" if len(self.tokens) >= self.request.max_new_tokens else "end of text"
+
+    def push(self, token: Token) -> str:
+        """Append a token; the piece of text that is now certain, perhaps empty."""
+        self.tokens.append(token)
+        piece = self._stops.push(self._stream.push(token.id))
+        self.text += piece
+        return piece
+
+    def end(self) -> str:
+        """The rest of the text, after the last token; nothing after a stop text."""
+        piece = "" if self.stopped else self._stops.push(self._stream.flush())
+        piece += "" if self.stopped else self._stops.flush()
+        self.text += piece
+        return piece
 
     def __iter__(self) -> Iterator[str]:
-        for token in self._source:
-            self.tokens.append(token)
-            yield from self._emit(self._stops.push(self._stream.push(token.id)))
-            if self._stops.found:
-                return
-        yield from self._emit(self._stops.push(self._stream.flush()))
-        if not self._stops.found:
-            yield from self._emit(self._stops.flush())
+        """The pieces of the text, as soon as each is certain.
 
-    def _emit(self, piece: str) -> Iterator[str]:
-        if piece:
-            self.text += piece
-            yield piece
+        Raises:
+            GptcliError: as `decode.generate` does.
+        """
+        if self._source is None:
+            return
+        try:
+            for token in self._source:
+                if piece := self.push(token):
+                    yield piece
+                if self.stopped:
+                    return
+            if piece := self.end():
+                yield piece
+        finally:
+            self._source.close()
+
+
+def stream(scheduler: Scheduler, request: Request, tokenizer: Tokenizer) -> Completion:
+    """The completion of one request, to iterate over while it is generated."""
+    return Completion(request, tokenizer, generate(scheduler, request))
+
+
+def complete_all(
+    scheduler: Scheduler,
+    requests: Sequence[Request],
+    tokenizer: Tokenizer,
+    on_token: Callable[[], object] = lambda: None,
+) -> Iterator[Completion]:
+    """The whole completion of every request, in the order of the requests, as soon as it and all before are whole.
+
+    Args:
+        scheduler: its engine's slots are the number of requests decoded together.
+        requests: what to continue and how.
+        tokenizer: the checkpoint's.
+        on_token: called for every token, of whichever request.
+
+    Raises:
+        GptcliError: as `decode.generate` does, in the turn of the request that it concerns.
+    """
+    pairs = [(scheduler.add(request), Completion(request, tokenizer)) for request in requests]
+    completion_of = dict(pairs)
+    try:
+        for sequence, completion in pairs:
+            while not sequence.done:
+                for drawn_for, token in scheduler.step():
+                    other = completion_of.get(drawn_for)
+                    if other is None or other.stopped:
+                        continue
+                    other.push(token)
+                    on_token()
+                    if other.stopped:
+                        scheduler.cancel(drawn_for)
+            if sequence.error is not None:
+                raise sequence.error
+            completion.end()
+            yield completion
+    finally:
+        for sequence, _ in pairs:
+            scheduler.cancel(sequence)

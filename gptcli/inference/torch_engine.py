@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gptcli.config.sampling import SamplingConfig
+from gptcli.inference.ragged_cache import RaggedCache
 from gptcli.inference.sampling import Drawable
 from gptcli.inference.sequence import Request
 from gptcli.kernels.gpu.triton_support import triton_reason
@@ -35,47 +35,8 @@ PART = 1024  # most tokens of a prompt in one forward pass
 _Made = TypeVar("_Made")
 
 
-class RaggedCache:
-    """Keys and values of B sequences of different lengths, for steps with fixed shapes and addresses.
-
-    A step reads the positions from a tensor when it runs, and every row attends to the first ``span`` positions under a
-    mask. So a step can be captured once and replayed for rows of any lengths.
-
-    Args:
-        store: (L, 2, B, H, S, D), finite everywhere.
-        places: (B) int64, the index in S of each row's first token of the step.
-        span: number of positions of S that are attended to; larger than every position of a text.
-        context_length: number of the model's positions.
-    """
-
-    def __init__(self, store: Tensor, places: Tensor, span: int, context_length: int) -> None:
-        self.store, self.places, self.span = store, places, span
-        self._last = context_length - 1
-
-    def _rows(self, count: int) -> Tensor:
-        """(B, T) int64: the indices in S of ``count`` tokens of each row."""
-        return self.places[:, None] + torch.arange(count, device=self.places.device)
-
-    def positions(self, count: int) -> Tensor:
-        """Positions of the next tokens, (B, T) int64, clamped to the context for padding rows."""
-        return self._rows(count).clamp(max=self._last)
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Store keys and values (B, H, T, D) of one layer; return the attention output of queries, (B, H, T, D)."""
-        rows = self._rows(keys.size(2))
-        where = rows[:, None, :, None].expand_as(keys)
-        for part, new in enumerate((keys, values)):
-            self.store[layer, part].scatter_(2, where, new)
-        seen = torch.arange(self.span, device=rows.device) <= rows[:, None, :, None]  # (B, 1, T, S)
-        held = self.store[layer, :, :, :, : self.span]
-        return F.scaled_dot_product_attention(queries, held[0], held[1], attn_mask=seen)
-
-    def advance(self, count: int) -> None:
-        """Nothing: the caller advances ``places``."""
-
-
 class TorchEngine:
-    """A `GPTModel`, its cache and its steps, as a `decode.Engine`.
+    """A `GPTModel`, its cache and its steps, as an `engine.Engine`.
 
     Args:
         model: in eval mode.
@@ -102,6 +63,7 @@ class TorchEngine:
     ) -> None:
         self.config = config = model.config
         self.model, self.slots, self.at_once = model, slots, AT_ONCE
+        self.verifies = model.dtype == torch.float32
         self._span, self._report = span, report
         kept = min(capacity or config.context_length, config.context_length)
         places = -(-(kept + AT_ONCE) // span) * span
@@ -164,8 +126,8 @@ class TorchEngine:
         return packed
 
     @torch.no_grad()
-    def draws(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
-        """As `decode.Engine.draws`: None without the kernels, or if one graph cannot draw for all requests."""
+    def device_sampler(self, requests: Sequence[Request], drawable: Drawable | None = None) -> "DeviceDraws | None":
+        """As `engine.Engine.device_sampler`: None without the kernels, or if one graph cannot draw for all requests."""
         if self._kernels is None:
             return None
         from gptcli.inference.device_draws import DeviceDraws, filters_of, plainly
@@ -193,8 +155,25 @@ class TorchEngine:
         return draws
 
     @torch.no_grad()
-    def read(self, slot: int, ids: Sequence[int], start: int, *, every: bool = False, exit_at: int = 0) -> Tensor:
-        """As `decode.Engine.read`."""
+    def forward(
+        self,
+        slots: Sequence[int],
+        ids: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        *,
+        every: bool = False,
+        exit_at: int = 0,
+    ) -> Tensor:
+        """As `engine.Engine.forward`: one step for a token of each slot, else one slot after the other."""
+        if all(len(row) == 1 for row in ids) and (len(slots) > 1 or (self.slots > 1 and positions[0] > 0)):
+            return self._step_rows([row[0] for row in ids], positions, slots, exit_at)
+        reads = zip(slots, ids, positions, strict=True)
+        if len(slots) == 1:
+            return self._read(*next(reads), every, exit_at)
+        return _joined([self._read(*read, every, exit_at).clone() for read in reads], exit_at)
+
+    def _read(self, slot: int, ids: Sequence[int], start: int, every: bool, exit_at: int) -> Tensor:
+        """Tokens of one slot from position ``start`` on: logits (1, V) of the last, or (T, V), as `forward` says."""
         if (
             self._prompts is not None
             and start == 0
@@ -221,14 +200,10 @@ class TorchEngine:
                 return self._logits(part, cache, slice(-1, None), exit_at)
             else:
                 self.model.hidden(part, cache)
-        if len(parts) == 1 or not exit_at:
-            return torch.cat(parts)
-        halves = [part.chunk(2) for part in parts]
-        return torch.cat([half[side] for side in (0, 1) for half in halves])
+        return _joined(parts, exit_at)
 
-    @torch.no_grad()
-    def step(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], *, exit_at: int = 0) -> Tensor:
-        """As `decode.Engine.step`."""
+    def _step_rows(self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], exit_at: int) -> Tensor:
+        """One token of each slot in one step: logits (B, V), or (2 B, V) with ``exit_at``."""
         all_ids, places = [[0]] * self.slots, [self._padding] * self.slots
         for slot, token_id, position in zip(slots, ids, positions, strict=True):
             all_ids[slot], places[slot] = [token_id], position
@@ -239,7 +214,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def fork(self, source: int, target: int, length: int) -> None:
-        """As `decode.Engine.fork`."""
+        """As `engine.Engine.fork`."""
         self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
 
     def _run(self, ids: Sequence[Sequence[int]], places: Sequence[int], exit_at: int) -> Tensor:
@@ -323,6 +298,14 @@ class TorchEngine:
         if exit_at:
             hidden = torch.cat([hidden, self.model.ln_f(layers[0][:, wanted].flatten(0, 1))])
         return self.model.logits(hidden)
+
+
+def _joined(parts: list[Tensor], exit_at: int) -> Tensor:
+    """Logits of several passes as one pass would give them: with an early-exit layer, its half follows the other."""
+    if len(parts) == 1 or not exit_at:
+        return torch.cat(parts)
+    halves = [part.chunk(2) for part in parts]
+    return torch.cat([half[side] for side in (0, 1) for half in halves])
 
 
 def _first_line(error: Exception) -> str:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from gptcli.config.sampling import SamplingConfig
 from gptcli.data.dataset import Corpus
 from gptcli.errors import GptcliError
-from gptcli.inference.generation import generate
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable
+from gptcli.inference.sequence import Request
 from gptcli.inference.speculative import NgramDrafter
+from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
 from gptcli.training.events import EpochEnded, Event
@@ -74,13 +77,13 @@ class Sampler:
 
     def sample(self) -> str:
         """The prompt and its continuation, on one line; or the reason why it cannot be decoded."""
+        capacity = min(len(self.ids) + TOKENS, self.model.config.context_length)
+        request = Request(self.ids, TOKENS, SamplingConfig(temperature=0.0), self.seed, eot_id=self.tokenizer.eot_id)
         self.model.eval()
         try:
-            tokens = list(generate(  # to the end, in eval mode
-                self.model, self.ids, max_new_tokens=TOKENS, sampling=SamplingConfig(temperature=0.0), seed=self.seed,
-                eot_id=self.tokenizer.eot_id, drafter=NgramDrafter(),  # early models repeat n-grams
-                drawable=Drawable.of(self.tokenizer),
-            ))  # fmt: skip
+            scorer = Scorer(TorchEngine(self.model, capacity, capture=False), Drawable.of(self.tokenizer))
+            drafter = NgramDrafter() if scorer.engine.verifies else None  # early models repeat n-grams
+            tokens = list(generate(Scheduler(scorer, drafter), request))  # to the end, in eval mode
         finally:
             self.model.train()
         try:

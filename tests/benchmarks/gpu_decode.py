@@ -18,8 +18,8 @@ import torch
 from gptcli.config.model import GPTConfig
 from gptcli.config.sampling import SamplingConfig
 from gptcli.evaluation.benchmark.engines import bytes_read
-from gptcli.inference import decode as decoding
-from gptcli.inference.decode import SlotDecoder
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sequence import Request
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model import cost
@@ -139,16 +139,13 @@ def engine_of(name: str, model: GPTModel, slots: int) -> TorchEngine:
 def decode_rate(engine: TorchEngine, slots: int, new: int = 96) -> tuple[float, list[list[int]]]:
     """Tokens a second of greedy texts after a prompt of 16, and the texts."""
     requests = [Request(list(range(100 + n, 116 + n)), new, SamplingConfig(0), seed=n) for n in range(slots)]
-    decoder = SlotDecoder(engine)
+    scheduler = Scheduler(Scorer(engine))
 
     def run() -> list[list[int]]:
-        if slots == 1:
-            return [[token.id for token in decoding.decode(decoder, requests[0])]]
-        rows: list[list[int]] = [[] for _ in requests]
-        for number, token in decoding.decode_together(engine, requests):
-            if token is not None:
-                rows[number].append(token.id)
-        return rows
+        sequences = [scheduler.add(request) for request in requests]
+        while not all(sequence.done for sequence in sequences):
+            scheduler.step()
+        return [[token.id for token in sequence.tokens] for sequence in sequences]
 
     texts = run()
     few = [Request(r.prompt, 2, r.sampling, r.seed) for r in requests]
@@ -162,14 +159,14 @@ def decode_rate(engine: TorchEngine, slots: int, new: int = 96) -> tuple[float, 
 def step_seconds(engine: TorchEngine, slots: int) -> float | None:
     """Seconds of a drawn step, queued without looking at it; None where nothing draws on the device."""
     requests = [Request([5], 400, SamplingConfig(0.8), seed=n) for n in range(slots)]
-    draws = engine.draws(requests)
+    draws = engine.device_sampler(requests)
     if draws is None:
         return None
-    from gptcli.inference.sequence import Continuation
+    from gptcli.inference.sequence import Sequence as Text
 
     for slot, request in enumerate(requests):
-        engine.read(slot, list(range(100)), 0)
-        text = Continuation(request, engine.config.context_length)
+        engine.forward([slot], [list(range(100))], [0])
+        text = Text(request, engine.config.context_length)
         text.accept(7, share=1.0)
         draws.join(slot, text, 100)
     took = seconds(lambda: [draws._run() for _ in range(50)], 5) / 50
@@ -181,7 +178,7 @@ def step_seconds(engine: TorchEngine, slots: int) -> float | None:
 def logits_of(engine: TorchEngine) -> torch.Tensor:
     """(32, V): after each of 32 tokens, read one by one."""
     ids = torch.randint(0, 50_000, (32,), generator=torch.Generator().manual_seed(1)).tolist()
-    return torch.cat([engine.read(0, [token], at).float() + 0.0 for at, token in enumerate(ids)])
+    return torch.cat([engine.forward([0], [[token]], [at]).float() + 0.0 for at, token in enumerate(ids)])
 
 
 def beside(first: torch.Tensor, second: torch.Tensor) -> str:
@@ -244,7 +241,7 @@ def prefill(wanted: Sequence[tuple[str, int]] = (("small", 16), ("xl", 16), ("sm
         found = []
         for name in ("plain", "kernels"):
             engine = engine_of(name, model, 1)
-            read = functools.partial(engine.read, 0, ids, 0)
+            read = functools.partial(engine.forward, [0], [ids], [0])
             found.append(read().float() + 0.0)
             first = seconds(read, 1)
             for _ in range(3):
@@ -285,8 +282,8 @@ def draw() -> None:
         "penalty 1.2": SamplingConfig(0.8, repetition_penalty=1.2),
     }.items():
         request = Request(list(range(16)), 96, sampling, seed=1)
-        decoder = SlotDecoder(engine)
-        took = seconds(lambda r=request, d=decoder: list(decoding.decode(d, r)), 3)  # type: ignore[misc]
+        scheduler = Scheduler(Scorer(engine))
+        took = seconds(lambda r=request, s=scheduler: list(generate(s, r)), 3)  # type: ignore[misc]
         say(f"96 tokens, {title}", f"{96 / took:,.0f} tok/s")
 
 

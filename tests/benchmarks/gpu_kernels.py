@@ -21,7 +21,7 @@ def profile(size: str, rows: int = 1) -> None:
     """The kernels of 20 drawn steps, by time."""
     engine = TorchEngine(model_of(size), 640, rows)
     step_seconds(engine, rows)
-    draws = engine.draws([Request([5], 400, SamplingConfig(0.8), seed=n) for n in range(rows)])
+    draws = engine.device_sampler([Request([5], 400, SamplingConfig(0.8), seed=n) for n in range(rows)])
     assert draws is not None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         for _ in range(20):

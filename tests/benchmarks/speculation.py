@@ -27,8 +27,9 @@ from statistics import median
 
 from gptcli.checkpoints import layout
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import decode, speculative
-from gptcli.inference.open import choose_engine, open_decoder
+from gptcli.inference import speculative
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.open import choose_engine, open_scorer
 from gptcli.inference.sequence import Request, Token
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     prompt = [*ids, *ids[: options.opening]]
     request = Request(prompt, options.tokens, SamplingConfig(temperature=0), seed=0)
     choice = choose_engine("cpu", "cpu", "auto", config)
-    decoder = open_decoder(options.checkpoint, choice, tokenizer, threads=options.threads, bits=options.bits)
+    scorer = open_scorer(options.checkpoint, choice, tokenizer, threads=options.threads, bits=options.bits)
 
     def timed(tokens: Iterator[Token]) -> tuple[float, list[int]]:
         started = time.perf_counter()
@@ -59,11 +60,10 @@ def main() -> None:
     plain, drafted = [], []
     for _ in range(options.rounds):
         tally = speculative.Tally()
-        seconds, expected = timed(decode.decode(decoder, request))
+        seconds, expected = timed(generate(Scheduler(scorer), request))
         plain.append(seconds)
-        seconds, ids = timed(
-            speculative.decode(decoder, speculative.NgramDrafter(most=decoder.engine.at_once - 1), request, tally)
-        )
+        drafter = speculative.NgramDrafter(most=scorer.engine.at_once - 1)
+        seconds, ids = timed(generate(Scheduler(scorer, drafter, tally), request))
         drafted.append(seconds)
         if ids != expected:
             raise SystemExit("The drafted text differs.")

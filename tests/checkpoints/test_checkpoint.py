@@ -47,10 +47,11 @@ def test_transformers_opens_it_as_it_is(tmp_path: Path, tie: bool, bias: bool) -
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model()(batch), theirs(batch).logits, atol=1e-4, rtol=1e-4)
         greedy = theirs.generate(batch[:, :4], max_new_tokens=10, min_new_tokens=10, do_sample=False, pad_token_id=0)
-    from gptcli.config.sampling import SamplingConfig
-    from gptcli.inference.generation import generate
+    from uncached import continuation
 
-    mine = generate(loaded.model(), ids[:4], max_new_tokens=10, sampling=SamplingConfig(temperature=0), seed=0)
+    from gptcli.config.sampling import SamplingConfig
+
+    mine = continuation(loaded.model(), ids[:4], max_new_tokens=10, sampling=SamplingConfig(temperature=0), seed=0)
     assert greedy[0, 4:].tolist() == [token.id for token in mine]
 
 

@@ -188,7 +188,7 @@ def test_a_long_text_of_a_large_float32_model_on_the_cpu_is_drafted_without_aski
         return "The draft in int8" in result.err
 
     assert not drafts("-n", 48)  # a tiny model
-    monkeypatch.setattr("gptcli.inference.open.BEYOND_CACHES", 0)
+    monkeypatch.setattr("gptcli.inference.drafting.BEYOND_CACHES", 0)
     assert drafts("-n", 48)
     assert drafts("-n", 24, "--num-samples", 2)
     assert not drafts("-n", 47)

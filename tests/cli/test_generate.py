@@ -73,17 +73,17 @@ def test_samples_read_their_prompt_once(
     arguments = ("generate", PROMPT, "-n", 8, "--engine", engine, *options, "--json", "--ignore-eot")
     alone = [gptcli(*arguments, "--seed", seed).json["samples"][0] for seed in range(3)]
     room, name = {
-        "cpu": ("gptcli.inference.cpu_engine", "Engine"),
+        "cpu": ("gptcli.inference.cpu_engine", "CpuEngine"),
         "torch": ("gptcli.inference.torch_engine", "TorchEngine"),
     }[engine]
     kind = getattr(importlib.import_module(room), name)
-    read, starts = kind.read, []
+    forward, starts = kind.forward, []
 
-    def counted(self: Any, slot: int, ids: Any, start: int, **how: Any) -> Any:
-        starts.append(start)
-        return read(self, slot, ids, start, **how)
+    def counted(self: Any, slots: Any, ids: Any, positions: Any, **how: Any) -> Any:
+        starts.extend(positions)
+        return forward(self, slots, ids, positions, **how)
 
-    monkeypatch.setattr(kind, "read", counted)
+    monkeypatch.setattr(kind, "forward", counted)
     record = gptcli(*arguments, "--seed", 0, "--num-samples", 3).json
     assert record["samples"] == alone
     assert starts.count(0) == 1

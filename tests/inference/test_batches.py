@@ -10,7 +10,7 @@ from ragged import assert_each_as_alone, ragged_requests
 
 pytest.importorskip("numba", exc_type=ImportError)
 
-from gptcli.inference.cpu_engine import Engine
+from gptcli.inference.cpu_engine import CpuEngine
 
 
 @pytest.mark.parametrize("slots", [1, 3, 20])
@@ -18,8 +18,8 @@ def test_every_row_equals_what_it_would_be_alone(slots: int) -> None:
     """Ragged prompts, other options each, some past the context, some ended by a token, more than there are places."""
     model = tiny_model()
     weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    engine = Engine(model.config, weights, slots=slots, threads=2)
-    assert_each_as_alone(ragged_requests(), Engine(model.config, weights), engine)
+    engine = CpuEngine(model.config, weights, slots=slots, threads=2)
+    assert_each_as_alone(ragged_requests(), CpuEngine(model.config, weights), engine)
 
 
 @pytest.fixture

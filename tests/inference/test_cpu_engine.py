@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoding import read, step
 from models import tiny_model
 
 from gptcli.config.model import GPTConfig
@@ -16,7 +17,7 @@ from gptcli.model.quantization import dequantize, is_packed_name, is_transposed,
 
 pytest.importorskip("numba", exc_type=ImportError)
 
-from gptcli.inference.cpu_engine import Engine
+from gptcli.inference.cpu_engine import CpuEngine
 from gptcli.inference.open import obstacle
 from gptcli.kernels.cpu import int16_matmul
 from gptcli.kernels.cpu.compile_cache import DATA_TYPES
@@ -34,12 +35,12 @@ def arrays(model: GPTModel) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
 
 
-def engine(model: GPTModel, **options: Any) -> Engine:
-    return Engine(model.config, arrays(model), **options)
+def engine(model: GPTModel, **options: Any) -> CpuEngine:
+    return CpuEngine(model.config, arrays(model), **options)
 
 
-def token_by_token(cpu: Engine, slot: int, ids: list[int]) -> np.ndarray:
-    return np.stack([cpu.read(slot, [token], at)[0].copy() for at, token in enumerate(ids)])
+def token_by_token(cpu: CpuEngine, slot: int, ids: list[int]) -> np.ndarray:
+    return np.stack([read(cpu, slot, [token], at)[0].copy() for at, token in enumerate(ids)])
 
 
 def torch_logits(model: GPTModel, ids: list[int]) -> np.ndarray:
@@ -89,7 +90,7 @@ def test_float32_equals_the_torch_model_from_the_first_token_to_the_full_context
     decoded = token_by_token(cpu, 0, ids)
     np.testing.assert_allclose(decoded, expected, atol=1e-4)
     for length in {1, 2, 3, 5, 9, len(ids)}.intersection(range(len(ids) + 1)):
-        np.testing.assert_allclose(cpu.read(1, ids[:length], 0)[0], expected[length - 1], atol=1e-4)
+        np.testing.assert_allclose(read(cpu, 1, ids[:length], 0)[0], expected[length - 1], atol=1e-4)
 
 
 @pytest.mark.parametrize(("bits", "kind"), PACKED)
@@ -102,7 +103,7 @@ def test_packed_weights_equal_their_own_dequantised_selves_in_torch(
     ids = some_ids(model)
     expected = torch_logits(rounded(model, bits), ids)
     cpu = engine(model, bits=bits, slots=2, threads=2)
-    np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), expected, atol=1e-3)
+    np.testing.assert_allclose(read(cpu, 0, ids, 0, every=True), expected, atol=1e-3)
     decoded = token_by_token(cpu, 1, ids)
     np.testing.assert_allclose(decoded, expected, atol=1e-3)
 
@@ -124,7 +125,7 @@ def test_channels_far_above_the_others_do_no_harm(
     expected = torch_logits(rounded(model, bits), ids)
     cpu = engine(model, bits=bits, threads=2)
     spread = np.float32(expected.std())
-    np.testing.assert_allclose(cpu.read(0, ids, 0, every=True) / spread, expected / spread, atol=1e-3)
+    np.testing.assert_allclose(read(cpu, 0, ids, 0, every=True) / spread, expected / spread, atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -139,10 +140,10 @@ def test_the_kernels_pack_to_the_bit_as_numpy_does(shape: dict[str, Any], bits: 
     weights = arrays(model)
     packed = {n: quantization.packed(n, w, bits) if is_packed_name(n) else w for n, w in weights.items()}  # type: ignore[arg-type]
     ids = some_ids(model)
-    expected = Engine(model.config, packed, bits=bits).read(0, ids, 0, every=True)
+    expected = read(CpuEngine(model.config, packed, bits=bits), 0, ids, 0, every=True)
     assert np.abs(expected).max() > 0
     for cpu in (engine(model, bits=bits, threads=2), engine(model, threads=2).quantized_copy(bits)):
-        np.testing.assert_array_equal(cpu.read(0, ids, 0, every=True), expected)
+        np.testing.assert_array_equal(read(cpu, 0, ids, 0, every=True), expected)
 
 
 def test_a_twin_reads_on_where_the_model_is_and_the_model_writes_over_it() -> None:
@@ -150,10 +151,10 @@ def test_a_twin_reads_on_where_the_model_is_and_the_model_writes_over_it() -> No
     ids = some_ids(model, 12)
     cpu = engine(model, threads=2)
     packed = cpu.quantized_copy(8)
-    cpu.read(0, ids[:8], 0)
-    guessed = packed.read(0, ids[8:10], 8)[0].copy()
+    read(cpu, 0, ids[:8], 0)
+    guessed = read(packed, 0, ids[8:10], 8)[0].copy()
     np.testing.assert_allclose(guessed, torch_logits(model, ids[:10])[-1], atol=0.2)
-    np.testing.assert_array_equal(cpu.read(0, ids[8:], 8, every=True), engine(model).read(0, ids, 0, every=True)[8:])
+    np.testing.assert_array_equal(read(cpu, 0, ids[8:], 8, every=True), read(engine(model), 0, ids, 0, every=True)[8:])
 
 
 @pytest.mark.slow
@@ -166,7 +167,7 @@ def test_the_presets_equal_torch_in_all_kinds_of_weights(size: str) -> None:
     for bits, tolerance in ((32, 1e-4), (8, 1e-3), (4, 1e-3)):
         expected = torch_logits(model if bits == 32 else rounded(model, bits), ids)
         cpu = engine(model, bits=bits, slots=2, threads=2, capacity=len(ids))
-        np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), expected, atol=tolerance)
+        np.testing.assert_allclose(read(cpu, 0, ids, 0, every=True), expected, atol=tolerance)
         np.testing.assert_allclose(token_by_token(cpu, 1, ids[:20]), expected[:20], atol=tolerance)
         cpu.close()
         del cpu  # xl's next copy needs the room
@@ -184,11 +185,11 @@ def test_a_row_is_the_same_to_the_bit_alone_in_company_and_on_any_number_of_thre
     expected = token_by_token(alone, 0, ids)
     for threads in (1, 2, 3):
         cpu = engine(model, bits=bits, threads=threads, slots=11)
-        np.testing.assert_array_equal(cpu.read(0, ids, 0, every=True), expected)
+        np.testing.assert_array_equal(read(cpu, 0, ids, 0, every=True), expected)
         rows = []
         for at in range(len(ids)):
             step = [other[at] for other in others[:7]] + [ids[at]] + [other[at] for other in others[7:]]
-            rows.append(cpu.step(step, [at] * 11, range(11), [7])[0].copy())
+            rows.append(cpu._pass(step, [at] * 11, range(11), [7], 0)[0].copy())
         np.testing.assert_array_equal(np.stack(rows), expected)
         cpu.close()
 
@@ -198,32 +199,34 @@ def test_a_prompt_longer_than_one_step_is_read_in_parts() -> None:
     ids = some_ids(model)
     cpu = engine(model, threads=2)
     assert cpu.max_rows < 300
-    np.testing.assert_allclose(cpu.read(0, ids, 0, every=True), torch_logits(model, ids), atol=1e-4)
+    np.testing.assert_allclose(read(cpu, 0, ids, 0, every=True), torch_logits(model, ids), atol=1e-4)
 
 
-@pytest.mark.parametrize(("read", "back"), [(15, 9), (16, 5), (20, 9), (33, 17), (40, 16), (48, 47), (34, 3), (47, 0)])
-def test_going_back_and_on_forgets_what_was_there(read: int, back: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "back"), [(15, 9), (16, 5), (20, 9), (33, 17), (40, 16), (48, 47), (34, 3), (47, 0)]
+)
+def test_going_back_and_on_forgets_what_was_there(length: int, back: int) -> None:
     """Whether the panel of keys that it goes on in is being filled, is full, or has others behind it."""
     model = tiny_model(context_length=64)
     ids = some_ids(model, 64)
     cpu = engine(model)
-    cpu.read(0, ids[:read], 0)
+    read(cpu, 0, ids[:length], 0)
     other = [*ids[:back], *reversed(ids[back + 1 :])]
     for at in range(back, back + 3):
-        cpu.step(other[at : at + 1], [at], [0])
-    logits = cpu.read(0, other[back + 3 :], back + 3, every=True)
-    np.testing.assert_array_equal(logits, engine(model).read(0, other, 0, every=True)[back + 3 :])
+        step(cpu, other[at : at + 1], [at], [0])
+    logits = read(cpu, 0, other[back + 3 :], back + 3, every=True)
+    np.testing.assert_array_equal(logits, read(engine(model), 0, other, 0, every=True)[back + 3 :])
     np.testing.assert_allclose(logits, torch_logits(model, other)[back + 3 :], atol=1e-4)
 
 
-@pytest.mark.parametrize(("read", "known"), [(10, 10), (16, 16), (40, 40), (40, 21), (48, 33), (33, 7)])
-def test_a_fork_goes_its_own_way(read: int, known: int) -> None:
+@pytest.mark.parametrize(("length", "known"), [(10, 10), (16, 16), (40, 40), (40, 21), (48, 33), (33, 7)])
+def test_a_fork_goes_its_own_way(length: int, known: int) -> None:
     model = tiny_model(context_length=64)
-    ids = some_ids(model, read)
+    ids = some_ids(model, length)
     cpu = engine(model, slots=3)
-    cpu.read(1, ids, 0)
+    read(cpu, 1, ids, 0)
     cpu.fork(1, 2, known)
-    first, second = cpu.read(1, [4], read)[0].copy(), cpu.read(2, [5], known)[0]
+    first, second = read(cpu, 1, [4], length)[0].copy(), read(cpu, 2, [5], known)[0]
     np.testing.assert_allclose(first, torch_logits(model, [*ids, 4])[-1], atol=1e-4)
     np.testing.assert_allclose(second, torch_logits(model, [*ids[:known], 5])[-1], atol=1e-4)
 
@@ -235,10 +238,10 @@ def test_a_tapped_layer_gives_what_the_norm_and_the_head_make_of_it(exit_at: int
     shorter = GPTModel(model.config.with_changes(n_layers=exit_at), init=None).eval()
     shorter.load_state_dict({n: t for n, t in model.state_dict().items() if n in shorter.state_dict()})
     cpu = engine(model, threads=2)
-    both = cpu.step(ids, range(11), [0] * 11, [2, 10], exit_at=exit_at)
+    both = cpu._pass(ids, range(11), [0] * 11, [2, 10], exit_at=exit_at)
     np.testing.assert_allclose(both[:2], torch_logits(model, ids)[[2, 10]], atol=1e-4)
     np.testing.assert_allclose(both[2:], torch_logits(shorter, ids)[[2, 10]], atol=1e-4)
-    np.testing.assert_allclose(cpu.read(0, [3], 11)[0], torch_logits(model, [*ids, 3])[-1], atol=1e-4)
+    np.testing.assert_allclose(read(cpu, 0, [3], 11)[0], torch_logits(model, [*ids, 3])[-1], atol=1e-4)
 
 
 def test_weights_are_asked_for_one_at_a_time_and_let_go() -> None:
@@ -265,7 +268,7 @@ def test_weights_are_asked_for_one_at_a_time_and_let_go() -> None:
         def __len__(self) -> int:
             return len(model.state_dict())
 
-    Engine(model.config, Source())  # type: ignore[arg-type]
+    CpuEngine(model.config, Source())  # type: ignore[arg-type]
     assert 1 <= most <= 3
 
 
@@ -282,5 +285,5 @@ def test_a_cache_directory_that_cannot_be_written_is_said_and_harms_nothing(
     model = tiny_model(n_layers=1)
     lines: list[str] = []
     cpu = engine(model, report=lines.append)
-    np.testing.assert_allclose(cpu.read(0, [1, 2], 0)[0], torch_logits(model, [1, 2])[-1], atol=1e-4)
+    np.testing.assert_allclose(read(cpu, 0, [1, 2], 0)[0], torch_logits(model, [1, 2])[-1], atol=1e-4)
     assert "cannot be written" in lines[0]

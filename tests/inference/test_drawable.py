@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoding import continued, ids_of, together
 from models import tiny_checkpoint, tiny_model
+from uncached import UncachedEngine, continuation
 
 from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference.decode import SlotDecoder, decode, decode_together
-from gptcli.inference.generation import UncachedDecoder, generate
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable, keep_drawable
 from gptcli.inference.sequence import Request
-from gptcli.inference.speculative import ModelDrafter, NgramDrafter, Tally, quantized_drafter
-from gptcli.inference.speculative import decode as decode_drafted
+from gptcli.inference.speculative import ModelDrafter, NgramDrafter, quantized_drafter
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.gpt import GPTModel
 
@@ -50,9 +50,9 @@ def engine(kind: str, of: GPTModel, slots: int = 1) -> Any:
     if kind == "torch":
         return TorchEngine(of, slots=slots)
     pytest.importorskip("numba", exc_type=ImportError)
-    from gptcli.inference.cpu_engine import Engine
+    from gptcli.inference.cpu_engine import CpuEngine
 
-    return Engine(of.config, {n: t.detach().numpy() for n, t in of.state_dict().items()}, slots=slots)
+    return CpuEngine(of.config, {n: t.detach().numpy() for n, t in of.state_dict().items()}, slots=slots)
 
 
 def requests(sampling: SamplingConfig) -> list[Request]:
@@ -75,7 +75,7 @@ def test_keeping_in_place_is_one_operation_with_a_mask(rows: int) -> None:
 @pytest.mark.parametrize("kind", ["cpu", "torch"])
 def test_unhindered_the_model_draws_ids_without_text(kind: str) -> None:
     for request in (*requests(GREEDY), *requests(WARM)):
-        assert not {token.id for token in decode(SlotDecoder(engine(kind, model())), request)} <= ALLOWED
+        assert not set(ids_of(engine(kind, model()), request)) <= ALLOWED
 
 
 @pytest.mark.parametrize("contrast", [None, 1])
@@ -84,33 +84,29 @@ def test_unhindered_the_model_draws_ids_without_text(kind: str) -> None:
 def test_every_way_to_a_token_draws_the_same_and_none_without_text(
     kind: str, sampling: SamplingConfig, contrast: int | None
 ) -> None:
-    decoder = SlotDecoder(engine(kind, model()), contrast=contrast, drawable=DRAWABLE)
-    alone = [list(decode(decoder, request)) for request in requests(sampling)]
+    scorer = Scorer(engine(kind, model()), DRAWABLE, contrast)
+    alone = [continued(scorer, request) for request in requests(sampling)]
     for tokens in alone:
         assert {token.id for token in tokens} <= ALLOWED
         assert {i for token in tokens for i, _ in token.candidates} <= ALLOWED
-    together: list[list[int]] = [[] for _ in PROMPTS]
-    for number, token in decode_together(engine(kind, model(), slots=3), requests(sampling), contrast, DRAWABLE):
-        together[number] += [token.id] if token is not None else []
-    assert together == [[token.id for token in tokens] for tokens in alone]
-    drafts = [NgramDrafter(), quantized_drafter(decoder, 8)]
+    ids = [[token.id for token in tokens] for tokens in alone]
+    assert together(engine(kind, model(), slots=3), requests(sampling), DRAWABLE, contrast) == ids
+    drafts = [NgramDrafter(), quantized_drafter(scorer, 8)]
     # A draft whose own vocabulary is padded further than the model's.
-    drafts.append(ModelDrafter(SlotDecoder(engine(kind, model(1, vocab_size=80)), drawable=DRAWABLE)))
+    drafts.append(ModelDrafter(Scorer(engine(kind, model(1, vocab_size=80)), DRAWABLE)))
     for drafter in drafts:
-        for request, tokens in zip(requests(sampling), alone, strict=True):
-            tally = Tally()
-            drafted = decode_drafted(decoder, drafter, request, tally)
-            assert [token.id for token in drafted] == [token.id for token in tokens]
+        assert [ids_of(scorer, request, drafter) for request in requests(sampling)] == ids
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_samples_of_a_training_run_have_text(use_cache: bool) -> None:
     for sampling in (GREEDY, WARM):
-        tokens = generate(
+        tokens = continuation(
             model(), [1, 2, 3], max_new_tokens=30, sampling=sampling, seed=0, use_cache=use_cache, drawable=DRAWABLE
         )
         assert {token.id for token in tokens} <= ALLOWED
-    assert UncachedDecoder(model(), DRAWABLE).read([1]).isinf().sum() == 61 - len(ALLOWED)
+    scores = Scorer(UncachedEngine(model()), DRAWABLE).forward([0], [[1]], [0])
+    assert scores.isinf().sum() == 61 - len(ALLOWED)
 
 
 def padded(path: Path, vocab_size: int = 300) -> Path:
@@ -124,7 +120,7 @@ def padded(path: Path, vocab_size: int = 300) -> Path:
     return path
 
 
-def ids_of(out: str) -> Sequence[int]:
+def ids_in(out: str) -> Sequence[int]:
     return [i for sample in json.loads(out)["samples"] for i in sample["ids"]]
 
 
@@ -151,8 +147,8 @@ def test_generate_never_dies_of_an_id_without_text(
     common = ("generate", "hi", "-n", 60, "--seed", 3, "--ignore-eot", "--engine", engine_name, "--dtype", "float32")
     result = gptcli(*common, *options, "--json")
     assert result.code == 0, result.err
-    assert len(ids_of(result.out)) == 60
-    assert max(ids_of(result.out)) < 257
+    assert len(ids_in(result.out)) == 60
+    assert max(ids_in(result.out)) < 257
     assert gptcli(*common, *options).code == 0
 
 

@@ -4,12 +4,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from decoding import ids_of as ids_alone
 from models import tiny_model
+from uncached import continuation
 
 from gptcli.config.sampling import Overflow, SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.inference.decode import SlotDecoder, decode
-from gptcli.inference.generation import generate
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sequence import Request, Window
 from gptcli.inference.torch_engine import TorchEngine
 
@@ -18,7 +20,7 @@ GREEDY, SAMPLED = SamplingConfig(temperature=0), SamplingConfig(temperature=1.2,
 
 def ids_of(model: torch.nn.Module, prompt: list[int], **options: object) -> list[int]:
     defaults = {"max_new_tokens": 50, "sampling": GREEDY, "seed": 3}
-    return [token.id for token in generate(model, prompt, **(defaults | options))]  # type: ignore[arg-type]
+    return [token.id for token in continuation(model, prompt, **(defaults | options))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("overflow", ["slide", "crop"])
@@ -86,10 +88,9 @@ def test_a_beginning_that_has_been_overwritten_is_read_again(overflow: Overflow)
     model = tiny_model()
     prompts = [[(7 * i) % 61 for i in range(length)] for length in (7, 7, 20, 20, 1, 1, 7)]
     requests = [Request(prompt, 5 if n % 2 else 30, SAMPLED, n, overflow=overflow) for n, prompt in enumerate(prompts)]
-    shared = SlotDecoder(TorchEngine(model))
+    shared = Scheduler(Scorer(TorchEngine(model)))
     for request in [*requests, *requests]:
-        fresh = [token.id for token in decode(SlotDecoder(TorchEngine(model)), request)]
-        assert [token.id for token in decode(shared, request)] == fresh
+        assert [token.id for token in generate(shared, request)] == ids_alone(TorchEngine(model), request)
 
 
 def test_end_of_text_ends_and_is_not_yielded() -> None:
@@ -111,7 +112,7 @@ def test_min_new_tokens_holds_end_of_text_back() -> None:
 
 def test_candidates_are_the_likeliest_and_the_drawn_one_has_its_share() -> None:
     model = tiny_model()
-    for token in generate(model, [3], max_new_tokens=8, sampling=SamplingConfig(top_k=4), seed=0, n_candidates=5):
+    for token in continuation(model, [3], max_new_tokens=8, sampling=SamplingConfig(top_k=4), seed=0, n_candidates=5):
         shares = dict(token.candidates)
         assert len(shares) == 4  # the fifth is impossible under top-k 4
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoding import ids_of, read, step, together
 from draw_check import check_draws
 from models import tiny_model
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import decode, speculative
-from gptcli.inference.decode import SlotDecoder
+from gptcli.inference import speculative
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sequence import Request
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.gpt import GPTModel
@@ -73,7 +75,7 @@ def plain(model: GPTModel, slots: int = 1) -> TorchEngine:
     return TorchEngine(model, slots=slots, kernels=False, capture=False)
 
 
-def ids_of(count: int, seed: int = 0) -> list[int]:
+def some_ids(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 61, count).tolist()
 
 
@@ -89,15 +91,15 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype)
 def test_steps_equal_the_plain_engine(shape: str, bits: int, dtype: torch.dtype) -> None:
     """Single tokens, several of one text, several texts; what the cache holds is each other's."""
     model = model_of(shape, dtype, bits)
-    ids = ids_of(30)
-    expected = plain(model).read(0, ids, 0, every=True).clone()
+    ids = some_ids(30)
+    expected = read(plain(model), 0, ids, 0, every=True).clone()
     engine = engine_of(model)
     for count in (1, 3, 8):
-        parts = [engine.read(0, ids[at : at + count], at, every=True).clone() for at in range(0, 24, count)]
+        parts = [read(engine, 0, ids[at : at + count], at, every=True).clone() for at in range(0, 24, count)]
         assert_near(torch.cat(parts), expected[:24], dtype)
     several = engine_of(model, slots=3)
     for at in range(6):
-        found = several.step([ids[at]] * 2, [at] * 2, [2, 0])
+        found = step(several, [ids[at]] * 2, [at] * 2, [2, 0])
         assert_near(found, expected[[at, at]], dtype)
 
 
@@ -105,12 +107,12 @@ def test_steps_equal_the_plain_engine(shape: str, bits: int, dtype: torch.dtype)
 def test_steps_of_few_rows_equal_the_plain_engine(slots: int, bits: int) -> None:
     """In every size of a block of rows, with rows that take no part."""
     model = model_of("wide", BF16, bits)
-    ids = ids_of(4)
-    expected = plain(model).read(0, ids, 0, every=True).clone()
+    ids = some_ids(4)
+    expected = read(plain(model), 0, ids, 0, every=True).clone()
     engine = engine_of(model, slots=slots)
     some = [slot for slot in range(slots) if slot % 5 != 1]
     for at in range(4):
-        found = engine.step([ids[at]] * len(some), [at] * len(some), some)
+        found = step(engine, [ids[at]] * len(some), [at] * len(some), some)
         assert_near(found, expected[[at] * len(some)], BF16)
 
 
@@ -120,11 +122,11 @@ def test_prompts_equal_the_plain_engine(shape: str, bits: int, dtype: torch.dtyp
     model = model_of(shape, dtype, bits)
     slow, engine = plain(model), engine_of(model, slots=2)
     for turn in range(5):
-        ids = ids_of(200 + turn, seed=turn)
-        expected = slow.read(0, ids, 0).clone()
-        assert_near(engine.read(turn % 2, ids, 0), expected, dtype)
-        expected = slow.read(0, [7], len(ids)).clone()
-        assert_near(engine.step([7], [len(ids)], [turn % 2]), expected, dtype)
+        ids = some_ids(200 + turn, seed=turn)
+        expected = read(slow, 0, ids, 0).clone()
+        assert_near(read(engine, turn % 2, ids, 0), expected, dtype)
+        expected = read(slow, 0, [7], len(ids)).clone()
+        assert_near(step(engine, [7], [len(ids)], [turn % 2]), expected, dtype)
 
 
 def test_prompts_of_any_length_equal_the_plain_engine() -> None:
@@ -132,26 +134,22 @@ def test_prompts_of_any_length_equal_the_plain_engine() -> None:
     model = model_of("even", BF16)
     slow, engine = plain(model), engine_of(model)
     for count in (3, 64, 200, 300):
-        ids = ids_of(count)
-        assert_near(engine.read(0, ids, 0), slow.read(0, ids, 0).clone(), BF16)
+        ids = some_ids(count)
+        assert_near(read(engine, 0, ids, 0), read(slow, 0, ids, 0).clone(), BF16)
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 290])
 def test_attention_in_parts_reads_texts_of_any_length(length: int) -> None:
     model = model_of("even", torch.float32)
-    ids = ids_of(length + 1)
-    expected = plain(model).read(0, ids, 0)
+    ids = some_ids(length + 1)
+    expected = read(plain(model), 0, ids, 0)
     engine = engine_of(model)
-    engine.read(0, ids[:-1], 0)
-    assert_near(engine.read(0, ids[-1:], length), expected, torch.float32)
+    read(engine, 0, ids[:-1], 0)
+    assert_near(read(engine, 0, ids[-1:], length), expected, torch.float32)
 
 
 def test_draws_are_those_of_sampling() -> None:
     check_draws("cuda")
-
-
-def tokens_of(engine: TorchEngine, request: Request) -> list[int]:
-    return [token.id for token in decode.decode(SlotDecoder(engine), request)]
 
 
 SAMPLINGS = [
@@ -170,13 +168,13 @@ def test_texts_drawn_on_the_device_are_those_drawn_on_the_host(number: int) -> N
     model, sampling = model_of("even", torch.float32), SAMPLINGS[number]
     slow, engine = plain(model), engine_of(model)
     for request in (
-        Request(ids_of(5), 60, sampling, seed=number, eot_id=4, min_new_tokens=20),
-        Request(ids_of(280), 60, sampling, seed=number + 100),
-        Request(ids_of(299), 5, sampling, seed=number + 200, overflow="crop"),
+        Request(some_ids(5), 60, sampling, seed=number, eot_id=4, min_new_tokens=20),
+        Request(some_ids(280), 60, sampling, seed=number + 100),
+        Request(some_ids(299), 5, sampling, seed=number + 200, overflow="crop"),
     ):
-        expected = tokens_of(slow, request)
-        assert tokens_of(engine, request) == expected
-        assert tokens_of(engine, request) == expected
+        expected = ids_of(slow, request)
+        assert ids_of(engine, request) == expected
+        assert ids_of(engine, request) == expected
 
 
 @pytest.mark.parametrize("slots", [1, 3, 20])
@@ -184,7 +182,7 @@ def test_texts_drawn_on_the_device_are_those_drawn_on_the_host(number: int) -> N
 def test_each_text_is_what_it_would_be_alone(slots: int, alike: bool) -> None:
     model = model_of("even", torch.float32)
     rng = np.random.default_rng(0)
-    common = ids_of(20)
+    common = some_ids(20)
     requests = [
         Request(
             [*(common if n % 3 == 0 else ()), *rng.integers(0, 61, rng.integers(1, 30)).tolist()],
@@ -196,47 +194,41 @@ def test_each_text_is_what_it_would_be_alone(slots: int, alike: bool) -> None:
         for n in range(14)
     ]
     slow, engine = plain(model), engine_of(model, slots)
-    expected = [tokens_of(slow, request) for request in requests]
-    rows: list[list[int]] = [[] for _ in requests]
-    for number, token in decode.decode_together(engine, requests):
-        if token is not None:
-            rows[number].append(token.id)
-    assert rows == expected
+    expected = [ids_of(slow, request) for request in requests]
+    assert together(engine, requests) == expected
 
 
 def test_a_text_that_is_dropped_leaves_the_engine_ready() -> None:
     model = model_of("even", torch.float32)
     engine = engine_of(model)
-    decoder = SlotDecoder(engine)
-    request = Request(ids_of(12), 30, SamplingConfig(0.9), seed=1)
-    expected = tokens_of(plain(model), request)
-    begun = decode.decode(decoder, request)
+    scheduler = Scheduler(Scorer(engine))
+    request = Request(some_ids(12), 30, SamplingConfig(0.9), seed=1)
+    expected = ids_of(plain(model), request)
+    begun = generate(scheduler, request)
     assert [next(begun).id for _ in range(4)] == expected[:4]
     del begun
-    assert [token.id for token in decode.decode(decoder, request)] == expected
+    assert [token.id for token in generate(scheduler, request)] == expected
 
 
 @pytest.mark.parametrize("draft", ["ngram", 8, 4])
 def test_drafts_change_no_text(draft: str | int) -> None:
     model = model_of("even", torch.float32)
-    decoder = SlotDecoder(engine_of(model))
-    drafter = speculative.NgramDrafter() if isinstance(draft, str) else speculative.quantized_drafter(decoder, draft)
+    scorer = Scorer(engine_of(model))
+    drafter = speculative.NgramDrafter() if isinstance(draft, str) else speculative.quantized_drafter(scorer, draft)
     for sampling in (SamplingConfig(0), SamplingConfig(0.8)):
         request = Request([1, 2, 3, 1, 2, 3, 1], 40, sampling, seed=3)
-        tally = speculative.Tally()
-        found = [token.id for token in speculative.decode(decoder, drafter, request, tally)]
-        assert found == tokens_of(plain(model), request)
+        assert ids_of(scorer, request, drafter) == ids_of(plain(model), request)
 
 
 def test_a_fork_goes_its_own_way() -> None:
     model = model_of("even", torch.float32)
-    ids = ids_of(20)
-    decoder = SlotDecoder(engine_of(model, slots=2))
-    decoder.read(ids)
-    other = decoder.fork(1)
-    for one, token in ((decoder, 6), (other, 7)):
-        expected = plain(model).read(0, [*ids, token], 0)
-        assert_near(one.engine.step([token], [20], [one.slot]), expected, torch.float32)
+    ids = some_ids(20)
+    engine = engine_of(model, slots=2)
+    read(engine, 0, ids, 0)
+    engine.fork(0, 1, 20)
+    for slot, token in ((0, 6), (1, 7)):
+        expected = read(plain(model), 0, [*ids, token], 0)
+        assert_near(step(engine, [token], [20], [slot]), expected, torch.float32)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
@@ -247,4 +239,4 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
         model.wte.weight[17] = torch.nan
     engine = engine_of(model)
     with pytest.raises(GptcliError, match="NaN or infinite logits"):
-        tokens_of(engine, Request(ids_of(5), 10, SamplingConfig(0.9), seed=0))
+        ids_of(engine, Request(some_ids(5), 10, SamplingConfig(0.9), seed=0))

@@ -1,22 +1,25 @@
 """Logits that are NaN or infinite: generate refuses them as evaluate does, whatever draws and whenever they come."""
 
-from collections.abc import Sequence
+from collections import abc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from decoding import Table, ids_of
 from models import tiny_checkpoint
 from runs import TINY
 
 from gptcli.checkpoints import checkpoint
-from gptcli.config.model import GPTConfig
 from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError
-from gptcli.inference import decode, speculative
+from gptcli.inference import speculative
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import distribution, draw, greedy, likeliest
-from gptcli.inference.sequence import Continuation, Request, draw_rows
+from gptcli.inference.sequence import Request, Sequence, draw_rows
+from gptcli.inference.stages import History
 
 SAMPLINGS = [
     SamplingConfig(temperature=0),
@@ -41,7 +44,7 @@ def _no_warnings(recwarn: pytest.WarningsRecorder) -> Any:
 @pytest.mark.parametrize("row", BROKEN, ids=str)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_a_row_that_is_not_finite_is_refused(library: str, sampling: SamplingConfig, row: Sequence[float]) -> None:
+def test_a_row_that_is_not_finite_is_refused(library: str, sampling: SamplingConfig, row: abc.Sequence[float]) -> None:
     def logits() -> Any:
         array = np.array([[0.0, 1.0, -INF, 3.0], row], np.float32)
         return array if library == "numpy" else torch.from_numpy(array)
@@ -49,33 +52,24 @@ def test_a_row_that_is_not_finite_is_refused(library: str, sampling: SamplingCon
     seen = np.array([[0, 1], [0, 1]])
     seen = seen if library == "numpy" else torch.from_numpy(seen)
     if sampling.temperature == 0:
-        ids = greedy(logits(), sampling, seen)
+        ids = greedy(logits(), sampling, History(seen))
         assert likeliest(logits()[:1])[0] == 3
         assert likeliest(logits()[1:])[0] == -1
     else:
-        ids = draw(distribution(logits(), sampling, seen), [5, 6])
+        ids = draw(distribution(logits(), sampling, History(seen)), [5, 6])
     assert int(ids[0]) in (0, 1, 3)
     assert int(ids[1]) == -1
-    texts = [Continuation(Request([0], 5, sampling, seed), 16) for seed in (1, 2)]
-    with pytest.raises(GptcliError, match="NaN or infinite logits"):
-        draw_rows(texts, logits())
+    texts = [Sequence(Request([0], 5, sampling, seed), 16) for seed in (1, 2)]
+    fine, broken = draw_rows(texts, logits())
+    assert fine is not None
+    assert (texts[0].error, texts[0].done) == (None, False)
+    assert (broken, texts[1].done) == (None, True)
+    assert "NaN or infinite logits" in str(texts[1].error)
 
 
-class Table:
+def by_position(rows: abc.Sequence[abc.Sequence[float]]) -> Scorer:
     """A model of 4 tokens whose logits after the n-th token are ``rows[n]``."""
-
-    def __init__(self, rows: Sequence[Sequence[float]]) -> None:
-        self.config = GPTConfig(vocab_size=4, context_length=64, emb_dim=2, n_heads=1, n_layers=1)
-        self.rows, self.length = np.array(rows, np.float32), 0
-
-    def read(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
-        assert all(0 <= i < 4 for i in ids)
-        read = self.rows[self.length : self.length + len(ids)].copy()
-        self.length += len(ids)
-        return read if every else read[-1:]
-
-    def crop(self, length: int) -> None:
-        self.length = min(self.length, length)
+    return Scorer(Table(rows, context_length=64, by_position=True))
 
 
 FINE = [[0.0, 1.0, 2.0, 0.5]]
@@ -86,14 +80,10 @@ FINE = [[0.0, 1.0, 2.0, 0.5]]
 def test_a_later_token_is_refused_too_and_those_before_are_given(at: int, sampling: SamplingConfig) -> None:
     broken = FINE * at + [BROKEN[0]] + FINE * 30
     drafts: list[Any] = [None, speculative.NgramDrafter()]
-    drafts += [speculative.ModelDrafter(Table(rows)) for rows in (FINE * 40, broken, BROKEN[:1] * 40)]
+    drafts += [speculative.ModelDrafter(by_position(rows)) for rows in (FINE * 40, broken, BROKEN[:1] * 40)]
     for drafter in drafts:
-        model, tokens = Table(broken), []
-        request = Request([1], 20, sampling, seed=3)
-        if drafter is None:
-            drawn = decode.decode(model, request)
-        else:
-            drawn = speculative.decode(model, drafter, request, speculative.Tally())
+        tokens: list[Any] = []
+        drawn = generate(Scheduler(by_position(broken), drafter), Request([1], 20, sampling, seed=3))
         with pytest.raises(GptcliError, match="NaN or infinite logits"):
             tokens.extend(drawn)
         assert len(tokens) == at
@@ -103,10 +93,8 @@ def test_a_later_token_is_refused_too_and_those_before_are_given(at: int, sampli
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_draft_that_is_not_finite_changes_no_text(at: int, sampling: SamplingConfig) -> None:
     request = Request([1], 20, sampling, seed=3)
-    expected = [token.id for token in decode.decode(Table(FINE * 40), request)]
-    draft = speculative.ModelDrafter(Table(FINE * at + BROKEN[:1] * 40))
-    drawn = speculative.decode(Table(FINE * 40), draft, request, speculative.Tally())
-    assert [token.id for token in drawn] == expected
+    draft = speculative.ModelDrafter(by_position(FINE * at + BROKEN[:1] * 40))
+    assert ids_of(by_position(FINE * 40), request, draft) == ids_of(by_position(FINE * 40), request)
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import sampling
+from gptcli.inference import stages
 from gptcli.inference.sampling import contrast_layers, distribution, draw, draw_key, greedy
+from gptcli.inference.stages import History
 
 
 def plain(logits: np.ndarray, config: SamplingConfig, seen: list[int]) -> np.ndarray:
@@ -52,7 +53,7 @@ def test_every_filter_equals_a_few_lines_of_numpy(config: SamplingConfig) -> Non
     torch.manual_seed(0)
     logits = torch.randn(5, 37) * 3
     seen = torch.randint(0, 37, (5, 9))
-    actual = distribution(logits, config, seen)
+    actual = distribution(logits, config, History(seen))
     expected = np.stack([plain(row.numpy(), config, s.tolist()) for row, s in zip(logits, seen, strict=True)])
     np.testing.assert_allclose(actual.numpy(), expected, atol=1e-6)
 
@@ -63,8 +64,8 @@ def test_numpy_and_torch_give_the_same_distribution_and_the_same_tokens(config: 
     logits, seen = torch.randn(6, 41) * 3, torch.randint(0, 41, (6, 9))
     logits[0, 5:9] = logits[0, 3]  # equals are where two libraries may differ
     logits[1, :30] = -torch.inf
-    in_torch = distribution(logits, config, seen)
-    in_numpy = distribution(logits.numpy(), config, seen.numpy())
+    in_torch = distribution(logits, config, History(seen))
+    in_numpy = distribution(logits.numpy(), config, History(seen.numpy()))
     assert in_numpy.dtype == np.float32
     np.testing.assert_allclose(in_numpy, in_torch.numpy(), atol=1e-6)
     for place in range(20):
@@ -100,7 +101,7 @@ def test_every_filter_equals_transformers(config: SamplingConfig) -> None:
     if config.min_p:
         processors.append(transformers.MinPLogitsWarper(config.min_p))
     expected = processors(seen, logits.clone()).softmax(-1)
-    torch.testing.assert_close(distribution(logits, config, seen), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(distribution(logits, config, History(seen)), expected, atol=1e-6, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)
@@ -126,7 +127,7 @@ def test_it_is_a_distribution_and_keeps_the_likeliest(
 def test_a_nucleus_is_the_same_wherever_it_is_looked_for_first(
     top_p: float, nucleus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "NUCLEUS", nucleus)
+    monkeypatch.setattr(stages, "NUCLEUS", nucleus)
     rng = np.random.default_rng(0)
     scores = np.stack([rng.standard_normal(300).astype(np.float32) * spread for spread in (0.01, 1, 5, 60)])
     scores[1, 40:60] = scores[1].max()  # equals
@@ -213,4 +214,4 @@ def test_greedy_is_the_one_token_that_the_distribution_leaves() -> None:
     seen = logits.argmax(-1)[:, None]
     for penalty in (1.0, 5.0):
         config = SamplingConfig(temperature=0, repetition_penalty=penalty)
-        assert (greedy(logits, config, seen) == distribution(logits, config, seen).argmax(-1)).all()
+        assert (greedy(logits, config, History(seen)) == distribution(logits, config, History(seen)).argmax(-1)).all()

@@ -1,17 +1,17 @@
 """Speculation: the same greedy text, the same distribution of sampled ones, and fewer forward_passes of the model."""
 
 from collections import Counter
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from decoding import Table, continued, ids_of
 from models import tiny_model
 
-from gptcli.config.model import GPTConfig
 from gptcli.config.sampling import SamplingConfig
 from gptcli.inference import decode, speculative
+from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import distribution
 from gptcli.inference.sequence import Request
 from gptcli.inference.speculative import ModelDrafter, NgramDrafter, Tally
@@ -28,13 +28,12 @@ def decoders(kind: str) -> tuple[Any, Any]:
         {**draft.state_dict(), **{n: t for n, t in model.state_dict().items() if "h.0." not in n and "h." not in n}}
     )
     if kind == "torch":
-        return decode.SlotDecoder(TorchEngine(model)), decode.SlotDecoder(TorchEngine(draft))
+        return Scorer(TorchEngine(model)), Scorer(TorchEngine(draft))
     pytest.importorskip("numba", exc_type=ImportError)
-    from gptcli.inference.cpu_engine import Engine
+    from gptcli.inference.cpu_engine import CpuEngine
 
     return tuple(
-        decode.SlotDecoder(Engine(m.config, {n: t.detach().numpy() for n, t in m.state_dict().items()}))
-        for m in (model, draft)
+        Scorer(CpuEngine(m.config, {n: t.detach().numpy() for n, t in m.state_dict().items()})) for m in (model, draft)
     )  # type: ignore[return-value]
 
 
@@ -48,11 +47,11 @@ def test_greedy_text_is_identical_past_the_context_too(kind: str, prompts: int, 
         prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
         penalty = 1.0 if number % 2 else 1.3
         request = Request(prompt, 40, SamplingConfig(temperature=0, repetition_penalty=penalty), seed=1)
-        plain = [token.id for token in decode.decode(model, request)]
+        plain = ids_of(model, request)
         guess = ModelDrafter(draft) if drafter == "model" else NgramDrafter()
-        assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
+        assert ids_of(model, request, guess, tally=tally) == plain
     assert 0 < tally.accepted < tally.proposed  # both branches were accepted
-    assert tally.tokens == prompts * 40
+    assert tally.tokens + tally.prefilled == prompts * 40
     assert tally.forward_passes < tally.tokens
 
 
@@ -69,8 +68,8 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
         prompt = rng.integers(0, 23, rng.integers(1, 30)).tolist()
         sampling = SamplingConfig(temperature=0, repetition_penalty=1.0 if number % 2 else 1.3)
         request = Request(prompt, 40, sampling, seed=1, overflow="slide" if number % 3 else "crop")
-        plain = [token.id for token in decode.decode(model, request)]
-        assert [token.id for token in speculative.decode(model, guess, request, tally)] == plain
+        plain = ids_of(model, request)
+        assert ids_of(model, request, guess, tally=tally) == plain
     assert tally.proposed / 2 < tally.accepted < tally.proposed
     assert tally.forward_passes < 0.7 * tally.tokens
 
@@ -78,12 +77,11 @@ def test_greedy_text_is_identical_with_the_model_s_own_packed_twin_as_the_draft(
 def test_a_twin_drafts_under_the_layer_contrast_too() -> None:
     pytest.importorskip("numba", exc_type=ImportError)
     model, _ = decoders("cpu")
-    contrasted = decode.SlotDecoder(model.engine, contrast=1)
+    contrasted = Scorer(model.engine, contrast=1)
     request = Request([1, 2, 3], 20, SamplingConfig(temperature=0), seed=1)
-    plain = [token.id for token in decode.decode(contrasted, request)]
+    plain = ids_of(contrasted, request)
     tally = Tally()
-    drafted = speculative.decode(contrasted, speculative.quantized_drafter(contrasted, 8), request, tally)
-    assert [token.id for token in drafted] == plain
+    assert ids_of(contrasted, request, speculative.quantized_drafter(contrasted, 8), tally=tally) == plain
     assert tally.accepted > 0.7 * tally.proposed  # it draws from the same contrast
 
 
@@ -92,28 +90,9 @@ def test_a_draft_that_is_never_right_is_soon_asked_for_one_token_at_a_time() -> 
     wrong = Table(np.eye(3) * 20)
     tally = Tally()
     request = Request([0], 100, SamplingConfig(temperature=0), seed=0)
-    assert len(list(speculative.decode(circle, ModelDrafter(wrong), request, tally))) == 100
+    assert len(continued(circle, request, ModelDrafter(Scorer(wrong)), tally)) == 100
     assert tally.accepted == 0
     assert tally.proposed < 1.5 * tally.forward_passes
-
-
-class Table:
-    """A decoder whose logits depend on the last token alone: every probability is known exactly."""
-
-    config = GPTConfig(vocab_size=3, context_length=16, emb_dim=1, n_heads=1, n_layers=1)
-
-    def __init__(self, logits: Sequence[Sequence[float]]) -> None:
-        self.logits = np.array(logits, np.float32)
-        self.length = 0
-        self.read_tokens = 0
-
-    def read(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
-        self.length += len(ids)
-        self.read_tokens += 1
-        return self.logits[list(ids)] if every else self.logits[[ids[-1]]]
-
-    def crop(self, length: int) -> None:
-        self.length = min(self.length, length)
 
 
 MODEL = [[0.0, 1.0, -1.0], [0.5, 0.0, 1.0], [1.0, -0.5, 0.0]]
@@ -136,9 +115,9 @@ def test_sampled_text_is_identical_too(kind: str, drafter: str) -> None:
             SamplingConfig(min_p=0.1),
         ][number % 4]
         request = Request(prompt, 40, sampling, seed=number, eot_id=3, min_new_tokens=number, n_candidates=2)
-        plain = list(decode.decode(model, request))
+        plain = continued(model, request)
         guess = {"model": ModelDrafter(draft), "ngram": NgramDrafter(), "quantized": quantized}[drafter]
-        drafted = list(speculative.decode(model, guess, request, tally))
+        drafted = continued(model, request, guess, tally)
         assert [token.id for token in drafted] == [token.id for token in plain]
         for one, other in zip(drafted, plain, strict=True):
             assert one.probability == pytest.approx(other.probability, abs=1e-5)
@@ -152,18 +131,15 @@ def test_sampled_text_is_identical_too(kind: str, drafter: str) -> None:
 def test_sampled_texts_come_in_the_exact_proportions(drafter: str, sampling: SamplingConfig) -> None:
     """Every text of four tokens, counted against the product of its probabilities."""
     model, runs, length = Table(MODEL), 4_000, 4
-    table = distribution(model.logits, sampling)
+    table = distribution(model.rows, sampling)
     counts: Counter[tuple[int, ...]] = Counter()
     tally = Tally()
     prompt = [0, 1, 0, 2, 1, 0]
     for seed in range(runs):
-        guess = ModelDrafter(Table(DRAFT), cost=0.0) if drafter == "model" else NgramDrafter(shortest=1)
+        guess = ModelDrafter(Scorer(Table(DRAFT)), cost=0.0) if drafter == "model" else NgramDrafter(shortest=1)
         request = Request(prompt, length, sampling, seed=seed)
-        if drafter == "none":
-            text = decode.decode(model, request)
-        else:
-            text = speculative.decode(model, guess, request, tally, ahead=3)
-        counts[tuple(token.id for token in text)] += 1
+        drafted = {} if drafter == "none" else {"drafter": guess, "tally": tally, "ahead": 3}
+        counts[tuple(ids_of(model, request, **drafted))] += 1
     assert_proportions(
         counts,
         {
@@ -186,20 +162,18 @@ def assert_proportions(counts: Counter[tuple[int, ...]], shares: dict[tuple[int,
 
 def test_texts_sampled_with_a_twin_come_in_the_exact_proportions() -> None:
     pytest.importorskip("numba", exc_type=ImportError)
-    from gptcli.inference.cpu_engine import Engine
+    from gptcli.inference.cpu_engine import CpuEngine
 
     module = tiny_model(vocab_size=3, context_length=8, emb_dim=8, n_heads=1, n_layers=1, spread=0.5)
-    model = decode.SlotDecoder(Engine(module.config, {n: t.detach().numpy() for n, t in module.state_dict().items()}))
+    model = Scorer(CpuEngine(module.config, {n: t.detach().numpy() for n, t in module.state_dict().items()}))
     sampling, prompt, length, runs = SamplingConfig(temperature=1.2), [0, 1], 3, 4_000
     shares = {}
     for text in product(range(3), repeat=length):
-        model.crop(0)
-        table = distribution(model.read([*prompt, *text], every=True), sampling)[len(prompt) - 1 :]
+        table = distribution(model.forward([0], [[*prompt, *text]], [0], every=True), sampling)[len(prompt) - 1 :]
         shares[text] = float(np.prod([table[place, token] for place, token in enumerate(text)]))
     guess, tally = speculative.quantized_drafter(model, 4), Tally()
     counts = Counter(
-        tuple(token.id for token in speculative.decode(model, guess, Request(prompt, length, sampling, seed), tally))
-        for seed in range(runs)
+        tuple(ids_of(model, Request(prompt, length, sampling, seed), guess, tally=tally)) for seed in range(runs)
     )
     assert_proportions(counts, shares)
     assert 0.8 * tally.proposed < tally.accepted < tally.proposed
@@ -220,22 +194,21 @@ def test_a_draft_on_trial_is_let_go_for_a_while_where_it_makes_the_text_slower(
     cost: float, worthwhile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(speculative, "perf_counter", clock)
+    monkeypatch.setattr(decode, "perf_counter", clock)
 
     class Timed(Table):
         def __init__(self, seconds: float) -> None:
-            super().__init__(np.roll(np.eye(3), 1, axis=1) * 20)
+            super().__init__(np.roll(np.eye(3), 1, axis=1) * 20, context_length=400)
             self.seconds = seconds
 
-        def read(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
+        def forward(self, *what: Any, **how: Any) -> np.ndarray:
             clock.now += self.seconds
-            return super().read(ids, every=every)
+            return super().forward(*what, **how)
 
     model, draft, tally = Timed(1.0), Timed(cost), Tally()
-    model.config = draft.config = GPTConfig(vocab_size=3, context_length=400, emb_dim=1, n_heads=1, n_layers=1)
     request = Request([0], 300, SamplingConfig(temperature=0), seed=0)
-    guess = speculative.OnTrial(ModelDrafter(draft, cost=0.1), tally)
-    ids = [token.id for token in speculative.decode(model, guess, request, tally)]
+    guess = speculative.OnTrial(ModelDrafter(Scorer(draft), cost=0.1), tally)
+    ids = ids_of(model, request, guess, tally=tally)
     assert ids == [(i + 1) % 3 for i in range(300)]
     if worthwhile:
         assert len(tally.plain) <= 3  # the last token perhaps, behind which there is none
@@ -247,11 +220,10 @@ def test_a_draft_on_trial_is_let_go_for_a_while_where_it_makes_the_text_slower(
 
 def test_text_that_repeats_is_read_in_far_fewer_steps() -> None:
     """A model that goes round in a circle: after one round the lookup is right every time."""
-    circle = Table(np.roll(np.eye(16), 1, axis=1) * 20)
-    circle.config = GPTConfig(vocab_size=16, context_length=200, emb_dim=1, n_heads=1, n_layers=1)
+    circle = Table(np.roll(np.eye(16), 1, axis=1) * 20, context_length=200)
     request = Request([0], 150, SamplingConfig(temperature=0), seed=0)
     tally = Tally()
-    ids = [token.id for token in speculative.decode(circle, NgramDrafter(), request, tally)]
+    ids = ids_of(circle, request, NgramDrafter(), tally=tally)
     assert ids == [(i + 1) % 16 for i in range(150)]
     assert tally.tokens / tally.forward_passes > 3
 
@@ -259,8 +231,8 @@ def test_text_that_repeats_is_read_in_far_fewer_steps() -> None:
 def test_end_of_text_among_the_proposals_ends_it() -> None:
     circle = Table(np.roll(np.eye(3), 1, axis=1) * 20)
     request = Request([0, 1, 2, 0, 1], 10, SamplingConfig(temperature=0), seed=0, eot_id=0)
-    assert [token.id for token in speculative.decode(circle, NgramDrafter(), request, Tally())] == [2]
+    assert ids_of(circle, request, NgramDrafter()) == [2]
     held = Request([0, 1, 2, 0, 1], 6, SamplingConfig(temperature=0), seed=0, eot_id=0, min_new_tokens=4)
-    plain = [token.id for token in decode.decode(circle, held)]
-    assert [token.id for token in speculative.decode(circle, NgramDrafter(), held, Tally())] == plain
+    plain = ids_of(circle, held)
+    assert ids_of(circle, held, NgramDrafter()) == plain
     assert len(plain) >= 4

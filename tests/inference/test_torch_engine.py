@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoding import read, step
 from models import tiny_checkpoint, tiny_model
 from ragged import assert_each_as_alone, ragged_requests
 
 from gptcli.checkpoints import checkpoint
-from gptcli.inference.decode import SlotDecoder
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.quantization import is_packed_name, packed, unpacked
 from gptcli.model.quantized import PackedModel
@@ -30,7 +30,7 @@ def test_the_step_with_fixed_shapes_equals_the_plain_model(count: int) -> None:
     model = tiny_model(context_length=40)
     ids = np.random.default_rng(1).integers(0, 61, 40).tolist()
     engine = TorchEngine(model, span=16)
-    parts = [engine.read(0, ids[at : at + count], at, every=True).clone() for at in range(0, 40, count)]
+    parts = [read(engine, 0, ids[at : at + count], at, every=True).clone() for at in range(0, 40, count)]
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(parts), model(torch.tensor([ids]))[0], atol=1e-5, rtol=1e-5)
 
@@ -39,11 +39,11 @@ def test_rows_that_have_no_part_in_a_step_are_left_alone() -> None:
     model = tiny_model()
     engine = TorchEngine(model, slots=3, span=8)
     first, second = [1, 2, 3, 4], [9, 8, 7]
-    engine.read(0, first, 0)
-    engine.read(2, second, 0)
+    read(engine, 0, first, 0)
+    read(engine, 2, second, 0)
     for at, token in enumerate([5, 6, 7]):
-        engine.step([token], [4 + at], [0])
-    found = engine.step([11, 12], [3, 7], [2, 0])
+        step(engine, [token], [4 + at], [0])
+    found = step(engine, [11, 12], [3, 7], [2, 0])
     with torch.no_grad():
         for row, ids in enumerate(([*second, 11], [*first, 5, 6, 7, 12])):
             torch.testing.assert_close(found[row], model(torch.tensor([ids]))[0, -1], atol=1e-5, rtol=1e-5)
@@ -51,13 +51,13 @@ def test_rows_that_have_no_part_in_a_step_are_left_alone() -> None:
 
 def test_a_fork_goes_its_own_way() -> None:
     model = tiny_model()
-    decoder = SlotDecoder(TorchEngine(model, slots=2))
-    decoder.read([1, 2, 3, 4, 5])
-    other = decoder.fork(1)
+    engine = TorchEngine(model, slots=2)
+    read(engine, 0, [1, 2, 3, 4, 5], 0)
+    engine.fork(0, 1, 5)
     with torch.no_grad():
-        for one, token in ((decoder, 6), (other, 7)):
+        for slot, token in ((0, 6), (1, 7)):
             expected = model(torch.tensor([[1, 2, 3, 4, 5, token]]))[0, -1]
-            torch.testing.assert_close(one.read([token])[0], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(read(engine, slot, [token], 5)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -19,10 +19,12 @@ from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.config.sampling import SamplingConfig
 from gptcli.inference import speculative
-from gptcli.inference.decode import Engine, SlotDecoder
+from gptcli.inference.arrays import Array
+from gptcli.inference.decode import Scheduler, generate
+from gptcli.inference.engine import Engine, Scorer
 from gptcli.inference.open import obstacle
-from gptcli.inference.sampling import Array, greedy
-from gptcli.inference.sequence import Continuation, Request
+from gptcli.inference.sampling import greedy
+from gptcli.inference.sequence import Request, Sequence
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.kernels.cpu import train_kernels
 from gptcli.kernels.gpu.triton_support import triton_reason
@@ -184,11 +186,11 @@ def capacity(setting: Setting) -> int:
 
 def _kernels(setting: Setting, bits: int, work: str) -> Task:
     """A work done by the numba kernels on the CPU."""
-    from gptcli.inference.cpu_engine import Engine as Kernels
+    from gptcli.inference.cpu_engine import CpuEngine
 
-    def make(slots: int = 1) -> Kernels:
+    def make(slots: int = 1) -> CpuEngine:
         config, room = setting.config, capacity(setting)
-        return Kernels(config, setting.weights, bits=bits, capacity=room, slots=slots, threads=setting.threads)
+        return CpuEngine(config, setting.weights, bits=bits, capacity=room, slots=slots, threads=setting.threads)
 
     if work == "load":
         return Task(make)
@@ -199,17 +201,17 @@ def _kernels(setting: Setting, bits: int, work: str) -> Task:
 def _drafted(setting: Setting, _: str) -> Task:
     """Speculative decoding as in `gptcli generate`: an int8 copy drafts for the float32 model. The tokens are those of
     float32; the rate can exceed the limit, as one reading of the float32 weights checks several tokens."""
-    from gptcli.inference.cpu_engine import Engine as Kernels
+    from gptcli.inference.cpu_engine import CpuEngine
 
-    engine = Kernels(setting.config, setting.weights, capacity=capacity(setting), threads=setting.threads)
-    decoder = SlotDecoder(engine)
-    packed = speculative.quantized_drafter(decoder, 8)
+    engine = CpuEngine(setting.config, setting.weights, capacity=capacity(setting), threads=setting.threads)
+    scorer = Scorer(engine)
+    packed = speculative.quantized_drafter(scorer, 8)
     request = Request(setting.first_ids()[:1], setting.tokens, SamplingConfig(temperature=0), seed=0)
 
     def decode() -> list[list[int]]:
         tally = speculative.Tally()
-        drawn = speculative.decode(decoder, speculative.OnTrial(packed, tally), request, tally)
-        return [[token.id for token in drawn]]
+        scheduler = Scheduler(scorer, speculative.OnTrial(packed, tally), tally)
+        return [[token.id for token in generate(scheduler, request)]]
 
     return Task(decode, engine.weight_bytes)
 
@@ -256,11 +258,11 @@ def _decoding(engine: Engine, setting: Setting, work: str) -> Callable[[], Any]:
     def drawn_there(ids: list[int], steps: int) -> list[list[int]] | None:
         """The ids that the engine draws on its device for each row; None where it returns logits instead."""
         texts = [Request([token], steps, SamplingConfig(temperature=0), seed=0) for token in ids]
-        draws = engine.draws(texts)
+        draws = engine.device_sampler(texts)
         if draws is None:
             return None
         for slot, request in enumerate(texts):
-            draws.join(slot, Continuation(request, setting.config.context_length), 0)
+            draws.join(slot, Sequence(request, setting.config.context_length), 0)
         draws.queue()
         columns: list[list[int]] = []
         for step in range(steps):
@@ -275,14 +277,14 @@ def _decoding(engine: Engine, setting: Setting, work: str) -> Callable[[], Any]:
         ids = first[:1]
         if (texts := drawn_there(ids, setting.tokens)) is not None:
             return texts
-        drawn = [ids := likeliest(engine.read(0, ids, position)) for position in range(setting.tokens)]
+        drawn = [ids := likeliest(engine.forward([0], [ids], [position])) for position in range(setting.tokens)]
         return list(map(list, zip(*drawn, strict=True)))
 
     def decode_batch() -> list[list[int]]:
         ids, steps = first, range(setting.batch_steps)
         if (texts := drawn_there(ids, setting.batch_steps)) is not None:
             return texts
-        drawn = [ids := likeliest(engine.step(ids, [n] * len(rows), rows)) for n in steps]
+        drawn = [ids := likeliest(engine.forward(rows, [[token] for token in ids], [n] * len(rows))) for n in steps]
         return list(map(list, zip(*drawn, strict=True)))
 
-    return {"prefill": lambda: engine.read(0, prompt, 0), "decode": decode, "batch": decode_batch}[work]
+    return {"prefill": lambda: engine.forward([0], [prompt], [0]), "decode": decode, "batch": decode_batch}[work]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from uncached import continuation
 
 from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint, formats
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import generation
 from gptcli.model.gpt import GPTModel, KVCache
 
 transformers = pytest.importorskip("transformers")
@@ -121,7 +121,7 @@ def test_greedy_ids(pair: tuple[Any, GPTModel]) -> None:
             eos_token_id=None, pad_token_id=0,
         )[0].tolist()  # fmt: skip
         for use_cache in (True, False) if has_text else (True,):
-            tokens = generation.generate(
+            tokens = continuation(
                 ours, ids.tolist(), max_new_tokens=NEW_TOKENS, sampling=GREEDY, seed=0, use_cache=use_cache
             )
             assert [*ids.tolist(), *(token.id for token in tokens)] == expected
@@ -200,7 +200,7 @@ def test_real_sizes(size: str, tmp_path: Path, record_property: Any) -> None:
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
     prompt = torch.tensor([tokenizers.build("gpt2").encode(PROMPT)])
     expected = theirs.generate(prompt, do_sample=False, max_new_tokens=16, eos_token_id=None, pad_token_id=0)
-    tokens = generation.generate(ours, prompt[0].tolist(), max_new_tokens=16, sampling=GREEDY, seed=0)
+    tokens = continuation(ours, prompt[0].tolist(), max_new_tokens=16, sampling=GREEDY, seed=0)
     assert [token.id for token in tokens] == expected[0, prompt.size(1) :].tolist()
 
 

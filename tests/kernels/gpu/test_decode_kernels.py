@@ -118,14 +118,14 @@ def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch:
             patch.setattr(kind, what, fail)
             ids = [1] if kind is DecodeStep else list(range(12))
             with torch.no_grad():
-                torch.testing.assert_close(engine.read(0, ids, 0), model(torch.tensor([ids]))[0, -1:])
-            engine.read(0, ids, 0)
+                torch.testing.assert_close(engine.forward([0], [ids], [0]), model(torch.tensor([ids]))[0, -1:])
+            engine.forward([0], [ids], [0])
         assert told == ["Triton's kernels cannot run here (ptxas: no such thing); decoding goes on without."]
         engine = TorchEngine(model, report=told.append)
         with monkeypatch.context() as patch:
             patch.setattr(kind, what, memory)
             with pytest.raises(torch.OutOfMemoryError):
-                engine.read(0, ids, 0)
+                engine.forward([0], [ids], [0])
 
 
 def test_a_cpu_says_nothing_about_kernels() -> None:
