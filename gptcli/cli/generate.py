@@ -43,9 +43,10 @@ def generate(
         str,
         typer.Option(
             "--draft",
-            help="What guesses the next tokens, for speed; it never changes the text: int8 or int4 (the model itself, "
-            "packed), ngram, a smaller checkpoint with the same tokenizer (./int8 if it has such a name), or none; "
-            "auto is int8 for a long text from a large float32 model on a CPU.",
+            help="What guesses the next tokens, for speed. It never changes the text, and is refused where it would "
+            "(by the torch engine in 16 bits). int8 or int4 (the model itself, packed), ngram, a smaller checkpoint "
+            "with the same tokenizer (./int8 if it has such a name), or none; auto is int8 for a long text from a "
+            "large float32 model on a CPU.",
         ),
     ] = "auto",
     num_samples: Annotated[int, typer.Option("--num-samples", help="How many texts.")] = 1,

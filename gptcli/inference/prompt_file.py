@@ -1,17 +1,23 @@
 """A file of prompts: one prompt a line, or JSON lines with options for each prompt."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.config.fields import fields_of
 from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError, nearest
 from gptcli.inference.sequence import Request
 from gptcli.tokenizers import Tokenizer
 
-_WHOLE = ("max_new_tokens", "min_new_tokens", "seed", "top_k", "no_repeat_ngram_size")
-_SAMPLING = tuple(field.name for field in fields(SamplingConfig))
+_SAMPLING = tuple(fields_of(SamplingConfig))
+_WHOLE = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "seed",
+    *(k for k, f in fields_of(SamplingConfig).items() if f.kind is int),
+)
 _KEYS = ("prompt", "stop", "max_new_tokens", "min_new_tokens", "seed", *_SAMPLING)
 
 

@@ -168,7 +168,7 @@ def test_a_draft_changes_no_text_and_says_what_it_brought(
             drafted = generated(gptcli, "-c", run, *how, "--draft", draft, *engine)
             assert drafted == generated(gptcli, "-c", run, *how, *engine)
     for draft in ("ngram", "draft", "int8", "int4"):
-        err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot").err
+        err = gptcli("generate", "abab", "-c", run, "--draft", draft, *engine, "--ignore-eot", "-t", 0).err
         assert "proposed tokens accepted" in err
         assert "tokens for each forward pass of the model" in err
         assert "speed of this run's own steps" in err or draft != "ngram"
