@@ -245,17 +245,17 @@ def test_streams_that_take_turns_and_streams_that_are_left(model: api.TextModel)
 def test_an_interrupted_text_leaves_the_model_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = api.load("checkpoints/demo")
     before = model.generate("the cat sat", seed=1, max_new_tokens=20)
-    engine, reads = model._decoder.engine, []
-    read = type(engine).read
+    engine, reads = type(model._scorer.engine), []
+    forward = engine.forward
 
     def interrupted(self: Any, *args: Any, **settings: Any) -> Any:
-        result = read(self, *args, **settings)
+        result = forward(self, *args, **settings)
         reads.append(1)
         if len(reads) == 3:
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(type(engine), "read", interrupted)
+    monkeypatch.setattr(engine, "forward", interrupted)
     stream = model.stream("the dog", max_new_tokens=50)
     next(stream)
     with pytest.raises(KeyboardInterrupt):

@@ -24,6 +24,9 @@ class Settings(TypedDict, total=False):
         top_p: draw among the likeliest tokens that make up this probability, in (0, 1]; None, off.
         min_p: draw among the tokens at least this share as likely as the likeliest, in [0, 1]; None, off.
         repetition_penalty: above 1 makes tokens of the text rarer; 1.0, off.
+        frequency_penalty: subtract this from a token's logit for every time that it was drawn; 0.0, off.
+        presence_penalty: subtract this from the logit of every token that was drawn; 0.0, off.
+        no_repeat_ngram_size: never repeat so many tokens in a row; None, off.
         contrast_layer: subtract the scores of this layer's early exit, from 1; None, off.
         draft: what proposes the next tokens, for speed; it never changes the text: "auto", "none", "ngram", "int8",
             "int4" or a checkpoint with the same tokenizer; "auto".
@@ -42,6 +45,9 @@ class Settings(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    no_repeat_ngram_size: int | None
     contrast_layer: int | None
     draft: str
     seed: int | None
@@ -54,7 +60,8 @@ class Settings(TypedDict, total=False):
 
 _DEFAULTS: Settings = {
     "max_new_tokens": 100, "min_new_tokens": 0, "temperature": 0.8, "top_k": None, "top_p": None, "min_p": None,
-    "repetition_penalty": 1.0, "contrast_layer": None, "draft": "auto", "seed": None, "stop": (), "ignore_eot": False,
+    "repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "no_repeat_ngram_size": None,
+    "contrast_layer": None, "draft": "auto", "seed": None, "stop": (), "ignore_eot": False,
     "allow_special": False, "overflow": "slide", "candidates": 0,
 }  # fmt: skip
 
@@ -115,13 +122,13 @@ def with_defaults(settings: Settings) -> Settings:
     return values
 
 
-def stop_texts(values: Settings) -> list[str]:
-    """The texts to end before, as a list without empty ones."""
+def stop_texts(values: Settings) -> tuple[str, ...]:
+    """The texts to end before, without empty ones."""
     stop = values["stop"]
-    return [text for text in ([stop] if isinstance(stop, str) else stop) if text]
+    return tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text)
 
 
-def completion_of(text: streaming.Completion, seed: int) -> Completion:
+def completion_of(text: streaming.Completion) -> Completion:
     """The result of a text that has ended."""
     tokens = text.tokens
     return Completion(
@@ -129,6 +136,6 @@ def completion_of(text: streaming.Completion, seed: int) -> Completion:
         tuple(token.id for token in tokens),
         tuple(token.probability for token in tokens),
         text.finish_reason,
-        seed,
+        text.request.seed,
         tuple(token.candidates for token in tokens),
     )

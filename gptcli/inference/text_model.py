@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,15 +11,13 @@ from typing import Any, Unpack
 from gptcli.checkpoints import layout
 from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError, SettingError
-from gptcli.inference import drafting, speculative, streaming
-from gptcli.inference.batch import completions
+from gptcli.inference import drafting, sequence, speculative, streaming
 from gptcli.inference.completion import Completion, Prompt, Settings, completion_of, stop_texts, with_defaults
-from gptcli.inference.decode import SlotDecoder, decode
-from gptcli.inference.open import check_quantization, choose_engine, drafts_itself, open_decoder
-from gptcli.inference.sequence import Request, Token
-from gptcli.tokenizers import Tokenizer
+from gptcli.inference.decode import Scheduler
+from gptcli.inference.engine import Scorer
+from gptcli.inference.open import check_quantization, choose_engine, open_scorer
 
-_TORCH = threading.RLock()  # while a CUDA graph is captured, no other thread may use the device
+_TORCH = threading.Lock()  # while a CUDA graph is captured, no other thread may use the device
 
 
 class TextModel:
@@ -61,11 +59,14 @@ class TextModel:
         self._choice = choose_engine("auto", device, dtype, self.config)
         self._bits = min(bits, layout.packed_bits(path, ours))
         self._placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "report": report}
-        self._open = partial(open_decoder, path, self._choice, self.tokenizer, bits=bits, **self._placing)
+        self._open = partial(open_scorer, path, self._choice, self.tokenizer, bits=bits, **self._placing)
         self._report = report
-        self._decoder = self._open()
-        self._lock = threading.RLock() if self._choice.engine == "cpu" else _TORCH
-        self._active: _Text | None = None
+        self._scorer = self._open()
+        self._mode: tuple[int | None, str] = None, "none"  # the early-exit layer and the draft of the scheduler
+        self._scheduler = Scheduler(self._scorer)
+        self._under_way: list[sequence.Sequence] = []
+        self._left: deque[sequence.Sequence] = deque()  # what no reader wants any more
+        self._lock = threading.Lock() if self._choice.engine == "cpu" else _TORCH
         self.engine = self._choice.engine
 
     def __repr__(self) -> str:
@@ -96,18 +97,19 @@ class TextModel:
             >>> again == model.generate("the cat", max_new_tokens=8, seed=5), again.seed
             (True, 5)
         """
-        pieces = self._text(prompt, settings)
-        with self._lock:
-            self._take_over(pieces)
-            pieces.finish()
-        return pieces.completion()
+        pieces = self.stream(prompt, **settings)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                found: Completion = end.value
+                return found
 
     def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Generator[str, None, Completion]:
         """Continue a prompt, piece by piece: the pieces, joined, are the text of `generate` with the same seed.
 
-        A piece is at least one whole character. Between two pieces other calls may use the model; the first of them
-        generates the rest of this text, which waits for its reader. ``close()`` ends a stream that is not read to its
-        end.
+        A piece is at least one whole character. Other calls may use the model between two pieces; they first generate
+        the rest of this text, which waits for its reader. ``close()`` ends a stream that is not read to its end.
 
         Args:
             prompt, settings: as for `generate`; checked before the first piece.
@@ -124,7 +126,10 @@ class TextModel:
             >>> "|".join(model.stream("the cat", max_new_tokens=6, temperature=0))
             ' |s|a|t| |o'
         """
-        return self._streamed(self._text(prompt, settings))
+        values = with_defaults(settings)
+        request, layer = self._request(prompt, values), self._checked_layer(values)
+        self._check_draft(values["draft"])
+        return self._pieces(request, layer, values["draft"])
 
     def batch(
         self, prompts: Sequence[Prompt], *, batch_size: int = 8, **settings: Unpack[Settings]
@@ -158,20 +163,17 @@ class TextModel:
         if not prompts:
             return []
         values = with_defaults(settings)
-        stops = [stop_texts(values)] * len(prompts)
+        layer = self._checked_layer(values)
         requests = [
             replace(request, seed=request.seed + number)
             for number, request in enumerate(self._request(prompt, values) for prompt in prompts)
         ]
-        layer = self._checked_layer(values)
         with self._lock:
-            self._finish_active()
             self._set_threads()
-            decoder = self._open(slots=min(batch_size, len(requests), 128), contrast=layer)
-            found = list(completions(decoder, requests, stops, self.tokenizer))
-        return [completion_of(text, request.seed) for text, request in zip(found, requests, strict=True)]
+            scheduler = Scheduler(self._open(slots=min(batch_size, len(requests), 128), contrast=layer))
+            return [completion_of(text) for text in streaming.complete_all(scheduler, requests, self.tokenizer)]
 
-    def _request(self, prompt: Prompt, values: Settings) -> Request:
+    def _request(self, prompt: Prompt, values: Settings) -> sequence.Request:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, allow_special=values["allow_special"])
         else:
@@ -184,31 +186,20 @@ class TextModel:
                 )
         if not ids:
             raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        sampling = SamplingConfig(**{name: values[name] for name in names})  # type: ignore[literal-required]
+        given: Any = values
+        sampling = SamplingConfig(**{field.name: given[field.name] for field in fields(SamplingConfig)})
         eot_id = None if values["ignore_eot"] else self.tokenizer.eot_id
-        assert values["seed"] is not None
-        request = Request(
-            ids, values["max_new_tokens"], sampling, values["seed"], values["min_new_tokens"], eot_id,
-            values["overflow"], values["candidates"],
-        )  # fmt: skip
-        if request.overflow == "error" and len(ids) + request.max_new_tokens > self.config.context_length + 1:
+        new, context = values["max_new_tokens"], self.config.context_length
+        if values["overflow"] == "error" and len(ids) + new > context + 1:
             raise SettingError(
-                f"{len(ids)} prompt tokens and {request.max_new_tokens} new ones are more than the model's context of "
-                f"{self.config.context_length}.",
+                f"{len(ids)} prompt tokens and {new} new ones are more than the model's context of {context}.",
                 "Shorten the prompt, lower {max_new_tokens}, or let {overflow} slide drop the oldest tokens.",
             )
-        return request
-
-    def _text(self, prompt: Prompt, settings: Settings) -> "_Text":
-        values = with_defaults(settings)
-        request = self._request(prompt, values)
-        drafting.check_draft(values["draft"], self.path, self._bits)
-        if values["draft"] not in drafting.DRAFTS:
-            layout.find(values["draft"])
-        layer = self._checked_layer(values)
-        tokens = self._tokens(request, layer, values["draft"])
-        return _Text(tokens, request, self.tokenizer, stop_texts(values))
+        assert values["seed"] is not None
+        return sequence.Request(
+            ids, new, sampling, values["seed"], values["min_new_tokens"], eot_id, values["overflow"],
+            values["candidates"], stop_texts(values),
+        )  # fmt: skip
 
     def _checked_layer(self, values: Settings) -> int | None:
         layer = values["contrast_layer"]
@@ -220,115 +211,78 @@ class TextModel:
             )
         return layer
 
+    def _check_draft(self, draft: str) -> None:
+        drafting.check_draft(draft, self.path, self._bits)
+        if draft not in ("auto", "none"):
+            speculative.require_verification(self._scorer.engine)
+        if draft not in drafting.DRAFTS:
+            layout.find(draft)
+
+    def _pieces(self, request: sequence.Request, layer: int | None, draft: str) -> Generator[str, None, Completion]:
+        """The pieces of a text; between two of them other threads may let the scheduler step."""
+        text = streaming.Completion(request, self.tokenizer)
+        with self._lock:
+            self._choose_scheduler(layer, draft, request.max_new_tokens)
+            under_way = self._scheduler.add(request)
+            self._under_way.append(under_way)
+        try:
+            while not text.stopped and (len(text.tokens) < under_way.count or not under_way.done):
+                with self._lock:
+                    if len(text.tokens) == under_way.count and not under_way.done:
+                        self._step()
+                for token in under_way.tokens[len(text.tokens) :]:
+                    if piece := text.push(token):
+                        yield piece
+                    if text.stopped:
+                        break
+        finally:
+            self._left.append(under_way)  # not cancelled here: a collected generator may end at any instruction
+        if under_way.error is not None:
+            raise under_way.error
+        if piece := text.end():
+            yield piece
+        return completion_of(text)
+
+    def _choose_scheduler(self, layer: int | None, draft: str, tokens: int) -> None:
+        """Make another scheduler if this one has another draft or layer, once its texts are whole."""
+        if draft == "auto" and not drafting.drafts_itself(self._choice, self.config, self._bits, tokens):
+            draft = "auto" if self._mode == (layer, "auto") else "none"
+        if self._mode == (layer, draft):
+            return
+        while self._drop_left():
+            self._step()
+        scorer, tally = replace(self._scorer, contrast=layer), speculative.Tally()
+        self._scheduler, self._mode = Scheduler(scorer, self._drafter(draft, scorer, tally), tally), (layer, draft)
+
+    def _drafter(self, draft: str, scorer: Scorer, tally: speculative.Tally) -> speculative.Drafter | None:
+        if draft == "auto":
+            return speculative.OnTrial(drafting.quantized_drafter("int8", scorer, self._report), tally)
+        capacity = self.config.context_length
+        return drafting.open_drafter(draft, scorer, self.tokenizer, "auto", capacity, self._placing, self._report)
+
+    def _step(self) -> None:
+        """Let the scheduler step; after an interruption it is not known what the cache holds, so there is a new one."""
+        if not self._drop_left():
+            return
+        self._set_threads()
+        try:
+            self._scheduler.step()
+        except BaseException:
+            for each in self._under_way:
+                each.fail(GptcliError("This text was interrupted.", "Generate it again."))
+            self._scheduler, self._mode = Scheduler(self._scorer), (None, "none")
+            raise
+
+    def _drop_left(self) -> bool:
+        """Cancel what no reader wants any more; whether texts are left to generate."""
+        while self._left:
+            self._scheduler.cancel(self._left.popleft())
+        self._under_way = [each for each in self._under_way if not each.done]
+        return bool(self._under_way)
+
     def _set_threads(self) -> None:
         """torch counts the CPU threads of each thread that computes."""
         if self._choice.engine == "torch":
             from gptcli.device import placement
 
             placement.set_threads(self._placing["threads"])
-
-    def _tokens(self, request: Request, layer: int | None, draft: str) -> Generator[Token, None, None]:
-        self._set_threads()
-        decoder = self._decoder
-        if decoder.contrast != layer:
-            decoder = SlotDecoder(decoder.engine, 0, layer, decoder.drawable)
-        self._decoder = SlotDecoder(decoder.engine, 0, layer, decoder.drawable)  # unless this request ends whole
-        drafter = self._drafter(draft, decoder, request.max_new_tokens)
-        if drafter is None:
-            yield from decode(decoder, request)
-        else:
-            yield from speculative.decode(decoder, drafter, request, speculative.Tally())
-        self._decoder = decoder
-
-    def _drafter(self, draft: str, decoder: SlotDecoder, tokens: int) -> speculative.Drafter | None:
-        if draft == "none" or (draft == "auto" and not drafts_itself(self._choice, self.config, self._bits, tokens)):
-            return None
-        if draft == "auto":
-            return speculative.OnTrial(drafting.quantized_drafter("int8", decoder, self._report), speculative.Tally())
-        return drafting.open_drafter(
-            draft, decoder, self.tokenizer, "auto", self.config.context_length, self._placing, self._report
-        )
-
-    def _streamed(self, pieces: "_Text") -> Generator[str, None, Completion]:
-        try:
-            while True:
-                with self._lock:
-                    self._take_over(pieces)
-                    piece = pieces.next()
-                if piece is None:
-                    return pieces.completion()
-                yield piece
-        finally:
-            pieces.wanted = False
-
-    def _take_over(self, pieces: "_Text") -> None:
-        if self._active is not pieces and not pieces.ended:
-            self._finish_active()
-            self._active = pieces
-
-    def _finish_active(self) -> None:
-        """Generate the rest of a stream that another call interrupts: the engine has one cache."""
-        active, self._active = self._active, None
-        if active is not None:
-            active.finish()
-
-
-class _Text:
-    """The text of one request. What is generated before its reader asks for it waits in ``unread``.
-
-    Attributes:
-        wanted: whether its reader may still ask for pieces.
-        ended: whether nothing is left to generate.
-    """
-
-    def __init__(
-        self, tokens: Generator[Token, None, None], request: Request, tokenizer: Tokenizer, stops: Sequence[str]
-    ) -> None:
-        self.wanted, self.ended = True, False
-        self.unread: deque[str] = deque()
-        self._tokens, self._seed = tokens, request.seed
-        self._text = streaming.Completion(tokens, tokenizer, request.max_new_tokens, stops)
-        self._pieces = iter(self._text)
-        self._error: Exception | None = None
-
-    def next(self) -> str | None:
-        """The next piece; None at the end.
-
-        Raises:
-            GptcliError: what `decode` raises, after the pieces before it.
-        """
-        if not self.unread:
-            self._generate()
-        if self.unread:
-            return self.unread.popleft()
-        if self._error is not None:
-            raise self._error
-        return None
-
-    def finish(self) -> None:
-        """Generate the rest, as long as it is wanted."""
-        while self.wanted and not self.ended:
-            self._generate()
-        self._tokens.close()
-
-    def completion(self) -> Completion:
-        """The result, at the end."""
-        if self._error is not None:
-            raise self._error
-        return completion_of(self._text, self._seed)
-
-    def _generate(self) -> None:
-        if self.ended:
-            return
-        self.ended = True  # if it raises
-        try:
-            piece = next(self._pieces, None)
-        except Exception as error:
-            self._error = error
-            return
-        except BaseException:  # Ctrl-C, in whichever call generates this text
-            self._error = GptcliError("This text was interrupted.", "Generate it again.")
-            raise
-        if piece is not None:
-            self.unread.append(piece)
-            self.ended = False
