@@ -76,12 +76,21 @@ class CpuEngine:
         packed._start(bits)
         return packed
 
+    def with_slots(self, slots: int) -> "CpuEngine":
+        """These weights with a cache of their own, for ``slots`` sequences."""
+        other = copy.copy(self)
+        other.slots, other._table = slots, self._table.copy()
+        other._lay_out_work()
+        other._write_program()
+        other._start(self._bits)
+        return other
+
     def device_sampler(self, requests: Sequence[Any], drawable: Any = None) -> None:
         """None: the caller draws from the logits."""
 
     def _start(self, bits: int) -> None:
         """Compile or load the kernel, and start the helper threads."""
-        weights = self._matrices
+        weights, self._bits = self._matrices, bits
         self._arguments = (weights.data, weights.scale, weights.floats, self._work, self._table, self._control)
         self._kernels.prepare(bits)
         self._helpers = Helpers(self._kernels.run, self._arguments, self.threads - 1)

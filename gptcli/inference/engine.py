@@ -52,6 +52,9 @@ class Engine(Protocol):
     def fork(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of slot ``source`` to slot ``target``."""
 
+    def with_slots(self, slots: int) -> "Engine":
+        """The same weights with a cache of their own, for ``slots`` sequences."""
+
     def quantized_copy(self, bits: int) -> "Engine":
         """A copy of the model with its matrices packed in ``bits`` bits (8 or 4), on the same cache."""
 

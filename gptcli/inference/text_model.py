@@ -4,7 +4,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -59,9 +58,8 @@ class TextModel:
         self._choice = choose_engine("auto", device, dtype, self.config)
         self._bits = min(bits, layout.packed_bits(path, ours))
         self._placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "report": report}
-        self._open = partial(open_scorer, path, self._choice, self.tokenizer, bits=bits, **self._placing)
         self._report = report
-        self._scorer = self._open()
+        self._scorer = open_scorer(path, self._choice, self.tokenizer, bits=bits, **self._placing)
         self._mode: tuple[int | None, str] = None, "none"  # the early-exit layer and the draft of the scheduler
         self._scheduler = Scheduler(self._scorer)
         self._under_way: list[sequence.Sequence] = []
@@ -170,7 +168,8 @@ class TextModel:
         ]
         with self._lock:
             self._set_threads()
-            scheduler = Scheduler(self._open(slots=min(batch_size, len(requests), 128), contrast=layer))
+            engine = self._scorer.engine.with_slots(min(batch_size, len(requests), 128))
+            scheduler = Scheduler(replace(self._scorer, engine=engine, contrast=layer))
             return [completion_of(text) for text in streaming.complete_all(scheduler, requests, self.tokenizer)]
 
     def _request(self, prompt: Prompt, values: Settings) -> sequence.Request:

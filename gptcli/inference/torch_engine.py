@@ -114,6 +114,10 @@ class TorchEngine:
         self._graphs.clear()
         self._report(f"Triton's kernels cannot run here ({_first_line(error)}); decoding goes on without.")
 
+    def with_slots(self, slots: int) -> "TorchEngine":
+        """This model with a cache of its own, for ``slots`` sequences of a whole context."""
+        return TorchEngine(self.model, None, slots, span=self._span, capture=self._captures, report=self._report)
+
     def quantized_copy(self, bits: int) -> "TorchEngine":
         """This model with its matrices packed in ``bits`` bits (8 or 4), on this engine's cache."""
         weights = {name: t.detach().to("cpu", torch.float32).numpy() for name, t in self.model.state_dict().items()}
