@@ -83,10 +83,9 @@ class Sampler:
         try:
             scorer = Scorer(TorchEngine(self.model, capacity, capture=False), Drawable.of(self.tokenizer))
             drafter = NgramDrafter() if scorer.engine.verifies else None  # early models repeat n-grams
-            tokens = list(generate(Scheduler(scorer, drafter), request))  # to the end, in eval mode
+            tokens = list(generate(Scheduler(scorer, drafter), request))
+            return " ".join(self.tokenizer.decode([*self.ids, *(token.id for token in tokens)]).split())
+        except GptcliError as error:  # no finite logits, or bytes that are no text: the next sample may be one
+            return f"No sample: {error.message}"
         finally:
             self.model.train()
-        try:
-            return " ".join(self.tokenizer.decode([*self.ids, *(token.id for token in tokens)]).split())
-        except GptcliError as error:  # bytes that are no text: the next sample may be one
-            return f"No sample: {error.message}"
