@@ -207,3 +207,11 @@ def test_mistakes() -> None:
         assert hint in caught.value.hint
         assert "--" not in caught.value.message
         assert not Path("other").exists()
+
+
+def test_the_run_keeps_a_config_that_the_command_repeats_it_from(gptcli: Any) -> None:
+    run = train(
+        runtime=api.RuntimeConfig(accumulate=2, threads=1), recipe=api.RecipeConfig(max_steps=5, schedule="cosine")
+    )
+    assert gptcli("train", "--config", run / "config.toml", "--out", "again").code == 0
+    assert weights("again") == weights(run)
