@@ -60,6 +60,18 @@ def test_the_import_is_light() -> None:
     assert (result.stdout, result.stderr) == ("set()\n", "")
 
 
+def test_the_compiled_kernels_generate_without_torch(home: Path) -> None:
+    code = (
+        "import sys, gptcli\n"
+        f"model = gptcli.load({str(home / 'checkpoints' / 'demo')!r}, device='cpu')\n"
+        "model.generate('the cat', max_new_tokens=3), model.batch(['the cat'], max_new_tokens=3)\n"
+        "print(model.engine, 'torch' in sys.modules)"
+    )
+    result = in_a_new_process(code)
+    assert result.stderr == ""
+    assert result.stdout in ("cpu False\n", "torch True\n")
+
+
 def test_every_name_is_there_and_is_shown() -> None:
     for name in api.__all__:
         assert getattr(api, name) is not None
