@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli import options, render
+from gptcli.config.compute import ComputeConfig
+from gptcli.config.evaluation import BenchConfig
 from gptcli.config.model import PRESETS, GPTConfig
 from gptcli.errors import GptcliError, nearest
 
@@ -15,10 +17,13 @@ if TYPE_CHECKING:
     from gptcli.evaluation.benchmark.works import Row
 
 WORKS = ("load", "prefill", "decode", "batch", "train")
-PEERS = ("transformers", "ctranslate2")
+
+
+ON_THE_CPU = ComputeConfig(device="cpu")
 
 
 def bench(
+    amounts: BenchConfig,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A float32 checkpoint: its directory, or name under checkpoints/.")
     ] = None,
@@ -28,30 +33,15 @@ def bench(
     work: Annotated[
         list[str] | None, typer.Option("--work", help=f"Only this, may be given several times: {', '.join(WORKS)}.")
     ] = None,
-    repetitions: Annotated[int, typer.Option("--repetitions", help="Measure each so many times.")] = 5,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to decode in a repetition.")] = 64,
-    prompt: Annotated[int, typer.Option("--prompt", help="Tokens of the prompt that prefill reads.")] = 512,
-    batch: Annotated[int, typer.Option("--batch", help="Sequences at once.")] = 8,
-    rows: Annotated[int, typer.Option("--rows", help="Windows of a training step.")] = 4,
-    length: Annotated[
-        int | None, typer.Option("--length", help="Tokens of a window in training (256, or the context).")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", help=f"Measure this in turns with it: {' or '.join(PEERS)}.")
-    ] = None,
     as_json: options.Json = False,
-    device: options.Device = "cpu",
-    dtype: options.TrainingDtype = "auto",
-    threads: options.Threads = None,
+    compute: ComputeConfig = ON_THE_CPU,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Time loading, prefill, decoding, a batch and a training step, each beside its limit."""
-    counts = {"repetitions": repetitions, "tokens": tokens, "prompt": prompt, "batch": batch, "rows": rows}
-    for name, value in (counts | {"length": length}).items():
-        if value is not None and value < 1:
-            raise GptcliError(f"--{name} is {value}, but it must be at least 1.", "Leave it out for the default.")
+    repetitions, batch, rows, length = amounts.repetitions, amounts.batch, amounts.rows, amounts.length
+    against, device = amounts.against, compute.device
     wanted = set(work or WORKS)
     for name in sorted(wanted - set(WORKS)):
         raise GptcliError(f"There is no --work {name!r}.", nearest(name, WORKS))
@@ -73,15 +63,15 @@ def bench(
     from gptcli.evaluation.benchmark import baselines, engines, works
     from gptcli.inference.open import count_threads, obstacle
 
-    placement = devices.choose(device, dtype)
-    precision = devices.training_precision(dtype, placement.device)
+    placement = devices.choose(device, compute.dtype)
+    precision = devices.training_precision(compute.dtype, placement.device)
     on_cpu = placement.device.type == "cpu"
     if against == "ctranslate2" and not on_cpu:
         raise GptcliError(f"--against ctranslate2 is timed on the CPU alone, not on {device}.", "Leave --device out.")
     hindrance = obstacle(config) if on_cpu else None
     if hindrance:
         render.warn(f"The CPU kernels cannot run here: {hindrance}.")
-    count = count_threads(threads)
+    count = count_threads(compute.threads)
     devices.set_threads(count)
     weights: engines.Weights
     if checkpoint is None:
@@ -89,7 +79,7 @@ def bench(
     else:
         weights = WeightFile(layout.find(checkpoint) / layout.WEIGHTS, config)
     render.note(f"On {placement.name}, {precision.name} ({precision.reason}), {count} threads.")
-    tokens, prompt = min(tokens, config.context_length), min(prompt, config.context_length)
+    tokens, prompt = (min(count, config.context_length) for count in (amounts.tokens, amounts.prompt))
     setting = engines.Setting(
         config, weights, tokens, prompt, batch, count, placement.device, precision.dtype, rows, length
     )
@@ -136,8 +126,6 @@ def bench(
 def _check_against(name: str) -> None:
     import importlib.util
 
-    if name not in PEERS:
-        raise GptcliError(f"There is no --against {name!r}.", nearest(name, PEERS))
     if importlib.util.find_spec(name) is None:
         raise GptcliError(f"{name} is not installed.", f"pip install {name}, or leave --against out.")
 

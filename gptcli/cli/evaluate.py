@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from gptcli.cli import evaluation_view, options, render, task_view
-from gptcli.errors import GptcliError, nearest
+from gptcli.config.compute import ComputeConfig
+from gptcli.config.evaluation import PerplexityConfig, TaskConfig, TaskName
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
@@ -18,13 +20,14 @@ if TYPE_CHECKING:
     from gptcli.evaluation.text_measurement import WindowOptions
     from gptcli.evaluation.text_results import TextResult
 
-TASKS = ("lambada", "choices", "cloze")
-
 window_option = partial(typer.Option, rich_help_panel="Perplexity of a text")
 task_option = partial(typer.Option, rich_help_panel="Tasks")
 
 
 def evaluate(
+    perplexity: PerplexityConfig,
+    scored: TaskConfig,
+    compute: ComputeConfig,
     texts: Annotated[
         list[str],
         typer.Argument(
@@ -40,87 +43,57 @@ def evaluate(
             "times, each is compared with the first.",
         ),
     ] = None,
-    stride: Annotated[
-        int | None,
-        window_option("--stride", help="Tokens from one window to the next (default: half the context); 1 is exact."),
-    ] = None,
-    context: Annotated[
-        int | None, window_option("--context", help="Tokens a window reads (default: the model's context).")
-    ] = None,
-    guide: Annotated[
-        bool,
-        window_option("--guide", help="Windows that hold their targets, as in the perplexity guide of transformers."),
-    ] = False,
-    bos: Annotated[
-        bool | None,
-        typer.Option(
-            "--bos/--no-bos",
-            help="The end-of-text id before each text or item (default: for texts, if the tokenizer has one).",
-        ),
-    ] = None,
     plot: Annotated[
         Path | None,
         window_option("--plot", help="Draw loss by position, and how well probabilities are calibrated: FILE.png."),
     ] = None,
-    encoding: Annotated[
-        str | None, window_option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
-    ] = None,
-    errors: Annotated[
-        str, window_option("--errors", help="Bytes that do not decode: strict, replace or ignore.")
-    ] = "strict",
-    task: Annotated[
-        str | None, task_option("--task", help="lambada (last word), choices (endings) or cloze (a blank).")
-    ] = None,
-    convention: Annotated[
-        str,
-        task_option("--convention", help="Of lambada: openai writes curly quotes, `` and '' as plain ones; raw as is."),
-    ] = "openai",
-    limit: Annotated[int | None, task_option("--limit", help="Only the first so many items.")] = None,
     out: Annotated[
         Path | None,
         task_option("--out", "-o", help="Write a line for every item, FILE.jsonl; an interrupted run goes on there."),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Windows or items at once (default: about 4,096 tokens).")
-    ] = None,
     as_json: options.Json = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured."""
-    if batch_size is not None and batch_size < 1:
-        raise GptcliError(f"--batch-size is {batch_size}, but it must be at least 1.", "Leave it out for the default.")
-    text_only = {"--stride": stride, "--context": context, "--guide": guide or None, "--plot": plot}
-    task_only = {"--limit": limit, "--out": out, "--convention": None if convention == "openai" else convention}
+    task, batch_size = scored.task, perplexity.batch_size
+    text_only = {
+        "--stride": perplexity.stride, "--context": perplexity.context, "--guide": perplexity.guide or None,
+        "--plot": plot,
+    }  # fmt: skip
+    task_only = {
+        "--limit": scored.limit, "--out": out,
+        "--convention": None if scored.convention == "openai" else scored.convention,
+    }  # fmt: skip
     _refuse_mixed(text_only if task is not None else task_only, task)
 
     from gptcli.device import placement as devices
 
-    placement = devices.choose(device, dtype)
-    devices.set_threads(threads)
+    placement = devices.choose(compute.device, compute.dtype)
+    devices.set_threads(compute.threads)
     if task is None:
         from gptcli.data import documents
         from gptcli.evaluation.text_measurement import WindowOptions
 
         if plot is not None:
             _check_plot(plot)
-        found = documents.read_documents(texts, encoding=encoding, errors=errors)
-        windows = WindowOptions(stride, context, guide, bos, batch_size, observe=plot is not None)
+        found = documents.read_documents(texts, encoding=perplexity.encoding, errors=perplexity.errors)
+        windows = WindowOptions(
+            perplexity.stride, perplexity.context, perplexity.guide, perplexity.bos, batch_size,
+            observe=plot is not None,
+        )  # fmt: skip
         results = [_measure(loaded, found, windows, placement) for loaded in _load_all(checkpoint)]
         evaluation_view.show_texts(results, found, as_json)
         if plot is not None:
             _draw(results, plot)
     else:
-        items = _read_items(texts, task, convention, limit)
+        items = _read_items(texts, scored)
         setting = {
             "task": task,
             "file": texts[0],
-            "convention": convention if task == "lambada" else None,
-            "bos": bool(bos),
+            "convention": scored.convention if task == "lambada" else None,
+            "bos": bool(perplexity.bos),
         }
         rows = [
             (str(loaded.path), _run_task(loaded, items, setting, out, batch_size, placement))
@@ -134,7 +107,7 @@ def _refuse_mixed(options_given: dict[str, Any], task: str | None) -> None:
         if value is not None:
             where = "goes with a text, not with --task" if task else "goes with --task"
             raise GptcliError(
-                f"{name} {where}.", f"Leave {name} out." if task else f"Name a --task: {', '.join(TASKS)}."
+                f"{name} {where}.", f"Leave {name} out." if task else f"Name a --task: {', '.join(get_args(TaskName))}."
             )
 
 
@@ -192,22 +165,14 @@ def _draw(results: "list[TextResult]", plot: Path) -> None:
     render.note(f"The plot is in {plot}.")
 
 
-def _read_items(files: list[str], task: str, convention: str, limit: int | None) -> "list[Item]":
+def _read_items(files: list[str], scored: TaskConfig) -> "list[Item]":
     from gptcli.evaluation import task_files
 
-    if task not in TASKS:
-        raise GptcliError(f"There is no --task {task!r}.", nearest(task, TASKS))
-    if convention not in get_args(task_files.Convention):
-        raise GptcliError(
-            f"There is no --convention {convention!r}.", nearest(convention, get_args(task_files.Convention))
-        )
-    if convention != "openai" and task != "lambada":
-        raise GptcliError(f"--convention belongs to --task lambada, not to {task}.", "Leave it out.")
-    if limit is not None and limit < 1:
-        raise GptcliError(f"--limit is {limit}, but it must be at least 1.", "Leave it out for every item.")
+    if scored.convention != "openai" and scored.task != "lambada":
+        raise GptcliError(f"--convention belongs to --task lambada, not to {scored.task}.", "Leave it out.")
     if len(files) != 1:
         raise GptcliError(f"--task takes one file, and there are {len(files)}.", "Give one file of JSON lines.")
-    return task_files.read_items(Path(files[0]), cast("Task", task), cast(task_files.Convention, convention), limit)
+    return task_files.read_items(Path(files[0]), cast("Task", scored.task), scored.convention, scored.limit)
 
 
 def _run_task(

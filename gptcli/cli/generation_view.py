@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from gptcli.cli import render
-from gptcli.config.sampling import Overflow
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.inference.speculative import Tally
@@ -14,28 +13,6 @@ if TYPE_CHECKING:
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
-
-
-def check_counts(max_new_tokens: int, min_new_tokens: int, num_samples: int) -> None:
-    """Refuse counts below their least value, and fewer tokens at most than at least."""
-    for name, value, least in (
-        ("--max-new-tokens", max_new_tokens, 1),
-        ("--min-new-tokens", min_new_tokens, 0),
-        ("--num-samples", num_samples, 1),
-    ):
-        if value < least:
-            raise GptcliError(f"{name} is {value}, but it must be at least {least}.", "Leave it out for the default.")
-    if min_new_tokens > max_new_tokens:
-        raise GptcliError(
-            f"--min-new-tokens {min_new_tokens} is more than --max-new-tokens {max_new_tokens}.",
-            "Raise the one or lower the other.",
-        )
-
-
-def check_overflow_rule(overflow: str) -> None:
-    """Refuse a rule for a full context that does not exist."""
-    if overflow not in get_args(Overflow):
-        raise GptcliError(f"There is no --overflow {overflow!r}.", nearest(overflow, get_args(Overflow)))
 
 
 def check_prompts_file(prompt: str | None, file: Path | None, draft: str, steps: bool) -> None:

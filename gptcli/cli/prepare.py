@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli import options, render
+from gptcli.config.text import PrepareConfig, TextConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -15,29 +16,13 @@ WORTH_A_RATE = 10_000_000  # bytes; less is over before the tables are read
 
 
 def prepare(
+    preparing: PrepareConfig,
+    text: TextConfig,
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT...", help="Files (.gz and .zst too), folders (.txt and .md), globs, - for stdin."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to make.")] = None,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="gpt2, char, byte or word.")] = "gpt2",
-    field: Annotated[
-        str | None,
-        typer.Option("--field", help="The files are JSON Lines, and this field of every line is a text of its own."),
-    ] = None,
-    shard_tokens: Annotated[
-        int | None, typer.Option("--shard-tokens", help="Tokens a shard (2^25 by default).")
-    ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Threads that encode; all cores by default.")] = None,
-    encoding: Annotated[
-        str | None, typer.Option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
-    ] = None,
-    errors: Annotated[
-        str, typer.Option("--errors", help="Bytes that do not decode: strict, replace or ignore.")
-    ] = "strict",
-    allow_special: Annotated[
-        bool, typer.Option("--allow-special", help="Read <|endoftext|> in the text as the token, not as text.")
-    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of other texts or settings.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -52,15 +37,15 @@ def prepare(
         raise GptcliError("There is no text to prepare.", "Give files, folders, or - for stdin; see prepare --help.")
     if out is None:
         raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
-    if workers is not None and workers < 1:
-        raise GptcliError(f"--workers is {workers}; it takes at least 1.", "Leave it out for all cores.")
     from gptcli.data.prepare import SHARD_TOKENS, Preparation, Request
 
-    tokens = SHARD_TOKENS if shard_tokens is None else shard_tokens
-    request = Request(tuple(texts), tokenizer, encoding, errors, field, allow_special, tokens)
-    if field is None and any(Path(text).suffix == ".jsonl" for text in texts):
+    tokens = SHARD_TOKENS if preparing.shard_tokens is None else preparing.shard_tokens
+    request = Request(
+        tuple(texts), preparing.tokenizer, text.encoding, text.errors, preparing.field, text.allow_special, tokens
+    )
+    if preparing.field is None and any(Path(each).suffix == ".jsonl" for each in texts):
         render.warn("A .jsonl file is read as plain text, braces and all; --field NAME reads one field of every line.")
-    run(Preparation(out, request, force=force), workers)
+    run(Preparation(out, request, force=force), preparing.workers)
     render.note("Train on it:")
     render.note(f"  gptcli train {out}")
     render.print_text(str(out))

@@ -53,9 +53,9 @@ def setting(default: Any, help: str = "", **about: Any) -> Any:  # noqa: A002
     return field(default=default, metadata={"setting": Setting(help, **about)})
 
 
-def changed(config: Any, name: str, **about: Any) -> Any:
-    """A field like ``name`` of another settings class, whose default of None leaves that field as it is."""
-    return field(default=None, metadata={"setting": replace(fields_of(config)[name].setting, **about)})
+def like(config: Any, name: str, default: Any = None, **about: Any) -> Any:
+    """A field like ``name`` of another settings class; a default of None may leave that field as it is."""
+    return field(default=default, metadata={"setting": replace(fields_of(config)[name].setting, **about)})
 
 
 def in_panel(panel: str, **about: Any) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from gptcli.config.fields import changed, check, in_panel, require
+from gptcli.config.fields import check, in_panel, like, require
 from gptcli.errors import SettingError, nearest
 
 Activation = Literal["gelu_new", "gelu", "relu"]
@@ -78,13 +78,13 @@ class GPTConfig:
 class ShapeChanges:
     """What training changes of a preset's or a checkpoint's shape; None: the value that help shows."""
 
-    context_length: int | None = changed(GPTConfig, "context_length", shown_default="256")
-    emb_dim: int | None = changed(GPTConfig, "emb_dim", shown_default="the preset's")
-    n_heads: int | None = changed(GPTConfig, "n_heads", shown_default="the preset's")
-    n_layers: int | None = changed(GPTConfig, "n_layers", shown_default="the preset's")
-    drop_rate: float | None = changed(GPTConfig, "drop_rate", shown_default="0.1")
-    qkv_bias: bool | None = changed(GPTConfig, "qkv_bias", shown_default="off")
-    tie_weights: bool | None = changed(GPTConfig, "tie_weights", shown_default="off")
+    context_length: int | None = like(GPTConfig, "context_length", shown_default="256")
+    emb_dim: int | None = like(GPTConfig, "emb_dim", shown_default="the preset's")
+    n_heads: int | None = like(GPTConfig, "n_heads", shown_default="the preset's")
+    n_layers: int | None = like(GPTConfig, "n_layers", shown_default="the preset's")
+    drop_rate: float | None = like(GPTConfig, "drop_rate", shown_default="0.1")
+    qkv_bias: bool | None = like(GPTConfig, "qkv_bias", shown_default="off")
+    tie_weights: bool | None = like(GPTConfig, "tie_weights", shown_default="off")
 
     def __post_init__(self) -> None:
         check(self)

@@ -23,3 +23,25 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+preparing = in_panel("Preparing")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How texts become token shards. `shard_tokens` None: 2^25; `workers` None: all cores.
+
+    Raises:
+        SettingError: a value is outside its range.
+    """
+
+    tokenizer: str = preparing("gpt2", "gpt2, char, byte or word.")
+    field: str | None = preparing(None, "The files are JSON Lines, and this field of every line is a text of its own.")
+    shard_tokens: int | None = preparing(None, "Tokens a shard (2^25 by default).")
+    workers: int | None = preparing(
+        None, "Threads that encode; all cores by default.", at_least=1, hint="Leave it out for all cores."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

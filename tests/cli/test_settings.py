@@ -42,7 +42,9 @@ CHOICES = {
     "overflow": ("slide", "crop", "error"),
     "engine": ("cpu", "torch", "cpu"),
     "quantize": ("int8", "int4", "int8"),
-    "convention": ("openai", "eleuther", "openai"),
+    "convention": ("openai", "raw", "openai"),
+    "task": ("lambada", "choices", "cloze"),
+    "against": ("transformers", "ctranslate2", "transformers"),
 }
 
 

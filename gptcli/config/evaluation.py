@@ -1,0 +1,81 @@
+"""How a model is measured, and how long that is timed: frozen dataclasses, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gptcli.config.fields import check, in_panel, like
+from gptcli.config.text import DecodingErrors, TextConfig
+
+TaskName = Literal["lambada", "choices", "cloze"]
+Peer = Literal["transformers", "ctranslate2"]
+PERPLEXITY = "Perplexity of a text"
+
+window = in_panel(PERPLEXITY)
+task_setting = in_panel("Tasks")
+amount = in_panel("Amounts")
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """How the tokens of a text become windows, and the text is read. `bos` is for items of tasks as well.
+
+    Raises:
+        SettingError: a value is outside its range.
+    """
+
+    stride: int | None = window(
+        None, "Tokens from one window to the next (default: half the context); 1 is exact.", common=True
+    )
+    context: int | None = window(None, "Tokens a window reads (default: the model's context).", common=True)
+    guide: bool = window(False, "Windows that hold their targets, as in the perplexity guide of transformers.")
+    bos: bool | None = window(
+        None, "The end-of-text id before each text or item (default: for texts, if the tokenizer has one)."
+    )
+    batch_size: int | None = window(None, "Windows or items at once (default: about 4,096 tokens).", at_least=1)
+    encoding: str | None = like(TextConfig, "encoding", panel=PERPLEXITY)
+    errors: DecodingErrors = like(TextConfig, "errors", "strict", panel=PERPLEXITY)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Which task is scored, on how many items.
+
+    Raises:
+        SettingError: a value is outside its range or none of its choices.
+    """
+
+    task: TaskName | None = task_setting(
+        None, "lambada (last word), choices (endings) or cloze (a blank).", common=True
+    )
+    convention: Literal["openai", "raw"] = task_setting(
+        "openai", "Of lambada: openai writes curly quotes, `` and '' as plain ones; raw as is."
+    )
+    limit: int | None = task_setting(
+        None, "Only the first so many items.", at_least=1, hint="Leave it out for every item.", common=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How much of each work is timed, and how often.
+
+    Raises:
+        SettingError: a value is outside its range or none of its choices.
+    """
+
+    repetitions: int = amount(5, "Measure each so many times.", at_least=1)
+    tokens: int = amount(64, "Tokens to decode in a repetition.", at_least=1)
+    prompt: int = amount(512, "Tokens of the prompt that prefill reads.", at_least=1)
+    batch: int = amount(8, "Sequences at once.", at_least=1)
+    rows: int = amount(4, "Windows of a training step.", at_least=1)
+    length: int | None = amount(None, "Tokens of a window in training (256, or the context).", at_least=1)
+    against: Peer | None = amount(None, "Measure this in turns with it: transformers or ctranslate2.")
+
+    def __post_init__(self) -> None:
+        check(self)
