@@ -16,7 +16,6 @@ from gptcli.config.generation import GenerationConfig
 from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError
 
-
 DRAWN = SamplingConfig(temperature=0.8)
 
 
