@@ -56,7 +56,7 @@ def build(function: Callable[..., Any], name: str, typer_settings: dict[str, Any
 def _parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
     """The function's parameters, with one for each field in the place of a settings class; its own go first."""
     own = inspect.signature(function, eval_str=True).parameters
-    seen = set(own)
+    seen = {name for name, each in own.items() if not _is_settings(each.annotation)}
     for each in own.values():
         if not _is_settings(each.annotation):
             yield each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -181,5 +181,6 @@ def _with_signature(
 
 def _made(config: Any, values: dict[str, Any], own: Any) -> Any:
     """A settings class of the values; where the function has an option of a field's name, the field's own default."""
-    given = {name: values[name] for name in fields_of(config) if name not in own}
+    plain = {name for name, each in own.items() if not _is_settings(each.annotation)}
+    given = {name: values[name] for name in fields_of(config) if name not in plain}
     return config(**{k: v for k, v in given.items() if v is not None or fields_of(config)[k].optional})

@@ -115,6 +115,10 @@ def test_every_option_comes_from_flag_variable_file_or_default(
         assert found[option.key] == shown(option, values(option)[0], tmp_path), option.key
 
 
+def test_a_setting_may_be_called_as_its_class_is_in_the_function() -> None:
+    assert {"engine", "quantize", "compile"} <= {option.key for option in options_of("generate")}
+
+
 @pytest.mark.parametrize("command", sorted(group.commands))
 def test_what_a_file_and_a_variable_may_never_say(command: str) -> None:
     options = group.commands[command].load().options
