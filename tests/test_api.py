@@ -183,8 +183,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a count": ({"max_new_tokens": 0}, "max_new_tokens is 0", "default"),
     "two counts": ({"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens 4", "Raise"),
     "a choice": ({"overflow": "slid"}, "overflow 'slid'", "slide"),
-    "a layer": ({"contrast_layer": 2}, "contrast_layer is 2", "leave contrast_layer out"),
-    "a draft": ({"draft": "ngrm"}, "no checkpoint ngrm", ""),
+    "a layer": ({"contrast_layer": 2}, "contrast_layer is 2", "layer from 1 to 1"),
+    "a draft": ({"draft": "ngrm"}, "no checkpoint ngrm", "draft takes auto, int8, int4, ngram"),
     "too long": ({"overflow": "error"}, "context", "max_new_tokens"),
 }
 
@@ -200,6 +200,26 @@ def test_mistakes_in_settings_name_the_field(model: api.TextModel, name: str, ca
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert "--" not in caught.value.message
+
+
+def test_mistakes_of_opening_a_model(home: Path) -> None:
+    load: Any = api.load
+    packed = api.quantize("demo", "mistakes-int8", force=True)
+    calls: list[tuple[Any, str, str]] = [
+        (lambda: load("dem"), "no checkpoint dem", "demo"),
+        (lambda: load("demo", device="cpux"), "no device 'cpux'", "cpu"),
+        (lambda: load("demo", dtype="float23"), "no dtype 'float23'", "float32"),
+        (lambda: load("demo", quantize="int5"), "no quantize 'int5'", "int4"),
+        (lambda: load(packed, quantize="int4"), "packed in 8 bits already", "Leave quantize out"),
+        (lambda: load(packed).generate("the", draft="int8"), "draft int8 packs", "Leave quantize out"),
+        (lambda: load("demo", dtype="bfloat16").generate("the", draft="ngram"), "A draft would", "leave draft out"),
+    ]
+    for call, message, hint in calls:
+        with pytest.raises(GptcliError) as caught:
+            call()
+        assert message in caught.value.message
+        assert hint in caught.value.hint
+        assert "--" not in str(caught.value)
 
 
 def test_mistakes_in_prompts(model: api.TextModel) -> None:

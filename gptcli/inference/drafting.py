@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from gptcli.checkpoints import layout
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.inference import speculative
 from gptcli.inference.engine import Scorer
 from gptcli.inference.open import QUANTIZATIONS, Choice, choose_engine, open_scorer
@@ -31,9 +31,9 @@ def check_draft(draft: str, path: Path, bits: int) -> None:
         GptcliError: draft and model are both quantized.
     """
     if draft in QUANTIZATIONS and bits < 32:
-        raise GptcliError(
-            f"--draft {draft} packs float32 weights for the draft, but {path} is read in int{bits} itself.",
-            "Leave --quantize out and give the float32 checkpoint, or use --draft ngram.",
+        raise SettingError(
+            f"{{draft}} {draft} packs float32 weights for the draft, but {path} is read in int{bits} itself.",
+            "Leave {quantize} out and give the float32 checkpoint, or use {draft} ngram.",
         )
 
 
@@ -90,20 +90,26 @@ def open_drafter(
         return speculative.NgramDrafter(most=scorer.engine.at_once - 1)
     if draft in QUANTIZATIONS:
         return quantized_drafter(draft, scorer, report)
-    try:
-        path = layout.find(draft)
-    except GptcliError as error:
-        raise GptcliError(error.message, f"--draft takes {', '.join(DRAFTS)}, or a checkpoint. {error.hint}") from error
+    path = find_draft(draft)
     config, ours = layout.read_config(path)
     its = layout.tokenizer_of(path, ours)
     layout.check_parts(path, config, its)
     if its.fingerprint != tokenizer.fingerprint:
-        raise GptcliError(
-            f"--draft {draft} speaks the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
-            "Give a draft that was trained with the same tokenizer, or --draft ngram.",
+        raise SettingError(
+            f"{{draft}} {draft} speaks the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
+            "Give a draft that was trained with the same tokenizer, or {draft} ngram.",
         )
     choice = choose_engine(engine, placing["device"], placing["dtype"], config)
     return speculative.ModelDrafter(open_scorer(path, choice, its, capacity=capacity, **placing))
+
+
+def find_draft(draft: str) -> Path:
+    """The checkpoint that a draft names which is none of `DRAFTS`; raises SettingError if there is none."""
+    try:
+        return layout.find(draft)
+    except GptcliError as error:
+        way_out = f"{{draft}} takes {', '.join(DRAFTS)}, or a checkpoint. {error.hint}"
+        raise SettingError(error.message, way_out) from error
 
 
 def quantized_drafter(kind: str, scorer: Scorer, report: Callable[[str], None]) -> Drafter:

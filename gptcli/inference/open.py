@@ -8,7 +8,7 @@ from typing import Literal
 
 from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_config
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable
 from gptcli.kernels.cpu.numba_support import numba_reason
@@ -96,8 +96,18 @@ def check_quantization(name: str | None) -> int:
     if name is None:
         return 32
     if name not in QUANTIZATIONS:
-        raise GptcliError(f"There is no --quantize {name!r}.", nearest(name, QUANTIZATIONS))
+        raise SettingError(f"There is no {{quantize}} {name!r}.", nearest(name, QUANTIZATIONS))
     return QUANTIZATIONS[name]
+
+
+def check_layer(contrast: int | None, config: GPTConfig) -> None:
+    """Raise SettingError unless ``contrast`` is None or a layer, from 1, before the last one."""
+    if contrast is not None and not 1 <= contrast < config.n_layers:
+        raise SettingError(
+            f"{{contrast_layer}} is {contrast}, but the model has layers 1 to {config.n_layers}, the last being the "
+            "one to hold it against.",
+            f"Give a layer from 1 to {config.n_layers - 1}." if config.n_layers > 1 else "Leave {contrast_layer} out.",
+        )
 
 
 def open_scorer(
@@ -137,15 +147,10 @@ def open_scorer(
     config, ours = read_config(path)
     stored = packed_bits(path, ours)
     if bits < 32 and stored not in (32, bits):
-        raise GptcliError(
-            f"{path} is packed in {stored} bits already.", "Leave --quantize out, or give the float32 checkpoint."
+        raise SettingError(
+            f"{path} is packed in {stored} bits already.", "Leave {quantize} out, or give the float32 checkpoint."
         )
-    if contrast is not None and not 1 <= contrast < config.n_layers:
-        raise GptcliError(
-            f"--contrast-layer is {contrast}, but the model has layers 1 to {config.n_layers}, the last being the one "
-            "to hold it against.",
-            f"Give a layer from 1 to {config.n_layers - 1}." if config.n_layers > 1 else "Leave --contrast-layer out.",
-        )
+    check_layer(contrast, config)
     count = count_threads(threads)
     drawable = Drawable.of(tokenizer)
     if choice.engine == "cpu":

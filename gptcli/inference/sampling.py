@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 from gptcli.inference.arrays import Array, library, log_softmax, row_numbers, softmax
 from gptcli.inference.stages import History, State, filtered, penalised
 from gptcli.tokenizers import Tokenizer
@@ -53,11 +53,11 @@ def keep_drawable(logits: Array, drawable: Drawable | None) -> Array:
     return logits
 
 
-def not_finite() -> GptcliError:
+def not_finite() -> SettingError:
     """The error for NaN or infinite logits."""
-    return GptcliError(
+    return SettingError(
         "The model gives NaN or infinite logits for this text.",
-        "Its weights have diverged, or --dtype is too narrow for them: try --dtype float32, or another run.",
+        "Its weights have diverged, or {dtype} is too narrow for them: try {dtype} float32, or another run.",
     )
 
 

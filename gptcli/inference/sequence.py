@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.config.sampling import Overflow, SamplingConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.inference import sampling
 from gptcli.inference.arrays import Array, like, likeliest_first
 from gptcli.inference.sampling import distribution, draw, draw_key, greedy, not_finite
@@ -58,9 +58,9 @@ class Window:
 
     def _refuse_if_asked(self, length: int) -> None:
         if self.overflow == "error":
-            raise GptcliError(
+            raise SettingError(
                 f"The text has grown to {length} tokens, but the model's context holds {self.context_length}.",
-                "Shorten the prompt, lower --max-new-tokens, or let --overflow slide (or crop) drop the oldest tokens.",
+                "Shorten the prompt, lower {max_new_tokens}, or let {overflow} slide (or crop) drop the oldest tokens.",
             )
 
 
@@ -228,14 +228,14 @@ def draw_rows(sequences: abc.Sequence[Sequence], logits: Array) -> list[Token | 
 def _no_draw(sequence: Sequence, row: Array, options: SamplingConfig) -> GptcliError:
     """The error for a row of logits (V) that allows no draw."""
     if bool((row == -float("inf")).all()) and sequence.count < sequence.request.min_new_tokens:
-        return GptcliError(
-            "Only the end of the text is left to draw, and --min-new-tokens does not let it end yet.",
-            "Lower --min-new-tokens, or leave --contrast-layer out.",
+        return SettingError(
+            "Only the end of the text is left to draw, and {min_new_tokens} does not let it end yet.",
+            "Lower {min_new_tokens}, or leave {contrast_layer} out.",
         )
     if options.no_repeat_ngram_size is not None and not bool((row != row).any() or (row == float("inf")).any()):
-        return GptcliError(
+        return SettingError(
             f"Every token would repeat {options.no_repeat_ngram_size} tokens of the text, so none is left to draw.",
-            "Raise --no-repeat-ngram-size, or ask for fewer tokens.",
+            "Raise {no_repeat_ngram_size}, or ask for fewer tokens.",
         )
     return not_finite()
 

@@ -12,7 +12,7 @@ from math import exp, expm1, prod
 from statistics import median
 from typing import Protocol
 
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 from gptcli.inference.arrays import Array
 from gptcli.inference.engine import Engine, Scorer
 from gptcli.inference.sampling import draw
@@ -243,11 +243,11 @@ def require_verification(engine: Engine) -> None:
     """Refuse drafts on an engine that rounds a token's logits differently alone and among others.
 
     Raises:
-        GptcliError: `Engine.verifies` is False; the draft would change some texts.
+        SettingError: `Engine.verifies` is False; the draft would change some texts.
     """
     if not engine.verifies:
-        raise GptcliError(
+        raise SettingError(
             "A draft would change some texts here: in 16 bits, a pass of several tokens rounds differently than "
             "passes of one.",
-            "Add --dtype float32, or leave --draft out.",
+            "Set {dtype} to float32, or leave {draft} out.",
         )

@@ -14,7 +14,7 @@ from gptcli.inference import drafting, sequence, speculative, streaming
 from gptcli.inference.completion import Completion, Prompt, Settings, completion_of, stop_texts, with_defaults
 from gptcli.inference.decode import Scheduler
 from gptcli.inference.engine import Scorer
-from gptcli.inference.open import check_quantization, choose_engine, open_scorer
+from gptcli.inference.open import check_layer, check_quantization, choose_engine, open_scorer
 
 _TORCH = threading.Lock()  # while a CUDA graph is captured, no other thread may use the device
 
@@ -125,9 +125,9 @@ class TextModel:
             ' |s|a|t| |o'
         """
         values = with_defaults(settings)
-        request, layer = self._request(prompt, values), self._checked_layer(values)
+        request = self._request(prompt, values)
         self._check_draft(values["draft"])
-        return self._pieces(request, layer, values["draft"])
+        return self._pieces(request, values["contrast_layer"], values["draft"])
 
     def batch(
         self, prompts: Sequence[Prompt], *, batch_size: int = 8, **settings: Unpack[Settings]
@@ -161,7 +161,6 @@ class TextModel:
         if not prompts:
             return []
         values = with_defaults(settings)
-        layer = self._checked_layer(values)
         requests = [
             replace(request, seed=request.seed + number)
             for number, request in enumerate(self._request(prompt, values) for prompt in prompts)
@@ -169,7 +168,7 @@ class TextModel:
         with self._lock:
             self._set_threads()
             engine = self._scorer.engine.with_slots(min(batch_size, len(requests), 128))
-            scheduler = Scheduler(replace(self._scorer, engine=engine, contrast=layer))
+            scheduler = Scheduler(replace(self._scorer, engine=engine, contrast=values["contrast_layer"]))
             return [completion_of(text) for text in streaming.complete_all(scheduler, requests, self.tokenizer)]
 
     def _request(self, prompt: Prompt, values: Settings) -> sequence.Request:
@@ -185,6 +184,7 @@ class TextModel:
                 )
         if not ids:
             raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
+        check_layer(values["contrast_layer"], self.config)
         given: Any = values
         sampling = SamplingConfig(**{field.name: given[field.name] for field in fields(SamplingConfig)})
         eot_id = None if values["ignore_eot"] else self.tokenizer.eot_id
@@ -200,22 +200,12 @@ class TextModel:
             values["candidates"], stop_texts(values),
         )  # fmt: skip
 
-    def _checked_layer(self, values: Settings) -> int | None:
-        layer = values["contrast_layer"]
-        if layer is not None and not 1 <= layer < self.config.n_layers:
-            raise SettingError(
-                f"{{contrast_layer}} is {layer}, but the model has layers 1 to {self.config.n_layers}, and the last is "
-                "the one to compare with.",
-                "Give an earlier layer, or leave {contrast_layer} out.",
-            )
-        return layer
-
     def _check_draft(self, draft: str) -> None:
         drafting.check_draft(draft, self.path, self._bits)
         if draft not in ("auto", "none"):
             speculative.require_verification(self._scorer.engine)
         if draft not in drafting.DRAFTS:
-            layout.find(draft)
+            drafting.find_draft(draft)
 
     def _pieces(self, request: sequence.Request, layer: int | None, draft: str) -> Generator[str, None, Completion]:
         """The pieces of a text; between two of them other threads may let the scheduler step."""
