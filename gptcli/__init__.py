@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gptcli.api import convert, evaluate, events, load, load_checkpoint, quantize, save_checkpoint
     from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.config.generation import GenerationConfig
     from gptcli.config.model import GPTConfig
     from gptcli.config.recipe import RecipeConfig
     from gptcli.config.runtime import RuntimeConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Completion",
     "GPTConfig",
     "GPTModel",
+    "GenerationConfig",
     "GptcliError",
     "RecipeConfig",
     "RuntimeConfig",
@@ -49,6 +51,7 @@ _HOMES = {
     "Completion": "gptcli.inference.completion",
     "GPTConfig": "gptcli.config.model",
     "GPTModel": "gptcli.model.gpt",
+    "GenerationConfig": "gptcli.config.generation",
     "GptcliError": "gptcli.errors",
     "RecipeConfig": "gptcli.config.recipe",
     "RuntimeConfig": "gptcli.config.runtime",

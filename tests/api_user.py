@@ -61,6 +61,7 @@ def main() -> None:
     sampling = gptcli.SamplingConfig(temperature=0.7, top_p=0.9)
     assert (shape.head_dim, sampling.top_k, len(lines)) == (8, None, 2)
     assert gptcli.__version__
+    assert gptcli.GenerationConfig(min_new_tokens=1).max_new_tokens == 100
     event: gptcli.events.Event = gptcli.events.Noted("text")
     assert isinstance(event, gptcli.events.Noted)
     speak(Path("checkpoints/demo"))

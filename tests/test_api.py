@@ -182,8 +182,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "another": ({"top_p": 1.5}, "top_p is 1.5", "0.9"),
     "a count": ({"max_new_tokens": 0}, "max_new_tokens is 0", "default"),
     "two counts": ({"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens 4", "Raise"),
-    "a choice": ({"overflow": "slid"}, "overflow 'slid'", "slide"),
+    "a choice": ({"overflow": "slid"}, "'slid'", "slide"),
     "a layer": ({"contrast_layer": 2}, "contrast_layer is 2", "layer from 1 to 1"),
+    "a type": ({"max_new_tokens": "5"}, "max_new_tokens is '5'", "default"),
     "a draft": ({"draft": "ngrm"}, "no checkpoint ngrm", "draft takes auto, int8, int4, ngram"),
     "too long": ({"overflow": "error"}, "context", "max_new_tokens"),
 }

@@ -1,11 +1,12 @@
 """The settings of a continuation as keyword arguments, and its result."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import SystemRandom
-from typing import TypedDict, get_args
+from typing import Any, TypedDict, cast
 
-from gptcli.config.sampling import Overflow
+from gptcli.config.generation import GenerationConfig
+from gptcli.config.sampling import Overflow, SamplingConfig
 from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.inference import streaming
 from gptcli.inference.streaming import FinishReason
@@ -58,12 +59,11 @@ class Settings(TypedDict, total=False):
     candidates: int
 
 
-_DEFAULTS: Settings = {
-    "max_new_tokens": 100, "min_new_tokens": 0, "temperature": 0.8, "top_k": None, "top_p": None, "min_p": None,
-    "repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "no_repeat_ngram_size": None,
-    "contrast_layer": None, "draft": "auto", "seed": None, "stop": (), "ignore_eot": False,
-    "allow_special": False, "overflow": "slide", "candidates": 0,
-}  # fmt: skip
+_GENERATION = [field for field in fields(GenerationConfig) if field.name != "num_samples"]
+_DEFAULTS: dict[str, Any] = {
+    **{field.name: field.default for field in (*fields(SamplingConfig), *_GENERATION)},
+    **{"temperature": 0.8, "stop": (), "allow_special": False, "candidates": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -101,22 +101,11 @@ def with_defaults(settings: Settings) -> Settings:
     for name in settings:
         if name not in _DEFAULTS:
             raise GptcliError(f"There is no setting {name!r}.", nearest(name, _DEFAULTS))
-    values: Settings = {**_DEFAULTS, **settings}
-    for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("candidates", 0)):
-        value = values[name]  # type: ignore[literal-required]
-        if value < least:
-            raise SettingError(
-                f"{{{name}}} is {value}, but it must be at least {least}.", "Leave it out for the default."
-            )
-    least, most = values["min_new_tokens"], values["max_new_tokens"]
-    if least > most:
-        raise SettingError(
-            f"{{min_new_tokens}} {least} is more than {{max_new_tokens}} {most}.", "Raise the one or lower the other."
-        )
-    if values["overflow"] not in get_args(Overflow):
-        raise GptcliError(
-            f"There is no overflow {values['overflow']!r}.", nearest(values["overflow"], get_args(Overflow))
-        )
+    values = cast(Settings, {**_DEFAULTS, **settings})
+    given: dict[str, Any] = {**values}
+    GenerationConfig(**{field.name: given[field.name] for field in _GENERATION})
+    if values["candidates"] < 0:
+        raise SettingError(f"{{candidates}} is {values['candidates']}, but it cannot be negative.", "Leave it out.")
     if values["seed"] is None:
         values["seed"] = SystemRandom().randrange(2**31)
     return values
