@@ -1,6 +1,7 @@
 """generate with every engine, and gptcli quantize: the same text from all, and every mistake named."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_generating_on_the_cpu_needs_no_torch(run: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "environment", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_FEATURES": "+avx2,+fma"}, {"NUMBA_ENABLE_AVX": "0"}]
+)
+def test_the_kernels_follow_the_processor_that_numba_compiles_for(environment: dict[str, str]) -> None:
+    """Not the host's: LLVM ends the process where a kernel uses an instruction that the target lacks."""
+    pytest.importorskip("numba", exc_type=ImportError)
+    code = (
+        "from gptcli.kernels.cpu import compile_cache, int16_matmul, matmul, simd; import numpy as np; "
+        "assert not simd.WIDE_REGISTERS and not int16_matmul.AVAILABLE; "
+        "assert matmul.TILE == 6 and compile_cache.DATA_TYPES[8] is np.int8"
+    )
+    root = Path(__file__).parents[2]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=clean | environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_verbose_says_which_engine_and_why(gptcli: Any, run: Path) -> None:
     pytest.importorskip("numba", exc_type=ImportError)
     assert "engine torch (asked for)" in gptcli("generate", "a", *TORCH, "-n", 2, "-v").err
@@ -110,6 +130,7 @@ def test_without_numba_torch_serves_and_verbose_says_so(
         (("--engine", "cpu", "--device", "cuda"), ("--device cuda is no CPU",)),
         (("--engine", "cpu", "--dtype", "bfloat16"), ("bfloat16 is not float32",)),
         (("--quantize", "int5"), ("'int5'", "int4")),
+        (("--draft", "ngram", *TORCH, "--device", "cpu", "--dtype", "bfloat16"), ("A draft would", "--dtype float32")),
         (("--threads", 0), ("--threads is 0",)),
         (("--threads", 0, "--engine", "torch"), ("--threads is 0",)),
     ],

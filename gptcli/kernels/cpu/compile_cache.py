@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptcli.kernels.cpu import block_packing, decode_step, int16_matmul, memory_layout
+from gptcli.kernels.cpu.numba_support import target_features
 
 _FOLDER = re.compile(r"(?:kernels|training)-[0-9a-f]{12}")
 UNUSED = 30 * 86_400  # seconds after which the kernels of another version are removed
@@ -57,7 +58,7 @@ def _machine() -> str:
 
     about = (
         numba.config.CPU_NAME or binding.get_host_cpu_name(),
-        numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten(),
+        sorted(target_features()),
         platform.python_version(),
         numba.__version__,
         llvmlite.__version__,

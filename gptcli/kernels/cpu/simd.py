@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
+from gptcli.kernels.cpu.numba_support import target_features
+
 WIDTH = 16
-WIDE_REGISTERS = platform.machine() in ("x86_64", "AMD64") and get_host_cpu_features().get("avx512f", False)
+WIDE_REGISTERS = platform.machine() in ("x86_64", "AMD64") and "avx512f" in target_features()
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 INTS = ir.VectorType(ir.IntType(32), WIDTH)
 
