@@ -130,7 +130,7 @@ def test_without_numba_torch_serves_and_verbose_says_so(
         (("--engine", "cpu", "--device", "cuda"), ("--device cuda is no CPU",)),
         (("--engine", "cpu", "--dtype", "bfloat16"), ("bfloat16 is not float32",)),
         (("--quantize", "int5"), ("'int5'", "int4")),
-        (("--draft", "ngram", *TORCH, "--device", "cpu", "--dtype", "bfloat16"), ("A draft would", "--dtype float32")),
+        (("--draft", "ngram", *TORCH, "--device", "cpu", "--dtype", "bfloat16"), ("A draft", "--dtype to float32")),
         (("--threads", 0), ("--threads is 0",)),
         (("--threads", 0, "--engine", "torch"), ("--threads is 0",)),
     ],

@@ -114,7 +114,7 @@ def test_the_draft_never_changes_the_text() -> None:
     for drafter in (NgramDrafter(), quantized_drafter(Scorer(half), 8)):
         with pytest.raises(GptcliError, match="A draft would change some texts") as refused:
             Scheduler(Scorer(half), drafter)
-        assert "--dtype float32" in refused.value.hint
+        assert "float32" in refused.value.hint
 
 
 def test_an_option_that_the_device_does_not_know_takes_the_general_way() -> None:
