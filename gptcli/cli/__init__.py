@@ -28,7 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "train": "Train a GPT on your texts. With no option but a file it is the course's pretraining run.",
         "prepare": "Encode texts of any size into token shards, which gptcli train reads by memory map.",
         "plot": "Draw the losses of runs over one another, as a PNG and in the terminal.",
-        "download": "Fetch a public-domain text to train on, and check it.",
+        "download": "Write the bundled story, or fetch a public-domain text to train on and check it.",
     },
     "Speak": {
         "generate": "Continue a prompt with a checkpoint. The text goes to stdout, and nothing else does.",

@@ -1,4 +1,4 @@
-"""``gptcli download``: the public-domain texts that the course and nanoGPT train on."""
+"""``gptcli download``: the bundled story, and the public-domain texts that the course and nanoGPT train on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from gptcli.data import download as downloads
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="TEXT", help="the-verdict, tinyshakespeare or both; no name lists them.", show_default=False
+        metavar="TEXT", help="story, the-verdict or tinyshakespeare, or several; no name lists them.", show_default=False
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder that the texts go to.")]
@@ -26,7 +26,7 @@ def download(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fetch a public-domain text to train on, and check it."""
+    """Write the bundled story, or fetch a public-domain text to train on and check it."""
     if not names:
         _list(out)
         return
@@ -38,14 +38,16 @@ def download(
         path = out / text.filename
         if text in fetched:
             downloads.place(fetched[text], path)
-            render.note(f"Downloaded {text.title}: {text.size:,} bytes, SHA-256 as expected.")
+            done = "Wrote" if text.path is None else "Downloaded"
+            render.note(f"{done} {text.title}: {text.size:,} bytes, SHA-256 as expected.")
         else:
             render.note(f"{path} is there already, with the right SHA-256; nothing to fetch.")
         render.print_text(str(path))
 
 
 def _fetch(text: downloads.Text) -> bytes:
-    render.detail(f"From {downloads.address(text)}")
+    if text.path is not None:
+        render.detail(f"From {downloads.address(text)}")
     with render.progress(text.size, "B", text.filename, scale=True) as bar:
         return downloads.fetch(text, bar.update)
 
@@ -57,5 +59,5 @@ def _list(folder: Path) -> None:
     ]
     columns = [("name", "left"), ("text", "left"), ("bytes", "right"), (f"in {folder}", "left")]
     render.print_table(
-        "Texts to download", columns, rows, caption="gptcli download NAME fetches one; both are public domain."
+        "Texts to download", columns, rows, caption="gptcli download NAME writes one; story needs no network."
     )

@@ -1,4 +1,4 @@
-"""Downloads public-domain texts and checks their size and SHA-256 against pinned values before writing a file."""
+"""Texts to train on: the bundled story, and downloads whose size and SHA-256 are checked before a file is written."""
 
 import hashlib
 import os
@@ -10,21 +10,29 @@ from gptcli.errors import GptcliError, nearest
 
 BASE_URL = "https://raw.githubusercontent.com"
 BASE_URL_VARIABLE = "GPTCLI_DATA_URL"
-BUNDLED_STORY = "The bundled story is there without a download: gptcli train data/story.txt"
+BUNDLED = Path(__file__).parent / "assets"
+BUNDLED_STORY = "The bundled story needs no network: gptcli download story"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text to download: ``size`` in bytes, ``sha256`` in hex, ``path`` relative to the base URL."""
+    """A text: ``size`` in bytes, ``sha256`` in hex, ``path`` relative to the base URL, None for a bundled file."""
 
     title: str
     filename: str
     size: int
     sha256: str
-    path: str
+    path: str | None
 
 
 TEXTS = {
+    "story": Text(
+        title='"The Ferry Book", a short story written for gptcli (CC0)',
+        filename="story.txt",
+        size=21_046,
+        sha256="e7c433feb85dd94dc892788dfc5a81c8c4c03e4fbf79013f577874d2c60de1f1",
+        path=None,
+    ),
     "the-verdict": Text(
         title='Edith Wharton, "The Verdict" (1908)',
         filename="the-verdict.txt",
@@ -89,7 +97,7 @@ def is_there(text: Text, folder: Path, *, force: bool = False) -> bool:
 
 
 def fetch(text: Text, report: Callable[[int], object] = lambda count: None) -> bytes:
-    """Download ``text`` into memory.
+    """Download ``text`` into memory; a bundled one is read from the package.
 
     Args:
         text: the text to download.
@@ -98,6 +106,8 @@ def fetch(text: Text, report: Callable[[int], object] = lambda count: None) -> b
     Raises:
         GptcliError: no network, an HTTP error, a broken connection, or bytes with another size or SHA-256.
     """
+    if text.path is None:
+        return (BUNDLED / text.filename).read_bytes()
     import requests
     from pooch import HTTPDownloader
 
