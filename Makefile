@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu lint format bench
+.PHONY: help install demo test test-slow test-gpu lint format bench reference package
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,3 +55,11 @@ format: $(BIN)/.installed-dev ## let ruff format the code
 
 bench: $(BIN)/.installed-dev ## measure this machine's limits and the code against them
 	$(BIN)/gptcli bench --size small
+
+reference: $(BIN)/.installed ## write the guide's page of every command from their --help
+	$(BIN)/python -c "from gptcli.cli.reference import page; print(page(), end='')" > gptcli/guide/commands.md
+
+package: ## build the wheel and the source archive into dist/
+	$(PYTHON) -m venv $(VENV)/build
+	$(VENV)/build/$(notdir $(BIN))/python -m pip install --quiet build
+	$(VENV)/build/$(notdir $(BIN))/python -m build

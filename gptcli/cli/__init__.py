@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from gptcli import __version__
-from gptcli.cli import render, settings_command, streams
+from gptcli.cli import next_steps, render, settings_command, streams
 from gptcli.cli.lazy import LazyCommand
 from gptcli.errors import GptcliError
 
@@ -56,8 +56,19 @@ COMMANDS: dict[str, dict[str, str]] = {
         "checkpoints": "List the checkpoints under checkpoints/, or describe one.",
         "export": "Write a checkpoint in another dtype or format, read it back and compare it.",
     },
+    "Help": {
+        "guide": "Read the guide: training, generating, speed, looking inside, and every option of every command.",
+        "doctor": "Check what is here, what works and what is missing; exit 1 if gptcli cannot train and generate.",
+    },
 }
 
+ABOUT = """Train, run and open up GPT-2-class language models.
+
+\b
+gptcli download story                      write a story into data/story.txt
+gptcli train data/story.txt --size tiny    train a small model on it
+gptcli generate "When the bell rings"      let the model continue a text
+"""
 
 class Group(TyperGroup):
     """All commands; help shows no type of an option that takes no value."""
@@ -69,7 +80,7 @@ class Group(TyperGroup):
 app = typer.Typer(
     cls=Group,
     name="gptcli",
-    help="Train, run and open up GPT-2-class language models.",
+    help=ABOUT,
     **SETTINGS | {"add_completion": True},
 )
 
@@ -109,7 +120,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        code = group.main(list(words) or ["--help"], prog_name="gptcli", standalone_mode=False)
+        if not words:
+            next_steps.show()
+            return 0
+        code = group.main(list(words), prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
     except GptcliError as error:
         render.fail(error)

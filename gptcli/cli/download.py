@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 from gptcli.data import download as downloads
 
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="TEXT", help="story, the-verdict or tinyshakespeare, or several; no name lists them.", show_default=False
+        metavar="TEXT",
+        help="story, the-verdict, tinyshakespeare, or several; no name lists them.",
+        show_default=False,
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder that the texts go to.")]
@@ -43,6 +45,7 @@ def download(
         else:
             render.note(f"{path} is there already, with the right SHA-256; nothing to fetch.")
         render.print_text(str(path))
+    next_steps.suggest("Train a small model on it", "train", out / texts[0].filename, "--size", "tiny")
 
 
 def _fetch(text: downloads.Text) -> bytes:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 from gptcli.config.text import PrepareConfig, TextConfig
 from gptcli.errors import GptcliError
 
@@ -46,8 +46,7 @@ def prepare(
     if preparing.field is None and any(Path(each).suffix == ".jsonl" for each in texts):
         render.warn("A .jsonl file is read as plain text, braces and all; --field NAME reads one field of every line.")
     run(Preparation(out, request, force=force), preparing.workers)
-    render.note("Train on it:")
-    render.note(f"  gptcli train {out}")
+    next_steps.suggest("Train on it", "train", out)
     render.print_text(str(out))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 
 
 def quantize(
@@ -30,3 +30,4 @@ def quantize(
     sizes = [(path / layout.WEIGHTS).stat().st_size for path in (source, target)]
     old, new = (render.human_bytes(size) for size in sizes)
     render.print_text(f"{target}: {new}, {sizes[0] / sizes[1]:.1f} times smaller than {old}.")
+    next_steps.suggest_generate(target)

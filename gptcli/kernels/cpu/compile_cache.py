@@ -26,6 +26,16 @@ _CONFIG = threading.Lock()  # numba's cache directory is a setting of the proces
 
 def cache_directory() -> Path:
     """Where compiled kernels are kept: one folder for each version of their sources, under the user's cache."""
+    return _base() / f"kernels-{_sources()}"
+
+
+def folders() -> list[Path]:
+    """The folders of compiled kernels that exist, of every version of gptcli."""
+    base = _base()
+    return sorted(path for path in base.glob("*") if _FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def _base() -> Path:
     if "NUMBA_CACHE_DIR" in os.environ:
         base = Path(os.environ["NUMBA_CACHE_DIR"])
     elif sys.platform == "win32":
@@ -34,7 +44,7 @@ def cache_directory() -> Path:
         base = Path.home() / "Library" / "Caches"
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "gptcli" / f"kernels-{_sources()}"
+    return base / "gptcli"
 
 
 @cache

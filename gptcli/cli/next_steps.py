@@ -1,0 +1,102 @@
+"""What to do next: after a command, and where gptcli is called alone."""
+
+import json
+from pathlib import Path
+
+from gptcli.checkpoints import layout
+from gptcli.cli import render
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import Tokenizer
+
+PROMPT = "Every effort moves you"
+STORY = Path("data") / "story.txt"
+
+
+def suggest(about: str, *words: object) -> None:
+    """A line on the natural next command and the command itself, on stderr, quoted for a shell; --quiet hides both."""
+    render.note(f"{about}:")
+    render.note("  " + _line(*words))
+
+
+def suggest_generate(checkpoint: Path, tokenizer: Tokenizer | None = None) -> None:
+    """`suggest` to continue a prompt of the checkpoint's own alphabet, or to describe one that has no tokenizer."""
+    prompt = known_prompt(tokenizer or layout.load_tokenizer(checkpoint))
+    if prompt:
+        suggest("Speak with it", "generate", prompt, "--checkpoint", checkpoint)
+    else:
+        suggest("It has no tokenizer; count what it is made of", "count-params", checkpoint)
+
+
+def known_prompt(tokenizer: Tokenizer) -> str:
+    """`PROMPT`, or a word or letter of the vocabulary if it cannot encode that; empty without a tokenizer."""
+    if tokenizer.kind == "none":
+        return ""
+    try:
+        if tokenizer.encode(PROMPT):
+            return PROMPT
+    except GptcliError:
+        pass
+    found = ""
+    for token_id in range(tokenizer.vocab_size):
+        text = tokenizer.decode([token_id])
+        if text.isalpha() and "\ufffd" not in text:
+            return text
+        if not found and text.strip() and text.isprintable() and not text.startswith(("-", "<|")):
+            found = text
+    return found
+
+
+def show() -> None:
+    """Three commands that fit what is in this folder, on stdout: no checkpoint, one, or a run that stopped."""
+    about, rows = _fitting()
+    width = max(len(line) for line, _ in rows)
+    for text in (about, *(f"  {line:<{width}}  {what}".rstrip() for line, what in rows)):
+        render.print_text(text)
+
+
+def _fitting() -> tuple[str, list[tuple[str, str]]]:
+    everything = (_line("--help"), "every command (gptcli guide: the pages)")
+    try:
+        path = layout.find()
+        prompt = known_prompt(layout.load_tokenizer(path))
+    except GptcliError:  # there is none; or it is damaged, and gptcli checkpoints says how
+        path, prompt = None, ""
+    if path is None:
+        train = (_line("train", STORY, "--size", "tiny"), "train a small model on it")
+        download = (_line("download", "story"), "write a short story to train on")
+        own = (_line("guide", "getting-started"), "the first ten minutes")
+        return "There is no checkpoint here yet.", [own if STORY.exists() else download, train, everything]
+    generate = (_line("generate", prompt, "--checkpoint", path), "let it continue a text")
+    inspect = (_line("inspect-attn", prompt, "--checkpoint", path), "show where its heads look")
+    if not prompt:
+        count = (_line("count-params", path), "count what it is made of")
+        return f"The newest checkpoint is {path}; it has no tokenizer.", [count, everything]
+    if is_unfinished(path):
+        resume = (_line("train", "--resume", path), "go on with the run")
+        return f"The run {path} has stopped before its last step.", [resume, generate, everything]
+    return f"The newest checkpoint is {path}.", [generate, inspect, everything]
+
+
+def is_unfinished(run: Path) -> bool:
+    """Whether ``run`` can be resumed, has steps or epochs to go, and no process trains it now."""
+    from gptcli.checkpoints import run_lock
+
+    try:
+        training = layout.read_config(run)[1]["training"]
+        recipe, step = training["recipe"], int(training["step"])
+        if not any((run / layout.SNAPSHOTS).glob("step-*")) or recipe.get("early_stop") or recipe.get("max_time"):
+            return False
+        if recipe.get("max_steps") is not None:
+            unfinished = step < recipe["max_steps"]
+        else:
+            rows = (run / layout.METRICS).read_text(encoding="utf-8").splitlines()
+            unfinished = not rows or json.loads(rows[-1])["epoch"] < recipe["epochs"]
+        if unfinished:
+            run_lock.refuse_held(run)
+    except (GptcliError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(unfinished)
+
+
+def _line(*words: object) -> str:
+    return " ".join(["gptcli", *(render.quoted(str(word)) for word in words)])
