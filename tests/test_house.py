@@ -45,6 +45,11 @@ def test_the_package_has_few_entries() -> None:
         ["tokenize", "hello"],
         ["load-gpt2", "--help"],
         ["checkpoints"],
+        [],
+        ["guide"],
+        ["guide", "training"],
+        ["doctor", "--help"],
+        ["download", "--help"],
     ],
 )
 def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
@@ -69,10 +74,15 @@ def test_every_command_has_the_one_line_of_help_of_its_function() -> None:
         assert " ".join(docstring.split("\n\n")[0].split()) == line, name
 
 
-def test_no_argument_shows_the_help(gptcli: Any) -> None:
-    result = gptcli()
-    assert (result.code, result.out) == (0, gptcli("--help").out)
-    assert "count-params" in result.out
+def test_help_opens_with_three_examples_and_shows_every_command(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptcli.cli import COMMANDS
+
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = gptcli("--help").out
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith(" gptcli ")] == [
+        "download", "train", "generate",
+    ]  # fmt: skip
+    assert all(f" {name} " in shown for panel in COMMANDS.values() for name in panel)
 
 
 def test_a_command_completes_its_own_options_alone() -> None:

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -120,7 +121,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        if not words:
+        if not words and "_GPTCLI_COMPLETE" not in os.environ:  # a shell asks for completions without a word
             next_steps.show()
             return 0
         code = group.main(list(words), prog_name="gptcli", standalone_mode=False)

@@ -32,7 +32,7 @@ def known_prompt(tokenizer: Tokenizer) -> str:
     if tokenizer.kind == "none":
         return ""
     try:
-        if tokenizer.encode(PROMPT):
+        if tokenizer.decode(tokenizer.encode(PROMPT)) == PROMPT:
             return PROMPT
     except GptcliError:
         pass
@@ -55,25 +55,24 @@ def show() -> None:
 
 
 def _fitting() -> tuple[str, list[tuple[str, str]]]:
-    everything = (_line("--help"), "every command (gptcli guide: the pages)")
+    everything = (_line("--help"), "every command; gptcli guide: pages")
     try:
         path = layout.find()
         prompt = known_prompt(layout.load_tokenizer(path))
     except GptcliError:  # there is none; or it is damaged, and gptcli checkpoints says how
-        path, prompt = None, ""
-    if path is None:
         train = (_line("train", STORY, "--size", "tiny"), "train a small model on it")
         download = (_line("download", "story"), "write a short story to train on")
         own = (_line("guide", "getting-started"), "the first ten minutes")
         return "There is no checkpoint here yet.", [own if STORY.exists() else download, train, everything]
-    generate = (_line("generate", prompt, "--checkpoint", path), "let it continue a text")
-    inspect = (_line("inspect-attn", prompt, "--checkpoint", path), "show where its heads look")
+    name = path if Path(path.name).exists() else path.name  # as --checkpoint finds it
+    generate = (_line("generate", prompt, "-c", name), "continue a text")
     if not prompt:
-        count = (_line("count-params", path), "count what it is made of")
+        count = (_line("count-params", name), "count what it is made of")
         return f"The newest checkpoint is {path}; it has no tokenizer.", [count, everything]
     if is_unfinished(path):
-        resume = (_line("train", "--resume", path), "go on with the run")
+        resume = (_line("train", "--resume", name), "go on with the run")
         return f"The run {path} has stopped before its last step.", [resume, generate, everything]
+    inspect = (_line("inspect-attn", prompt, "-c", name), "see its attention")
     return f"The newest checkpoint is {path}.", [generate, inspect, everything]
 
 

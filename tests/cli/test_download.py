@@ -13,7 +13,7 @@ import pytest
 
 from gptcli.data import download
 
-STORY_HINT = "data/story.txt"
+STORY_HINT = "gptcli download story"
 CONTENT = b"Every effort moves you.\n" * 500
 TEXT = download.Text("a test text", "test.txt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), "some/test.txt")
 
@@ -94,6 +94,16 @@ def test_the_pinned_texts(
         assert result.code == 0, result.err
         assert (tmp_path / result.out.strip()).read_bytes() == server.body
     assert server.asked == [f"/{download.TEXTS[name].path}" for name in ("the-verdict", "tinyshakespeare")]
+
+
+def test_the_story_is_written_without_a_network(
+    gptcli: Callable[..., Any], server: Server, bundled_story: Path
+) -> None:
+    result = gptcli("download", "story", "--out", "texts")
+    assert result.code == 0, result.err
+    assert Path(result.out.strip()).read_bytes() == bundled_story.read_bytes()
+    assert result.err.startswith('Wrote "The Ferry Book"')
+    assert server.asked == []
 
 
 def test_a_file_that_is_there_is_not_fetched_again(gptcli: Callable[..., Any], server: Server) -> None:
@@ -214,5 +224,5 @@ def test_no_name_lists_the_texts(gptcli: Callable[..., Any], server: Server) -> 
     result = gptcli("download")
     rows = {line.split()[0]: line.split()[-1] for line in result.out.splitlines() if line.strip()}
     assert rows["test"] == "yes"
-    assert rows["the-verdict"] == rows["tinyshakespeare"] == "no"
+    assert rows["story"] == rows["the-verdict"] == rows["tinyshakespeare"] == "no"
     assert "1,115,394" in result.out

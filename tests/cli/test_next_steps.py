@@ -1,0 +1,131 @@
+"""Every command that gptcli prints as the next one runs as it is printed."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import tiny_checkpoint
+from runs import MODEL, TINY
+
+from gptcli import tokenizers
+from gptcli.checkpoints import run_lock
+from gptcli.cli import next_steps
+from gptcli.tokenizers.none import NoTokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FEW = ("--max-steps", 2, "--sample-every", 0, "-q")
+
+
+def printed(text: str) -> list[list[str]]:
+    """The words, without gptcli, of every command line in what a command printed."""
+    lines = [line.strip().split("  ")[0] for line in text.splitlines() if line.startswith("  gptcli ")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def run_it(gptcli: Any, words: list[str]) -> Any:
+    """The command as printed; training and texts are cut short."""
+    short: dict[str, tuple[Any, ...]] = {"train": (*MODEL, *FEW), "generate": ("-n", 2)}
+    if words[:2] == ["train", "--resume"]:
+        short = {}
+    result = gptcli(*words, *short.get(words[0], ()))
+    assert result.code == 0, (words, result.err)
+    return result
+
+
+def test_download_then_train_then_generate(gptcli: Any) -> None:
+    (train,) = printed(gptcli("download", "story").err)
+    assert train[:2] == ["train", str(Path("data/story.txt"))]
+    result = gptcli(*train, *FEW[:-1])
+    assert result.code == 0, result.err
+    (generate,) = printed(result.err)
+    run_it(gptcli, generate)
+
+
+@pytest.mark.parametrize("name", ["tokens", "my tokens", "it's $HOME"])
+def test_prepare_then_train(gptcli: Any, story: Path, name: str) -> None:
+    (train,) = printed(gptcli("prepare", "story.txt", "--tokenizer", "char", "--out", name).err)
+    assert train == ["train", name]
+    run_it(gptcli, train)
+
+
+@pytest.mark.parametrize("name", ["small", "a model", "it's $HOME"])
+@pytest.mark.parametrize(("kind", "text"), [("gpt2", ""), ("char", "$ab c\n"), ("word", "«ein» Wort -x"), ("byte", "")])
+def test_quantize_then_generate(gptcli: Any, name: str, kind: str, text: str) -> None:
+    tiny_checkpoint(Path("run"), kind=kind, text=text)
+    (generate,) = printed(gptcli("quantize", "run", "--out", name).err)
+    assert generate[-1] == name
+    assert run_it(gptcli, generate).out.startswith(generate[1])
+
+
+def test_the_command_is_hidden_by_quiet(gptcli: Any) -> None:
+    assert gptcli("download", "story", "--quiet").err == ""
+
+
+def test_a_prompt_is_of_the_alphabet() -> None:
+    assert next_steps.known_prompt(tokenizers.build("gpt2")) == next_steps.PROMPT
+    assert next_steps.known_prompt(tokenizers.build("char", "-$ é\n")) == "é"
+    assert next_steps.known_prompt(tokenizers.build("char", "-$ \n")) == "$"
+    assert next_steps.known_prompt(tokenizers.build("word", "-x Fähre, ab")) in ("Fähre", "ab")
+    assert next_steps.known_prompt(NoTokenizer(10)) == ""
+
+
+def test_alone_without_a_checkpoint(gptcli: Any) -> None:
+    result = gptcli()
+    download, train, more = printed(result.out)
+    assert (result.code, result.err) == (0, "")
+    assert [download, more] == [["download", "story"], ["--help"]]
+    run_it(gptcli, download)
+    guide = printed(gptcli().out)[0]
+    assert run_it(gptcli, guide).out.startswith("# Getting started")
+    assert gptcli(*train, *FEW).code == 0
+    assert run_it(gptcli, more).out
+
+
+def test_alone_with_a_checkpoint(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", "story.txt", *TINY, *FEW, "--out", "checkpoints/my run").code == 0
+    result = gptcli()
+    assert "my run" in result.out.splitlines()[0]
+    assert [words[0] for words in printed(result.out)] == ["generate", "inspect-attn", "--help"]
+    for words in printed(result.out):
+        run_it(gptcli, words)
+
+
+def test_alone_with_a_run_that_stopped(gptcli: Any) -> None:
+    shutil.copytree(FIXTURES / "killed-muon", "checkpoints/killed")
+    shutil.copy(FIXTURES / "story.txt", ".")
+    resume, generate, _ = printed(gptcli().out)
+    assert resume == ["train", "--resume", "killed"]
+    run_it(gptcli, generate)
+    with run_lock.held(Path("checkpoints/killed")):
+        assert not next_steps.is_unfinished(Path("checkpoints/killed"))
+    assert gptcli("train", "story.txt", *resume[1:], "--device", "cpu").code == 0
+    assert printed(gptcli().out)[0][0] == "generate"
+
+
+@pytest.mark.parametrize(
+    ("name", "unfinished"), [("finished", False), ("stopped-adamw", True), ("word", False), ("gpt2", False)]
+)
+def test_which_runs_have_stopped(name: str, unfinished: bool) -> None:
+    assert next_steps.is_unfinished(FIXTURES / name) is unfinished
+
+
+def test_alone_fits_80_columns(gptcli: Any) -> None:
+    for name in (None, "checkpoints/story", "checkpoints/story-int8"):
+        if name:
+            tiny_checkpoint(Path(name), kind="gpt2")
+        assert max(map(len, gptcli().out.splitlines())) <= 80
+
+
+def test_alone_a_damaged_checkpoint_is_no_error(gptcli: Any, tmp_path: Path) -> None:
+    tiny_checkpoint(Path("checkpoints/run"))
+    Path("checkpoints/run/config.json").write_text("{", encoding="utf-8")
+    assert gptcli().code == 0
+
+
+def test_a_name_that_is_also_a_folder_here_is_given_as_a_path(gptcli: Any) -> None:
+    tiny_checkpoint(Path("checkpoints/run"))
+    Path("run").mkdir()
+    for words in printed(gptcli().out):
+        run_it(gptcli, words)
