@@ -103,3 +103,13 @@ def test_what_only_some_systems_have_is_used_where_there_is_a_branch() -> None:
                 if name in found:
                     found[name].add(place)
     assert found == POSIX
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_the_workflows_and_issue_forms_are_yaml(path: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with transformers, which only developers install")
+    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.parent.name == "workflows":
+        assert all({"runs-on", "steps"} <= set(job) for job in value["jobs"].values())
+    elif path.name != "config.yml":
+        assert {"name", "description", "body"} <= set(value)

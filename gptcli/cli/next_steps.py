@@ -55,7 +55,7 @@ def show() -> None:
 
 
 def _fitting() -> tuple[str, list[tuple[str, str]]]:
-    everything = (_line("--help"), "every command; gptcli guide: pages")
+    everything = (_line("--help"), "every command")
     try:
         path = layout.find()
         prompt = known_prompt(layout.load_tokenizer(path))
@@ -63,7 +63,11 @@ def _fitting() -> tuple[str, list[tuple[str, str]]]:
         train = (_line("train", STORY, "--size", "tiny"), "train a small model on it")
         download = (_line("download", "story"), "write a short story to train on")
         own = (_line("guide", "getting-started"), "the first ten minutes")
-        return "There is no checkpoint here yet.", [own if STORY.exists() else download, train, everything]
+        return "There is no checkpoint here yet. gptcli guide lists the pages of the guide.", [
+            own if STORY.exists() else download,
+            train,
+            everything,
+        ]
     name = path if Path(path.name).exists() else path.name  # as --checkpoint finds it
     generate = (_line("generate", prompt, "-c", name), "continue a text")
     if not prompt:

@@ -96,9 +96,7 @@ def test_the_pinned_texts(
     assert server.asked == [f"/{download.TEXTS[name].path}" for name in ("the-verdict", "tinyshakespeare")]
 
 
-def test_the_story_is_written_without_a_network(
-    gptcli: Callable[..., Any], server: Server, bundled_story: Path
-) -> None:
+def test_the_story_needs_no_network(gptcli: Callable[..., Any], server: Server, bundled_story: Path) -> None:
     result = gptcli("download", "story", "--out", "texts")
     assert result.code == 0, result.err
     assert Path(result.out.strip()).read_bytes() == bundled_story.read_bytes()

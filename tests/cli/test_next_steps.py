@@ -68,7 +68,7 @@ def test_a_prompt_is_of_the_alphabet() -> None:
     assert next_steps.known_prompt(tokenizers.build("char", "-$ é\n")) == "é"
     assert next_steps.known_prompt(tokenizers.build("char", "-$ \n")) == "$"
     assert next_steps.known_prompt(tokenizers.build("word", "-x Fähre, ab")) in ("Fähre", "ab")
-    assert next_steps.known_prompt(NoTokenizer(10)) == ""
+    assert next_steps.known_prompt(NoTokenizer()) == ""
 
 
 def test_alone_without_a_checkpoint(gptcli: Any) -> None:
