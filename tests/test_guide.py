@@ -77,6 +77,13 @@ def test_every_long_command_has_options_that_exist(line: str) -> None:
     assert {word for word in words if word.startswith("-")} <= known | {"--help"}
 
 
+@pytest.mark.parametrize("text", [text for _, text in blocks("python")])
+def test_every_python_block_runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "guide/python.md", "exec"), {})
+
+
 def test_the_guide_names_every_page_and_every_page_has_a_title(gptcli: Any) -> None:
     assert {path.stem for path in FOLDER.glob("*.md")} == set(PAGES)
     assert all(text.startswith("# ") for text in TEXTS.values())

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 
 
 def export(
@@ -27,3 +27,8 @@ def export(
     done = convert(layout.find(checkpoint), directory, format_name, dtype, force=force)
     size = render.human_bytes(done.file.stat().st_size)
     render.print_text(f"{done.file}: {done.tensors} tensors, {dtype}, {size}, read back")
+    if format_name == "hf":
+        next_steps.suggest_generate(directory)
+    else:
+        render.note("Open it with llama.cpp:")
+        render.note(f"  llama-cli --model {render.quoted(str(done.file))}")

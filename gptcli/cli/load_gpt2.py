@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.checkpoints.layout import ROOT
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 from gptcli.errors import GptcliError
 from gptcli.model.cost import parameter_count
 
@@ -61,8 +61,7 @@ def load_gpt2(
     for line in done.notes:
         render.note(line)
     render.print_text(_summary(done, dtype))
-    if done.tokenizer != "none":
-        render.note('Now: gptcli generate "Every effort moves you"' + (f" -c {path}" if out is not None else ""))
+    next_steps.suggest_generate(path)
 
 
 def _name(size: str | None, source: Path | None, repo: str | None) -> str:

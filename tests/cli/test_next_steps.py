@@ -59,6 +59,33 @@ def test_quantize_then_generate(gptcli: Any, name: str, kind: str, text: str) ->
     assert run_it(gptcli, generate).out.startswith(generate[1])
 
 
+@pytest.mark.parametrize("name", ["half", "a model"])
+@pytest.mark.parametrize(("kind", "text"), [("gpt2", ""), ("char", "$ab c\n")])
+def test_export_then_generate(gptcli: Any, name: str, kind: str, text: str) -> None:
+    tiny_checkpoint(Path("run"), kind=kind, text=text)
+    (generate,) = printed(gptcli("export", "run", name).err)
+    assert generate[-1] == name
+    assert run_it(gptcli, generate).out.startswith(generate[1])
+
+
+def test_a_gguf_file_is_for_another_program(gptcli: Any) -> None:
+    pytest.importorskip("gguf")
+    tiny_checkpoint(Path("run"), kind="gpt2")
+    result = gptcli("export", "run", "a model", "--format", "gguf", "--dtype", "float32")
+    assert shlex.split(result.err.splitlines()[-1]) == ["llama-cli", "--model", str(Path("a model/run-f32.gguf"))]
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "my model")])
+def test_load_gpt2_then_count_or_generate(gptcli: Any, out: tuple[str, ...]) -> None:
+    formats = Path(__file__).parents[1] / "checkpoints" / "formats"
+    (count,) = printed(gptcli("load-gpt2", "--from", formats / "tf-gpt2-tiny", *out).err)
+    assert count[0] == "count-params"  # it has no tokenizer
+    run_it(gptcli, count)
+    tiny_checkpoint(Path("mine"), kind="gpt2")
+    (generate,) = printed(gptcli("load-gpt2", "--from", "mine", *(out or ("--out", "other")), "--force").err)
+    run_it(gptcli, generate)
+
+
 def test_the_command_is_hidden_by_quiet(gptcli: Any) -> None:
     assert gptcli("download", "story", "--quiet").err == ""
 
