@@ -71,6 +71,7 @@ gptcli train data/story.txt --size tiny    train a small model on it
 gptcli generate "When the bell rings"      let the model continue a text
 """
 
+
 class Group(TyperGroup):
     """All commands; help shows no type of an option that takes no value."""
 
