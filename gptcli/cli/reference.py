@@ -30,6 +30,8 @@ def _command(command: Any, name: str) -> list[str]:
     parts = [f"### gptcli {name}", f"`gptcli {name} {pieces}`", *paragraphs]
     panels: dict[str, list[str]] = {}
     for parameter in command.params:
+        if parameter.name in getattr(command, "spare", ()):  # --help shows the word that turns it on, and no --no-…
+            parameter.secondary_opts = []
         record = parameter.get_help_record(context)
         if record is not None and parameter.name not in EVERYWHERE:
             panel = getattr(parameter, "rich_help_panel", None) or ""

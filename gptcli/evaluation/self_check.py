@@ -153,12 +153,14 @@ def _triton(device: str) -> str:
 
 def _generate() -> str:
     from gptcli.config.sampling import SamplingConfig
-    from gptcli.inference.generation import generate
+    from gptcli.inference.decode import Scheduler, generate
+    from gptcli.inference.engine import Scorer
+    from gptcli.inference.sequence import Request
+    from gptcli.inference.torch_engine import TorchEngine
 
-    tokens = list(
-        generate(_model("cpu").eval(), [1, 2, 3], max_new_tokens=4, sampling=SamplingConfig(temperature=0.0), seed=1)
-    )
-    return f"{len(tokens)} tokens"
+    engine = TorchEngine(_model("cpu").eval(), SHAPE.context_length, capture=False)
+    request = Request([1, 2, 3], 4, SamplingConfig(temperature=0.0), 1)
+    return f"{len(list(generate(Scheduler(Scorer(engine)), request)))} tokens"
 
 
 def _draw() -> str:
