@@ -5,7 +5,6 @@ layouts; the tokenizer's files are in the same directory, which gets its final n
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from gptcli import __version__
 from gptcli.checkpoints import overwrite, safetensors_file
+from gptcli.checkpoints.atomic import atomic_write, clear_partials, partial_path
 from gptcli.checkpoints.layout import CONFIG, METRICS, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
 from gptcli.checkpoints.layout import ROOT as ROOT
 from gptcli.checkpoints.layout import find as find
 from gptcli.checkpoints.numpy_weights import WeightFile
+from gptcli.checkpoints.verify import file_shapes, nonzero_bias, not_finite, plain_names, verify
 from gptcli.config.fields import as_dict
 from gptcli.config.model import HUGGING_FACE_FIELDS, GPTConfig
 from gptcli.device.placement import whole
@@ -103,31 +104,26 @@ def load(path: Path) -> Checkpoint:
 
 def from_file(tensors: Mapping[str, Tensor], config: GPTConfig, file: Path) -> dict[str, Tensor]:
     """The model's parameters from a file's tensors, verified; zero qkv biases are left out if ``config`` has none."""
-    with torch.device("meta"):
-        expected = {name: tuple(p.shape) for name, p in GPTModel(config, init=None).state_dict().items()}
-    own = dict(tensors)
+    own = plain_names(tensors, str(file))
+    check_tensors(own, config, str(file))
     if not config.qkv_bias:
         for name in [name for name in own if name.endswith("attn.c_attn.bias")]:
             if own.pop(name).count_nonzero():
-                raise GptcliError(f"{file}: {name} is not zero, but config.json says qkv_bias false.", _MIXED)
-    for name in sorted(expected.keys() | own.keys()):
-        if name not in own:
-            raise GptcliError(f"{file} lacks the tensor {name}, {expected[name]} by config.json.", _MIXED)
-        if name not in expected:
-            raise GptcliError(f"{file} has a tensor {name} that config.json has no place for.", _MIXED)
-        if tuple(own[name].shape) != expected[name]:
-            raise GptcliError(
-                f"{file}: {name} has shape {tuple(own[name].shape)}, but config.json makes it {expected[name]}.", _MIXED
-            )
-        if not all_finite(own[name]):
-            raise GptcliError(
-                f"{file}: {name} holds NaN or infinite weights.",
-                "The run that wrote it had diverged; train again with a lower --learning-rate.",
-            )
+                raise nonzero_bias(str(file), name)
     return own
 
 
-_MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
+def check_tensors(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
+    """Check that ``tensors`` are exactly the model's parameters (qkv biases may be more), and finite.
+
+    Raises:
+        GptcliError: see `verify`; or a tensor has NaN or infinite values.
+    """
+    shapes, _ = file_shapes(config, tensors)
+    verify(shapes, tensors, where)
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            raise not_finite(where, name)
 
 
 def to_file(model: GPTModel) -> dict[str, Tensor]:
@@ -186,10 +182,10 @@ def create_from(
             written.
     """
     overwrite.check_output(path, force=force, inputs=inputs)
-    partial = safetensors_file.partial_path(path)
+    partial = partial_path(path)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        safetensors_file.clear_partials(path)
+        clear_partials(path)
         partial.mkdir()
         tokenizer.save(partial)
         write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
@@ -271,12 +267,8 @@ def write_config(
             **({"bits": bits} if bits < 32 else {}),
         },
     }
-    temporary = safetensors_file.partial_path(path / CONFIG)
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(path / CONFIG) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(everything, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / CONFIG)
 
 
 def cannot_write(path: Path, error: OSError) -> GptcliError:

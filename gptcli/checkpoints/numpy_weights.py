@@ -8,21 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.checkpoints.safetensors_header import read_header
+from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.checkpoints.verify import file_shapes, nonzero_bias, not_finite, plain_names, verify
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError
 from gptcli.model.parameters import parameter_shapes
-from gptcli.model.quantization import GROUP, Packed, from_bfloat16, is_packed_name, is_transposed, scale_name
+from gptcli.model.quantization import Packed, from_bfloat16, is_packed_name, is_transposed, scale_name
 
-_MIXED = "The two files come from different models; copy the checkpoint again, or train anew."
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}
-
-
-def packed_shapes(shape: tuple[int, ...], name: str, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of the packed values and of the scales of the matrix ``name``."""
-    inputs, outputs = shape[::-1] if is_transposed(name) else shape
-    groups = -(-inputs // GROUP)
-    return ((inputs, outputs), (outputs,)) if bits == 8 else ((groups * GROUP // 2, outputs), (groups, outputs))
 
 
 class WeightFile(Mapping[str, NDArray[Any] | Packed]):
@@ -34,34 +26,20 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
         bits: bits per weight of the matrices, from config.json: 32, 8 or 4.
 
     Raises:
-        GptcliError: a tensor is missing, unknown or of another shape; on access: its values are not finite.
+        GptcliError: a tensor is missing, unknown or of another shape or dtype; on access: its values are not finite.
     """
 
     def __init__(self, path: Path, config: GPTConfig, bits: int = 32) -> None:
         self.path = path
         self.bits = bits
         self._shapes = parameter_shapes(config)
-        self._found = read_header(path).tensors
-        expected = dict(self._shapes)
-        if bits < 32:
-            for name in filter(is_packed_name, self._shapes):
-                expected[name], expected[scale_name(name)] = packed_shapes(self._shapes[name], name, bits)
-        spare = set()
+        self._found = plain_names(read_header(path).tensors, str(path))
+        shapes, dtypes = file_shapes(config, self._found, bits)
+        verify(shapes, self._found, str(path), dtypes)
         if not config.qkv_bias:
-            spare = {name for name in self._found if name.endswith("attn.c_attn.bias")}
-        for name in sorted(expected.keys() | self._found.keys() - spare):
-            if name not in self._found:
-                raise GptcliError(f"{path} lacks the tensor {name}, {expected[name]} by config.json.", _MIXED)
-            if name not in expected:
-                raise GptcliError(f"{path} has a tensor {name} that config.json has no place for.", _MIXED)
-            if self._found[name].shape != expected[name]:
-                raise GptcliError(
-                    f"{path}: {name} has shape {self._found[name].shape}, but config.json makes it {expected[name]}.",
-                    _MIXED,
-                )
-        for name in spare:
-            if self._read(name).any():
-                raise GptcliError(f"{path}: {name} is not zero, but config.json says qkv_bias false.", _MIXED)
+            for name in self._found:
+                if name.endswith("attn.c_attn.bias") and self._read(name).any():
+                    raise nonzero_bias(str(path), name)
 
     def __getitem__(self, name: str) -> NDArray[Any] | Packed:
         if name not in self._shapes:
@@ -81,8 +59,6 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
     def _read(self, name: str) -> NDArray[Any]:
         """One tensor in a mapping of its own, so that deleting the array releases its memory."""
         info = self._found[name]
-        if info.dtype not in _DTYPES:
-            raise GptcliError(f"{self.path}: {name} has dtype {info.dtype}, which holds no weights.", _MIXED)
         start = info.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), info.end - start, access=mmap.ACCESS_READ, offset=start)
@@ -98,10 +74,7 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
     def _check(self, name: str, array: NDArray[Any]) -> None:
         """Raise GptcliError if a float32 array has NaN or infinite values."""
         if array.dtype == np.float32 and not _all_finite(array):
-            raise GptcliError(
-                f"{self.path}: {name} holds NaN or infinite weights.",
-                "The run that wrote it had diverged; train again with a lower --learning-rate.",
-            )
+            raise not_finite(str(self.path), name)
 
 
 def _all_finite(array: NDArray[np.float32]) -> bool:

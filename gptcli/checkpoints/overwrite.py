@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from gptcli.checkpoints import run_lock
+from gptcli.checkpoints.atomic import sync_directory
 from gptcli.checkpoints.layout import (
     CONFIG,
     EVENT_FILES,
@@ -26,7 +27,7 @@ from gptcli.checkpoints.layout import (
     WEIGHTS,
     read_config,
 )
-from gptcli.checkpoints.safetensors_header import read_header
+from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.errors import GptcliError
 
 _NAMED = 5  # number of files that a message lists
@@ -142,6 +143,7 @@ def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: b
         if path.exists():
             path.rmdir()
         partial.rename(path)
+        sync_directory(path.parent)
         return
     replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -152,6 +154,7 @@ def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: b
         except OSError:
             replaced.rename(path)
             raise
+        sync_directory(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
 

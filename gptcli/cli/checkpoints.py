@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config
-from gptcli.checkpoints.safetensors_header import read_header
+from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
 from gptcli.config.model import PRESETS, GPTConfig

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptcli.checkpoints.atomic import atomic_write
 from gptcli.errors import GptcliError, nearest
 
 BASE_URL = "https://raw.githubusercontent.com"
@@ -144,17 +145,10 @@ def place(data: bytes, path: Path) -> None:
     Raises:
         GptcliError: the folder cannot be made or written to, or the disk is full; no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise GptcliError(f"Cannot write {path}: {error.strerror}", "Give another folder with --out.") from error
 

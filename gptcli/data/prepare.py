@@ -18,7 +18,7 @@ import numpy as np
 
 from gptcli import tokenizers
 from gptcli.checkpoints import overwrite
-from gptcli.checkpoints.safetensors_file import clear_partials, partial_path
+from gptcli.checkpoints.atomic import clear_partials, partial_path
 from gptcli.data import documents, token_shards
 from gptcli.data.encoding_chunks import Portion, chunks
 from gptcli.data.token_shards import Place, Tokens, Writer

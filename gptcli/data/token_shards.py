@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.checkpoints import overwrite
+from gptcli.checkpoints.atomic import atomic_write, clear_partials, partial_path, put_in_place
 from gptcli.checkpoints.layout import TOKENIZER_FILES
-from gptcli.checkpoints.safetensors_file import clear_partials, partial_path, sync_directory
 from gptcli.errors import GptcliError
 
 MANIFEST = "corpus.json"
@@ -179,11 +179,8 @@ class Writer:
         header = Header(self._dtype.itemsize, self._count, self._crc, self._fingerprint, end)
         self._file.seek(0)
         self._file.write(header.pack())
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        self._partial.replace(shard_path(self._folder, self.number))
-        sync_directory(self._folder)
+        put_in_place(self._partial, shard_path(self._folder, self.number))
         self._file, self._count, self._crc, self.number = None, 0, 0, self.number + 1
 
     def close(self) -> None:
@@ -196,14 +193,9 @@ class Writer:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write corpus.json atomically, replacing an existing one."""
-    partial = partial_path(folder / MANIFEST)
-    with partial.open("w", encoding="utf-8", newline="\n") as out:
+    with atomic_write(folder / MANIFEST) as partial, partial.open("w", encoding="utf-8", newline="\n") as out:
         json.dump({"format": FORMAT, **manifest}, out, indent=1, ensure_ascii=False)
         out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(folder / MANIFEST)
-    sync_directory(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

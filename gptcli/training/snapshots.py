@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from gptcli.checkpoints import checkpoint, overwrite, safetensors_file
-from gptcli.checkpoints.checksum import file_sum
+from gptcli.checkpoints.atomic import atomic_write, partial_path, sync_directory
+from gptcli.checkpoints.checksum import file_sum, matches
 from gptcli.checkpoints.layout import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
 from gptcli.config.model import GPTConfig
@@ -136,7 +137,7 @@ class Store:
     ) -> Path:
         folder = run / FOLDER
         path = folder / f"step-{progress['step']:08d}"
-        partial = safetensors_file.partial_path(path)
+        partial = partial_path(path)
         try:
             folder.mkdir(exist_ok=True)
             _clear(folder)
@@ -157,15 +158,12 @@ class Store:
                 "sums": sums,
                 "facts": self.facts,
             }
-            with (partial / STATE).open("w", encoding="utf-8", newline="\n") as out:
+            with atomic_write(partial / STATE) as file, file.open("w", encoding="utf-8", newline="\n") as out:
                 json.dump(said, out, indent=1)
-                out.flush()
-                os.fsync(out.fileno())
-            safetensors_file.sync_directory(partial)
             if path.exists():  # a damaged snapshot, which `newest` skipped
                 shutil.rmtree(path)
             partial.rename(path)
-            safetensors_file.sync_directory(folder)
+            sync_directory(folder)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from error
         finally:
@@ -228,24 +226,25 @@ def _read(path: Path) -> Snapshot:
     file = path / STATE
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        sums = said["sums"]
+        sums = {name: said["sums"][name] for name in (WEIGHTS, OPTIMIZER) if name in said["sums"]}
         snapshot = Snapshot(path, said["progress"], said["facts"], said["scaler"], said["metrics_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise GptcliError(f"{file} is missing or damaged.", "Copy the run again.") from error
     for name, expected in sums.items():
-        if not (path / name).exists() or file_sum(path / name) != expected:
+        if not (path / name).exists() or not matches(path / name, expected):
             raise GptcliError(f"{path / name} is missing or damaged.", "Copy the run again.")
     return snapshot
 
 
-def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, list[int]]:
+def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
     """Write the files that have tensors, in parallel: one copies in memory while another writes. Checksums by name."""
+
+    def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        safetensors_file.write_tensors(path, tensors)
+        return file_sum(path)
+
     with ThreadPoolExecutor(len(files)) as pool:
-        jobs = {
-            path.name: pool.submit(safetensors_file.write_tensors, path, tensors)
-            for path, tensors in files.items()
-            if tensors
-        }
+        jobs = {path.name: pool.submit(write, path, tensors) for path, tensors in files.items() if tensors}
     return {name: job.result() for name, job in jobs.items()}
 
 

@@ -85,7 +85,7 @@ def test_a_qkv_bias_in_a_model_without_one_is_a_contradiction(tmp_path: Path) ->
     file = path / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in safetensors_file.read_tensors(file).items()}
     tensors["h.1.attn.c_attn.bias"][5] = 0.5
-    safetensors_file.write_tensors(file, tensors, {})
+    safetensors_file.write_tensors(file, tensors)
     with pytest.raises(GptcliError, match=r"h\.1\.attn\.c_attn\.bias is not zero"):
         checkpoint.load(path)
 
@@ -99,7 +99,7 @@ def test_a_run_replaced_by_force_is_there_until_the_new_one_is_whole(
     def refuse(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors_file, "_write_tensor", refuse)
+    monkeypatch.setattr(safetensors_file, "_serialize", refuse)
     with pytest.raises(GptcliError):
         checkpoint.create(path, GPTModel(checkpoint.load(path).config), tokenizers.build("byte"), {}, force=True)
     assert (path / "model.safetensors").read_bytes() == before

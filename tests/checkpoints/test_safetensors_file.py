@@ -15,8 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptcli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gptcli.checkpoints.safetensors_header import DTYPES, read_header
+from gptcli.checkpoints.safetensors_file import DTYPES, read_header, read_tensors, write_tensors
 from gptcli.errors import GptcliError
 
 
@@ -50,10 +49,19 @@ def test_writes_the_bytes_of_the_library(tmp_path: Path) -> None:
     assert int.from_bytes(ours[:8], "little") % 8 == 0
 
 
-def test_the_library_reads_our_metadata(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "x", {"a": torch.zeros(1)}, {"größe": 'a "quote"\n'})
-    with safetensors.safe_open(tmp_path / "x", "pt") as file:
-        assert file.metadata() == {"format": "pt", "größe": 'a "quote"\n'} == read_header(tmp_path / "x").metadata
+def test_saving_again_gives_the_same_bytes_with_one_metadata_key(tmp_path: Path) -> None:
+    tensors = every_dtype()
+    for name in ("a", "b"):
+        write_tensors(tmp_path / name, tensors)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with safetensors.safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == {"format": "pt"} == read_header(tmp_path / "a").metadata
+
+
+def test_a_file_of_ours_is_as_open_to_others_as_the_umask_says(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "x", every_dtype())
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
@@ -65,12 +73,16 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     assert read_header(tmp_path / "theirs").metadata == {"format": "pt"}
 
 
-def test_the_library_reads_what_is_cast_and_transposed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_library_reads_what_is_cast_and_transposed(tmp_path: Path, dtype: torch.dtype) -> None:
     weight = torch.randn(8, 3)
-    write_tensors(tmp_path / "x", {"w": weight.t(), "ids": torch.arange(3)}, dtype=torch.bfloat16)
+    tensors = {"w": weight.t(), "ids": torch.arange(3), "none": torch.empty(0, 2), "one": torch.tensor(1.5)}
+    write_tensors(tmp_path / "x", tensors, dtype=dtype)
     read = safetensors.torch.load_file(tmp_path / "x")
-    assert same_bits(read["w"], weight.t().to(torch.bfloat16))
-    assert same_bits(read["ids"], torch.arange(3))
+    for name, tensor in tensors.items():
+        assert same_bits(read[name], tensor.to(dtype) if tensor.is_floating_point() else tensor), name
+    converted = {name: tensor.contiguous() for name, tensor in read.items()}
+    assert (tmp_path / "x").read_bytes() == safetensors.torch.save(converted, {"format": "pt"})
 
 
 def test_tensors_are_writable_and_the_file_stays(good: Path) -> None:

@@ -1,7 +1,6 @@
 """GGUF, the single-file format of llama.cpp, Ollama and LM Studio; written with the gguf package, an optional extra."""
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.checkpoints.atomic import atomic_write, clear_partials
 from gptcli.checkpoints.formats.names import HEAD, transpose_projections
-from gptcli.checkpoints.safetensors_file import clear_partials, partial_path
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
@@ -62,33 +61,28 @@ def write(
     """
     gguf = _gguf()
     placed = _placed(gguf, tensors, config, dtype)
-    partial = partial_path(path)
     try:
         clear_partials(path)
-        writer = gguf.GGUFWriter(partial, "gpt2")
-        _add_metadata(writer, config, tokenizer, dtype, name)
-        for tensor_name, tensor in placed.items():
-            kind = gguf.GGMLQuantizationType[_ggml_name(tensor, dtype)]
-            array = _bits(tensor[:0], kind.name)
-            nbytes = tensor.numel() * array.dtype.itemsize
-            writer.add_tensor_info(tensor_name, list(tensor.shape), array.dtype, nbytes, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in placed.values():
-            writer.write_tensor_data(_bits(tensor, _ggml_name(tensor, dtype)))
-        writer.flush()
-        writer.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        _compare(gguf, partial, placed, dtype)
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            writer = gguf.GGUFWriter(partial, "gpt2")
+            _add_metadata(writer, config, tokenizer, dtype, name)
+            for tensor_name, tensor in placed.items():
+                kind = gguf.GGMLQuantizationType[_ggml_name(tensor, dtype)]
+                array = _bits(tensor[:0], kind.name)
+                nbytes = tensor.numel() * array.dtype.itemsize
+                writer.add_tensor_info(tensor_name, list(tensor.shape), array.dtype, nbytes, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor in placed.values():
+                writer.write_tensor_data(_bits(tensor, _ggml_name(tensor, dtype)))
+            writer.flush()
+            writer.close()
+            _compare(gguf, partial, placed, dtype)
     except OSError as error:
         raise GptcliError(
             f"{path} cannot be written: {error.strerror or error}.", "Choose a folder with room that you may write to."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _placed(gguf: Any, tensors: Mapping[str, Tensor], config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:

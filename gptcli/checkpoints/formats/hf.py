@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gptcli.checkpoints import safetensors_file
+from gptcli.checkpoints.checkpoint import check_tensors
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_json, read_pickle
 from gptcli.config.model import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
@@ -37,7 +38,7 @@ def read_directory(directory: Path, weights: Path | None = None) -> Source:
 def make_source(tensors: Mapping[str, Tensor], config: GPTConfig, directory: Path, where: str) -> Source:
     """Translate the tensors to our names, check them against ``config`` and find the tokenizer."""
     ours = names.settle_head(names.from_hugging_face(tensors, where), config.tie_weights, where)
-    names.check(ours, config, where)
+    check_tensors(ours, config, where)
     notes: list[str] = []
     return Source("Hugging Face", config, ours, find_tokenizer(directory, config.vocab_size, notes), notes)
 

@@ -1,18 +1,16 @@
 """The table of parameter names: ours, which are Hugging Face's, and OpenAI's.
 
-The functions translate a source's tensors to our names and check them against the config: none missing, none unknown,
-no other shape, no NaN.
+The functions translate a source's tensors to our names; `checkpoint.check_tensors` then checks them against the config.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from gptcli.checkpoints.verify import listed, plain_names
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
-from gptcli.model.parameters import parameter_shapes
 
 # Ours -> OpenAI's; {} stands for the number of the layer.
 TABLE = {
@@ -38,10 +36,7 @@ HEAD = "lm_head.weight"
 
 # Projection weights: OpenAI stores them as 1×1 convolutions (1, in, out), torch.nn.Linear as (out, in).
 _PROJECTION = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-_WRAPPERS = ("_orig_mod.", "module.", "transformer.")  # torch.compile's, DataParallel's, Hugging Face's
 _MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias$")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_MOST_LISTED = 100
 
 
 def _translate(name: str, table: Mapping[str, str]) -> str | None:
@@ -87,17 +82,8 @@ def from_hugging_face(tensors: Mapping[str, Tensor], where: str) -> dict[str, Te
     Raises:
         GptcliError: two names become the same name.
     """
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        ours = name
-        for wrapper in _WRAPPERS:
-            ours = ours.removeprefix(wrapper)
-        if _MASK_BUFFER.fullmatch(ours):
-            continue
-        if ours in found:
-            raise GptcliError(f"{where} has the tensor {ours} twice, once as {name!r}.", "Remove one of the two.")
-        found[ours] = tensor
-    return found
+    found = plain_names(tensors, where)
+    return {name: tensor for name, tensor in found.items() if not _MASK_BUFFER.fullmatch(name)}
 
 
 def settle_head(tensors: dict[str, Tensor], tied: bool, where: str) -> dict[str, Tensor]:
@@ -131,7 +117,7 @@ def infer_config(tensors: Mapping[str, Tensor], where: str) -> GPTConfig:
     positions, up = shapes.get("wpe.weight", ()), shapes.get("h.0.mlp.c_fc.weight", ())
     if not layers or any(len(shape) != 2 or 0 in shape for shape in (embedding, positions, up)):
         raise GptcliError(
-            f"{where} has no config.json, and its tensors ({_listed(sorted(shapes)[:5])} …) are not GPT-2's.",
+            f"{where} has no config.json, and its tensors ({listed(sorted(shapes))}) are not GPT-2's.",
             "Only GPT-2's architecture is supported; a config.json beside the file would say what it is.",
         )
     (vocab_size, emb_dim), context_length, ffn_dim = embedding, positions[0], up[1]
@@ -150,62 +136,3 @@ def infer_config(tensors: Mapping[str, Tensor], where: str) -> GPTConfig:
         tie_weights=not own_head,
         ffn_dim=None if ffn_dim == 4 * emb_dim else ffn_dim,
     )
-
-
-def check(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
-    """Check that ``tensors`` are exactly the model's parameters, floating-point and finite.
-
-    Raises:
-        GptcliError: lists the tensors that are missing, unknown, of another shape or dtype, or not finite.
-    """
-    # Checked first, because parameter_shapes lists every layer and a hostile config can have a billion.
-    if config.n_layers > len(tensors):
-        raise GptcliError(f"{where} has {len(tensors)} tensors, too few for n_layers {config.n_layers}.", _DISAGREE)
-    expected = parameter_shapes(config)
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in tensors]
-    extra = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]
-    other = [
-        f"{name} is {tuple(tensors[name].shape)} and should be {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    complaints = [
-        f"{what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("not GPT-2's", extra), ("of another shape", other))
-        if names
-    ]
-    if complaints:
-        raise GptcliError(f"{where} and its config disagree; {'; '.join(complaints)}.", _DISAGREE)
-    strange = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if not _is_plain(tensor)]
-    if strange:
-        raise GptcliError(
-            f"{where}: not plain float16, bfloat16 or float32 weights: {_listed(strange)}.",
-            "Quantised weights cannot be read; take the original model.",
-        )
-    broken = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
-    if broken:
-        raise GptcliError(
-            f"{where}: NaN or infinite weights in {_listed(broken)}.", "The file is damaged, or its training diverged."
-        )
-
-
-_DISAGREE = "The files come from different models, or something is cut off; get all of them again from one place."
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = [name.encode("ascii", "backslashreplace").decode() for name in names]
-    listed = ["".join(c if c.isprintable() else "?" for c in name)[:200] for name in listed]
-    more = len(listed) - _MOST_LISTED
-    return ", ".join(listed[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, on the CPU, of a known dtype, and has storage for every element."""
-    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-
-
-def _all_finite(tensor: Tensor) -> bool:
-    # A finite sum proves it in one pass without a copy; if the sum is not finite, each element is tested.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.checkpoints.checkpoint import check_tensors
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_pickle
 from gptcli.config.model import GPTConfig
@@ -67,7 +68,7 @@ def read(file: Path, values: dict[str, Any] | None = None) -> Source:
         notes.append("The 47 padding rows of the vocabulary, which no token names, are dropped.")
     if not arguments.get("bias", True):
         _add_zero_biases(tensors)
-    names.check(tensors, config, where)
+    check_tensors(tensors, config, where)
     return Source("nanoGPT", config, tensors, find_tokenizer(file.parent, config.vocab_size, notes), notes)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gptcli.checkpoints.checkpoint import check_tensors
 from gptcli.checkpoints.formats import names, tf_bundle
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, read_json
 from gptcli.config.model import GPTConfig
@@ -46,7 +47,7 @@ def read_directory(directory: Path) -> Source:
         raise GptcliError(f"{file}: {error.message}", error.hint) from error
     index = _find_index(directory)
     tensors = names.from_openai(tf_bundle.read_bundle(index))
-    names.check(tensors, config, str(index))
+    check_tensors(tensors, config, str(index))
     notes: list[str] = []
     return Source(
         "OpenAI's TensorFlow files", config, tensors, find_tokenizer(directory, config.vocab_size, notes), notes

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli import tokenizers
+from gptcli.checkpoints.verify import listed
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer, tokenizer_json
@@ -89,14 +90,21 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def only_tensors(values: dict[Any, Any], where: str) -> dict[str, Tensor]:
-    """``values``, if all keys are strings and all values are tensors; detached.
+    """``values``, if all keys are strings and all values are plain tensors; detached.
 
     Raises:
-        GptcliError: a key is not a string or a value is not a tensor.
+        GptcliError: a key is not a string; or a value is not a tensor, is sparse, quantised or not on the CPU, or has
+            less storage than elements (a stride of 0 makes a shape of any size out of a few bytes).
     """
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise GptcliError(f"{where}: {name!r:.60} is a {type(value).__name__}, not a tensor.", "Is it a GPT-2?")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise GptcliError(
+                f"{where}: not plain float16, bfloat16 or float32 weights: {listed([f'{name} {value.dtype}'])}.",
+                "Quantised weights of other programs cannot be read; take the original model.",
+            )
     return {name: value.detach() for name, value in values.items()}
 
 
