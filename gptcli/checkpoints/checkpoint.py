@@ -119,7 +119,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) 
     Raises:
         GptcliError: see `verify`; or a tensor has NaN or infinite values.
     """
-    shapes, _ = file_shapes(config, tensors)
+    shapes, _ = file_shapes(config, tensors, where)
     verify(shapes, tensors, where)
     for name, tensor in tensors.items():
         if not all_finite(tensor):

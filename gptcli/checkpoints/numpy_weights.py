@@ -34,7 +34,7 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
         self.bits = bits
         self._shapes = parameter_shapes(config)
         self._found = plain_names(read_header(path).tensors, str(path))
-        shapes, dtypes = file_shapes(config, self._found, bits)
+        shapes, dtypes = file_shapes(config, self._found, str(path), bits)
         verify(shapes, self._found, str(path), dtypes)
         if not config.qkv_bias:
             for name in self._found:

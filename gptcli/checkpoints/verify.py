@@ -1,7 +1,7 @@
 """The one check of a model's tensors against its config: names, shapes and dtypes, before any data is read."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from gptcli.checkpoints.safetensors_file import DTYPES
@@ -48,14 +48,22 @@ def plain_names(tensors: Mapping[str, T], where: str) -> dict[str, T]:
     return found
 
 
-def file_shapes(config: GPTConfig, names: Iterable[str], bits: int = 32) -> tuple[dict[str, Shape], dict[str, str]]:
+def file_shapes(
+    config: GPTConfig, names: Collection[str], where: str, bits: int = 32
+) -> tuple[dict[str, Shape], dict[str, str]]:
     """The shapes of the tensors in a file of ours, and the dtypes of those that are not floats of `FLOATS`.
 
     Args:
         config: the model's shape.
         names: the tensors in the file. A model without qkv biases may have them there, as zeros.
+        where: the file's name.
         bits: bits per weight of the matrices: 32, 8 or 4.
+
+    Raises:
+        GptcliError: there are fewer tensors than layers; a hostile config has thousands of layers, and shapes to list.
     """
+    if config.n_layers > len(names):
+        raise GptcliError(f"{where} has {len(names)} tensors, too few for n_layers {config.n_layers}.", _OTHER_MODELS)
     shapes = parameter_shapes(config.with_changes(qkv_bias=True))
     if not config.qkv_bias:
         spare = {name for name in shapes if name.endswith("attn.c_attn.bias")}.difference(names)

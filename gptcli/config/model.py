@@ -10,6 +10,11 @@ Activation = Literal["gelu_new", "gelu", "relu"]
 model_setting = in_panel("Model")
 
 
+def up_to(largest: int) -> dict[str, int]:
+    """The range of a size: at most far more than any model has, so that no file's makes a product overflow."""
+    return {"at_least": 1, "at_most": largest}
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a GPT-2-class model, with the course's field names. The defaults are GPT-2 small.
@@ -19,15 +24,15 @@ class GPTConfig:
     scores are divided by √head_dim, and whether they are also divided by the layer's number, counted from 1.
 
     Raises:
-        SettingError: a size is not positive, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), the
-            activation is unknown, layer_norm_eps is not positive.
+        SettingError: a size is out of its range, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), the
+            activation is unknown, layer_norm_eps is outside (0, 1).
     """
 
-    vocab_size: int = model_setting(50_257, "Entries of the vocabulary.", at_least=1)
-    context_length: int = model_setting(1_024, "Tokens the model sees at once.", at_least=1, common=True)
-    emb_dim: int = model_setting(768, "Width.", at_least=1)
-    n_heads: int = model_setting(12, "Attention heads.", at_least=1)
-    n_layers: int = model_setting(12, "Transformer blocks.", at_least=1)
+    vocab_size: int = model_setting(50_257, "Entries of the vocabulary.", **up_to(100_000_000))
+    context_length: int = model_setting(1_024, "Tokens the model sees at once.", common=True, **up_to(10_000_000))
+    emb_dim: int = model_setting(768, "Width.", **up_to(100_000))
+    n_heads: int = model_setting(12, "Attention heads.", **up_to(10_000))
+    n_layers: int = model_setting(12, "Transformer blocks.", **up_to(10_000))
     drop_rate: float = model_setting(
         0.1, "Dropout.", at_least=0, below=1,
         hint="Dropout is the share of activations set to zero: 0.1 is GPT-2's, 0 turns it off.",
@@ -35,10 +40,10 @@ class GPTConfig:
     qkv_bias: bool = model_setting(True, "Bias in the qkv projection.")
     tie_weights: bool = model_setting(True, "Token embedding as output head.")
     ffn_dim: int | None = model_setting(
-        None, "Width of the feed-forward layer; 4 times emb_dim by default.", at_least=1
+        None, "Width of the feed-forward layer; 4 times emb_dim by default.", **up_to(1_000_000)
     )
     activation: Activation = model_setting("gelu_new", "Of the feed-forward layer.")
-    layer_norm_eps: float = model_setting(1e-5, "Epsilon of the layer norms.", above=0, hint="GPT-2's is 1e-5.")
+    layer_norm_eps: float = model_setting(1e-5, "Epsilon of the layer norms.", above=0, below=1, hint="GPT-2's is 1e-5.")
     scale_attn: bool = model_setting(True, "Divide attention scores by the root of a head's width.")
     scale_attn_by_layer: bool = model_setting(False, "Divide attention scores by the layer's number as well.")
 

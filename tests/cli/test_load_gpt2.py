@@ -141,8 +141,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         hf_with(fields(n_embd=64)),
         ("of another shape: wte.weight is (61, 128) and should be (61, 64)", " and 23 more."),
     ),
-    "contradicting depth": (hf_with(fields(n_layer=3)), ("missing: h.2.ln_1.weight (128,)", "h.2.mlp.c_proj.bias")),
-    "a billion layers": (hf_with(fields(n_layer=10**9)), ("too few for n_layers 1000000000",)),
+    "contradicting depth": (hf_with(fields(n_layer=3)), ("missing: h.2.ln_1.weight (128,)", "and 7 more")),
+    "a billion layers": (hf_with(fields(n_layer=10**9)), ("config.json: n_layers is 1000000000", "at most 10,000")),
+    "a thousand layers": (hf_with(fields(n_layer=1000)), ("too few for n_layers 1000",)),
+    "positions beyond any model": (hf_with(fields(n_positions=10**20)), ("context_length is 1000000000000", "at most")),
+    "a vocabulary beyond any model": (hf_with(fields(vocab_size=2**31)), ("vocab_size is 2147483648", "at most")),
     "a missing tensor": (hf_with(tensors=without("h.1.ln_2.bias")), ("missing: h.1.ln_2.bias (128,)",)),
     "an extra tensor": (
         hf_with(tensors={**random_tensors(), "score.weight": torch.zeros(2, 128)}),
