@@ -96,6 +96,61 @@ def write_nanogpt(
     return file
 
 
+def write_course(
+    file: Path,
+    tensors: Mapping[str, Tensor] | None = None,
+    config: GPTConfig = CONFIG,
+    prefix: str = "",
+    whole: bool = False,
+) -> Path:
+    """As the course saves its GPTModel: Linear layouts, three projections, a mask in each block, a head of its own.
+
+    ``whole``: with the optimizer's state beside it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    theirs = names.transpose_projections(random_tensors(config) if tensors is None else tensors)
+    words = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_proj": "att.out_proj", "mlp.c_fc": "ff.layers.0"}
+    words |= {"mlp.c_proj": "ff.layers.2", "ln_f": "final_norm", "wte": "tok_emb", "wpe": "pos_emb"}
+    state: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        place, _, kind = name.removeprefix("h.").rpartition(".")
+        block, _, inner = place.partition(".") if name.startswith("h.") else ("", "", place)
+        at = f"trf_blocks.{block}." if block else ""
+        if inner == "attn.c_attn":
+            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                state[f"{prefix}{at}att.W_{part}.{kind}"] = piece.contiguous()
+            state[f"{prefix}{at}att.mask"] = torch.ones(config.context_length, config.context_length).triu(1)
+        else:
+            is_norm = inner.startswith("ln")
+            kind = {"weight": "scale", "bias": "shift"}[kind] if is_norm else kind
+            state[f"{prefix}{at}{words.get(inner, inner)}.{kind}"] = tensor.contiguous()
+    state[f"{prefix}out_head.weight"] = state.pop(f"{prefix}lm_head.weight", state[f"{prefix}tok_emb.weight"])
+    torch.save({"model_state_dict": state, "optimizer_state_dict": {"state": {}}} if whole else state, file)
+    return file
+
+
+def write_llm_c(
+    file: Path, tensors: Mapping[str, Tensor] | None = None, config: GPTConfig = CONFIG, version: int = 3
+) -> Path:
+    """As llm.c's train_gpt2.py writes a model: version 3 float32, 5 bfloat16; the vocabulary padded to 128."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    theirs = names.transpose_projections(random_tensors(config) if tensors is None else tensors)
+    padded = -(-config.vocab_size // 128) * 128
+    sizes = (config.context_length, config.vocab_size, config.n_layers, config.n_heads, config.emb_dim, padded)
+    content = struct.pack("<8i", 20240326, version, *sizes).ljust(1024, b"\0")
+    blocks = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    order = [
+        f"h.{layer}.{name}.{kind}" for name in blocks for kind in ("weight", "bias") for layer in range(config.n_layers)
+    ]
+    for name in ["wte.weight", "wpe.weight", *order, "ln_f.weight", "ln_f.bias"]:
+        tensor = theirs[name].to(torch.float32 if version == 3 else torch.bfloat16).contiguous()
+        content += tensor.view(-1).view(torch.uint8).numpy().tobytes()
+        if name == "wte.weight":
+            content += bytes((padded - config.vocab_size) * config.emb_dim * tensor.element_size())
+    file.write_bytes(content)
+    return file
+
+
 def write_openai(
     directory: Path,
     tensors: Mapping[str, Tensor] | None = None,

@@ -70,12 +70,20 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
         ours = everything["gptcli"]
         _check_format(file, ours)
         names = {field.name for field in fields(GPTConfig)}
-        return GPTConfig(**{k: v for k, v in ours["config"].items() if k in names}), ours
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shape = {name: value for name, value in ours["config"].items() if name in names}
+    except OSError as error:
+        raise GptcliError(
+            f"{file} cannot be read: {error.strerror or error}.", "Check that you may read it."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GptcliError(
             f"{file} is not a gptcli checkpoint's: {_one_line(error)}.",
-            "Bring foreign weights in with: gptcli load-gpt2 --from DIRECTORY",
+            f"Bring foreign weights in with: gptcli load-gpt2 --from {path}",
         ) from error
+    try:
+        return GPTConfig(**shape), ours
+    except GptcliError as error:
+        raise GptcliError(f"{file}: {error.message}", "Copy the checkpoint again, or train anew.") from error
 
 
 def check_format(path: Path) -> None:
@@ -83,7 +91,7 @@ def check_format(path: Path) -> None:
     file = path / CONFIG
     try:
         ours = json.loads(file.read_text(encoding="utf-8"))["gptcli"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     if isinstance(ours, dict):
         _check_format(file, ours)

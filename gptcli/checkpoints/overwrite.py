@@ -117,7 +117,7 @@ def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> No
         raise GptcliError(f"{path} exists already, and is a file.", "Choose another folder.")
     for source in inputs:
         if _is_or_holds(path, source):
-            what = "is" if path.samefile(source) else f"holds {source},"
+            what = "is" if source.exists() and path.samefile(source) else f"holds {source},"
             raise GptcliError(f"{path} {what} what this command reads.", "Choose another folder.")
     if not _holds_something(path):
         return

@@ -43,7 +43,9 @@ class GPTConfig:
         None, "Width of the feed-forward layer; 4 times emb_dim by default.", **up_to(1_000_000)
     )
     activation: Activation = model_setting("gelu_new", "Of the feed-forward layer.")
-    layer_norm_eps: float = model_setting(1e-5, "Epsilon of the layer norms.", above=0, below=1, hint="GPT-2's is 1e-5.")
+    layer_norm_eps: float = model_setting(
+        1e-5, "Epsilon of the layer norms.", above=0, below=1, hint="GPT-2's is 1e-5."
+    )
     scale_attn: bool = model_setting(True, "Divide attention scores by the root of a head's width.")
     scale_attn_by_layer: bool = model_setting(False, "Divide attention scores by the layer's number as well.")
 

@@ -1,15 +1,19 @@
 """A checkpoint directory as others see it, and what survives."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign import write_hf
 from models import tiny_checkpoint, tiny_model
 
 from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint, safetensors_file
+from gptcli.checkpoints.layout import WEIGHTS
+from gptcli.checkpoints.numpy_weights import WeightFile
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel
 
@@ -53,6 +57,58 @@ def test_transformers_opens_it_as_it_is(tmp_path: Path, tie: bool, bias: bool) -
 
     mine = continuation(loaded.model(), ids[:4], max_new_tokens=10, sampling=SamplingConfig(temperature=0), seed=0)
     assert greedy[0, 4:].tolist() == [token.id for token in mine]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_it_opens_again_after_transformers_has_saved_it(gptcli: Any, tmp_path: Path, tie: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = tiny_checkpoint(tmp_path / "run", kind="gpt2", emb_dim=24, tie_weights=tie)
+    shutil.copytree(path, tmp_path / "again")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path)
+    theirs.save_pretrained(tmp_path / "again")
+    header = safetensors_file.read_header(tmp_path / "again" / WEIGHTS)
+    assert any(name.startswith("transformer.h.0") for name in header.tensors)
+    before, again = checkpoint.load(path), checkpoint.load(tmp_path / "again")
+    assert before.config == again.config
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in before.tensors.items())
+    assert set(WeightFile(tmp_path / "again" / WEIGHTS, again.config)) == set(before.tensors)
+    texts = [
+        gptcli("generate", "the", "-c", where, "-n", 4, "--temperature", 0).out for where in (path, tmp_path / "again")
+    ]
+    assert texts[0] == texts[1] != ""
+
+
+def test_a_directory_that_is_only_transformers_own_says_how_to_bring_it_in(gptcli: Any, tmp_path: Path) -> None:
+    path = write_hf(tmp_path / "model")
+    gptcli("generate", "the", "-c", path).assert_user_error("config.json", f"gptcli load-gpt2 --from {path}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("context_length", 99999999999999999999), ("vocab_size", 2**63), ("emb_dim", 2**31), ("n_layers", 10**9),
+     ("ffn_dim", 10**12), ("n_heads", 10**6), ("context_length", 9_999_999), ("vocab_size", 99_999_999),
+     ("n_layers", 9_999), ("layer_norm_eps", 10**400)],
+)  # fmt: skip
+def test_a_config_with_sizes_of_no_model_is_refused(gptcli: Any, tmp_path: Path, field: str, value: int) -> None:
+    run = tiny_checkpoint(tmp_path / "run")
+    file = run / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["gptcli"]["config"][field] = value
+    file.write_text(json.dumps(config), encoding="utf-8")
+    for command in (("generate", "the", "-c", run), ("export", run, tmp_path / "out"), ("quantize", run)):
+        gptcli(*command).assert_user_error(str(run))
+    with pytest.raises(GptcliError):
+        checkpoint.load(run)
+
+
+def test_an_error_lists_five_tensors_at_most(tmp_path: Path) -> None:
+    run = tiny_checkpoint(tmp_path / "run", n_layers=3)
+    file = run / WEIGHTS
+    tensors = {f"x{name}": tensor.clone() for name, tensor in safetensors_file.read_tensors(file).items()}
+    safetensors_file.write_tensors(file, tensors)
+    with pytest.raises(GptcliError, match=r"missing: .* and 35 more; not GPT-2's: .* and 35 more") as caught:
+        checkpoint.load(run)
+    assert len(caught.value.message) < 700 + len(str(run))
 
 
 def test_config_json_has_what_converters_ask_for(tmp_path: Path) -> None:

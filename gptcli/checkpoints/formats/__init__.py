@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gptcli.checkpoints.formats import hf, nanogpt, openai_tf
+from gptcli.checkpoints.formats import course, hf, llm_c, nanogpt, openai_tf
 from gptcli.checkpoints.formats.source import Source, read_pickle
 from gptcli.errors import GptcliError
 
@@ -10,23 +10,29 @@ from gptcli.errors import GptcliError
 def read(path: Path) -> Source:
     """The model at ``path``; the format is detected, mainly from the content of the files.
 
-    ``path`` is a Hugging Face directory or a file of it, OpenAI's TensorFlow files (their directory or any file of it),
-    or a nanoGPT checkpoint (its file, or its directory).
+    ``path`` is a Hugging Face directory or a file of it; OpenAI's TensorFlow files: their directory, any file of it, or
+    the path without a suffix that TensorFlow calls the checkpoint; a nanoGPT checkpoint (its file, or its directory);
+    the course's model.pth (likewise); or a .bin file of llm.c's.
 
     Raises:
         GptcliError: ``path`` does not exist, its format is unknown, or it is damaged, hostile or not a GPT-2.
     """
     if path.is_dir():
         return _read_directory(path)
+    index = openai_tf.index_of(path)
+    if index is not None:
+        return openai_tf.read_directory(path.parent, index)
     if not path.is_file():
         raise GptcliError(f"There is no {path}.", "Give a directory with a GPT-2 in it, or a file of weights.")
     if path.suffix != ".safetensors":
-        if openai_tf.is_index(path) or path.name.startswith("model.ckpt"):
-            return openai_tf.read_directory(path.parent)
+        if llm_c.is_file(path):
+            return llm_c.read(path)
         if hf.is_pickle(path):
             values = read_pickle(path)
             if nanogpt.is_checkpoint(values):
                 return nanogpt.read(path, values)
+            if course.is_state(values):
+                return course.read(path, values)
     if path.name.endswith(".index.json") or (path.parent / hf.CONFIG).is_file():
         return hf.read_directory(path.parent, path)
     return hf.read_lone_file(path)
@@ -39,7 +45,7 @@ def _read_directory(directory: Path) -> Source:
     if (directory / openai_tf.HPARAMS).exists() or any(openai_tf.is_index(path) for path in files):
         return openai_tf.read_directory(directory)
     for path in files:
-        if path.suffix == ".pt" and hf.is_pickle(path):
+        if path.suffix in (".pt", ".pth") and hf.is_pickle(path):
             return read(path)
     if any(path.suffix in (".safetensors", ".bin") for path in files):
         raise GptcliError(

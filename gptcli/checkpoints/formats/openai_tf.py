@@ -1,5 +1,6 @@
 """GPT-2 in OpenAI's format: hparams.json, a TensorFlow checkpoint and, optionally, the vocabulary in one folder."""
 
+import re
 from pathlib import Path
 
 from gptcli.checkpoints.checkpoint import check_tensors
@@ -28,8 +29,20 @@ def is_index(path: Path) -> bool:
         return False
 
 
-def read_directory(directory: Path) -> Source:
-    """The model in a directory with the files that OpenAI published.
+def index_of(path: Path) -> Path | None:
+    """The index of the TensorFlow checkpoint that ``path`` names, as its index, a data shard, or without a suffix.
+
+    None for other paths. A file of model.ckpt has an index even where that is missing: its absence is the error.
+    """
+    if is_index(path):
+        return path
+    prefix = re.sub(r"\.(data-\d+-of-\d+|index|meta)$", "", path.name)
+    index = path.with_name(f"{prefix}.index") if prefix else path
+    return index if is_index(index) or (prefix == "model.ckpt" and path.is_file()) else None
+
+
+def read_directory(directory: Path, index: Path | None = None) -> Source:
+    """The model in a directory with the files that OpenAI published; ``index`` is the checkpoint, None for the only.
 
     Raises:
         GptcliError: hparams.json, the index or a data shard is missing or damaged, or a name or shape is not GPT-2's.
@@ -45,7 +58,7 @@ def read_directory(directory: Path) -> Source:
         config = GPTConfig(**{ours: hparams[theirs] for theirs, ours in _FIELDS.items()})
     except GptcliError as error:
         raise GptcliError(f"{file}: {error.message}", error.hint) from error
-    index = _find_index(directory)
+    index = index or _find_index(directory)
     tensors = names.from_openai(tf_bundle.read_bundle(index))
     check_tensors(tensors, config, str(index))
     notes: list[str] = []
@@ -67,6 +80,6 @@ def _find_index(directory: Path) -> Path:
     if len(others) > 1:
         raise GptcliError(
             f"{directory} holds {len(others)} checkpoints: {', '.join(path.name for path in others[:10])}.",
-            "Move the one you want into a directory of its own, with its data files and hparams.json.",
+            f"Name the one you want: --from {others[0]}",
         )
     return others[0]

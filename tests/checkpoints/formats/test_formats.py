@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign import CONFIG, random_tensors, write_hf, write_nanogpt, write_openai
+from foreign import CONFIG, random_tensors, write_course, write_hf, write_llm_c, write_nanogpt, write_openai
 from safetensors.torch import load_file
 
 from gptcli import tokenizers
@@ -40,7 +40,7 @@ def test_the_table_and_its_inverse() -> None:
     assert same(names.transpose_projections(names.transpose_projections(ours)), ours)
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "_orig_mod.module.transformer."])
+@pytest.mark.parametrize("prefix", ["", "transformer.", "module._orig_mod.", "_orig_mod.module.transformer."])
 @pytest.mark.parametrize("form", ["safetensors", "safetensors-sharded", "bin", "bin-sharded"])
 def test_hugging_face_directories(tmp_path: Path, form: str, prefix: str) -> None:
     tensors = random_tensors()
@@ -209,3 +209,82 @@ def test_an_index_that_is_compressed_is_refused_by_name(tmp_path: Path) -> None:
     index.write_bytes(table)
     with pytest.raises(GptcliError, match="compressed"):
         formats.read(tmp_path)
+
+
+def two_checkpoints(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """A run of OpenAI's format with the checkpoints model-500 and model-1000."""
+    made = {}
+    for seed, name in ((1, "model-500"), (2, "model-1000")):
+        made[name] = random_tensors(seed=seed)
+        write_openai(directory, made[name])
+        for path in list(directory.glob("model.ckpt*")):
+            path.rename(directory / path.name.replace("model.ckpt", name))
+    return made
+
+
+@pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001", ""])
+def test_the_tensorflow_checkpoint_that_is_named_is_read(tmp_path: Path, suffix: str) -> None:
+    for name, tensors in two_checkpoints(tmp_path).items():
+        assert same(formats.read(tmp_path / f"{name}{suffix}").tensors, tensors)
+
+
+def test_of_two_tensorflow_checkpoints_one_must_be_named(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path)
+    with pytest.raises(GptcliError, match="2 checkpoints") as caught:
+        formats.read(tmp_path)
+    assert f"--from {tmp_path / 'model-1000.index'}" in caught.value.hint
+    with pytest.raises(GptcliError, match="There is no"):
+        formats.read(tmp_path / "model-700")
+
+
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod.", "_orig_mod."])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_courses_state_dict(tmp_path: Path, prefix: str, whole: bool, bias: bool, tied: bool) -> None:
+    config = CONFIG.with_changes(qkv_bias=bias, tie_weights=tied)
+    tensors = random_tensors(config)
+    file = write_course(tmp_path / "model.pth", tensors, config, prefix, whole)
+    for path in (file, tmp_path):
+        source = formats.read(path)
+        assert source.config == config
+        assert same(source.tensors, tensors)
+    assert "2 heads of 64" in source.notes[0]
+
+
+@pytest.mark.parametrize("removed", ["trf_blocks.1.att.W_key.weight", "trf_blocks.0.norm2.shift", "pos_emb.weight"])
+def test_a_state_dict_of_the_courses_that_lacks_a_tensor(tmp_path: Path, removed: str) -> None:
+    file = write_course(tmp_path / "model.pth")
+    state = torch.load(file)
+    torch.save({name: tensor for name, tensor in state.items() if name != removed}, file)
+    with pytest.raises(GptcliError, match=r"three tensors|missing: h\.0\.ln_2\.bias|not GPT-2's"):
+        formats.read(file)
+
+
+@pytest.mark.parametrize(("version", "dtype"), [(3, torch.float32), (5, torch.bfloat16)])
+def test_llm_c(tmp_path: Path, version: int, dtype: torch.dtype) -> None:
+    tensors = random_tensors()
+    source = formats.read(write_llm_c(tmp_path / "gpt2_124M.bin", tensors, version=version))
+    assert source.config == CONFIG
+    assert same(source.tensors, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    assert "The 67 rows that pad the vocabulary are dropped." in source.notes
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [(4, 1, "of llm.c's of version 1"), (8, 2**30, "context_length is 1073741824"), (12, 40, "makes them"),
+     (16, 3, "makes them"), (16, 0, "n_layers is 0"), (28, 60, "makes them"), (20, 3, "not divisible")],
+)  # fmt: skip
+def test_a_damaged_file_of_llm_c_is_called_by_its_name(tmp_path: Path, place: int, value: int, words: str) -> None:
+    file = write_llm_c(tmp_path / "model.bin")
+    content = bytearray(file.read_bytes())
+    content[place : place + 4] = struct.pack("<i", value)
+    if place == 12:
+        content += bytes(4)
+    file.write_bytes(content)
+    with pytest.raises(GptcliError, match=r"llm\.c's") as caught:
+        formats.read(file)
+    assert words in caught.value.message
+    file.write_bytes(content[:20])
+    with pytest.raises(GptcliError, match="ends at byte 20, in its header"):
+        formats.read(file)
