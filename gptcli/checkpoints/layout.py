@@ -121,6 +121,8 @@ def tokenizer_of(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
     """
     try:
         kind, fingerprint = ours["tokenizer"]["kind"], ours["tokenizer"]["fingerprint"]
+        if not isinstance(kind, str) or not isinstance(fingerprint, str):
+            raise TypeError
     except (KeyError, TypeError) as error:
         raise GptcliError(
             f"{path / CONFIG} does not name its tokenizer.", "Copy the checkpoint again, or train anew."

@@ -12,6 +12,7 @@ from gptcli.tokenizers.gpt2 import byte_letters
 from gptcli.tokenizers.text import END_OF_TEXT
 
 FILE = "tokenizer.json"
+MOST_IDS = 4_000_000  # the ids up to the largest are listed, so a file must not claim billions of them
 _WAY_OUT = "gptcli reads byte-level BPE with GPT-2's pre-split, and never takes another tokenizer for it."
 _DOWNLOAD = "Download or copy it again."
 # GPT-2's split pattern, in the form that a Split step of the tokenizers library has it.
@@ -202,6 +203,8 @@ def _check_table(vocab: Mapping[str, int], merges: list[tuple[str, str]], added:
                 raise GptcliError(f"{file}: a merge of {left!r:.40} and {right!r:.40} lacks {token!r:.40}.", _DOWNLOAD)
     named: dict[int, str] = {}
     for token, token_id in [*vocab.items(), *added.items()]:
+        if token_id >= MOST_IDS:
+            raise GptcliError(f"{file}: {token!r:.40} has the id {token_id}, beyond {MOST_IDS:,}.", _DOWNLOAD)
         if named.setdefault(token_id, token) != token:
             raise GptcliError(
                 f"{file}: {named[token_id]!r:.40} and {token!r:.40} both have the id {token_id}.", _DOWNLOAD

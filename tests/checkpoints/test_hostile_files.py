@@ -5,6 +5,7 @@ failure names. Memory is limited, so that a file that claims terabytes must be r
 """
 
 import contextlib
+import copy
 import json
 import random
 import resource
@@ -151,7 +152,7 @@ def mutated_json(content: bytes, chance: random.Random) -> bytes:
             elif isinstance(node, dict) and chance.random() < 0.1:
                 node[chance.choice(["x", "", "\u2028"])] = node.pop(key)
             else:
-                node[key] = chance.choice(ODD)
+                node[key] = copy.deepcopy(chance.choice(ODD))
             break
     return json.dumps(value).encode()
 
