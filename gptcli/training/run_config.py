@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli import __version__
-from gptcli.checkpoints import safetensors_file
+from gptcli.checkpoints.atomic import atomic_write
 from gptcli.checkpoints.checkpoint import cannot_write
 from gptcli.checkpoints.layout import SETTINGS, STATE
 from gptcli.config.fields import as_dict, fields_of
@@ -67,13 +67,9 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
         if run.recipe.schedule != "constant":
             lines.append(f"Its schedule was planned for {run.plan.total_steps} steps: another run's rates will differ.")
     file = path / SETTINGS
-    partial = safetensors_file.partial_path(file)
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as out:
-            out.write(to_toml(_values(path, run, steps), "\n".join(lines)))
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            partial.write_text(to_toml(_values(path, run, steps), "\n".join(lines)), encoding="utf-8", newline="\n")
     except OSError as error:
         raise cannot_write(file, error) from error
 
