@@ -11,6 +11,7 @@ values.
 import errno
 import json
 import math
+import mmap
 import os
 import re
 import shutil
@@ -171,7 +172,7 @@ def _serialize(path: Path, plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]
 
     later = {name: (tensor, target) for name, (tensor, target) in plan.items() if not is_ready(tensor, target)}
     largest = max((tensor.numel() * target.itemsize for tensor, target in later.values()), default=0)
-    zeros = torch.zeros(largest, dtype=torch.uint8)
+    zeros = torch.frombuffer(mmap.mmap(-1, max(1, largest)), dtype=torch.uint8)  # pages only read take no memory
     specs = {
         name: TensorSpec(
             dtype=str(target).removeprefix("torch."),
