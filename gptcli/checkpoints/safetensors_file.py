@@ -11,7 +11,6 @@ values.
 import errno
 import json
 import math
-import mmap
 import os
 import re
 import shutil
@@ -161,7 +160,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", dtype: "tor
 def _serialize(path: Path, plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]") -> None:
     """Write the tensors, each cast to its dtype, with the safetensors library. Raises OSError.
 
-    The library takes a pointer to each tensor's final bytes. One that has to be converted is written as zeros, and then
+    The library takes a pointer to each tensor's final bytes. One that has to be converted is written as any bytes, and then
     replaced in the file: all converted tensors in memory at once would be a second copy of the model.
     """
     import torch
@@ -172,12 +171,12 @@ def _serialize(path: Path, plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]
 
     later = {name: (tensor, target) for name, (tensor, target) in plan.items() if not is_ready(tensor, target)}
     largest = max((tensor.numel() * target.itemsize for tensor, target in later.values()), default=0)
-    zeros = torch.frombuffer(mmap.mmap(-1, max(1, largest)), dtype=torch.uint8)  # pages only read take no memory
+    blank = torch.empty(largest, dtype=torch.uint8)  # any bytes; fresh pages that are only read take no memory
     specs = {
         name: TensorSpec(
             dtype=str(target).removeprefix("torch."),
             shape=list(tensor.shape),
-            data_ptr=(zeros if name in later else tensor).data_ptr(),
+            data_ptr=(blank if name in later else tensor).data_ptr(),
             data_len=tensor.numel() * target.itemsize,
         )
         for name, (tensor, target) in plan.items()
