@@ -160,8 +160,8 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", dtype: "tor
 def _serialize(path: Path, plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]") -> None:
     """Write the tensors, each cast to its dtype, with the safetensors library. Raises OSError.
 
-    The library takes a pointer to each tensor's final bytes. One that has to be converted is written as any bytes, and then
-    replaced in the file: all converted tensors in memory at once would be a second copy of the model.
+    The library takes a pointer to each tensor's final bytes. One that has to be converted is written as any bytes and
+    then replaced in the file: all converted tensors in memory at once would be a second copy of the model.
     """
     import torch
     from safetensors import SafetensorError, TensorSpec, serialize_file
