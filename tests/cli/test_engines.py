@@ -167,7 +167,7 @@ def test_a_broken_file_is_named_by_both_engines(gptcli: Any, run: Path, engine: 
         return gptcli("generate", "a", *engine)
 
     broken(**{"ln_f.bias": None}).assert_user_error("missing: ln_f.bias (42,)")
-    broken(**{"extra": torch.zeros(2)}).assert_user_error("a tensor extra")
+    broken(**{"extra": torch.zeros(2)}).assert_user_error("not GPT-2's: extra (2,)")
     broken(**{"ln_f.bias": torch.zeros(3)}).assert_user_error("ln_f.bias is (3,) and should be (42,)")
     broken(**{"wte.weight": torch.full_like(tensors["wte.weight"], torch.nan)}).assert_user_error("wte.weight", "NaN")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
