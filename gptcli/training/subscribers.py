@@ -49,6 +49,9 @@ class Subscribers:
         self._each(lambda subscriber: subscriber.start())
         try:
             yield
+        except BaseException:
+            self._warn = lambda _: None  # the run's own error is what its user needs
+            raise
         finally:
             self._each(lambda subscriber: subscriber.end())
 

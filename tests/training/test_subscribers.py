@@ -93,11 +93,11 @@ def test_an_interrupt_passes_and_the_others_end() -> None:
 
 
 def test_an_error_of_the_run_ends_all_and_is_raised() -> None:
-    other = Failing("never")
-    following = Subscribers([other], print)
+    other, failing = Failing("never"), Failing("end")
+    following = Subscribers([failing, other], pytest.fail)
     with pytest.raises(GptcliError, match="diverged"), following.started():
         raise GptcliError("It has diverged.", "Lower the rate.")
-    assert other.calls == ["start", "end"]
+    assert other.calls == failing.calls == ["start", "end"]
 
 
 def test_the_metrics_are_those_of_the_evaluations_and_the_picture_is_drawn_of_them(tmp_path: Path) -> None:
