@@ -37,15 +37,22 @@ def prepare(
         raise GptcliError("There is no text to prepare.", "Give files, folders, or - for stdin; see prepare --help.")
     if out is None:
         raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
+    from gptcli.checkpoints import layout
     from gptcli.data.prepare import SHARD_TOKENS, Preparation, Request
+    from gptcli.tokenizers import bpe_training
+    from gptcli.tokenizers.choice import choose
 
+    chosen = choose(preparing.tokenizer, layout.ROOT)
+    if chosen.vocab_size is not None:
+        bpe_training.library()
     tokens = SHARD_TOKENS if preparing.shard_tokens is None else preparing.shard_tokens
     request = Request(
-        tuple(texts), preparing.tokenizer, text.encoding, text.errors, preparing.field, text.allow_special, tokens
-    )
+        tuple(texts), chosen.kind, text.encoding, text.errors, preparing.field, text.allow_special, tokens,
+        chosen.vocab_size, preparing.train_share,
+    )  # fmt: skip
     if preparing.field is None and any(Path(each).suffix == ".jsonl" for each in texts):
         render.warn("A .jsonl file is read as plain text, braces and all; --field NAME reads one field of every line.")
-    run(Preparation(out, request, force=force), preparing.workers)
+    run(Preparation(out, request, chosen.tokenizer, force=force), preparing.workers)
     next_steps.suggest("Train on it", "train", out)
     render.print_text(str(out))
 

@@ -16,7 +16,10 @@ PIECES_IN_A_TABLE = 200
 
 def tokenize(
     text: Annotated[str | None, typer.Argument(help="The text to take apart; - reads stdin.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Read the text from this file; with --compare, several files may be given."),
+    ] = None,
     scheme: Annotated[
         list[str] | None,
         typer.Option("--scheme", "-s", help="gpt2 (the default), char, byte or word; given several times, a table."),
@@ -25,6 +28,13 @@ def tokenize(
         Path | None,
         typer.Option(
             "--checkpoint", "-c", help="Use the tokenizer of this checkpoint directory, or name under checkpoints/."
+        ),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            help="A kind, or a directory that holds a tokenizer; a table of tokens and bytes a token. Several times.",
         ),
     ] = None,
     allow_special: Annotated[
@@ -40,9 +50,14 @@ def tokenize(
         raise GptcliError(
             f"--scheme {scheme[0]} and --checkpoint {checkpoint} both choose the tokenizer.", "Give one of the two."
         )
+    if compare:
+        _compare(compare, text, file or [], scheme or checkpoint, allow_special, as_json)
+        return
+    if file is not None and len(file) > 1:
+        raise GptcliError(f"There are {len(file)} files.", "Give one, or compare tokenizers on them with --compare.")
     schemes = list(dict.fromkeys(scheme or ["gpt2"]))
     _check_schemes(schemes)
-    whole = options.read_text(text, file, what="text")
+    whole = options.read_text(text, file[0] if file else None, what="text")
     if not whole:
         raise GptcliError("The text is empty: there is nothing to take apart.", "Give a text of one character or more.")
     tokenizers = [_of_checkpoint(checkpoint)] if checkpoint is not None else _of_text(schemes, whole)
@@ -80,6 +95,51 @@ def _of_text(schemes: list[str], text: str) -> list["Tokenizer"]:
         plural = "vocabulary is" if len(learning) == 1 else "vocabularies are"
         render.note(f"The {' and '.join(learning)} {plural} made from this text alone.")
     return tokenizers
+
+
+def _compare(
+    names: list[str], text: str | None, files: list[Path], other: object, allow_special: bool, as_json: bool
+) -> None:
+    """Print tokens and bytes a token of every text, by tokenizer."""
+    from gptcli.checkpoints import layout
+    from gptcli.tokenizers import build
+    from gptcli.tokenizers.choice import choose
+    from gptcli.tokenizers.text import to_utf8
+
+    if other is not None:
+        raise GptcliError("--compare chooses the tokenizers already.", "Leave --scheme and --checkpoint out.")
+    chosen = {name: choose(name, layout.ROOT) for name in dict.fromkeys(names)}
+    for name, choice in chosen.items():
+        if choice.vocab_size is not None:
+            raise GptcliError(
+                f"--compare {name} has not been trained.",
+                f"gptcli train-tokenizer TEXT --vocab-size {choice.vocab_size}",
+            )
+    texts = {str(path): options.read_text(None, path, what="text") for path in files}
+    if text is not None or not files:
+        texts["text"] = options.read_text(text, None, what="text")
+    records = []
+    for where, whole in texts.items():
+        size = len(to_utf8(whole))
+        for name, choice in chosen.items():
+            tokenizer = choice.tokenizer or build(choice.kind, whole)
+            tokens = len(tokenizer.encode(whole, allow_special=allow_special))
+            records.append(
+                {
+                    "text": where, "bytes": size, "tokenizer": name, "kind": tokenizer.kind, "tokens": tokens,
+                    "vocab_size": tokenizer.vocab_size, "bytes_per_token": size / tokens if tokens else 0.0,
+                }
+            )  # fmt: skip
+    if as_json:
+        render.print_json(records)
+        return
+    columns = [("Text", "left"), ("Tokenizer", "left"), ("Vocabulary", "right"), ("Tokens", "right"),
+               ("Bytes/token", "right")]  # fmt: skip
+    rows = [
+        (r["text"], r["tokenizer"], f"{r['vocab_size']:,}", f"{r['tokens']:,}", f"{r['bytes_per_token']:.2f}")
+        for r in records
+    ]
+    render.print_table(f"{_count(len(texts), 'text')}, {_count(len(chosen), 'tokenizer')}", columns, rows)
 
 
 def _per_token(text: str, ids: list[int]) -> float:

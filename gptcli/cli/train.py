@@ -70,7 +70,11 @@ def train(
         str | None, model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default).")
     ] = None,
     tokenizer: Annotated[
-        str | None, model_option("--tokenizer", help="gpt2, char, byte or word (gpt2 by default).")
+        str | None,
+        model_option(
+            "--tokenizer",
+            help="gpt2 (the default), char, byte, word; bpe:N: train one of N tokens; or a directory that holds one.",
+        ),
     ] = None,
     batch_size: Annotated[
         Any,

@@ -36,7 +36,12 @@ class PrepareConfig:
         SettingError: a value is outside its range.
     """
 
-    tokenizer: str = preparing("gpt2", "gpt2, char, byte or word.")
+    tokenizer: str = preparing(
+        "gpt2", "gpt2, char, byte, word; bpe:N: train one of N tokens; or a directory that holds one."
+    )
+    train_share: float = preparing(
+        0.9, "Share of the characters that bpe:N is trained on.", above=0, at_most=1, hint="0.9 is the default."
+    )
     field: str | None = preparing(None, "The files are JSON Lines, and this field of every line is a text of its own.")
     shard_tokens: int | None = preparing(None, "Tokens a shard (2^25 by default).")
     workers: int | None = preparing(

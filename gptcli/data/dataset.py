@@ -13,8 +13,10 @@ from torch import Tensor
 
 from gptcli.data import token_shards
 from gptcli.data.token_shards import Shards
+from gptcli.data.tokenizer_training import tokens_of_first
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.bpe import BPETokenizer
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def make_corpus(texts: Sequence[str], tokenizer: Tokenizer, train_share: float, 
 def open_prepared(folder: Path, train_share: float) -> Corpus:
     """A folder that gptcli prepare wrote, memory-mapped: only corpus.json and the shards' headers are read.
 
-    The first ``train_share`` of the tokens is for training, the rest for validation.
+    The first ``train_share`` of the tokens is for training, the rest for validation; no token of the part that a BPE
+    vocabulary was trained on is for validation.
 
     Raises:
         GptcliError: the folder is unfinished or damaged, or has under 2 tokens.
@@ -113,6 +116,12 @@ def open_prepared(folder: Path, train_share: float) -> Corpus:
         raise GptcliError(f"{folder} has {len(whole)} tokens, but predicting takes at least 2.", "Give a longer text.")
     cut = int(train_share * len(whole))
     notes = []
+    counted = _counted_for_vocabulary(folder, whole)
+    if counted > cut:
+        if train_share < token_shards.read_manifest(folder)["settings"]["train_share"]:
+            notes.append("The vocabulary was trained on a part of the text that now validates: it is not new to it.")
+        else:
+            cut = counted
     if cut < 2:
         cut = len(whole)
         notes.append("The text is too short to split: all of it trains, nothing validates.")
@@ -122,6 +131,16 @@ def open_prepared(folder: Path, train_share: float) -> Corpus:
     characters = token_shards.read_manifest(folder)["totals"]["characters"]
     train, validation = whole.part(0, cut), whole.part(cut, len(whole))
     return Corpus(train, validation, characters, len(whole), tuple(notes))
+
+
+def _counted_for_vocabulary(folder: Path, whole: Shards) -> int:
+    """The number of the first tokens whose text a BPE vocabulary was trained on; 0 for another tokenizer."""
+    manifest = token_shards.read_manifest(folder)
+    share = manifest["settings"].get("train_share")
+    if share is None:
+        return 0
+    tokenizer = BPETokenizer.load(folder)
+    return tokens_of_first(whole.parts, tokenizer, int(share * manifest["totals"]["characters"]))
 
 
 class Windows:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli import tokenizers
+from gptcli.checkpoints import layout
 from gptcli.data import documents, token_shards
-from gptcli.data.dataset import Corpus, make_corpus, open_prepared
+from gptcli.data.dataset import Corpus, make_corpus, open_prepared, split_characters
 from gptcli.data.prepare import Preparation, Request, default_workers
 from gptcli.data.text_decoding import PACKED
-from gptcli.errors import GptcliError, nearest
-from gptcli.tokenizers import Tokenizer
+from gptcli.data.tokenizer_training import in_pieces, train_bpe
+from gptcli.errors import GptcliError
+from gptcli.tokenizers import Tokenizer, bpe_training
+from gptcli.tokenizers.choice import Choice, choose
 
 # Bytes of text above which tokens are written to shards first. In memory, each token (about 4 bytes of text) takes 36
 # bytes as a Python int, and one thread encodes the text twice: at this size, half a gigabyte and half a minute.
@@ -61,7 +64,7 @@ class Callbacks:
 
 def open_texts(
     options: TextOptions,
-    kind: str | None,
+    name: str | None,
     tokenizer: Tokenizer | None,
     cache: Path,
     callbacks: Callbacks,
@@ -74,7 +77,7 @@ def open_texts(
 
     Args:
         options: the texts and how to read them.
-        kind: the kind of tokenizer, if the user gave one.
+        name: a kind, bpe:N or a directory (see `choose`), if the user gave one.
         tokenizer: the tokenizer to use; None for a new one.
         cache: the folder for the shards of a large text.
         callbacks: receive messages, warnings and the preparation.
@@ -85,11 +88,14 @@ def open_texts(
     Raises:
         GptcliError: a text cannot be read; a folder of shards is incomplete or has another tokenizer.
     """
-    if kind is not None and kind not in tokenizers.KINDS:
-        raise GptcliError(f"There is no tokenizer {kind!r}.", nearest(kind, tokenizers.KINDS))
+    chosen = choose(name, layout.ROOT) if name is not None else None
+    new = Choice("gpt2") if chosen is None else chosen
+    tokenizer = tokenizer or new.tokenizer
     folder = prepared_folder(options.texts)
+    if folder is None and tokenizer is None and new.vocab_size is not None:
+        bpe_training.library()  # before the texts are read
     if folder is None and _size(options.texts) > LARGE:
-        preparation = _preparation(options, kind or "gpt2", tokenizer, cache, replace, advice)
+        preparation = _preparation(options, new, tokenizer, cache, replace, advice)
         if processes > 1 and preparation.state != "finished":
             raise GptcliError(
                 f"The text is large, and {processes} processes cannot encode it together.",
@@ -101,10 +107,10 @@ def open_texts(
         callbacks.prepare(preparation)
         folder = cache
     if folder is not None:
-        corpus, its_tokenizer = _open_prepared(folder, options.train_share, kind, tokenizer)
+        corpus, its_tokenizer = _open_prepared(folder, options.train_share, chosen, tokenizer)
         names = [str(folder.absolute())]
     else:
-        corpus, its_tokenizer = _read(options, kind or "gpt2", tokenizer)
+        corpus, its_tokenizer = _read(options, new, tokenizer)
         names = [text if text == "-" else str(Path(text).absolute()) for text in options.texts]
     for line in corpus.notes:
         callbacks.warn(line)
@@ -154,20 +160,24 @@ def _size(texts: Sequence[str]) -> int:
     return sum(path.stat().st_size * (PACKED_IN if path.suffix.lower() in PACKED else 1) for path in files)
 
 
-def _read(options: TextOptions, kind: str, tokenizer: Tokenizer | None) -> tuple[Corpus, Tokenizer]:
+def _read(options: TextOptions, new: Choice, tokenizer: Tokenizer | None) -> tuple[Corpus, Tokenizer]:
     read = documents.read_documents(options.texts, encoding=options.encoding, errors=options.errors)
     texts = [document.text for document in read]
-    tokenizer = tokenizer or tokenizers.build(kind, "\n".join(texts))
+    if tokenizer is None and new.vocab_size is not None:
+        seen, _ = split_characters(texts, options.train_share)
+        tokenizer = train_bpe(in_pieces(seen), new.vocab_size, allow_special=options.allow_special)
+    tokenizer = tokenizer or tokenizers.build(new.kind, "\n".join(texts))
     return make_corpus(texts, tokenizer, options.train_share, options.allow_special), tokenizer
 
 
 def _open_prepared(
-    folder: Path, train_share: float, kind: str | None, tokenizer: Tokenizer | None
+    folder: Path, train_share: float, chosen: Choice | None, tokenizer: Tokenizer | None
 ) -> tuple[Corpus, Tokenizer]:
     about = token_shards.read_manifest(folder)["tokenizer"]
-    if kind is not None and kind != about["kind"]:
+    if chosen is not None and not chosen.matches(about["kind"], about["fingerprint"], about["vocab_size"]):
         raise GptcliError(
-            f"--tokenizer is {kind}, but {folder} was prepared with {about['kind']}.",
+            f"--tokenizer is {chosen}, but {folder} was prepared with {about['kind']} (vocabulary of "
+            f"{about['vocab_size']:,}, {about['fingerprint'][:12]}…).",
             "Leave it out, or prepare the text again with the other one.",
         )
     if tokenizer is not None and tokenizer.fingerprint != about["fingerprint"]:
@@ -181,11 +191,13 @@ def _open_prepared(
 
 
 def _preparation(
-    options: TextOptions, kind: str, tokenizer: Tokenizer | None, cache: Path, replace: bool, advice: str | None
+    options: TextOptions, new: Choice, tokenizer: Tokenizer | None, cache: Path, replace: bool, advice: str | None
 ) -> Preparation:
-    kind = tokenizer.kind if tokenizer else kind
-    how = (options.encoding, options.errors, None, options.allow_special)
-    request = Request(tuple(options.texts), kind, *how)
+    new = new if tokenizer is None else Choice(tokenizer.kind)
+    request = Request(
+        tuple(options.texts), new.kind, options.encoding, options.errors, allow_special=options.allow_special,
+        vocab_size=new.vocab_size, train_share=options.train_share,
+    )  # fmt: skip
     try:
         return Preparation(cache, request, tokenizer, advice=advice)
     except GptcliError:

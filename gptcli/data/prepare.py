@@ -22,6 +22,7 @@ from gptcli.checkpoints.atomic import clear_partials, partial_path
 from gptcli.data import documents, token_shards
 from gptcli.data.encoding_chunks import Portion, chunks
 from gptcli.data.token_shards import Place, Tokens, Writer
+from gptcli.data.tokenizer_training import first_characters, train_bpe
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import BPETokenizer
@@ -40,10 +41,12 @@ class Request:
     Attributes:
         texts: files, folders, globs; - is stdin.
         kind: the kind of tokenizer.
+        vocab_size: of a BPE to be trained on the first ``train_share`` of all characters; None for another tokenizer.
         encoding, errors: how bytes are decoded; see `documents.read_documents`.
         field: if given, each line of a file is a JSON object, and this field of it is a text; None: a file is a text.
         allow_special: encode <|endoftext|> in a text as the special token.
         shard_tokens: tokens per shard.
+        train_share: fraction of the characters.
 
     Raises:
         GptcliError: the tokenizer, encoding or value of ``errors`` is unknown, or ``shard_tokens`` is under 1.
@@ -56,11 +59,15 @@ class Request:
     field: str | None = None
     allow_special: bool = False
     shard_tokens: int = SHARD_TOKENS
+    vocab_size: int | None = None
+    train_share: float = 0.9
 
     def __post_init__(self) -> None:
         documents.check_decoding(self.encoding, self.errors)
         if self.kind not in (*tokenizers.KINDS, BPETokenizer.kind):
             raise GptcliError(f"There is no tokenizer {self.kind!r}.", nearest(self.kind, tokenizers.KINDS))
+        if not 0 < self.train_share <= 1:
+            raise GptcliError(f"--train-share is {self.train_share}, outside (0, 1].", "0.9 is the default.")
         if self.shard_tokens < 1:
             raise GptcliError(f"--shard-tokens is {self.shard_tokens}; a shard has at least 1.", "Leave it out.")
 
@@ -71,7 +78,7 @@ class Preparation:
     Attributes:
         request: the texts and the settings.
         bytes: total size of the files on disk; stdin counts as 0.
-        passes: number of times the texts are read: 2 for a tokenizer that takes its vocabulary from them, else 1.
+        passes: number of times the texts are read: 2 for a new char or word tokenizer, 3 for a BPE, else 1.
         shards_done: number of complete shards in ``out``.
         state: ``new``, ``unfinished`` (``run`` continues it) or ``finished`` (``run`` does nothing).
 
@@ -100,9 +107,9 @@ class Preparation:
         self.bytes = sum(path.stat().st_size for path in files if path is not None)
         self._start, self.shards_done, self._begun, self._replaces = Place(), 0, False, force
         self.state = self._look(force)
-        learns = request.kind in ("char", "word") and self._given is None and self.state == "new"
-        self.passes = 2 if learns else 1
-        if learns and not self._again:
+        learns = {"char": 2, "word": 2, "bpe": 3} if self._given is None and self.state == "new" else {}
+        self.passes = learns.get(request.kind, 1)
+        if self.passes > 1 and not self._again:
             raise GptcliError(
                 f"A {request.kind} tokenizer reads the text twice, and stdin or a pipe can be read only once.",
                 "Save the text as a file first, or choose the gpt2 or byte tokenizer.",
@@ -144,7 +151,8 @@ class Preparation:
                 about = path.stat()
                 sources.append({"path": str(path.absolute()), "bytes": about.st_size, "modified": about.st_mtime_ns})
         request = self.request
-        return {
+        trained = {} if request.vocab_size is None else {"train_share": request.train_share}
+        return trained | {
             "tokenizer": request.kind, "encoding": request.encoding, "errors": request.errors, "field": request.field,
             "allow_special": request.allow_special, "shard_tokens": request.shard_tokens, "sources": sources,
         }  # fmt: skip
@@ -185,7 +193,9 @@ class Preparation:
             if name != "sources" and now[name] != before.get(name):
                 option = f"--{name.replace('_', '-')}"
                 raise GptcliError(f"{self.out} was prepared with {option} {before.get(name)}, not {now[name]}.", hint)
-        fingerprint = manifest["tokenizer"]["fingerprint"]
+        fingerprint, size = manifest["tokenizer"]["fingerprint"], manifest["tokenizer"]["vocab_size"]
+        if self.request.vocab_size not in (None, size):
+            raise GptcliError(f"{self.out} was prepared with bpe:{size}, not bpe:{self.request.vocab_size}.", hint)
         if self._given is not None and self._given.fingerprint != fingerprint:
             raise GptcliError(f"{self.out} was prepared with another {self.request.kind} tokenizer.", hint)
         old = {source["path"]: source for source in before.get("sources", [])}
@@ -237,6 +247,10 @@ class Preparation:
     def _new_tokenizer(self, report: Callable[[int], None]) -> Tokenizer:
         if self.passes == 1:
             return tokenizers.build(self.request.kind)
+        if self.request.vocab_size is not None:
+            seen = int(self.request.train_share * sum(len(text) for _, text in self._stream(report)))
+            pieces_seen = first_characters(self._stream(lambda count: report(self.bytes + count)), seen)
+            return train_bpe(pieces_seen, self.request.vocab_size, allow_special=self.request.allow_special)
         several = 0
 
         def pieces() -> Iterator[str]:
@@ -300,7 +314,7 @@ def _encoder(tokenizer: Tokenizer, allow_special: bool) -> Callable[[Portion], T
         for separated, text in chunk:
             if separated and eot is not None:
                 runs.append(np.array([eot], dtype))
-            if isinstance(tokenizer, GPT2Tokenizer):
+            if isinstance(tokenizer, GPT2Tokenizer | BPETokenizer):
                 runs.append(tokenizer.encode_array(text, allow_special=allow_special).astype(dtype))
             else:
                 runs.append(np.array(tokenizer.encode(text, allow_special=allow_special), dtype))

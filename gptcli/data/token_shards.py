@@ -255,6 +255,11 @@ class Shards:
         """SHA-256, in hex, of the shards' identity and of the span."""
         return hashlib.sha256(f"{self._all} {self._begin} {self._end}".encode()).hexdigest()
 
+    @property
+    def parts(self) -> Sequence[Tokens]:
+        """The tokens of every shard, whatever the span: uint16 or uint32."""
+        return self._parts
+
     def part(self, begin: int, end: int) -> "Shards":
         """The tokens from ``begin`` up to, not including, ``end``."""
         return Shards(self._maps, self._parts, self._all, (self._begin + begin, self._begin + end))

@@ -1,8 +1,7 @@
 """Tokenizers: text to token ids and back. All kinds implement the protocol `Tokenizer`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers.bpe import BPETokenizer
@@ -10,58 +9,13 @@ from gptcli.tokenizers.byte import ByteTokenizer
 from gptcli.tokenizers.char import CharTokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.tokenizers.none import NoTokenizer
+from gptcli.tokenizers.protocol import TextStream, Tokenizer
 from gptcli.tokenizers.vocabulary import COPY_AGAIN
 from gptcli.tokenizers.word import WordTokenizer
 
+__all__ = ["KINDS", "LOADERS", "TextStream", "Tokenizer", "build", "load"]
+
 KINDS = ("gpt2", "char", "byte", "word")  # the kinds that `build` makes
-
-
-class TextStream(Protocol):
-    """Decodes token by token; the results of ``push`` and ``flush``, joined, equal ``decode`` of all ids."""
-
-    def push(self, token_id: int) -> str:
-        """The whole characters that this token completes; may be empty."""
-
-    def flush(self) -> str:
-        """The text of the remaining incomplete bytes, after the last token."""
-
-
-class Tokenizer(Protocol):
-    """The interface of a tokenizer.
-
-    Attributes:
-        kind: one of KINDS; "bpe" for a tokenizer.json of a foreign model; "none" for a model without tokenizer.
-        vocab_size: ids are 0 … vocab_size - 1.
-        holes: ids below vocab_size that have no token; usually empty.
-        eot_id: id of the end-of-text token; None if there is none.
-        fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
-    """
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def eot_id(self) -> int | None: ...
-    @property
-    def holes(self) -> Sequence[int]: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids; <|endoftext|> in ``text`` is plain text unless ``allow_special``."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD."""
-
-    def stream(self) -> TextStream:
-        """A new incremental decoder."""
-
-    def piece(self, token_id: int) -> str:
-        """The token's text on one line; invalid UTF-8 and unprintable characters are escaped."""
-
-    def save(self, directory: Path) -> None:
-        """Write the tokenizer's files into the existing ``directory``. Raises OSError."""
 
 
 def build(kind: str, text: str | None = None) -> Tokenizer:
@@ -89,9 +43,9 @@ def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
     Raises:
         GptcliError: ``kind`` is unknown, a file is missing or damaged, or the fingerprint differs.
     """
-    if kind not in _LOADERS:
+    if kind not in LOADERS:
         _check_kind(kind)
-    tokenizer = _LOADERS[kind](directory)
+    tokenizer = LOADERS[kind](directory)
     if tokenizer.fingerprint != fingerprint:
         raise GptcliError(
             f"{directory}: the {kind} tokenizer's fingerprint is {tokenizer.fingerprint[:12]}…, but the model was "
@@ -101,7 +55,7 @@ def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-_LOADERS: dict[str, Callable[[Path], Tokenizer]] = {
+LOADERS: dict[str, Callable[[Path], Tokenizer]] = {
     "gpt2": GPT2Tokenizer.load,
     BPETokenizer.kind: BPETokenizer.load,
     "char": CharTokenizer.load,

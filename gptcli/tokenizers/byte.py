@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptcli.tokenizers import vocabulary
+from gptcli.tokenizers import hugging_face, vocabulary
 from gptcli.tokenizers.text import END_OF_TEXT, Utf8Stream, encode_with_special, printable, to_utf8
 
 
@@ -37,8 +37,9 @@ class ByteTokenizer:
         return printable(self._token_bytes(token_id))
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer's JSON file, with its kind and an empty vocabulary."""
+        """Write the tokenizer's JSON file, with its kind and an empty vocabulary, and AutoTokenizer's files."""
         vocabulary.write(directory, self.kind, [])
+        hugging_face.write(directory, hugging_face.of_bytes(self.eot_id), END_OF_TEXT)
 
     @classmethod
     def load(cls, directory: Path) -> "ByteTokenizer":

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gptcli.errors import GptcliError
-from gptcli.tokenizers import vocabulary
+from gptcli.tokenizers import hugging_face, vocabulary
 from gptcli.tokenizers.text import printable
 
 _SHOWN = 100
@@ -74,8 +74,9 @@ class CharTokenizer:
         return printable(self._character(token_id))
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer's JSON file."""
+        """Write the tokenizer's JSON file, and AutoTokenizer's files."""
         vocabulary.write(directory, self.kind, self._characters)
+        hugging_face.write(directory, hugging_face.of_characters(self._characters), None)
 
     @classmethod
     def load(cls, directory: Path) -> "CharTokenizer":

@@ -5,6 +5,7 @@ import json
 import re
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -74,13 +75,8 @@ class GPT2Tokenizer:
         """The ids of ``encode`` as an array (n): a sixth faster, and tiktoken releases the GIL."""
         import numpy as np
 
-        allowed = {END_OF_TEXT} if allow_special else set()
-        try:
-            if not _RUN_OF_SAMPLES.search(text[::_STEP]):
-                return _encoding().encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
-        except UnicodeEncodeError:  # a lone surrogate
-            pass
-        return np.array(self.encode(text, allow_special=allow_special), np.uint32)
+        ids = encode_to_array(_encoding(), text, {END_OF_TEXT} if allow_special else set())
+        return np.array(self.encode(text, allow_special=allow_special), np.uint32) if ids is None else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD.
@@ -148,6 +144,18 @@ def encode_runs(encode: Callable[[str], list[int]], text: str) -> list[int]:
     return [token_id for part in _cut_long_runs(text) for token_id in encode(part)]
 
 
+def encode_to_array(
+    encoding: "Encoding", text: str, allowed: AbstractSet[str] = frozenset()
+) -> "NDArray[np.uint32] | None":
+    """tiktoken's ids as an array (n), with the special tokens ``allowed``; None if ``text`` needs `encode_runs`."""
+    if _RUN_OF_SAMPLES.search(text[::_STEP]):
+        return None
+    try:
+        return encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+    except UnicodeEncodeError:  # a lone surrogate
+        return None
+
+
 def _cut_long_runs(text: str) -> list[str]:
     """Cut ``text`` before the last character of each run of at least _LONG_RUN white-space characters.
 
@@ -198,8 +206,11 @@ def _files() -> dict[str, bytes]:
 
 
 def byte_letters() -> dict[int, str]:
-    """The letter for each byte in vocab.json and merges.txt: its printable Latin-1 character, else U+0100 and up."""
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    """The letter for each byte in vocab.json and merges.txt: its printable Latin-1 character, else U+0100 and up.
+
+    The bytes are in the order of GPT-2's ids.
+    """
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
 

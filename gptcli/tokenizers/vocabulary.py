@@ -1,4 +1,4 @@
-"""The JSON file of a char, byte or word tokenizer: writing, reading with checks, and the fingerprint."""
+"""Our own JSON file of a tokenizer, by which gptcli knows its own: writing, reading with checks, the fingerprint."""
 
 import hashlib
 import json
@@ -24,6 +24,24 @@ def write(directory: Path, kind: str, vocabulary: Sequence[str]) -> None:
     (directory / FILE).write_text(text + "\n", encoding="ascii", newline="\n")
 
 
+def write_mark(directory: Path, kind: str, fingerprint: str) -> None:
+    """Write FILE without a vocabulary, for a kind that has it in other files. Raises OSError."""
+    text = json.dumps({"kind": kind, "fingerprint": fingerprint}, indent=1)
+    (directory / FILE).write_text(text + "\n", encoding="ascii", newline="\n")
+
+
+def read_mark(directory: Path) -> dict[str, Any]:
+    """The content of FILE: at least its kind, a string.
+
+    Raises:
+        GptcliError: the file is missing, not JSON, or without a kind.
+    """
+    content = _parsed(directory / FILE)
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise GptcliError(f"{directory / FILE} has no kind of tokenizer.", COPY_AGAIN)
+    return content
+
+
 def read(directory: Path, kind: str) -> list[str]:
     """The vocabulary in ``directory``, in order of ids.
 
@@ -31,10 +49,7 @@ def read(directory: Path, kind: str) -> list[str]:
         GptcliError: the file is missing, not JSON, of another kind, or not a list of distinct strings.
     """
     file = directory / FILE
-    try:
-        content: Any = json.loads(read_bytes(file))
-    except (ValueError, RecursionError) as error:
-        raise GptcliError(f"{file} is not JSON: {error}.", COPY_AGAIN) from error
+    content = _parsed(file)
     if not isinstance(content, dict) or content.get("kind") != kind:
         found = content.get("kind") if isinstance(content, dict) else content
         raise GptcliError(f"{file} is not a {kind} tokenizer's: its kind is {str(found)[:40]!r}.", COPY_AGAIN)
@@ -49,6 +64,13 @@ def read(directory: Path, kind: str) -> list[str]:
             raise GptcliError(f"{file}: tokens {ids[token]} and {number} are both {token!r}.", COPY_AGAIN)
         ids[token] = number
     return vocabulary
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(read_bytes(file))
+    except (ValueError, RecursionError) as error:
+        raise GptcliError(f"{file} is not JSON: {error}.", COPY_AGAIN) from error
 
 
 def read_bytes(file: Path) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gptcli.errors import GptcliError
-from gptcli.tokenizers import vocabulary
+from gptcli.tokenizers import hugging_face, vocabulary
 from gptcli.tokenizers.text import END_OF_TEXT, encode_with_special, printable
 
 UNKNOWN = "<|unk|>"
@@ -71,8 +71,9 @@ class WordTokenizer:
         return self._words[token_id]
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer's JSON file."""
+        """Write the tokenizer's JSON file, and AutoTokenizer's files."""
         vocabulary.write(directory, self.kind, self._words)
+        hugging_face.write(directory, hugging_face.of_words(self._words, self.eot_id, UNKNOWN), END_OF_TEXT)
 
     @classmethod
     def load(cls, directory: Path) -> "WordTokenizer":

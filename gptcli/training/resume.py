@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gptcli.checkpoints import checkpoint, run_lock
+from gptcli.checkpoints import checkpoint, layout, run_lock
 from gptcli.config.fields import fields_of
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig, split
 from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
 from gptcli.errors import GptcliError, SettingError
+from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.choice import Choice, choose
 from gptcli.training import snapshots
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
@@ -64,7 +66,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
     recipe, runtime = _settings(snapshot.facts)
-    _refuse_changes(path, recipe, opened.config, opened.tokenizer.kind, given)
+    _refuse_changes(path, recipe, opened.config, opened.tokenizer, given)
     recipe, runtime = _changed_by(recipe, given), _changed_by(runtime, given)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
@@ -98,13 +100,15 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
 
 
 def _refuse_changes(
-    path: Path, recipe: RecipeConfig, config: GPTConfig, tokenizer: str, given: Mapping[str, Any]
+    path: Path, recipe: RecipeConfig, config: GPTConfig, tokenizer: Tokenizer, given: Mapping[str, Any]
 ) -> None:
     for name, value in given.items():
         if name in (*MAY_CHANGE, *TEXTS) or (name, value) == ("dtype", "auto"):
             continue
         if name == "tokenizer":
-            before: Any = tokenizer
+            chosen = choose(value, layout.ROOT)
+            same = chosen.matches(tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size)
+            value, before = (value, value) if same else (str(chosen), str(Choice(tokenizer.kind, tokenizer=tokenizer)))
         else:
             before = getattr(recipe if hasattr(recipe, name) else config, name)
         if value != before:

@@ -14,15 +14,17 @@ from gptcli.checkpoints.formats.names import HEAD, transpose_projections
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.bpe import MERGES_FILE, VOCAB_FILE, BPETokenizer
+from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 
 # dtype -> the value of general.file_type for a file mostly of this dtype (llama.cpp's LLAMA_FTYPE_*).
 _FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
 MAGIC = b"GGUF"
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # ggml's token types
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # ggml's token types
 
 
 def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Check that llama.cpp supports this model: its GPT-2 has a fixed activation and attention scale, and GPT-2's BPE.
+    """Check that llama.cpp supports this model: fixed activation, fixed attention scale, byte-level BPE.
 
     Raises:
         GptcliError: llama.cpp does not support it, or the gguf package is not installed.
@@ -35,9 +37,10 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
                 f"{where}: llama.cpp's GPT-2 has {name} {value}, but this model has {getattr(config, name)}.",
                 "Export it with --format hf instead.",
             )
-    if tokenizer.kind != "gpt2":
+    if not isinstance(tokenizer, GPT2Tokenizer | BPETokenizer):
         raise GptcliError(
-            f"{where} has a tokenizer of kind {tokenizer.kind}; llama.cpp needs GPT-2's.", "Export it with --format hf."
+            f"{where} has a tokenizer of kind {tokenizer.kind}; llama.cpp needs byte-level BPE.",
+            "Export it with --format hf.",
         )
 
 
@@ -52,7 +55,7 @@ def write(
         path: the file.
         config: the model's shape.
         tensors: the weights by our checkpoint's names and layouts.
-        tokenizer: GPT-2's.
+        tokenizer: GPT-2's, or a trained BPE.
         dtype: float32, float16 or bfloat16.
         name: the model's name, written to general.name.
 
@@ -120,19 +123,29 @@ def _add_metadata(writer: Any, config: GPTConfig, tokenizer: Tokenizer, dtype: t
     writer.add_layer_norm_eps(config.layer_norm_eps)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
-        vocab = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))
-        merges = (Path(folder) / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    # The token list needs one entry per row of the embedding; rows beyond the vocabulary get unused [PAD…] tokens.
-    spare = range(len(vocab), config.vocab_size)
+        vocab = json.loads((Path(folder) / VOCAB_FILE).read_text(encoding="utf-8"))
+        merges = (Path(folder) / MERGES_FILE).read_text(encoding="utf-8").split("\n")[1:-1]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*sorted(vocab, key=vocab.__getitem__), *(f"[PAD{number}]" for number in spare)])
-    types = [_CONTROL if number == tokenizer.eot_id else _NORMAL for number in range(len(vocab))]
-    writer.add_token_types(types + [_UNUSED] * len(spare))
+    # The token list needs one entry per row of the embedding; rows without a token get unused [PAD…] tokens.
+    by_id = {token_id: token for token, token_id in vocab.items()}
+    writer.add_token_list([by_id.get(number, f"[PAD{number}]") for number in range(config.vocab_size)])
+    types = dict.fromkeys(by_id, _NORMAL) | _added_types(tokenizer)
+    writer.add_token_types([types.get(number, _UNUSED) for number in range(config.vocab_size)])
     writer.add_token_merges(merges)
-    writer.add_bos_token_id(tokenizer.eot_id)
-    writer.add_eos_token_id(tokenizer.eot_id)
+    if tokenizer.eot_id is not None:
+        writer.add_bos_token_id(tokenizer.eot_id)
+        writer.add_eos_token_id(tokenizer.eot_id)
     writer.add_add_bos_token(False)
+
+
+def _added_types(tokenizer: Tokenizer) -> dict[int, int]:
+    """ggml's types of the tokens that BPE does not make, by id."""
+    types = {} if tokenizer.eot_id is None else {tokenizer.eot_id: _CONTROL}
+    if isinstance(tokenizer, BPETokenizer):
+        kept = tokenizer.description.kept
+        types |= {i: _USER_DEFINED if token in kept else _CONTROL for token, i in tokenizer.description.added.items()}
+    return types
 
 
 def _compare(gguf: Any, file: Path, placed: Mapping[str, Tensor], dtype: torch.dtype) -> None:

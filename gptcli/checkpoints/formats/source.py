@@ -12,11 +12,9 @@ from gptcli import tokenizers
 from gptcli.checkpoints.verify import listed
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
-from gptcli.tokenizers import Tokenizer, tokenizer_json
-from gptcli.tokenizers.bpe import BPETokenizer
+from gptcli.tokenizers import Tokenizer, choice, foreign, tokenizer_json, vocabulary
 from gptcli.tokenizers.gpt2 import CONFIG_FILE, GPT2Tokenizer, is_gpt2s
 from gptcli.tokenizers.none import NoTokenizer
-from gptcli.tokenizers.text import END_OF_TEXT
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,8 @@ def find_tokenizer(directory: Path, vocab_size: int, notes: list[str]) -> Tokeni
         GptcliError: tokenizer.json is damaged or unsupported; or GPT-2's tokenizer would be assumed, but the directory
             has files of another tokenizer.
     """
+    if (directory / vocabulary.FILE).is_file():
+        return choice.read(directory)
     if (directory / tokenizer_json.FILE).is_file():
         return _read_tokenizer_json(directory, vocab_size, notes)
     names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, OpenAI's
@@ -142,22 +142,16 @@ def _gpt2s(vocab_size: int, notes: list[str]) -> Tokenizer:
 
 
 def _read_tokenizer_json(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
-    """GPT-2's tokenizer if tokenizer.json describes it, else a `BPETokenizer` with its vocabulary."""
-    file, settings = directory / tokenizer_json.FILE, directory / CONFIG_FILE
-    content = _read(file)
-    config = read_json(settings) if settings.is_file() else {}
-    said = tokenizer_json.describe(content, file, config)
-    own_end = said.added in ({}, {END_OF_TEXT: GPT2Tokenizer.eot_id}) and said.end in (None, END_OF_TEXT)
-    its_merges = [" ".join(pair) for pair in said.merges]
-    if own_end and vocab_size >= GPT2Tokenizer.vocab_size and is_gpt2s(said.vocab, its_merges):
-        return _gpt2s(vocab_size, notes)
-    tokenizer = BPETokenizer(said, content)
+    """See `foreign.read`; also raises GptcliError if the model has fewer rows than there are ids."""
+    file = directory / tokenizer_json.FILE
+    tokenizer = foreign.read(directory)
     if tokenizer.vocab_size > vocab_size:
         raise GptcliError(
             f"{file} has ids up to {tokenizer.vocab_size - 1:,}, but the model has {vocab_size:,} rows.",
             "They come from two models: put the model's own tokenizer.json beside its weights.",
         )
-    tokenizer.check_merges(file)
+    if isinstance(tokenizer, GPT2Tokenizer):
+        return _gpt2s(vocab_size, notes)
     without = vocab_size - tokenizer.vocab_size + len(tokenizer.holes)
     notes.append(
         f"The tokenizer is {file}: {tokenizer.vocab_size - len(tokenizer.holes):,} tokens"
