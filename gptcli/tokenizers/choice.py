@@ -29,7 +29,7 @@ class Choice:
 
     def __str__(self) -> str:
         if self.tokenizer is not None:
-            return f"{self.kind} {self.tokenizer.fingerprint[:12]}…"
+            return f"{self.kind}, {self.tokenizer.vocab_size:,} tokens ({self.tokenizer.fingerprint[:12]}…)"
         return self.kind if self.vocab_size is None else f"{self.kind}:{self.vocab_size}"
 
     def matches(self, kind: str, fingerprint: str, vocab_size: int) -> bool:
