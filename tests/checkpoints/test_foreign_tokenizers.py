@@ -51,7 +51,7 @@ def test_a_model_of_another_language_speaks_and_travels(gptcli: Any, tmp_path: P
     assert gptcli("quantize", "run", "--out", "small").code == 0
     for made in ("run", "out", "small"):
         assert checkpoint.load(Path(made)).tokenizer.fingerprint == checkpoint.load(path).tokenizer.fingerprint
-    gptcli("export", "run", "file", "--format", "gguf").assert_user_error("bpe")
+    assert gptcli("export", "run", "file", "--format", "gguf").code == 0
     gptcli("prepare", "text.txt", "--tokenizer", "bpe", "--out", "tokens").assert_user_error(
         "There is no tokenizer 'bpe'"
     )

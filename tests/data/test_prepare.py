@@ -365,7 +365,10 @@ def test_a_full_disk_keeps_whole_shards(gptcli: Any, monkeypatch: pytest.MonkeyP
     [
         ((), ("no text to prepare",)),
         (("a.txt",), ("--out",)),
-        (("a.txt", "--out", "out", "--tokenizer", "bpe"), ("'bpe'", "gpt2")),
+        (("a.txt", "--out", "out", "--tokenizer", "bpe"), ("'bpe'", "bpe:4096")),
+        (("a.txt", "--out", "out", "--tokenizer", "gtp2"), ("'gtp2'", "Did you mean gpt2?")),
+        (("a.txt", "--out", "out", "--train-share", 0), ("--train-share is 0.0",)),
+        (("-", "--out", "out", "--tokenizer", "bpe:300"), ("bpe", "reads the text twice")),
         (("a.txt", "--out", "out", "--workers", 0), ("--workers is 0",)),
         (("a.txt", "--out", "out", "--shard-tokens", 0), ("--shard-tokens is 0",)),
         (("a.txt", "--out", "out", "--encoding", "utf-9"), ("utf-9",)),

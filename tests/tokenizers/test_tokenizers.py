@@ -298,7 +298,7 @@ def test_another_fingerprint_is_refused(tokenizer: Tokenizer, tmp_path: Path) ->
 def test_missing_files_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     for file in list(tmp_path.iterdir()):
-        if file.name == "tokenizer_config.json":
+        if file.name in ("tokenizer_config.json", "tokenizer.json"):  # written for others; `load` does not read them
             continue
         content = file.read_bytes()
         file.unlink()
