@@ -130,15 +130,17 @@ def test_prepared_tokens_take_it_too(gptcli: Any, text: Path) -> None:
 
 
 def test_no_token_of_the_vocabularys_text_validates(gptcli: Any, text: Path) -> None:
-    """The unseen text takes more tokens a character: a share of the tokens ends before the share of the characters."""
+    """The end of the text takes fewer tokens a character: a share of the tokens ends before that of the characters."""
     from gptcli.data.dataset import open_prepared
 
-    text.write_text(UNSEEN.replace(" ", "") + SEEN, encoding="utf-8")  # few tokens at the end
+    end = "".join(f" {WORDS[0]}" for _ in range(len(SEEN) // (len(WORDS[0]) + 1)))
+    text.write_text(SEEN + end, encoding="utf-8")
     share = 0.5
     assert gptcli("prepare", "text.txt", "--out", "tokens", "--tokenizer", "bpe:300", "--train-share", share).code == 0
     corpus, tokenizer = open_prepared(Path("tokens"), share), choice.read(Path("tokens"))
     seen = tokenizer.decode([int(row) for row in corpus.train.rows([0], len(corpus.train))[0]])
     assert len(seen) >= int(share * len(text.read_text(encoding="utf-8")))
+    assert len(corpus.train) > share * corpus.tokens + 10
     assert corpus.notes == ()
 
 
