@@ -133,8 +133,8 @@ def test_no_token_of_the_vocabularys_text_validates(gptcli: Any, text: Path) -> 
     """The end of the text takes fewer tokens a character: a share of the tokens ends before that of the characters."""
     from gptcli.data.dataset import open_prepared
 
-    end = "".join(f" {WORDS[0]}" for _ in range(len(SEEN) // (len(WORDS[0]) + 1)))
-    text.write_text(SEEN + end, encoding="utf-8")
+    half = " abcabc" * 100 + " " + SEEN
+    text.write_text(half + " abcabc" * (len(half) // 7), encoding="utf-8")
     share = 0.5
     assert gptcli("prepare", "text.txt", "--out", "tokens", "--tokenizer", "bpe:300", "--train-share", share).code == 0
     corpus, tokenizer = open_prepared(Path("tokens"), share), choice.read(Path("tokens"))
