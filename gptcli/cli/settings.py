@@ -24,7 +24,8 @@ from gptcli.errors import GptcliError, SettingError, with_names
 NEVER_STORED = {"force", "resume", "config", "print_config", "help", "help_all", "version"}
 OF_THE_PROCESS = {"quiet", "verbose", "debug"}  # a printed file has them only where they are on
 RARE = {"verbose", "debug", "print_config"}  # hidden by --help where settings are hidden
-PATHS = {"texts": "path", "checkpoint": "name", "init_from": "name"}  # what is no Path, or may be a checkpoint's name
+# What is no Path, or may be a name.
+PATHS = {"texts": "path", "checkpoint": "name", "init_from": "name", "tokenizer": "name"}
 FEW = 10  # options a command has without --config and --help-all
 WITH_CONFIG = {"train", "generate", "evaluate", "prepare", "bench"}  # whatever their number
 

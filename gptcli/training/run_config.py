@@ -18,6 +18,7 @@ from gptcli.config.runtime import RuntimeConfig
 from gptcli.config.sources import to_toml
 from gptcli.config.text import TextConfig
 from gptcli.data.open import prepared_folder
+from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.training.run_plan import Plan
 from gptcli.training.trainer import Progress
 
@@ -89,7 +90,8 @@ def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str
     shape = {name: getattr(run.model, name) for name in fields_of(ShapeChanges)}
     shape["context_length"] = run.recipe.context_length
     if origin is None:
-        yield "Model", "tokenizer", run.tokenizer
+        # A trained vocabulary is in the run itself.
+        yield "Model", "tokenizer", "." if run.tokenizer == BPETokenizer.kind else run.tokenizer
     else:
         yield "Model", "init_from", _beside(origin, path)
         shape = {name: shape[name] for name in WITH_ORIGIN}

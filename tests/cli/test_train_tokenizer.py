@@ -115,6 +115,15 @@ def test_it_is_resumed_with_its_tokenizer_and_no_other(gptcli: Any, text: Path) 
     assert Path("run/tokenizer.json").read_bytes() == before
 
 
+def test_its_config_file_repeats_a_run(gptcli: Any, text: Path) -> None:
+    assert gptcli(*TRAIN, "--tokenizer", "bpe:400").code == 0
+    repeated = gptcli("train", "--config", "run/config.toml", "--out", "again")
+    assert repeated.code == 0, repeated.err
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert Path("again", name).read_bytes() == Path("run", name).read_bytes()
+    assert 'tokenizer = "."' in Path("again/config.toml").read_text(encoding="utf-8")
+
+
 def test_prepared_tokens_take_it_too(gptcli: Any, text: Path) -> None:
     prepare = ("prepare", "text.txt", "--out", "tokens", "--train-share", SHARE)
     assert gptcli(*prepare, "--tokenizer", "bpe:420").code == 0
