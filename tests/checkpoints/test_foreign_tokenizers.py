@@ -52,9 +52,7 @@ def test_a_model_of_another_language_speaks_and_travels(gptcli: Any, tmp_path: P
     for made in ("run", "out", "small"):
         assert checkpoint.load(Path(made)).tokenizer.fingerprint == checkpoint.load(path).tokenizer.fingerprint
     assert gptcli("export", "run", "file", "--format", "gguf").code == 0
-    gptcli("prepare", "text.txt", "--tokenizer", "bpe", "--out", "tokens").assert_user_error(
-        "There is no tokenizer 'bpe'"
-    )
+    gptcli("prepare", "text.txt", "--tokenizer", "bpe", "--out", "tokens").assert_user_error("'bpe'", "bpe:4096")
     assert not Path("tokens").exists()
     (path / "tokenizer.json").write_text(trained(300).to_str(), encoding="utf-8")
     gptcli("generate", "Grüße", "-c", path).assert_user_error("fingerprint")
