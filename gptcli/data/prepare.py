@@ -66,8 +66,6 @@ class Request:
         documents.check_decoding(self.encoding, self.errors)
         if self.kind not in (*tokenizers.KINDS, BPETokenizer.kind):
             raise GptcliError(f"There is no tokenizer {self.kind!r}.", nearest(self.kind, tokenizers.KINDS))
-        if not 0 < self.train_share <= 1:
-            raise GptcliError(f"--train-share is {self.train_share}, outside (0, 1].", "0.9 is the default.")
         if self.shard_tokens < 1:
             raise GptcliError(f"--shard-tokens is {self.shard_tokens}; a shard has at least 1.", "Leave it out.")
 
