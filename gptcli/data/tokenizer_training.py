@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.checkpoints import overwrite
+from gptcli.checkpoints.atomic import clear_partials, partial_path
 from gptcli.checkpoints.layout import CONFIG, TOKENIZER_FILES
-from gptcli.checkpoints.safetensors_file import clear_partials, partial_path
 from gptcli.data.encoding_chunks import chunks
 from gptcli.data.token_shards import Tokens
 from gptcli.errors import GptcliError
