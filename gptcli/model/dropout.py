@@ -4,41 +4,21 @@ The docstrings of the public functions give the formulas, and tests compare with
 they accept the tensor, compute the same functions on the CPU in less time.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from numpy.random import SFC64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gptcli.kernels.cpu.train_kernels import TrainKernels
+from gptcli.model.dropout_mask import SITES, keep_mask, random_seeds, threshold
 
+Seeds = Tensor | Sequence[Tensor | None]  # of a block's masks: `SITES` times (B) int64, or None for random ones
+RANDOM: Seeds = (None,) * SITES
 GROUP_BYTES = 4 * 2**20
 QUERIES = 128  # queries of a tile: see `_tiles`
-
-
-def keep_mask(shape: tuple[int, ...] | torch.Size, drop_rate: float) -> tuple[Tensor, float]:
-    """A random dropout mask on the CPU, and the factor that preserves the mean of the activations.
-
-    An element takes 16 bits of SFC64, which is ten times as fast as torch's Bernoulli draw. The rate is rounded to a
-    multiple of 2⁻¹⁶, and the factor is that of the rounded rate. torch's generator seeds SFC64, so it is the only
-    random state.
-
-    Returns:
-        uint8 of ``shape``, 1 where kept, and 1 / (1 - rate). uint8 is converted to float32 four times as fast as bool.
-    """
-    numel = math.prod(shape)
-    bits = torch.from_numpy(SFC64(_seed()).random_raw((numel + 3) // 4)).view(torch.int16)[:numel]
-    dropped = min(round(drop_rate * 2**16), 2**16 - 1)
-    return torch.ge(bits, dropped - 2**15).view(torch.uint8).view(shape), 2**16 / (2**16 - dropped)
-
-
-def _seed() -> int:
-    """The next number of torch's generator."""
-    return int(torch.empty((), dtype=torch.int64).random_())
 
 
 class _CompiledGelu(torch.autograd.Function):
@@ -67,66 +47,80 @@ def gelu(x: Tensor, kernels: TrainKernels | None = None) -> Tensor:
 
 class _CompiledDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drop_rate: float, kernels: TrainKernels) -> Tensor:
-        ctx.again = kernels, _seed(), drop_rate
-        return kernels.dropout(x, *ctx.again[1:])
+    def forward(ctx: Any, x: Tensor, drop_rate: float, seeds: Tensor, kernels: TrainKernels) -> Tensor:
+        ctx.again = kernels, seeds, threshold(drop_rate)
+        return kernels.dropout(x, seeds, *ctx.again[2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        kernels, seed, drop_rate = ctx.again
-        return kernels.dropout(grads[0], seed, drop_rate), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        kernels, seeds, rate = ctx.again
+        return kernels.dropout(grads[0], seeds, *rate), None, None, None
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drop_rate: float) -> Tensor:
-        mask, ctx.factor = keep_mask(x.shape, drop_rate)
+    def forward(ctx: Any, x: Tensor, drop_rate: float, seeds: Tensor) -> Tensor:
+        dropped, ctx.factor = threshold(drop_rate)
+        mask = keep_mask(seeds, 1, x.size(1), x.size(2), dropped, False).squeeze(1)
         ctx.save_for_backward(mask)
         return (x * mask).mul_(ctx.factor)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return (grads[0] * mask).mul_(ctx.factor), None
+        return (grads[0] * mask).mul_(ctx.factor), None, None
 
 
-def dropout(x: Tensor, drop_rate: float, training: bool, kernels: TrainKernels | None = None) -> Tensor:
-    """x with each element zeroed with probability ``drop_rate``, the others times 1 / (1 - drop_rate); any shape."""
+def dropout(
+    x: Tensor, drop_rate: float, training: bool, seeds: Tensor | None = None, kernels: TrainKernels | None = None
+) -> Tensor:
+    """x with each element zeroed with probability ``drop_rate``, the others times 1 / (1 - drop_rate).
+
+    Args:
+        x: (B, T, C).
+        drop_rate: from 0 up to, not including, 1.
+        training: if False, x is returned.
+        seeds: (B) int64, which decide the mask on a CPU (dropout_mask.py); None for random ones.
+        kernels: used if they accept x.
+    """
     if not training or drop_rate == 0.0:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, drop_rate)
+    seeds = random_seeds(x.size(0)) if seeds is None else seeds
     out: Tensor
     if kernels is None or not kernels.accept(x):
-        out = _Dropout.apply(x, drop_rate)
+        out = _Dropout.apply(x, drop_rate, seeds)
     else:
-        out = _CompiledDropout.apply(x, drop_rate, kernels)
+        out = _CompiledDropout.apply(x, drop_rate, seeds, kernels)
     return out
 
 
 class _CompiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float, kernels: TrainKernels) -> Tensor:
-        seed = _seed()
-        out, statistics = kernels.attention(qkv, n_heads, seed, drop_rate, scale)
+    def forward(
+        ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float, seeds: Tensor, kernels: TrainKernels
+    ) -> Tensor:
+        ctx.again = kernels, seeds, *threshold(drop_rate), scale
+        out, statistics = kernels.attention(qkv, n_heads, *ctx.again[1:])
         ctx.save_for_backward(qkv, out, statistics)
-        ctx.again = kernels, seed, drop_rate, scale
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         qkv, out, statistics = ctx.saved_tensors
         kernels, *how = ctx.again
-        return kernels.attention_backward(qkv, out, statistics, grads[0], *how), None, None, None, None
+        return kernels.attention_backward(qkv, out, statistics, grads[0], *how), None, None, None, None, None
 
 
 class _DropoutAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, n_heads: int, drop_rate: float, scale: float, seeds: Tensor) -> Tensor:
         batch, length, width = qkv.shape
-        mask, ctx.factor = keep_mask((batch, n_heads, length, length), drop_rate)
+        dropped, ctx.factor = threshold(drop_rate)
+        mask = keep_mask(seeds, n_heads, length, length, dropped, True)
         out = qkv.new_empty(batch, length, width // 3)
         queries, keys, values = split_heads(qkv, n_heads)
         heads_out = split_heads(out, n_heads, 1)[0]
@@ -140,7 +134,7 @@ class _DropoutAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         qkv, mask, out = ctx.saved_tensors
         batch, n_heads, length, _ = mask.shape
         grad_qkv = torch.empty_like(qkv)
@@ -160,7 +154,7 @@ class _DropoutAttention(torch.autograd.Function):
             _multiply(weights.mul_(kept).transpose(1, 2), grad, grad_v[at][:, past], add=not first)
             _multiply(grad_scores, keys[at][:, past], grad_q[at][:, rows], ctx.scale)
             _multiply(grad_scores.transpose(1, 2), query, grad_k[at][:, past], ctx.scale, add=not first)
-        return grad_qkv, None, None, None
+        return grad_qkv, None, None, None, None
 
 
 def split_heads(joined: Tensor, n_heads: int, parts: int = 3) -> tuple[Tensor, ...]:
@@ -201,12 +195,13 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, factor: float = 1.0, add: bool 
     if add:
         out.add_(product, alpha=factor)
     else:
-        torch.mul(product, factor, out=out)
+        out.copy_(product.mul_(factor))  # not out=: torch.compile refuses it for a tensor that is not contiguous
 
 
 def dropout_attention(
-    qkv: Tensor, n_heads: int, drop_rate: float, scale: float, kernels: TrainKernels | None = None
-) -> Tensor:
+    qkv: Tensor, n_heads: int, drop_rate: float, scale: float, seeds: Tensor | None = None,
+    kernels: TrainKernels | None = None,
+) -> Tensor:  # fmt: skip
     """Causal attention with dropout on its weights: dropout(softmax(scale Q Kᵀ + M)) V.
 
     torch's fused attention has no dropout on the CPU; its fallback holds all weights several times. This function
@@ -218,6 +213,7 @@ def dropout_attention(
         n_heads: H.
         drop_rate: probability that a weight is set to zero.
         scale: of the scores; 1 / √D in standard attention.
+        seeds: (B) int64, which decide the mask on a CPU (dropout_mask.py); None for random ones.
         kernels: used if they accept qkv; they hold 8 bytes a query and head instead of the mask.
 
     Returns:
@@ -227,10 +223,11 @@ def dropout_attention(
         queries, keys, values = split_heads(qkv, n_heads)
         heads = F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop_rate, is_causal=True, scale=scale)
         return heads.transpose(1, 2).flatten(2)
+    seeds = random_seeds(qkv.size(0)) if seeds is None else seeds
     with torch.autocast("cpu", enabled=False):
         out: Tensor
         if kernels is None or not kernels.accept(qkv):
-            out = _DropoutAttention.apply(qkv, n_heads, drop_rate, scale)
+            out = _DropoutAttention.apply(qkv, n_heads, drop_rate, scale, seeds)
         else:
-            out = _CompiledAttention.apply(qkv, n_heads, drop_rate, scale, kernels)
+            out = _CompiledAttention.apply(qkv, n_heads, drop_rate, scale, seeds, kernels)
     return out

@@ -6,7 +6,8 @@ Letters for shapes:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
 from gptcli.kernels.cpu.train_kernels import TrainKernels
-from gptcli.model.dropout import dropout, dropout_attention, gelu, split_heads
+from gptcli.model.dropout import RANDOM, Seeds, dropout, dropout_attention, gelu, split_heads
 
 
 class Linear(nn.Module):
@@ -137,8 +138,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.n_heads, self.head_dim = config.n_heads, config.head_dim
-        self.drop_rate = config.drop_rate
+        self.n_heads, self.head_dim, self.drop_rate = config.n_heads, config.head_dim, config.drop_rate
         self.kernels: TrainKernels | None = None  # see GPTModel.use
         # fused_attention divides scores by √D; the queries are multiplied by any other factor of the config.
         self.query_scale = 1.0 if config.scale_attn else math.sqrt(config.head_dim)
@@ -152,10 +152,10 @@ class MultiHeadAttention(nn.Module):
         queries, keys, values = split_heads(self.c_attn(x), self.n_heads)  # (B, T, 3C) -> 3 x (B, H, T, D)
         return queries if self.query_scale == 1.0 else queries * self.query_scale, keys, values
 
-    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0, seeds: Tensor | None = None) -> Tensor:
         if self.training and self.drop_rate > 0 and cache is None:
-            scale = self.query_scale / math.sqrt(self.head_dim)
-            return self.c_proj(dropout_attention(self.c_attn(x), self.n_heads, self.drop_rate, scale, self.kernels))
+            scale, qkv = self.query_scale / math.sqrt(self.head_dim), self.c_attn(x)
+            return self.c_proj(dropout_attention(qkv, self.n_heads, self.drop_rate, scale, seeds, self.kernels))
         heads = self.heads(x)
         context = fused_attention(*heads) if cache is None else cache.attend(layer, *heads)
         return self.c_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
@@ -190,9 +190,10 @@ class TransformerBlock(nn.Module):
         self.drop_rate = config.drop_rate
         self.kernels: TrainKernels | None = None
 
-    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0) -> Tensor:
-        x = x + dropout(self.attn(self.ln_1(x), cache, layer), self.drop_rate, self.training, self.kernels)
-        return x + dropout(self.mlp(self.ln_2(x)), self.drop_rate, self.training, self.kernels)
+    def forward(self, x: Tensor, cache: Cache | None = None, layer: int = 0, seeds: Seeds = RANDOM) -> Tensor:
+        attended = self.attn(self.ln_1(x), cache, layer, seeds[0])
+        x = x + dropout(attended, self.drop_rate, self.training, seeds[1], self.kernels)
+        return x + dropout(self.mlp(self.ln_2(x)), self.drop_rate, self.training, seeds[2], self.kernels)
 
 
 class GPTModel(nn.Module):
@@ -210,7 +211,7 @@ class GPTModel(nn.Module):
         self.config = config
         self.kernels: TrainKernels | None = None
         self.recompute = False  # recompute every block in the backward pass instead of holding its activations
-        self.run_block: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__  # called if there is no cache
+        self.run_block: Callable[..., Tensor] = nn.Module.__call__  # called if there is no cache
         V, positions, C = config.vocab_size, config.context_length, config.emb_dim
         self.wte = nn.Embedding(V, C, _weight=torch.empty(V, C))  # uninitialised until it is drawn or loaded
         self.wpe = nn.Embedding(positions, C, _weight=torch.empty(positions, C))
@@ -244,12 +245,13 @@ class GPTModel(nn.Module):
         """Logits (..., V) of hidden states (..., C): hidden @ head.T."""
         return F.linear(hidden, self.head)
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: Cache | None = None, seeds: Tensor | None = None) -> Tensor:
         """The residual stream after the final norm.
 
         Args:
             ids: (B, T) token ids, int64; with a cache they follow the cached tokens.
             cache: read and extended by T tokens.
+            seeds: (N + 1, 3, B) int64, decide what dropout drops on a CPU (`step_seeds`); None for random ones.
 
         Returns:
             (B, T, C)
@@ -257,15 +259,13 @@ class GPTModel(nn.Module):
         count = ids.size(1)
         positions = torch.arange(count, device=ids.device) if cache is None else cache.positions(count)  # (T) or (B, T)
         x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
-        x = dropout(x, self.config.drop_rate, self.training, self.kernels)
+        sites: Sequence[Seeds] = seeds.unbind() if seeds is not None else [RANDOM] * (len(self.h) + 1)
+        x = dropout(x, self.config.drop_rate, self.training, sites[-1][0], self.kernels)
         if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
             x = x.bfloat16()  # norms, residual sums and GELU on a GPU are limited by memory bandwidth
+        run = partial(recomputed, self.run_block, use_reentrant=False) if self.recompute else self.run_block
         for layer, block in enumerate(self.h):
-            if cache is not None:
-                x = block(x, cache, layer)
-            else:
-                again = self.recompute and torch.is_grad_enabled()
-                x = recomputed(self.run_block, block, x, use_reentrant=False) if again else self.run_block(block, x)
+            x = run(block, x, seeds=sites[layer]) if cache is None else block(x, cache, layer)
         if cache is not None:
             cache.advance(count)
         return self.ln_f(x)

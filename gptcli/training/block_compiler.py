@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gptcli.kernels.gpu.triton_support import triton_reason
+from gptcli.model.dropout import RANDOM, Seeds
 
 WORTHWHILE = 1e15  # FLOPs of a run: a fast GPU computes them in some seconds, which is what compiling takes
 
@@ -47,15 +48,15 @@ class CompiledBlocks:
         self._shape: torch.Size | None = None
         self.proven = False
 
-    def __call__(self, block: torch.nn.Module, x: Tensor) -> Tensor:
-        """``block(x)``; x (B, T, C)."""
+    def __call__(self, block: torch.nn.Module, x: Tensor, seeds: Seeds = RANDOM) -> Tensor:
+        """``block(x, seeds=seeds)``; x (B, T, C)."""
         if not (block.training and torch.is_grad_enabled()):
-            return _call(block, x)
+            return _call(block, x, seeds)
         self._shape = self._shape or x.shape
-        y: Tensor = self._compiled(block, x) if x.shape == self._shape else _call(block, x)
+        y: Tensor = self._compiled(block, x, seeds) if x.shape == self._shape else _call(block, x, seeds)
         return y
 
 
-def _call(block: torch.nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = block(x)
+def _call(block: torch.nn.Module, x: Tensor, seeds: Seeds) -> Tensor:
+    y: Tensor = block(x, seeds=seeds)
     return y

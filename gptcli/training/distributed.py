@@ -32,11 +32,6 @@ class World:
         """Whether this is the process that prints and saves."""
         return self.rank == 0
 
-    @property
-    def share(self) -> slice:
-        """The rows of a step's batch that this process computes: every ``size``-th one from ``rank``."""
-        return slice(self.rank, None, self.size)
-
     def mean(self, value: Tensor) -> float:
         """The mean of ``value``, a scalar, over the processes; ``value`` is overwritten by the sum."""
         if self.size > 1:

@@ -13,6 +13,7 @@ from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from gptcli.device import placement
 from gptcli.model.cost import training_flops_rule
+from gptcli.model.dropout_mask import step_seeds
 from gptcli.model.gpt import GPTModel
 from gptcli.model.loss import chunked_cross_entropy
 from gptcli.training import distributed, optimizers
@@ -40,14 +41,17 @@ class Outcome:
 
 
 class MeanLoss(nn.Module):
-    """inputs and targets (B, T) -> the mean loss in nats a token; the module that DDP or FSDP wraps."""
+    """inputs and targets (B, T) -> the mean loss in nats a token; the module that DDP or FSDP wraps.
+
+    ``seeds`` are dropout's, as `GPTModel.hidden` takes them.
+    """
 
     def __init__(self, model: GPTModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return chunked_cross_entropy(self.model.hidden(inputs), self.model.head, targets)
+    def forward(self, inputs: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
+        return chunked_cross_entropy(self.model.hidden(inputs, seeds=seeds), self.model.head, targets)
 
 
 def _line(error: Exception) -> str:
@@ -130,14 +134,15 @@ class Stepper:
         if self._compiled is not None:
             model.run_block = self._compiled
 
-    def step(self, inputs: Tensor, targets: Tensor, rate: float) -> Outcome:
+    def step(self, inputs: Tensor, targets: Tensor, rate: float, number: int = 0) -> Outcome:
         """Call `launch` and wait for the outcome."""
-        return self.launch(inputs, targets, rate).outcome()
+        return self.launch(inputs, targets, rate, number).outcome()
 
-    def launch(self, inputs: Tensor, targets: Tensor, rate: float) -> Launched:
+    def launch(self, inputs: Tensor, targets: Tensor, rate: float, number: int = 0) -> Launched:
         """One update at learning rate ``rate`` on this process's windows, inputs and targets (B, T).
 
-        A loss or a gradient that is not finite changes no weight.
+        ``number`` is the step's in the run: on a CPU it and the seed decide what dropout drops. A loss or a gradient
+        that is not finite changes no weight.
         """
         inputs, targets = (placement.sent(tensor, self.model.device) for tensor in (inputs, targets))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -146,7 +151,7 @@ class Stepper:
             else:
                 group["lr"] = rate
         if not self.is_late:
-            loss = self._gradients(inputs, targets)
+            loss = self._gradients(inputs, targets, number)
             result = self._update(loss)
             self._forget_gradients()
             return Done(result)
@@ -162,14 +167,22 @@ class Stepper:
         self._forget_gradients()
         return found
 
-    def _gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _gradients(self, inputs: Tensor, targets: Tensor, number: int = 0) -> Tensor:
         """Forward and backward pass, part by part; returns this process's mean loss, a scalar."""
-        parts = min(self.runtime.accumulate or 1, len(inputs))
-        loss = torch.zeros((), device=self.model.device)
-        for number, (x, y) in enumerate(zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)):
-            with self.world.waiting(self.loss, number < parts - 1):
-                loss += self._backward(x, y, len(x) / len(inputs))
+        parts, count = min(self.runtime.accumulate or 1, len(inputs)), len(inputs)
+        loss, done = torch.zeros((), device=self.model.device), 0
+        for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            seeds = self._seeds(number, self.world.rank * count + done, len(x))
+            done += len(x)
+            with self.world.waiting(self.loss, done < count):
+                loss += self._backward(x, y, len(x) / count, seeds)
         return loss
+
+    def _seeds(self, step: int, first_window: int, windows: int) -> Tensor | None:
+        """Dropout's seeds for some of a step's windows; None on a GPU, whose kernels have their own generator."""
+        if self.model.device.type != "cpu" or self.model.config.drop_rate == 0:
+            return None
+        return step_seeds(self.recipe.seed, step, first_window, windows, self.model.config.n_layers)
 
     def _forget_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -191,11 +204,11 @@ class Stepper:
         flops = training_flops_rule(self.model.config) * inputs.numel()
         return self.model.device.type == "cuda" and flops < HOST_BOUND and not self.runtime.recompute
 
-    def _backward(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+    def _backward(self, inputs: Tensor, targets: Tensor, share: float, seeds: Tensor | None) -> Tensor:
         """Add the gradients of a part that holds ``share`` of the step's windows; returns its loss times ``share``."""
         unproven = self._compiled is not None and not self._compiled.proven
         try:
-            part = self.forward(inputs, targets) * share
+            part = self.forward(inputs, targets, seeds) * share
             self.scaler.scale(part).backward()
         except torch.OutOfMemoryError:
             raise
@@ -205,7 +218,7 @@ class Stepper:
             self.notes.append(f"The blocks could not be compiled, training goes on without: {_line(error)}")
             self._compiled, self.model.run_block = None, nn.Module.__call__
             self.model.zero_grad(set_to_none=True)
-            return self._backward(inputs, targets, share)
+            return self._backward(inputs, targets, share, seeds)
         if self._compiled is not None:
             self._compiled.proven = True
         return part.detach()
@@ -240,11 +253,11 @@ class Stepper:
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of inputs and targets (B, T), in the precision of training."""
+    def forward(self, inputs: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The mean loss of inputs and targets (B, T), in the precision of training; ``seeds`` as in `MeanLoss`."""
         inputs, targets = (placement.sent(tensor, self.model.device) for tensor in (inputs, targets))
         with self._autocast():
-            loss: Tensor = self.loss(inputs, targets)
+            loss: Tensor = self.loss(inputs, targets, seeds)
             return loss
 
     def weights(self) -> dict[str, Tensor]:
@@ -252,10 +265,8 @@ class Stepper:
         return to_file(self.model)
 
     def state(self) -> dict[str, Tensor]:
-        """The state of the optimizers and of every process's random number generators; every process must call it."""
+        """The state of the optimizers and of every GPU's random number generator; every process must call it."""
         tensors = optimizers.state_tensors(self.model, self.optimizers)
-        for rank, state in enumerate(self.world.gather(torch.get_rng_state())):
-            tensors[f"{RANDOM}/cpu/{rank}"] = state
         if self.model.device.type == "cuda":
             for rank, state in enumerate(self.world.gather(torch.cuda.get_rng_state(self.model.device))):
                 tensors[f"{RANDOM}/cuda/{rank}"] = state
@@ -272,11 +283,9 @@ class Stepper:
         if scaler:
             self.scaler.load_state_dict(scaler)
         torch.manual_seed(self.recipe.seed + self.world.rank)
-        rank = self.world.rank
-        if f"{RANDOM}/cpu/{rank}" in state:
-            torch.set_rng_state(state[f"{RANDOM}/cpu/{rank}"].clone())
-        if f"{RANDOM}/cuda/{rank}" in state and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state(state[f"{RANDOM}/cuda/{rank}"].clone(), self.model.device)
+        generator = state.get(f"{RANDOM}/cuda/{self.world.rank}")
+        if generator is not None and self.model.device.type == "cuda":
+            torch.cuda.set_rng_state(generator.clone(), self.model.device)
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:

@@ -197,13 +197,14 @@ class _Run:
         """Inputs and targets of the windows of ``step`` that this process computes."""
         if self.order[0] != epoch:
             self.order = epoch, self.windows.order(self.recipe.seed, epoch)
-        first = step % self.plan.steps_per_epoch * self.plan.batch_size
-        return self.windows.batch(self.order[1][first : first + self.plan.batch_size][self.world.share])
+        own = self.plan.batch_size // self.world.size
+        first = step % self.plan.steps_per_epoch * self.plan.batch_size + self.world.rank * own
+        return self.windows.batch(self.order[1][first : first + own])
 
     def _launch(self, step: int, epoch: int) -> None:
         started = time.perf_counter()
         self.rate = learning_rate(self.recipe, step, self.plan.total_steps) * self.progress.rate_factor
-        launched = self.stepper.launch(*self._batch(step, epoch), self.rate)
+        launched = self.stepper.launch(*self._batch(step, epoch), self.rate, step)
         self.launched.append((step, epoch, self.rate, launched))
         self.step_seconds += time.perf_counter() - started
         self.progress.step += 1

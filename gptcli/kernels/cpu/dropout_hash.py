@@ -1,6 +1,6 @@
-"""The dropout mask as a hash of seed, row and column.
+"""The dropout mask of model/dropout_mask.py, a hash of a window's seed, row and column, 16 elements at a time.
 
-The backward pass computes the mask again instead of storing it; the mask does not depend on the number of threads.
+The backward pass computes the mask again instead of storing it.
 
 Every function of this file works inside numba-compiled code only.
 """
@@ -35,15 +35,42 @@ def _splat(builder, number):
     return v.splat_of(builder, builder.trunc(number, ir.IntType(32)), v.INTS)
 
 
+def _lanes():
+    return ir.Constant(v.INTS, list(range(v.WIDTH)))
+
+
+def _row_keys(builder, seed, rows):
+    low, high = seed, builder.lshr(seed, ir.Constant(seed.type, 32))
+    x = _mixed(builder, builder.add(builder.mul(rows, _ints(GOLDEN)), _splat(builder, low)))
+    return builder.bitcast(_mixed(builder, builder.add(x, _splat(builder, high))), v.FLOATS)
+
+
+def _kept(builder, keys, columns, dropped, factor):
+    keys = builder.bitcast(keys, v.INTS)
+    x = builder.add(keys, builder.mul(columns, _ints(GOLDEN)))
+    x = builder.mul(_shifted(builder, x, 16), _ints(0x7FEB352D))
+    x = builder.add(_shifted(builder, x, 15), keys)  # again, so that near keys give different masks
+    x = _shifted(builder, builder.mul(x, _ints(0x846CA68B)), 16)
+    keep = builder.icmp_unsigned(">=", x, _splat(builder, dropped))
+    return builder.select(keep, v.splat_of(builder, factor, v.FLOATS), ir.Constant(v.FLOATS, [0.0] * v.WIDTH))
+
+
 @intrinsic
 def row_keys(typingctx, seed, first):
     """The 32-bit hash keys, as the bits of 16 floats, of rows ``first`` to first + 15; ``seed`` has 64 bits."""
 
     def codegen(context, builder, signature, args):
-        low, high = args[0], builder.lshr(args[0], ir.Constant(args[0].type, 32))
-        rows = builder.add(_splat(builder, args[1]), ir.Constant(v.INTS, list(range(v.WIDTH))))
-        x = _mixed(builder, builder.add(builder.mul(rows, _ints(GOLDEN)), _splat(builder, low)))
-        return builder.bitcast(_mixed(builder, builder.add(x, _splat(builder, high))), v.FLOATS)
+        return _row_keys(builder, args[0], builder.add(_splat(builder, args[1]), _lanes()))
+
+    return v.lanes(types.int64, types.int64), codegen
+
+
+@intrinsic
+def row_key(typingctx, seed, row):
+    """16 copies of the key of one row."""
+
+    def codegen(context, builder, signature, args):
+        return _row_keys(builder, args[0], _splat(builder, args[1]))
 
     return v.lanes(types.int64, types.int64), codegen
 
@@ -53,12 +80,16 @@ def kept(typingctx, keys, column, dropped, factor):
     """``factor`` where the hash of (key, column) is at least ``dropped``, else 0; rate dropped / 2^32."""
 
     def codegen(context, builder, signature, args):
-        keys = builder.bitcast(args[0], v.INTS)
-        x = builder.add(keys, builder.mul(_splat(builder, args[1]), _ints(GOLDEN)))
-        x = builder.mul(_shifted(builder, x, 16), _ints(0x7FEB352D))
-        x = builder.add(_shifted(builder, x, 15), keys)  # again, so that near keys give different masks
-        x = _shifted(builder, builder.mul(x, _ints(0x846CA68B)), 16)
-        keep = builder.icmp_unsigned(">=", x, _splat(builder, args[2]))
-        return builder.select(keep, v.splat_of(builder, args[3], v.FLOATS), ir.Constant(v.FLOATS, [0.0] * v.WIDTH))
+        return _kept(builder, args[0], _splat(builder, args[1]), args[2], args[3])
+
+    return v.lanes(v.lanes, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
+def kept_columns(typingctx, keys, first, dropped, factor):
+    """`kept` of columns ``first`` to first + 15, one for each key."""
+
+    def codegen(context, builder, signature, args):
+        return _kept(builder, args[0], builder.add(_splat(builder, args[1]), _lanes()), args[2], args[3])
 
     return v.lanes(v.lanes, types.int64, types.int64, types.float32), codegen

@@ -158,7 +158,7 @@ def forward(qkv, out, statistics, window, head, heads, length, size, scale, seed
         for key in range(0, seen, TILE):
             for i in range(0, QUERIES, LANES):
                 peak, total = v.load(scratch, peaks + i), v.load(scratch, sums + i)
-                row = row_keys(seed, unit * length + query + i)
+                row = row_keys(seed, head * length + query + i)
                 for k in range(TILE):
                     place = weights + (key + k) * QUERIES + i
                     power = _power(_visible(v.load(scratch, place), key + k, query + i), peak)
@@ -229,7 +229,7 @@ def backward(
             _multiply(scratch, wanted, panel, LANES, PANELS, size, values_at, LANES, 1, changes, QUERIES, False)
             for i in range(0, QUERIES, LANES):
                 peak, inverse = v.load(scratch, peaks + i), v.load(scratch, inverses + i)
-                delta, row = v.load(scratch, deltas + i), row_keys(seed, unit * length + query + i)
+                delta, row = v.load(scratch, deltas + i), row_keys(seed, head * length + query + i)
                 for k in range(TILE):
                     score = _visible(v.load(scratch, scores + k * QUERIES + i), key + k, query + i)
                     weight = v.multiply(_power(score, peak), inverse)

@@ -1,7 +1,7 @@
 """The compiled kernels of a training step on the CPU, as functions of tensors.
 
-`GPTModel.use` sets the kernels of a model. Without kernels a model computes the same functions with torch; only the
-random numbers of dropout differ.
+`GPTModel.use` sets the kernels of a model. Without kernels a model computes the same functions with torch, dropout's
+masks included; sums have another order.
 """
 
 from collections.abc import Callable
@@ -44,42 +44,50 @@ class TrainKernels:
         self._run("gelu", x, y, 0 if slope is None else slope, x.numel())
         return y, slope
 
-    def dropout(self, x: Tensor, seed: int, rate: float) -> Tensor:
-        """x with a share ``rate`` of its elements zeroed and the rest scaled by 1 / (1 - rate).
+    def dropout(self, x: Tensor, seeds: Tensor, dropped: int, factor: float) -> Tensor:
+        """x (B, T, C) with ``dropped`` of 2³² elements zeroed and the others times ``factor``; also its backward pass.
 
-        With the same seed and rate it is also its own backward pass.
+        ``seeds`` (B) int64 decide which, as in the mask of model/dropout_mask.py.
         """
-        x = x.contiguous()
+        x, seeds = x.contiguous(), seeds.contiguous()
         y = torch.empty_like(x)
-        self._run("dropout", x, y, x.numel(), seed, *_dropped(rate))
+        self._run("dropout", x, y, x.size(0) * x.size(1), x.size(1), x.size(2), seeds, dropped, factor)
         return y
 
-    def attention(self, qkv: Tensor, n_heads: int, seed: int, rate: float, scale: float) -> tuple[Tensor, Tensor]:
-        """dropout(softmax(scale Q Kᵀ + M)) V for qkv (B, T, 3C): (B, T, C), and statistics for `attention_backward`."""
+    def attention(
+        self, qkv: Tensor, n_heads: int, seeds: Tensor, dropped: int, factor: float, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """dropout(softmax(scale Q Kᵀ + M)) V for qkv (B, T, 3C): (B, T, C), and statistics for `attention_backward`.
+
+        ``seeds``, ``dropped`` and ``factor`` are those of `dropout`.
+        """
         qkv = qkv.contiguous()
         batch, length, width = qkv.shape
         out, statistics = qkv.new_empty(batch, length, width // 3), qkv.new_empty(batch, n_heads, 2, length)
-        self._attend("attend", qkv, out, statistics, n_heads, seed, rate, scale)
+        self._attend("attend", qkv, out, statistics, n_heads, seeds, dropped, factor, scale)
         return out, statistics
 
     def attention_backward(
-        self, qkv: Tensor, out: Tensor, statistics: Tensor, grad: Tensor, seed: int, rate: float, scale: float
-    ) -> Tensor:
+        self, qkv: Tensor, out: Tensor, statistics: Tensor, grad: Tensor, seeds: Tensor, dropped: int, factor: float,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
         """dL/dqkv from dL/dout (B, T, C) and the arguments and results of `attention`."""
         qkv, grad = qkv.contiguous(), grad.contiguous()
         grad_qkv, n_heads = torch.empty_like(qkv), statistics.size(1)
-        self._attend("attend_backward", qkv, out, statistics, n_heads, seed, rate, scale, grad, grad_qkv)
+        self._attend(
+            "attend_backward", qkv, out, statistics, n_heads, seeds, dropped, factor, scale, grad, grad_qkv
+        )  # fmt: skip
         return grad_qkv
 
     def _attend(
-        self, name: str, qkv: Tensor, out: Tensor, statistics: Tensor, n_heads: int, seed: int, rate: float,
-        scale: float, *more: Tensor,
+        self, name: str, qkv: Tensor, out: Tensor, statistics: Tensor, n_heads: int, seeds: Tensor, dropped: int,
+        factor: float, scale: float, *more: Tensor,
     ) -> None:  # fmt: skip
         batch, length, width = out.shape
         size = width // n_heads
         floats = self._scratch_size(length, size)
-        scratch = torch.empty(torch.get_num_threads(), floats)
-        sizes, kept = (batch, n_heads, length, size, seed), _dropped(rate)
+        scratch, seeds = torch.empty(torch.get_num_threads(), floats), seeds.contiguous()
+        sizes, kept = (batch, n_heads, length, size), (seeds, dropped, factor)
         self._run(name, qkv, out, statistics, scratch, *sizes, *kept, scale, floats, *more)
 
     def _run(self, name: str, *arguments: Tensor | int | float) -> None:
@@ -90,12 +98,6 @@ class TrainKernels:
             else:
                 task[cell] = value.data_ptr() if isinstance(value, Tensor) else value
         openmp.run(self._functions[name].address, task.ctypes.data)
-
-
-def _dropped(rate: float) -> tuple[int, float]:
-    """How many of 2³² hashes are dropped, and the factor of kept elements, 1 / (1 - rate)."""
-    dropped = min(round(rate * 2**32), 2**32 - 1)
-    return dropped, 2**32 / (2**32 - dropped)
 
 
 def is_worthwhile(tokens: int, width: int) -> bool:

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu import train_attention
 from gptcli.kernels.cpu.atomics import atomic_add
-from gptcli.kernels.cpu.dropout_hash import kept, row_keys
+from gptcli.kernels.cpu.dropout_hash import kept_columns, row_key
 from gptcli.kernels.cpu.matmul import LANES
 from gptcli.kernels.cpu.simd import jit
 
@@ -37,6 +37,12 @@ def _pointer(typingctx, address):
 def _floats(address):
     """The float32 array at an address, without its true length (2^40 stands for it)."""
     return carray(_pointer(address), (np.int64(1) << 40,), np.float32)
+
+
+@jit
+def _integers(address):
+    """The int64 array at an address, without its true length."""
+    return carray(_pointer(address), (np.int64(1) << 40,), np.int64)
 
 
 @jit
@@ -88,19 +94,26 @@ def gelu(address):
 
 
 def dropout(address):
-    """y = dropout(x). Arguments: x, y, count, seed, dropped (of 2^32), factor."""
+    """y = dropout(x) of (rows, columns). Arguments: x, y, rows, rows of a window, columns, seeds, dropped, factor."""
     task, numbers = _task(address)
     x, y = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1])
-    count, seed, dropped = task[ARGUMENTS + 2], task[ARGUMENTS + 3], task[ARGUMENTS + 4]
-    factor = np.float32(numbers[ARGUMENTS + 5])
+    rows, length, columns = task[ARGUMENTS + 2], task[ARGUMENTS + 3], task[ARGUMENTS + 4]
+    seeds, dropped = _integers(task[ARGUMENTS + 5]), task[ARGUMENTS + 6]
+    factor = np.float32(numbers[ARGUMENTS + 7])
+    whole, at_once = columns - columns % LANES, max(1, CHUNK // max(columns, 1))
     while True:
-        first, whole, last = _chunk(task, count)
-        if first >= count:
+        start = atomic_add(task, NEXT, at_once)
+        if start >= rows:
             break
-        for i in range(first, whole, LANES):
-            v.store(y, i, v.multiply(v.load(x, i), kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor)))
-        for i in range(whole, last):
-            y[i] = x[i] * v.lane(kept(row_keys(seed, np.int64(i)), np.int64(0), dropped, factor), 0)
+        for row in range(start, min(start + at_once, rows)):
+            key, first = row_key(seeds[row // length], row % length), row * columns
+            for k in range(0, whole, LANES):
+                keep = kept_columns(key, np.int64(k), dropped, factor)
+                v.store(y, first + k, v.multiply(v.load(x, first + k), keep))
+            if whole < columns:
+                keep = kept_columns(key, whole, dropped, factor)
+                for k in range(whole, columns):
+                    y[first + k] = x[first + k] * v.lane(keep, k - whole)
 
 
 @jit
@@ -110,25 +123,25 @@ def _attention_arguments(address):
     qkv, out, statistics = _floats(task[ARGUMENTS]), _floats(task[ARGUMENTS + 1]), _floats(task[ARGUMENTS + 2])
     scratch, free = _floats(task[ARGUMENTS + 3]), atomic_add(task, STARTED, 1) * task[ARGUMENTS + 12]
     sizes = task[ARGUMENTS + 4], task[ARGUMENTS + 5], task[ARGUMENTS + 6], task[ARGUMENTS + 7]
-    kept_by = task[ARGUMENTS + 8], task[ARGUMENTS + 9], np.float32(numbers[ARGUMENTS + 10])
+    kept_by = _integers(task[ARGUMENTS + 8]), task[ARGUMENTS + 9], np.float32(numbers[ARGUMENTS + 10])
     return task, (qkv, out, statistics), sizes, np.float32(numbers[ARGUMENTS + 11]), kept_by, scratch, free
 
 
 def attend(address):
     """`train_attention.forward` for every head of every window.
 
-    Arguments: qkv, out, statistics, scratch, windows, heads, length, head size, seed, dropped (of 2^32), factor, scale,
+    Arguments: qkv, out, statistics, scratch, windows, heads, length, head size, seeds, dropped (of 2^32), factor, scale,
     float32 of scratch per thread.
     """
-    task, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _attention_arguments(address)
+    task, (qkv, out, statistics), sizes, scale, (seeds, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes
     while True:
         unit = atomic_add(task, NEXT, 1)
         if unit >= windows * heads:
             break
         train_attention.forward(
-            qkv, out, statistics, unit // heads, unit % heads, heads, length, size, scale, seed, dropped, factor,
-            scratch, free,
+            qkv, out, statistics, unit // heads, unit % heads, heads, length, size, scale, seeds[unit // heads],
+            dropped, factor, scratch, free,
         )  # fmt: skip
 
 
@@ -137,7 +150,7 @@ def attend_backward(address):
 
     Arguments: those of `attend`, then dL/dout and dL/dqkv, which is written.
     """
-    task, (qkv, out, statistics), sizes, scale, (seed, dropped, factor), scratch, free = _attention_arguments(address)
+    task, (qkv, out, statistics), sizes, scale, (seeds, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes
     grad_out, grad_qkv = _floats(task[ARGUMENTS + 13]), _floats(task[ARGUMENTS + 14])
     while True:
@@ -145,6 +158,6 @@ def attend_backward(address):
         if unit >= windows * heads:
             break
         train_attention.backward(
-            qkv, out, statistics, grad_out, grad_qkv, unit // heads, unit % heads, heads, length, size, scale, seed,
-            dropped, factor, scratch, free,
+            qkv, out, statistics, grad_out, grad_qkv, unit // heads, unit % heads, heads, length, size, scale,
+            seeds[unit // heads], dropped, factor, scratch, free,
         )  # fmt: skip
