@@ -62,7 +62,7 @@ def run(preparation: "Preparation", workers: int | None = None) -> None:
     import time
 
     from gptcli.data import token_shards
-    from gptcli.data.prepare import default_workers
+    from gptcli.device.resources import usable_cpus
 
     out, started = preparation.out, time.perf_counter()
     if preparation.state == "finished":
@@ -73,7 +73,7 @@ def run(preparation: "Preparation", workers: int | None = None) -> None:
     total = preparation.bytes * preparation.passes
     with render.progress(total or None, "B", out.name, scale=True) as bar:
         try:
-            preparation.run(workers or default_workers(), lambda count: bar.update(count - bar.n))
+            preparation.run(workers or usable_cpus(), lambda count: bar.update(count - bar.n))
         except KeyboardInterrupt:
             render.warn(f"Stopped. The same command goes on after the last whole shard in {out}.")
             raise typer.Exit(130) from None

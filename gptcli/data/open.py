@@ -8,9 +8,10 @@ from gptcli import tokenizers
 from gptcli.checkpoints import layout
 from gptcli.data import documents, token_shards
 from gptcli.data.dataset import Corpus, make_corpus, open_prepared, split_characters
-from gptcli.data.prepare import Preparation, Request, default_workers
+from gptcli.data.prepare import Preparation, Request
 from gptcli.data.text_decoding import PACKED
 from gptcli.data.tokenizer_training import in_pieces, train_bpe
+from gptcli.device.resources import usable_cpus
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer, bpe_training
 from gptcli.tokenizers.choice import Choice, choose
@@ -40,7 +41,7 @@ class TextOptions:
 
 
 def _prepare(preparation: Preparation) -> None:
-    preparation.run(default_workers())
+    preparation.run(usable_cpus())
 
 
 def _ignore(line: str) -> None:

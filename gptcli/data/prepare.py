@@ -4,7 +4,6 @@ The texts are read in chunks (see encoding_chunks.py). Chunk boundaries depend o
 records the chunk and the token where the shard ends; resuming reads the earlier chunks again without encoding them.
 """
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -339,8 +338,3 @@ def _in_order(
         finally:
             for late, _ in waiting:
                 late.cancel()
-
-
-def default_workers() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from gptcli.config.recipe import Precision as PrecisionName
-from gptcli.device import machine
+from gptcli.device import machine, resources
 from gptcli.errors import GptcliError, nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -166,15 +166,16 @@ def placed_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's number of CPU threads (None: torch's default, the physical cores) and return it.
+    """Set torch's number of CPU threads and return it.
+
+    None: the physical cores that this process may use, or fewer where OMP_NUM_THREADS or an earlier call says so.
 
     Raises:
         GptcliError: fewer than 1.
     """
-    if threads is not None:
-        if threads < 1:
-            raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
-        torch.set_num_threads(threads)
+    if threads is not None and threads < 1:
+        raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+    torch.set_num_threads(threads or min(torch.get_num_threads(), resources.usable_cores()))
     return torch.get_num_threads()
 
 
@@ -182,7 +183,7 @@ def available_memory(device: torch.device) -> int:
     """Free bytes of CUDA memory, or bytes of main memory available without swapping."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return resources.available_memory()
 
 
 def resident_memory() -> int:

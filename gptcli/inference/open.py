@@ -75,16 +75,16 @@ def gpu_is_possible() -> bool:
 
 
 def count_threads(threads: int | None) -> int:
-    """``--threads``, or the number of physical cores.
+    """``--threads``, or the number of physical cores that this process may use.
 
     Raises:
         GptcliError: fewer than 1.
     """
     if threads is not None and threads < 1:
         raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
-    import psutil
+    from gptcli.device import resources
 
-    return threads or psutil.cpu_count(logical=False) or 1
+    return threads or resources.usable_cores()
 
 
 def check_quantization(name: str | None) -> int:

@@ -64,7 +64,8 @@ class _Dropout(torch.autograd.Function):
         dropped, ctx.factor = threshold(drop_rate)
         mask = keep_mask(seeds, 1, x.size(1), x.size(2), dropped, False).squeeze(1)
         ctx.save_for_backward(mask)
-        return (x * mask).mul_(ctx.factor)
+        y: Tensor = (x * mask).mul_(ctx.factor)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

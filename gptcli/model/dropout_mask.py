@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+MASKS = "hash-1"  # the name of these masks in a run's facts: another hash needs another name
 SITES = 3  # of a layer: attention weights, attention, feed-forward
 GOLDEN, GOLDEN_64 = 0x9E3779B9, 0x9E3779B97F4A7C15
 ELEMENTS = 2**14  # hashed at once: they fit into a core's cache
@@ -41,7 +42,8 @@ def _mixed_64(state: NDArray[np.uint64], numbers: NDArray[np.uint64]) -> NDArray
     x = state + (numbers + np.uint64(1)) * np.uint64(GOLDEN_64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def random_seeds(windows: int) -> Tensor:
@@ -96,9 +98,7 @@ def _mixed(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return x ^ (x >> np.uint32(16))
 
 
-def _keep(
-    row_keys: NDArray[np.uint32], offsets: NDArray[np.uint32], dropped: int, kept: NDArray[np.bool_]
-) -> None:
+def _keep(row_keys: NDArray[np.uint32], offsets: NDArray[np.uint32], dropped: int, kept: NDArray[np.bool_]) -> None:
     """Write (rows, columns) of the mask, from row_keys (rows, 1) and offsets (columns)."""
     x = row_keys + offsets
     shifted = x >> np.uint32(16)

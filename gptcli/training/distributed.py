@@ -32,6 +32,11 @@ class World:
         """Whether this is the process that prints and saves."""
         return self.rank == 0
 
+    def share(self, windows: int) -> slice:
+        """The windows of a step's batch that this process computes, of ``windows``: adjacent ones, by rank."""
+        own = windows // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
     def mean(self, value: Tensor) -> float:
         """The mean of ``value``, a scalar, over the processes; ``value`` is overwritten by the sum."""
         if self.size > 1:

@@ -1,6 +1,6 @@
 """Resume a run from its newest snapshot, and refuse texts and settings that differ from the run's own."""
 
-import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,13 +13,14 @@ from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig, split
 from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
+from gptcli.device.resources import usable_cpus
 from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.choice import Choice, choose
 from gptcli.training import snapshots
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
-from gptcli.training.run_plan import make_plan
+from gptcli.training.run_plan import changed_horizon, make_plan
 from gptcli.training.trainer import Progress
 
 # Settings that a resumed run may change: its length, and all of its runtime.
@@ -65,9 +66,9 @@ def resumed(run: Path, given: Mapping[str, Any], *, world: World, callbacks: Cal
 def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callbacks) -> Run:
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
-    recipe, runtime = _settings(snapshot.facts)
-    _refuse_changes(path, recipe, opened.config, opened.tokenizer, given)
-    recipe, runtime = _changed_by(recipe, given), _changed_by(runtime, given)
+    began, runtime = _settings(snapshot.facts)
+    _refuse_changes(path, began, opened.config, opened.tokenizer, given)
+    recipe, runtime = _changed_by(began, given), _changed_by(runtime, given)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
@@ -79,15 +80,19 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     if corpus.fingerprint != source["sha256"]:
         tokens = len(corpus.train) + len(corpus.validation)
         raise GptcliError(_changed(path, source, corpus.characters, tokens), _NEW)
-    ended = Progress(**snapshot.progress).ended(recipe, make_plan(corpus, recipe).total_steps)
+    progress, plan = Progress(**snapshot.progress), make_plan(corpus, recipe)
+    ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:
         raise GptcliError(
             f"{path} has ended: {ended}.",
-            f"To go on, give it more: gptcli train --resume {path} {_more(ended, recipe)}",
+            f"To go on, give it more: gptcli train --resume {shlex.quote(str(path))} {progress.to_go_on(recipe, plan)}",
         )
     for line in passed_over:
         callbacks.warn(line)
     callbacks.report(f"Going on with {path} after step {snapshot.progress['step']}.")
+    horizon = changed_horizon(make_plan(corpus, began), plan, recipe, progress.step, progress.rate_factor)
+    if horizon is not None:
+        callbacks.report(horizon)
     if snapshot.facts["recipe"].get("dtype") == "auto":
         known = "precision" in snapshot.facts
         how = ", as it began" if known else ": its snapshots do not say what that was"
@@ -132,7 +137,7 @@ def _settings(facts: dict[str, Any]) -> tuple[RecipeConfig, RuntimeConfig]:
     recipe, runtime = split(facts["recipe"] | facts.get("runtime", {}))
     if recipe.dtype == "auto":
         recipe = replace(recipe, dtype=facts.get("precision", "float32"))
-    return recipe, replace(runtime, device="auto", threads=min(int(facts["threads"]), os.cpu_count() or 1))
+    return recipe, replace(runtime, device="auto", threads=min(int(facts["threads"]), usable_cpus()))
 
 
 def _refuse_other(path: Path, source: dict[str, Any], given: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -149,11 +154,3 @@ def _changed(path: Path, source: dict[str, Any], characters: int, tokens: int) -
         f"The text of {path} ({names}) has changed: {source['characters']:,} characters, {source['tokens']:,} tokens "
         f"then; {characters:,}, {tokens:,} now."
     )
-
-
-def _more(ended: str, recipe: RecipeConfig) -> str:
-    if "--early-stop" in ended:
-        return f"--early-stop {2 * (recipe.early_stop or 1)}"
-    if "--max-time" in ended:
-        return f"--max-time {2 * (recipe.max_time or 1):.0f}s"
-    return f"--max-steps {2 * recipe.max_steps}" if recipe.max_steps else f"--epochs {2 * recipe.epochs}"

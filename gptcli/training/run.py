@@ -21,6 +21,7 @@ from gptcli.errors import GptcliError
 from gptcli.kernels.cpu import train_kernels
 from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model import cost
+from gptcli.model.dropout_mask import MASKS
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
 from gptcli.training import batch_size, block_compiler, distributed, run_config, samples, tensorboard, trainer
@@ -131,6 +132,7 @@ class Run:
         """
         for line in self.plan.notes:
             self.warn(line)
+        self._say_if_dropout_changes()
         distributed.join(self.world, self.placement.device)
         try:
             self.precision = self.world.gather(self._choose_precision())[0]  # the first one's: GPUs may differ
@@ -165,7 +167,7 @@ class Run:
         self.model.use(self.kernels)
         facts = {
             "recipe": as_dict(self.recipe), "runtime": as_dict(self.runtime), "source": self.source,
-            "threads": self.threads, "device": self.placement.device.type,
+            "threads": self.threads, "device": self.placement.device.type, "dropout": MASKS,
         }  # fmt: skip
         keep, every = self.runtime.keep, self.runtime.save_every
         self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every)
@@ -242,6 +244,15 @@ class Run:
         return run_config.Used(
             self.source, self.tokenizer.kind, self.model_config, self.recipe, runtime, self.plan, self.world.size
         )
+
+    def _say_if_dropout_changes(self) -> None:
+        if self.snapshot is None or self.snapshot.facts.get("dropout") == MASKS:
+            return
+        if self.model_config.drop_rate > 0 and self.placement.device.type == "cpu":
+            self.report(
+                "This run was begun by an older version, whose dropout had other random numbers: from here on they are "
+                "a hash of seed, step and place."
+            )
 
     def _choose_precision(self) -> Precision:
         """The precision of --dtype; a resumed run keeps the one it began with."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gptcli.config.recipe import RecipeConfig
 from gptcli.data.dataset import Corpus, Windows
+from gptcli.training.optimizers import learning_rate
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,18 @@ def evaluation_windows(
     validation_count = len(validation) if validation else 0
     held_out = range(validation_count if recipe.eval_all else min(count, validation_count))
     return train, held_out
+
+
+def changed_horizon(before: Plan, after: Plan, recipe: RecipeConfig, step: int, factor: float = 1.0) -> str | None:
+    """One line on the learning rate of ``step`` by the plan of a run and by its new one; None where it is the same.
+
+    ``factor`` is that of all rates after a rollback.
+    """
+    planned = factor * learning_rate(recipe, min(step, before.total_steps - 1), before.total_steps)
+    rate = factor * learning_rate(recipe, step, after.total_steps)
+    if before.total_steps == after.total_steps or rate == planned:
+        return None
+    return (
+        f"The {recipe.schedule} schedule now ends after {after.total_steps} steps, not {before.total_steps}: "
+        f"it goes on at a learning rate of {rate:.2e}; by the earlier plan it would be {planned:.2e}."
+    )

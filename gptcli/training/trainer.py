@@ -1,5 +1,6 @@
 """The training loop. It yields events and prints nothing."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -57,9 +58,24 @@ class Progress:
     rate_factor: float = 1.0
     seconds: float = 0.0
 
+    def to_go_on(self, recipe: RecipeConfig, plan: Plan) -> str:
+        """The options of a run that has ended with which it goes on: each of its limits that is reached, doubled."""
+        options = []
+        if self.step >= plan.total_steps and recipe.max_steps is not None:
+            options.append(f"--max-steps {2 * self.step}")
+        elif self.step >= plan.total_steps:
+            options.append(f"--epochs {2 * math.ceil(self.step / plan.steps_per_epoch)}")
+        if recipe.early_stop is not None and self.waited >= recipe.early_stop:
+            options.append(f"--early-stop {2 * self.waited}")
+        if recipe.max_time is not None and self.seconds >= recipe.max_time:
+            options.append(f"--max-time {2 * math.ceil(self.seconds)}s")
+        return " ".join(options)
+
     def ended(self, recipe: RecipeConfig, total_steps: int) -> str | None:
         """Why the run has ended, or None if it has not."""
-        if self.step >= total_steps:
+        if self.step > total_steps:
+            return f"{self.step} steps are done, more than the {total_steps} that it is to have"
+        if self.step == total_steps:
             return f"all {total_steps} steps are done"
         if recipe.early_stop is not None and self.waited >= recipe.early_stop:
             return f"the validation loss was no better for {self.waited} evaluations (--early-stop)"
@@ -197,9 +213,9 @@ class _Run:
         """Inputs and targets of the windows of ``step`` that this process computes."""
         if self.order[0] != epoch:
             self.order = epoch, self.windows.order(self.recipe.seed, epoch)
-        own = self.plan.batch_size // self.world.size
-        first = step % self.plan.steps_per_epoch * self.plan.batch_size + self.world.rank * own
-        return self.windows.batch(self.order[1][first : first + own])
+        size = self.plan.batch_size
+        first = step % self.plan.steps_per_epoch * size
+        return self.windows.batch(self.order[1][first : first + size][self.world.share(size)])
 
     def _launch(self, step: int, epoch: int) -> None:
         started = time.perf_counter()

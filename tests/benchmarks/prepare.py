@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptcli.data.prepare import Preparation, Request, default_workers
+from gptcli.data.prepare import Preparation, Request
+from gptcli.device.resources import usable_cpus
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer, _encoding
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def compare_rates(folder: Path, workers: int, megabytes: float, rounds: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=float, default=1000)
-    parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--workers", type=int, default=usable_cpus())
     parser.add_argument("--slice", type=float, default=32, help="megabytes of each of the slices that are timed")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def one_thread() -> Iterator[None]:
 def recompute_blocks(model: GPTModel) -> None:
     for block in model.h:
         forward = block.forward
-        block.forward = lambda *args, forward=forward: checkpoint(forward, *args, use_reentrant=False)
+        block.forward = partial(checkpoint, forward, use_reentrant=False)
 
 
 def test_logits_chunk_is_the_that_of_the_loss() -> None:

@@ -15,7 +15,7 @@ from runs import TINY
 
 from gptcli.checkpoints import checkpoint
 
-OPTIONS = (*TINY, "--drop-rate", 0, "--threads", 1, "--sample-every", 0, "--eval-every", 1, "--save-every", 10)
+OPTIONS = (*TINY, "--drop-rate", 0.1, "--threads", 1, "--sample-every", 0, "--eval-every", 1, "--save-every", 10)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are for Unix")

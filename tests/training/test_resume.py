@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,9 @@ import torch
 from runs import TEXT, TINY
 
 from gptcli.checkpoints import checkpoint
+from gptcli.config.recipe import RecipeConfig
 from gptcli.training import snapshots
+from gptcli.training.optimizers import learning_rate
 
 OFTEN = (*TINY, "--save-every", 1, "--eval-every", 3, "--sample-every", 0, "--threads", 1)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -360,3 +364,79 @@ def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
         poison_twice()
     assert went_back == [2]
     assert all(checkpoint.all_finite(t) for t in checkpoint.load(tmp_path / "run").tensors.values())
+
+
+# A longer plan
+
+COSINE = (*TINY, "--sample-every", 0, "--threads", 1, "--schedule", "cosine", "--max-steps", 6, "--save-every", 3)
+SCHEDULE_LINE = re.compile(r"The (\w+) schedule now ends after (\d+) steps, not (\d+): .* of (\S+); by .* be (\S+)\.")
+
+
+@pytest.mark.parametrize(("schedule", "step"), [("cosine", 3), ("cosine", 6), ("linear", 3)])
+def test_another_horizon_of_the_schedule_is_said_with_both_rates(
+    gptcli: Any, story: Path, schedule: str, step: int
+) -> None:
+    assert gptcli("train", story, *COSINE, "--schedule", schedule, "--out", "run").code == 0
+    if step == 3:
+        shutil.rmtree("run/training/step-00000006")
+    result = gptcli("train", "--resume", "run", "--max-steps", 12, "--eval-every", 5)
+    assert result.code == 0, result.err
+    said = SCHEDULE_LINE.search(result.err.replace("\n", " "))
+    assert said is not None, result.err
+    assert said.groups()[:3] == (schedule, "12", "6")
+    now, planned = (float(rate) for rate in said.groups()[3:])
+    recipe = RecipeConfig(schedule=schedule)  # type: ignore[arg-type]
+    assert now == pytest.approx(learning_rate(recipe, step, 12), rel=1e-2)
+    assert planned == pytest.approx(learning_rate(recipe, min(step, 5), 6), rel=1e-2)
+    rows = [row for row in checkpoint.read_metrics(Path("run")) if row["step"] >= step]
+    assert rows[-1]["learning_rate"] == pytest.approx(learning_rate(recipe, 11, 12))
+
+
+def test_the_same_horizon_or_a_constant_rate_needs_no_line(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *COSINE, "--out", "run").code == 0
+    assert gptcli("train", story, *COSINE, "--schedule", "constant", "--out", "constant").code == 0
+    shutil.rmtree("run/training/step-00000006")
+    for how in (("run",), ("constant", "--max-steps", 9)):
+        result = gptcli("train", "--resume", *how)
+        assert result.code == 0, result.err
+        assert "schedule now ends" not in result.err
+        assert "dropout" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("began", "resumed_with"),
+    [
+        (("--max-steps", 8), ("--max-steps", 3)),
+        (("--max-steps", 8), ()),
+        (("--epochs", 2), ("--epochs", 1)),
+        (("--epochs", 2), ("--max-steps", 3)),
+        (("--max-steps", 8, "--max-time", "0.001s"), ()),
+        (("--max-steps", 8, "--eval-every", 1, "--early-stop", 1, "--learning-rate", 3), ()),
+        (("--max-steps", 1, "--max-time", "0.001s"), ()),
+    ],
+)
+def test_the_command_of_the_hint_works(
+    gptcli: Any, story: Path, began: tuple[Any, ...], resumed_with: tuple[Any, ...]
+) -> None:
+    options = (*TINY, "--sample-every", 0, "--threads", 1, "--save-every", 50)
+    assert gptcli("train", story, *options, *began, "--out", "my run").code == 0
+    refused = gptcli("train", "--resume", "my run", *resumed_with)
+    refused.assert_user_error("my run has ended", "To go on, give it more: ")
+    command = shlex.split(refused.err.split("give it more: ")[1])
+    assert command[:4] == ["gptcli", "train", "--resume", "my run"]
+    result = gptcli(*command[1:])
+    assert result.code == 0, result.err
+
+
+def test_a_run_of_an_older_version_says_that_its_dropout_changes(gptcli: Any, story: Path) -> None:
+    for rate in (0, 0.1):
+        run = Path(f"dropped-{rate}")
+        assert gptcli("train", story, *OFTEN, "--max-steps", 4, "--drop-rate", rate, "--out", run).code == 0
+        for state in run.glob("training/*/state.json"):
+            said = json.loads(state.read_text(encoding="utf-8"))
+            assert said["facts"].pop("dropout")
+            state.write_text(json.dumps(said), encoding="utf-8")
+        result = gptcli("train", "--resume", run, "--max-steps", 6)
+        assert result.code == 0, result.err
+        assert ("dropout had other random numbers" in result.err) == (rate > 0)
+        assert "dropout had" not in gptcli("train", "--resume", run, "--max-steps", 8).err

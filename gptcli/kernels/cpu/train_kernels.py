@@ -50,6 +50,7 @@ class TrainKernels:
         ``seeds`` (B) int64 decide which, as in the mask of model/dropout_mask.py.
         """
         x, seeds = x.contiguous(), seeds.contiguous()
+        assert len(seeds) == len(x)
         y = torch.empty_like(x)
         self._run("dropout", x, y, x.size(0) * x.size(1), x.size(1), x.size(2), seeds, dropped, factor)
         return y
@@ -85,6 +86,7 @@ class TrainKernels:
     ) -> None:  # fmt: skip
         batch, length, width = out.shape
         size = width // n_heads
+        assert len(seeds) == batch
         floats = self._scratch_size(length, size)
         scratch, seeds = torch.empty(torch.get_num_threads(), floats), seeds.contiguous()
         sizes, kept = (batch, n_heads, length, size), (seeds, dropped, factor)

@@ -130,8 +130,8 @@ def _attention_arguments(address):
 def attend(address):
     """`train_attention.forward` for every head of every window.
 
-    Arguments: qkv, out, statistics, scratch, windows, heads, length, head size, seeds, dropped (of 2^32), factor, scale,
-    float32 of scratch per thread.
+    Arguments: qkv, out, statistics, scratch, windows, heads, length, head size, seeds, dropped (of 2^32), factor,
+    scale, float32 of scratch per thread.
     """
     task, (qkv, out, statistics), sizes, scale, (seeds, dropped, factor), scratch, free = _attention_arguments(address)
     windows, heads, length, size = sizes

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,11 +19,12 @@ from gptcli.inference.open import obstacle
 from gptcli.kernels.cpu import openmp, train_kernels
 from gptcli.kernels.cpu.train_kernels import TrainKernels, open_kernels
 from gptcli.model import dropout
+from gptcli.model.dropout_mask import keep_mask, step_seeds, threshold
 from gptcli.model.gpt import GPTModel
 
 pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
 
-SEED = 0x123456789ABCDEF
+SEEDS = step_seeds(0x123456789ABCDEF, 8, 3, 3, 1)[1, 1]  # of three windows
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +41,10 @@ def kernels(opened: TrainKernels) -> Iterator[TrainKernels]:
     torch.set_num_threads(threads)
 
 
-def mixed(x: Any) -> Any:
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
-
-
-def kept(seed: int, rows: int, columns: int, rate: float) -> Tensor:
-    """(rows, columns): 0, or the factor that keeps the mean; dropout_hash.py in numpy."""
-    golden = np.uint32(0x9E3779B9)
-    keys = mixed(mixed(np.arange(rows, dtype=np.uint32) * golden + np.uint32(seed % 2**32)) + np.uint32(seed >> 32))
-    x = keys[:, None] + np.arange(columns, dtype=np.uint32) * golden
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = ((x ^ (x >> np.uint32(15))) + keys[:, None]) * np.uint32(0x846CA68B)
-    dropped = round(rate * 2**32)
-    return torch.from_numpy((x ^ (x >> np.uint32(16))) >= dropped).double() * (2**32 / (2**32 - dropped))
+def kept(groups: int, rows: int, columns: int, rate: float) -> Tensor:
+    """(B, groups, rows, columns): 0, or the factor that keeps the mean."""
+    dropped, factor = threshold(rate)
+    return keep_mask(SEEDS, groups, rows, columns, dropped, False).double() * factor
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 4096, 10_003])
@@ -73,23 +62,13 @@ def test_gelu_and_its_slope(kernels: TrainKernels, count: int) -> None:
     assert nothing is None
 
 
-@pytest.mark.parametrize("count", [1, 17, 5_000])
-def test_dropout_keeps_what_the_hash_says(kernels: TrainKernels, count: int) -> None:
-    x = torch.randn(count)
-    expected = x.double() * kept(SEED, count, 1, 0.25)[:, 0]
-    torch.testing.assert_close(kernels.dropout(x, SEED, 0.25).double(), expected, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_the_hash_keeps_its_share_in_every_direction(rate: float) -> None:
-    keep = (kept(SEED, 512, 512, rate) > 0).double()
-    spread = math.sqrt(rate * (1 - rate))
-    for means, draws in ((keep.mean(), 512**2), (keep.mean(0), 512), (keep.mean(1), 512)):
-        assert ((means - (1 - rate)).abs() < 5 * spread / math.sqrt(draws)).all()
-    other = (kept(SEED + 1, 512, 512, rate) > 0).double()
-    for shifted in (keep.roll(1, 0), keep.roll(1, 1), keep.T, other):  # neighbours agree no more often than chance
-        agreement = (keep == shifted).double().mean()
-        assert abs(agreement - (rate**2 + (1 - rate) ** 2)) < 0.01
+@pytest.mark.parametrize(("length", "channels"), [(1, 1), (5, 15), (3, 16), (7, 37), (2, 5_000)])
+def test_dropout_keeps_what_the_hash_says(kernels: TrainKernels, length: int, channels: int) -> None:
+    x = torch.randn(3, length, channels)
+    expected = x.double() * kept(1, length, channels, 0.25).squeeze(1)
+    found = kernels.dropout(x, SEEDS, *threshold(0.25))
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(found, dropout.dropout(x, 0.25, True, SEEDS))
 
 
 @pytest.mark.parametrize(
@@ -106,14 +85,14 @@ def test_attention_and_its_gradient(
     exact = qkv.double().requires_grad_()
     q, k, v = dropout.split_heads(exact, heads)
     weights = (q @ k.transpose(-1, -2) * scale).masked_fill(~torch.ones(length, length).bool().tril(), -torch.inf)
-    mask = kept(SEED, batch * heads * length, length, rate).view(batch, heads, length, length)
+    mask = kept(heads, length, length, rate)[:batch]
     expected = ((weights.softmax(-1) * mask) @ v).transpose(1, 2).flatten(2)
     expected.backward(upstream.double())
-    results = []
+    how, results = (SEEDS[:batch], *threshold(rate), scale), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        out, statistics = kernels.attention(qkv, heads, SEED, rate, scale)
-        results.append((out, kernels.attention_backward(qkv, out, statistics, upstream, SEED, rate, scale)))
+        out, statistics = kernels.attention(qkv, heads, *how)
+        results.append((out, kernels.attention_backward(qkv, out, statistics, upstream, *how)))
     torch.testing.assert_close(results[0][0].double(), expected.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(results[0][1].double(), exact.grad, atol=3e-5, rtol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -121,8 +100,8 @@ def test_attention_and_its_gradient(
 
 def test_scores_far_apart_give_no_denormal_weights_and_no_nan(kernels: TrainKernels) -> None:
     qkv = 100 * torch.randn(1, 30, 3 * 16, generator=torch.Generator().manual_seed(1))
-    out, statistics = kernels.attention(qkv, 1, SEED, 0.1, 1.0)
-    grad = kernels.attention_backward(qkv, out, statistics, torch.ones_like(out), SEED, 0.1, 1.0)
+    out, statistics = kernels.attention(qkv, 1, SEEDS[:1], *threshold(0.1), 1.0)
+    grad = kernels.attention_backward(qkv, out, statistics, torch.ones_like(out), SEEDS[:1], *threshold(0.1), 1.0)
     assert out.isfinite().all()
     assert grad.isfinite().all()
 
@@ -131,22 +110,22 @@ def test_tensors_may_lie_in_any_way(kernels: TrainKernels) -> None:
     torch.manual_seed(0)
     qkv, upstream = torch.randn(3 * 32, 9, 2).permute(2, 1, 0), torch.randn(32, 9, 2).permute(2, 1, 0)
     assert not qkv.is_contiguous()
-    results = []
+    how, results = (SEEDS[:2], *threshold(0.1), 0.2), []
     for x, grad in ((qkv, upstream), (qkv.contiguous(), upstream.contiguous())):
-        out, statistics = kernels.attention(x, 2, SEED, 0.1, 0.2)
-        results.append((out, kernels.attention_backward(x, out, statistics, grad, SEED, 0.1, 0.2)))
-        results[-1] += (kernels.gelu(x, with_slope=True)[1], kernels.dropout(x, SEED, 0.1))
+        out, statistics = kernels.attention(x, 2, *how)
+        results.append((out, kernels.attention_backward(x, out, statistics, grad, *how)))
+        results[-1] += (kernels.gelu(x, with_slope=True)[1], kernels.dropout(x, *how[:3]))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_without_openmp_threads_of_python_do_it(kernels: TrainKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     qkv = torch.randn(2, 40, 3 * 32)
     torch.set_num_threads(2)
-    expected = kernels.attention(qkv, 2, SEED, 0.1, 0.2)
+    expected = kernels.attention(qkv, 2, SEEDS[:2], *threshold(0.1), 0.2)
     monkeypatch.setattr(openmp, "_openmp", lambda: None)
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        for a, b in zip(kernels.attention(qkv, 2, SEED, 0.1, 0.2), expected, strict=True):
+        for a, b in zip(kernels.attention(qkv, 2, SEEDS[:2], *threshold(0.1), 0.2), expected, strict=True):
             assert torch.equal(a, b)
 
 
@@ -222,14 +201,10 @@ def test_other_tensors_are_left_to_torch(kernels: TrainKernels) -> None:
     x = torch.randn(2, 5, 12, dtype=torch.bfloat16)
     assert torch.equal(dropout.gelu(x, kernels), F.gelu(x, approximate="tanh"))
     for function in (
-        lambda kernels: dropout.dropout(x, 0.5, True, kernels),
-        lambda kernels: dropout.dropout_attention(x, 2, 0.5, 1.0, kernels),
+        lambda kernels: dropout.dropout(x, 0.5, True, SEEDS[:2], kernels),
+        lambda kernels: dropout.dropout_attention(x, 2, 0.5, 1.0, SEEDS[:2], kernels),
     ):
-        results = []
-        for given in (kernels, None):
-            torch.manual_seed(3)
-            results.append(function(given))
-        assert torch.equal(*results)
+        assert torch.equal(function(kernels), function(None))
 
 
 def test_without_numba_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
