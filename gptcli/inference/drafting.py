@@ -52,11 +52,10 @@ def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> 
         or weight_bytes(config, "float32") < BEYOND_CACHES
     ):
         return False
-    import psutil
-
+    from gptcli.device import resources
     from gptcli.kernels.cpu import compile_cache
 
-    return compile_cache.are_kept() and int(psutil.virtual_memory().available) > 2 * weight_bytes(config, "int8")
+    return compile_cache.are_kept() and resources.available_memory() > 2 * weight_bytes(config, "int8")
 
 
 def open_drafter(

@@ -57,7 +57,6 @@ def threshold(drop_rate: float) -> tuple[int, float]:
     return dropped, 2**32 / (2**32 - dropped)
 
 
-@torch.library.custom_op("gptcli::dropout_mask", mutates_args=())  # torch.compile calls it as it is
 def keep_mask(seeds: Tensor, groups: int, rows: int, columns: int, dropped: int, causal: bool) -> Tensor:
     """The mask of one site.
 
@@ -71,6 +70,11 @@ def keep_mask(seeds: Tensor, groups: int, rows: int, columns: int, dropped: int,
     Returns:
         (B, groups, rows, columns) uint8, 1 where an element is kept. It converts to float32 four times as fast as bool.
     """
+    mask: Tensor = torch.ops.gptcli.dropout_mask(seeds, groups, rows, columns, dropped, causal)
+    return mask
+
+
+def _hashed(seeds: Tensor, groups: int, rows: int, columns: int, dropped: int, causal: bool) -> Tensor:
     kept = np.zeros((len(seeds), groups, rows, columns), np.bool_)
     numbers = np.arange(groups * rows, dtype=np.uint32) * np.uint32(GOLDEN)
     offsets = np.arange(columns, dtype=np.uint32) * np.uint32(GOLDEN)
@@ -84,11 +88,6 @@ def keep_mask(seeds: Tensor, groups: int, rows: int, columns: int, dropped: int,
                 past = slice(0, min(first + at_once, columns)) if causal else slice(0, columns)
                 _keep(row_keys[group, some], offsets[past], dropped, kept[window, group, some, past])
     return torch.from_numpy(kept).view(torch.uint8)
-
-
-@keep_mask.register_fake
-def _(seeds: Tensor, groups: int, rows: int, columns: int, dropped: int, causal: bool) -> Tensor:
-    return seeds.new_empty((seeds.size(0), groups, rows, columns), dtype=torch.uint8)
 
 
 def _mixed(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -108,3 +107,15 @@ def _keep(row_keys: NDArray[np.uint32], offsets: NDArray[np.uint32], dropped: in
     x *= np.uint32(0x846CA68B)
     np.bitwise_xor(x, np.right_shift(x, np.uint32(16), out=shifted), out=x)
     np.greater_equal(x, np.uint32(dropped), out=kept)
+
+
+def _unhashed(seeds: Tensor, groups: int, rows: int, columns: int, dropped: int, causal: bool) -> Tensor:
+    """The shape of a mask, for torch.compile."""
+    return seeds.new_empty((seeds.size(0), groups, rows, columns), dtype=torch.uint8)
+
+
+# An operator, which torch.compile calls as it is. torch.library.custom_op would load the compiler at once, in seconds.
+_LIBRARY = torch.library.Library("gptcli", "DEF")
+_LIBRARY.define("dropout_mask(Tensor seeds, int groups, int rows, int columns, int dropped, bool causal) -> Tensor")
+_LIBRARY.impl("dropout_mask", _hashed, "CPU")
+_LIBRARY.impl("dropout_mask", _unhashed, "Meta")

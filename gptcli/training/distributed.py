@@ -1,6 +1,8 @@
 """torchrun's process group: this process's rank, its share of a step, and the collective operations."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,7 +17,8 @@ from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel
 
 T = TypeVar("T")
-PATIENCE = timedelta(seconds=60)
+PATIENCE = timedelta(seconds=60)  # of a collective operation: a process that is silent for longer is taken for dead
+HEARTBEAT = 5.0  # seconds from one sign of life to the next of a process that works for all
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class World:
         """The first process's ``flag``: decisions by time use its clock alone, so that all processes agree."""
         return self.any(flag and self.is_first)
 
+    def while_first(self, work: Callable[[], T]) -> T | None:
+        """Do ``work`` in the first process while the others wait for as long as it takes; its result there, else None.
+
+        The processes meet every `HEARTBEAT` seconds meanwhile, so that the death of one is noticed as in a step.
+        """
+        if self.size == 1:
+            return work()
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work) if self.is_first else None
+            while not self.first_says(job is not None and bool(wait([job], timeout=HEARTBEAT).done)):
+                pass
+        return job.result() if job is not None else None
+
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in the order of their ranks."""
         if self.size == 1:
@@ -89,8 +105,18 @@ def from_environment() -> World:
 
 
 def place(world: World, placement: Placement) -> Placement:
-    """``placement``, on the GPU number ``local_rank`` where several processes compute on GPUs."""
+    """``placement``, on the GPU number ``local_rank`` where several processes compute on GPUs.
+
+    Raises:
+        GptcliError: there are fewer GPUs than processes on this machine.
+    """
     if world.size > 1 and placement.device.type == "cuda":
+        count = torch.cuda.device_count()
+        if world.local_size > count:
+            raise GptcliError(
+                f"{world.local_size} processes on this machine cannot have a GPU each: torch finds {count}.",
+                f"Give torchrun --nproc-per-node {count}, or gptcli --device cpu.",
+            )
         return replace(placement, device=torch.device("cuda", world.local_rank))
     return placement
 

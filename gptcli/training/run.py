@@ -171,13 +171,15 @@ class Run:
         }  # fmt: skip
         keep, every = self.runtime.keep, self.runtime.save_every
         self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every)
-        if self.snapshot is None and self.world.is_first:
+        self.world.while_first(self._begin_directory)
+
+    def _begin_directory(self) -> None:
+        if self.snapshot is None:
             self.store.begin(checkpoint.to_file(self.model), asdict(trainer.Progress()), self.force)
             no_locks = self._lock.enter_context(run_lock.held(self.path))  # resume.py locks a resumed run
             if no_locks is not None:
                 self.warn(no_locks)
-        if self.world.is_first:
-            run_config.write(self.path, self._used())
+        run_config.write(self.path, self._used())
 
     def train(
         self,

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -303,9 +304,8 @@ class _Run:
         if found is not None and (progress.best_snapshot_loss is None or found < progress.best_snapshot_loss):
             progress.best_snapshot, progress.best_snapshot_loss = progress.step, found
         self.saved_at = progress.step
-        path = self.store.run
-        if self.world.is_first:
-            path = self.store.save(weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        save = partial(self.store.save, weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        path = self.world.while_first(save) or self.store.run
         self.pace.saved(time.perf_counter() - started)
         return Saved(progress.step, path)
 

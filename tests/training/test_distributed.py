@@ -8,12 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from runs import TINY
 
 from gptcli.checkpoints import checkpoint
+from gptcli.device.placement import Placement
+from gptcli.errors import GptcliError
+from gptcli.training import distributed
+from gptcli.training.distributed import World
 
 OPTIONS = (*TINY, "--drop-rate", 0.1, "--threads", 1, "--sample-every", 0, "--eval-every", 1, "--save-every", 10)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -95,6 +101,92 @@ def test_a_process_that_dies_takes_the_run_down_with_it(gptcli: Any, tmp_path: P
     step = checkpoint.load(tmp_path / "run").training["step"]
     assert step >= 10
     assert gptcli("train", "--resume", "run", "--max-steps", step + 2).code == 0
+
+
+SLOW_SAVES = """
+import sys, time
+from datetime import timedelta
+from gptcli.training import distributed, snapshots
+distributed.PATIENCE, distributed.HEARTBEAT = timedelta(seconds=6), 1.0
+real = {name: getattr(snapshots.Store, name) for name in ("begin", "save")}
+def slowly(name):
+    def work(*arguments):
+        time.sleep(9)
+        return real[name](*arguments)
+    return work
+for name in real:
+    setattr(snapshots.Store, name, slowly(name))
+from gptcli.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_save_may_take_longer_than_the_patience_of_a_collective(tmp_path: Path, story: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_SAVES, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "slow.py"]
+    command += list(map(str, ("train", story, *OPTIONS, "--max-steps", 4, "--save-every", 2, "--out", "run")))
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "run").training["step"] == 4
+
+
+class Meeting(World):
+    """A process of two whose collective is a list of the other's flags."""
+
+    votes: ClassVar[list[bool]] = []
+
+    def any(self, flag: bool) -> bool:
+        self.votes.append(flag)
+        return flag if self.is_first else len(self.votes) == 3
+
+
+def test_the_first_process_works_while_the_others_meet_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "HEARTBEAT", 0.01)
+    assert World().while_first(lambda: 5) == 5
+    released = Event()
+    monkeypatch.setattr(Meeting, "votes", [])
+    first = Meeting(0, 2)
+
+    def work() -> int:
+        released.wait(10)
+        return 7
+
+    def any_of(world: Meeting, flag: bool) -> bool:
+        Meeting.votes.append(flag)
+        if len(Meeting.votes) == 3:
+            released.set()
+        return flag
+
+    monkeypatch.setattr(Meeting, "any", any_of)
+    assert first.while_first(work) == 7
+    assert len(Meeting.votes) >= 4
+    assert Meeting.votes[-1]
+    assert not any(Meeting.votes[:3])
+    with pytest.raises(GptcliError, match="no room"):
+        first.while_first(fails)
+
+
+def test_the_others_wait_without_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Meeting, "votes", [])
+    assert Meeting(1, 2).while_first(fails) is None
+    assert Meeting.votes == [False] * 3
+
+
+def fails() -> None:
+    raise GptcliError("no room", "")
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpu = Placement(torch.device("cuda"), torch.float32, "a GPU is present")
+    assert distributed.place(World(1, 2, 1, 2), gpu).device == torch.device("cuda", 1)
+    assert distributed.place(World(3, 4, 1, 2), gpu).device == torch.device("cuda", 1)
+    for rank in range(3):
+        with pytest.raises(GptcliError) as error:
+            distributed.place(World(rank, 3, rank, 3), gpu)
+        assert "3 processes on this machine" in error.value.message
+        assert "--nproc-per-node 2" in error.value.hint
 
 
 def test_a_world_that_cannot_share_the_batch_out_is_refused(

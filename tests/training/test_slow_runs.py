@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gptcli.checkpoints import checkpoint
+from gptcli.device import resources
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ SHAKESPEARE = (
 @pytest.fixture(autouse=True)
 def _all_cores() -> Any:
     before = torch.get_num_threads()
-    torch.set_num_threads(torch.multiprocessing.cpu_count())
+    torch.set_num_threads(resources.usable_cpus())
     yield
     torch.set_num_threads(before)
 
