@@ -109,7 +109,7 @@ def test_a_compilation_that_fails_is_told_in_a_line_and_left_out(compiler: Count
 def test_memory_that_is_used_up_is_no_failed_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     made = stepper(False, compile=True)
 
-    def out_of_memory(*_: Any) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     made.model.run_block = out_of_memory  # type: ignore[assignment]
