@@ -291,7 +291,7 @@ def test_a_wrong_option_is_named(gptcli: Any, story: Path, options: tuple[Any, .
 
 
 def test_durations() -> None:
-    from gptcli.cli.train import duration
+    from gptcli.config.fields import duration
 
     assert [duration(text) for text in ("90s", "10m", "1.5h", "30")] == [90, 600, 5400, 30]
 
