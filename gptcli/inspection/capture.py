@@ -64,7 +64,7 @@ def capture(model: GPTModel, ids: Tensor, cache: KVCache | None = None, weights:
 
     def keep_weights(place: Tensor) -> Any:
         def hook(module: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
-            x, cache_read, layer = inputs
+            x, cache_read, layer = inputs[:3]
             queries, keys, _ = module.heads(x)
             if cache_read is not None:
                 keys = cache_read.store[layer, 0, :, :, :seen]
