@@ -68,7 +68,7 @@ POSIX = {
     "os.kill": set(),
     "os.killpg": set(),
     "os.link": {"training/snapshots.py"},  # a copy where there are no links
-    "os.sched_getaffinity": {"data/prepare.py"},  # hasattr
+    "os.sched_getaffinity": {"device/resources.py"},  # hasattr
     "os.symlink": set(),
     "signal.SIGKILL": set(),
     "signal.SIGHUP": set(),

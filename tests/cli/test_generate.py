@@ -269,8 +269,8 @@ def _break(run: Path, what: str) -> None:
         ("pickle", ("model.safetensors",)),
         ("NaN", ("NaN",)),
         ("config is no JSON", ("config.json",)),
-        ("config of another model", ("h.0.attn.c_attn.bias", "(126,)", "(252,)")),
-        ("config of a deeper model", ("h.2.attn.c_attn.bias",)),
+        ("config of another model", ("wte.weight is (257, 42)", "(257, 84)", "23 more")),
+        ("config of a deeper model", ("missing: h.2.ln_1.weight (42,)", "7 more")),
         ("another tokenizer", ("tokenizer",)),
     ],
 )

@@ -171,7 +171,8 @@ def test_two_tokens_train_and_one_is_an_error(gptcli: Any, tmp_path: Path) -> No
     ("options", "words"),
     [
         (("--size", "smal"), ("'smal'", "small")),
-        (("--tokenizer", "bpe"), ("'bpe'", "gpt2")),
+        (("--tokenizer", "bpe"), ("'bpe'", "bpe:4096")),
+        (("--tokenizer", "bpd"), ("'bpd'", "gpt2")),
         (("--emb-dim", 18, "--n-heads", 4), ("--emb-dim 18", "--n-heads 4")),
         (("--epochs", 0), ("--epochs is 0",)),
         (("--batch-size", 0), ("--batch-size is 0",)),
