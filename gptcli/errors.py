@@ -23,7 +23,10 @@ class GptcliError(Exception):
 
 
 class SettingError(GptcliError):
-    """A value that a setting does not take; the lines name the field, and a command names its option instead.
+    """An error whose lines name settings: by their fields, and on the command line by the command's options.
+
+    Below cli every line that names a setting or an argument is one of these; only a whole command (gptcli train TEXT
+    --init-from RUN) has options in it. Lines that are reported without an error name no option.
 
     Args:
         message, hint: as of a GptcliError; ``{batch_size}`` stands for what the field batch_size is called.

@@ -275,5 +275,5 @@ def cannot_write(path: Path, error: OSError) -> GptcliError:
     """``error`` as a GptcliError with a hint."""
     return GptcliError(
         f"Cannot write the checkpoint {path}: {error.strerror or error}.",
-        "Choose a folder that can be written to and has room, with --out.",
+        "Choose a folder that can be written to and has room.",
     )

@@ -28,7 +28,7 @@ from gptcli.checkpoints.layout import (
     read_config,
 )
 from gptcli.checkpoints.safetensors_file import read_header
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 _NAMED = 5  # number of files that a message lists
 _JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT: a Windows junction, a link to a directory
@@ -92,7 +92,7 @@ def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, in
     """
     check_replaceable(path, kind, inputs)
     if not force and _holds_something(path):
-        raise GptcliError(f"{path} exists already.", "Choose another folder, or replace it with --force.")
+        raise SettingError(f"{path} exists already.", "Choose another folder, or replace it with {force}.")
     ancestor = next(parent for parent in path.absolute().parents if parent.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         what = "cannot be written to" if ancestor.is_dir() else "is a file, not a folder"
@@ -100,7 +100,7 @@ def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, in
 
 
 def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
-    """Raise GptcliError if ``path`` may not be replaced even with --force.
+    """Raise GptcliError if ``path`` may not be replaced, whatever ``force`` is.
 
     Raises:
         GptcliError: ``path`` is the working directory or above it, a link, a file, or holds an input; it is a directory
@@ -180,7 +180,7 @@ def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
     if _is_link(path) or not path.is_file() or not _begins_with(path, beginning):
         raise GptcliError(f"{path} exists already, and is not {called}.", "Choose another place.")
     if not force:
-        raise GptcliError(f"{path} exists already.", "Choose another place, or replace it with --force.")
+        raise SettingError(f"{path} exists already.", "Choose another place, or replace it with {force}.")
 
 
 # What a file that gptcli draws or writes begins with, and what its first kilobyte holds beside that.

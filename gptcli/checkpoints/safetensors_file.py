@@ -203,7 +203,7 @@ def _wrong_length(path: Path, start: bytes, length: int, size: int) -> GptcliErr
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return GptcliError(
             f"{path} is a pickle as torch.save writes it, not a safetensors file, whatever its name says.",
-            "Name it pytorch_model.bin, in a directory with its config.json, and load it with gptcli load-gpt2 --from.",
+            "Name it pytorch_model.bin, in a directory with its config.json: gptcli load-gpt2 --from DIRECTORY",
         )
     if start.startswith(b"version "):
         return GptcliError(

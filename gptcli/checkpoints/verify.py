@@ -132,7 +132,7 @@ def not_finite(where: str, name: str) -> GptcliError:
     """The error for a tensor with NaN or infinite values."""
     return GptcliError(
         f"{where}: {name} holds NaN or infinite weights.",
-        "The file is damaged, or the run that wrote it had diverged: train again with a lower --learning-rate.",
+        "The file is damaged, or the run that wrote it had diverged: train again with a lower learning rate.",
     )
 
 

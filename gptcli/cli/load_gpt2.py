@@ -47,7 +47,6 @@ def load_gpt2(
         raise GptcliError(f"{' and '.join(given)} name two sources.", "Give one of them.")
     if source is not None and revision is not None:
         raise GptcliError("--revision is for the hub, but --from names files.", "Leave one of the two out.")
-    options.check_file_dtype(dtype)
 
     from gptcli.checkpoints.formats.convert import HUB, convert
 

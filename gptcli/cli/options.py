@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import render
-from gptcli.errors import GptcliError, nearest
+from gptcli.cli.settings import option_of
+from gptcli.config.compute import ComputeConfig
+from gptcli.errors import GptcliError, SettingError
 
 
 def _set_quiet(value: bool) -> bool:
@@ -32,22 +34,9 @@ Checkpoint = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the random numbers: same seed, same result.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-TrainingDtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        help="Of matrix products: auto (float32 on a CPU, bfloat16 on a GPU that has it), float32, bfloat16, float16.",
-    ),
-]
-Engine = Annotated[str, typer.Option("--engine", help="auto, cpu (compiled kernels) or torch.")]
-Quantize = Annotated[
-    str | None, typer.Option("--quantize", help="Pack the weights in memory first: int8 or int4 (faster and smaller).")
-]
+Device = Annotated[str, option_of(ComputeConfig, "device")]
 FileDtype = Annotated[str, typer.Option("--dtype", help="Of the weights on disk: float32, float16 or bfloat16.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: the physical cores).")]
+Threads = Annotated[int | None, option_of(ComputeConfig, "threads")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Nothing on stderr but warnings and errors.")
 ]
@@ -77,9 +66,10 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
 
         try:
             return documents.read_text("-" if file is None else str(file))
-        except GptcliError as error:  # its way out may be an option that only train has
-            hint = "Save it as UTF-8 first." if "--encoding" in error.hint else error.hint
-            raise GptcliError(error.message, hint) from error
+        except SettingError as error:
+            if "{encoding}" not in error.templates[1]:
+                raise
+            raise GptcliError(error.message, "Save it as UTF-8 first.") from error  # there is no --encoding here
     if text is None:
         raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")
     return check_text(text, f"The {what}")
@@ -103,12 +93,3 @@ def check_text(text: str, name: str) -> str:
                 "Set the terminal to UTF-8, or give the text in a file that is saved as UTF-8.",
             )
     return text
-
-
-_FILE_DTYPES = ("float32", "float16", "bfloat16")
-
-
-def check_file_dtype(dtype: str) -> None:
-    """Refuse a dtype that no checkpoint is written in."""
-    if dtype not in _FILE_DTYPES:
-        raise GptcliError(f"There is no --dtype {dtype!r} for files.", nearest(dtype, _FILE_DTYPES))

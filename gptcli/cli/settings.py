@@ -73,23 +73,33 @@ def _is_settings(annotation: Any) -> bool:
     return isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__") and bool(fields_of(annotation))
 
 
+def option_of(config: Any, name: str) -> Any:
+    """What typer is told about an option that is a field of a settings class, in a command that takes no such class."""
+    return _info_of(fields_of(config)[name], None, panel=None)
+
+
 def _from_field(field: Field, default: Any) -> inspect.Parameter:
+    about = field.setting
+    option = _info_of(field, default, about.panel)
+    kind: Any = Any if about.parser else field.kind | None
+    about_it = {"rare": not about.common, "path": about.path, "kind": field.kind}
+    return _keyword(field.name, Annotated[kind, option, about_it], default)
+
+
+def _info_of(field: Field, default: Any, panel: str | None) -> Any:
     about = field.setting
     words = about.flags or (flag(field.name),)
     if field.kind is bool and default is not False:
         words = (f"{words[0]}/{flag('no_' + field.name)}",)
     parser = None if about.parser is None else functools.partial(_parsed, field, about.parser)
-    option = typer.Option(
+    return typer.Option(
         *words,
         help=with_names(about.help, flag),
-        rich_help_panel=about.panel,
+        rich_help_panel=panel,
         metavar=about.metavar,
         show_default=about.shown_default or True,
         parser=parser,
     )
-    kind: Any = Any if parser else field.kind | None
-    about_it = {"rare": not about.common, "path": about.path, "kind": field.kind}
-    return _keyword(field.name, Annotated[kind, option, about_it], default)
 
 
 def _parsed(field: Field, parser: Callable[[str], Any], text: Any) -> Any:
@@ -169,7 +179,7 @@ def _with_signature(
                 return None
             return function(**arguments)
         except SettingError as error:
-            raise error.named(functools.partial(command.called, settings_context), flag) from error
+            raise command.named(settings_context, error) from error
 
     functools.update_wrapper(call, function, assigned=("__doc__", "__name__", "__module__"), updated=())
     del call.__wrapped__  # type: ignore[attr-defined]  # typer would read its annotations

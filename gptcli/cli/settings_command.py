@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from gptcli import __version__
 from gptcli.config import sources
 from gptcli.config.sources import Option
-from gptcli.errors import SettingError
+from gptcli.errors import GptcliError, SettingError
 
 SOURCES, ALL, PRINT = "gptcli.sources", "gptcli.all", "gptcli.print"  # in the context's meta
 
@@ -50,7 +50,7 @@ class SettingsCommand(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except SettingError as error:
-            raise error.named(functools.partial(self.called, ctx), flag) from error
+            raise self.named(ctx, error) from error
 
     def offer(self, ctx: Any, values: dict[str, Any], called: dict[str, str]) -> None:
         """Make ``values`` defaults, below those that are offered already; ``called`` names them in messages."""
@@ -58,12 +58,26 @@ class SettingsCommand(TyperCommand):
         ctx.default_map = texts | (ctx.default_map or {})
         ctx.meta[SOURCES] = {name: called[name] for name in values} | ctx.meta.get(SOURCES, {})
 
-    def called(self, ctx: Any, name: str) -> str:
-        """What a setting is called where its value came from: an option, a variable, or a key of a file."""
-        for option in self.options:
-            if name in (option.name, option.key):
-                return ctx.meta[SOURCES][option.name] if source(ctx, option.name) == "DEFAULT_MAP" else flag(option.key)
-        return flag(name)
+    def named(self, ctx: Any, error: SettingError) -> GptcliError:
+        """``error`` with the names of this command: in its first line those of where the values came from."""
+
+        def where_given(name: str) -> str:
+            option = self.option(name)
+            given = option is not None and source(ctx, option.name) == "DEFAULT_MAP"
+            return ctx.meta[SOURCES][option.name] if option is not None and given else self.flag(name)
+
+        return error.named(where_given, self.flag)
+
+    def flag(self, name: str) -> str:
+        """What a setting is called on this command's line."""
+        option = self.option(name)
+        if option is None:
+            return flag(name)
+        return option.key.upper() if option.is_argument else flag(option.key)
+
+    def option(self, name: str) -> Option | None:
+        """The option of a setting, by the name of its parameter or its key."""
+        return next((option for option in self.options if name in (option.name, option.key)), None)
 
     def get_params(self, ctx: Any) -> list[Any]:
         return [show_no_type(each) for each in super().get_params(ctx)]

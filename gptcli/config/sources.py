@@ -52,6 +52,10 @@ class Option:
         return PREFIX + self.key.upper()
 
     @property
+    def is_argument(self) -> bool:
+        return self.stored and not self.has_variable
+
+    @property
     def expected(self) -> str:
         each = " or ".join(KINDS[kind] for kind in self.kinds)
         return f"a list, each {each}" if self.several else each

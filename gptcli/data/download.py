@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.checkpoints.atomic import atomic_write
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 
 BASE_URL = "https://raw.githubusercontent.com"
 BASE_URL_VARIABLE = "GPTCLI_DATA_URL"
@@ -86,13 +86,13 @@ def is_there(text: Text, folder: Path, *, force: bool = False) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise GptcliError(f"Cannot read {path}: {error.strerror}", "Give another folder with --out.") from error
+        raise SettingError(f"Cannot read {path}: {error.strerror}", "Give another folder with {out}.") from error
     if digest == text.sha256:
         return True
     if not force:
-        raise GptcliError(
+        raise SettingError(
             f"{path} is another text: its SHA-256 is {digest[:12]}…, that of the download {text.sha256[:12]}…",
-            "--force replaces it; --out DIR keeps both.",
+            "{force} replaces it; {out} with another folder keeps both.",
         )
     return False
 
@@ -150,7 +150,7 @@ def place(data: bytes, path: Path) -> None:
         with atomic_write(path) as partial:
             partial.write_bytes(data)
     except OSError as error:
-        raise GptcliError(f"Cannot write {path}: {error.strerror}", "Give another folder with --out.") from error
+        raise SettingError(f"Cannot write {path}: {error.strerror}", "Give another folder with {out}.") from error
 
 
 class _TooLongError(Exception):

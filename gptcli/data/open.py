@@ -12,7 +12,7 @@ from gptcli.data.prepare import Preparation, Request
 from gptcli.data.text_decoding import PACKED
 from gptcli.data.tokenizer_training import in_pieces, train_bpe
 from gptcli.device.resources import usable_cpus
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers import Tokenizer, bpe_training
 from gptcli.tokenizers.choice import Choice, choose
 
@@ -142,8 +142,8 @@ def refuse_decoding(folder: Path | None, named: Collection[str]) -> None:
     """Raise GptcliError if ``named`` has an option for reading text, but ``folder`` holds tokens already."""
     for name in ("encoding", "errors", "allow_special"):
         if folder is not None and name in named:
-            raise GptcliError(
-                f"--{name.replace('_', '-')} says how to read a text, but {folder} holds tokens already.",
+            raise SettingError(
+                f"{{{name}}} says how to read a text, but {folder} holds tokens already.",
                 "Leave it out, or prepare the text again with it.",
             )
 
@@ -176,8 +176,8 @@ def _open_prepared(
 ) -> tuple[Corpus, Tokenizer]:
     about = token_shards.read_manifest(folder)["tokenizer"]
     if chosen is not None and not chosen.matches(about["kind"], about["fingerprint"], about["vocab_size"]):
-        raise GptcliError(
-            f"--tokenizer is {chosen}, but {folder} was prepared with {about['kind']} (vocabulary of "
+        raise SettingError(
+            f"{{tokenizer}} is {chosen}, but {folder} was prepared with {about['kind']} (vocabulary of "
             f"{about['vocab_size']:,}, {about['fingerprint'][:12]}…).",
             "Leave it out, or prepare the text again with the other one.",
         )

@@ -22,7 +22,7 @@ from gptcli.data import documents, token_shards
 from gptcli.data.encoding_chunks import Portion, chunks
 from gptcli.data.token_shards import Place, Tokens, Writer
 from gptcli.data.tokenizer_training import first_characters, train_bpe
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.char import CharTokenizer
@@ -66,7 +66,7 @@ class Request:
         if self.kind not in (*tokenizers.KINDS, BPETokenizer.kind):
             raise GptcliError(f"There is no tokenizer {self.kind!r}.", nearest(self.kind, tokenizers.KINDS))
         if self.shard_tokens < 1:
-            raise GptcliError(f"--shard-tokens is {self.shard_tokens}; a shard has at least 1.", "Leave it out.")
+            raise SettingError(f"{{shard_tokens}} is {self.shard_tokens}; a shard has at least 1.", "Leave it out.")
 
 
 class Preparation:
@@ -84,7 +84,7 @@ class Preparation:
         request: the texts and the settings.
         tokenizer: an existing tokenizer of the requested kind; None for a new one.
         force: replace a corpus of other texts or settings.
-        advice: the hint where ``out`` holds such a corpus; None for one that names --out and --force.
+        advice: the hint where ``out`` holds such a corpus; None for one that names ``force``.
 
     Raises:
         GptcliError: a text is missing; ``out`` holds something else, or a corpus of other texts or settings; a shard in
@@ -135,7 +135,7 @@ class Preparation:
         except OSError as error:
             raise GptcliError(
                 f"Cannot write to {self.out}: {error.strerror or error}.",
-                "Make room, or choose another folder with --out; the same command goes on after the last whole shard.",
+                "Make room, or choose another folder; the same command goes on after the last whole shard.",
             ) from error
 
     def _describe(self, files: list[Path | None]) -> dict[str, Any]:
@@ -175,26 +175,26 @@ class Preparation:
         overwrite.check_output(self.out, token_shards.FOLDER, force=force, inputs=files)
 
     def _hint(self) -> str:
-        """The hint where ``out`` holds other tokens: --out, and --force unless --force would be refused."""
+        """The hint where ``out`` holds other tokens; it names ``force`` unless that would be refused."""
         if self._advice is not None:
             return self._advice
         try:
             self._check_output(force=True)
         except GptcliError:
-            return "Choose another folder with --out."
-        return "Choose another folder with --out, or replace it with --force."
+            return "Choose another folder."
+        return "Choose another folder, or replace it with {force}."
 
     def _compare(self, manifest: dict[str, Any]) -> None:
         before, now, hint = manifest["settings"], self._settings, self._hint()
         for name in now:
             if name != "sources" and now[name] != before.get(name):
-                option = f"--{name.replace('_', '-')}"
-                raise GptcliError(f"{self.out} was prepared with {option} {before.get(name)}, not {now[name]}.", hint)
+                both = f"{before.get(name)}, not {now[name]}"
+                raise SettingError(f"{self.out} was prepared with {{{name}}} {both}.", hint)
         fingerprint, size = manifest["tokenizer"]["fingerprint"], manifest["tokenizer"]["vocab_size"]
         if self.request.vocab_size not in (None, size):
-            raise GptcliError(f"{self.out} was prepared with bpe:{size}, not bpe:{self.request.vocab_size}.", hint)
+            raise SettingError(f"{self.out} was prepared with bpe:{size}, not bpe:{self.request.vocab_size}.", hint)
         if self._given is not None and self._given.fingerprint != fingerprint:
-            raise GptcliError(f"{self.out} was prepared with another {self.request.kind} tokenizer.", hint)
+            raise SettingError(f"{self.out} was prepared with another {self.request.kind} tokenizer.", hint)
         old = {source["path"]: source for source in before.get("sources", [])}
         for source in now["sources"]:
             was = old.get(source["path"])
@@ -202,11 +202,11 @@ class Preparation:
                 changed = f"{was.get('bytes', 0):,} bytes then, {source.get('bytes', 0):,} now"
                 if was.get("bytes") == source.get("bytes"):
                     changed = "it has been written since"
-                raise GptcliError(f"{source['path']} has changed since {self.out} was begun: {changed}.", hint)
+                raise SettingError(f"{source['path']} has changed since {self.out} was begun: {changed}.", hint)
         if now["sources"] != before.get("sources"):
-            raise GptcliError(f"{self.out} was prepared from other texts.", hint)
+            raise SettingError(f"{self.out} was prepared from other texts.", hint)
         if not self._again and manifest["totals"] is not None:
-            raise GptcliError(f"{self.out} exists already, and stdin cannot be compared with what it holds.", hint)
+            raise SettingError(f"{self.out} exists already, and stdin cannot be compared with what it holds.", hint)
 
     def _count_whole_shards(self, fingerprint: str) -> None:
         while (path := token_shards.shard_path(self.out, self.shards_done)).exists():

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 READ_BYTES = 2**20
 ZSTD_BYTES = 2**14  # input bytes per step; they may decompress to a thousand times as many
@@ -159,13 +159,13 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
             good = newlines.decode(error.object[: error.start].decode(codec), final=True)
             # error.object begins with the incomplete character that the decoder kept from the previous chunk.
             at = offset + mark_here + error.start - (len(error.object) - len(chunk[mark_here:]))
-            raise GptcliError(
+            raise SettingError(
                 f"{name} is not {_label(chosen)}: byte 0x{error.object[error.start]:02X} at offset {at:,} "
                 f"(line {1 + lines + good.count(chr(10)):,})",
                 _other_encoding(chosen),
             ) from None
         except UnicodeError as error:
-            raise GptcliError(f"{name} is not {_label(chosen)}: {error}", _other_encoding(chosen)) from None
+            raise SettingError(f"{name} is not {_label(chosen)}: {error}", _other_encoding(chosen)) from None
         text = newlines.decode(text, final=not chunk)
         if text:
             yield text
@@ -185,10 +185,8 @@ def _label(encoding: str) -> str:
 
 def _other_encoding(tried: str) -> str:
     if tried == "utf-8":
-        return (
-            "Give its encoding (--encoding latin-1 or cp1252 for most Western texts), or --errors replace to read on."
-        )
-    return "Give another --encoding (UTF-8 is the default), or --errors replace to read on."
+        return "Give its {encoding} (latin-1 or cp1252 for most Western texts), or {errors} replace to read on."
+    return "Give another {encoding} (UTF-8 is the default), or {errors} replace to read on."
 
 
 def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) -> None:
@@ -213,9 +211,9 @@ def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) 
         raise GptcliError(f"{name} is not text: it looks like safetensors weights", "Give a plain-text file.")
     for order, zeros, others in (("le", head[1::2], head[::2]), ("be", head[::2], head[1::2])):
         if zeros.count(0) > 0.5 * len(zeros) and others.count(0) == 0:
-            raise GptcliError(
+            raise SettingError(
                 f"{name} looks like UTF-16 without a byte-order mark: byte 0x00 at offset {offset:,}",
-                f"Give --encoding utf-16-{order}.",
+                f"Give {{encoding}} utf-16-{order}.",
             )
     line = 1 + lines + data.count(b"\n", 0, at)
     raise GptcliError(

@@ -311,7 +311,7 @@ def open_shards(folder: Path) -> Shards:
         except OSError as error:
             raise GptcliError(
                 f"Cannot map {path}: {error.strerror}.",
-                "Raise the limit of open files (ulimit -n), or prepare it again with larger --shard-tokens.",
+                "Raise the limit of open files (ulimit -n), or run gptcli prepare again with larger --shard-tokens.",
             ) from error
         parts.append(np.frombuffer(maps[-1], f"<u{header.width}", header.count, _HEADER.size))
     shards = Shards(maps, parts, digest.hexdigest())

@@ -15,10 +15,10 @@ REQUIRED = ("torch", "numpy", "tiktoken", "typer", "rich", "tqdm", "huggingface_
 OPTIONAL = {
     "numba": "the fast CPU kernels",
     "triton": "the fast GPU kernels",
-    "gguf": "export --format gguf",
-    "tensorboard": "train --log tensorboard",
-    "transformers": "bench --against transformers",
-    "ctranslate2": "bench --against ctranslate2",
+    "gguf": "gptcli export --format gguf",
+    "tensorboard": "gptcli train --log tensorboard",
+    "transformers": "gptcli bench --against transformers",
+    "ctranslate2": "gptcli bench --against ctranslate2",
 } | ({"zstandard": "texts in .zst files"} if sys.version_info < (3, 14) else {})
 # Instruction sets that the kernels or torch's matrix products use, by their names in /proc/cpuinfo.
 FEATURES = (

@@ -10,9 +10,10 @@ import torch
 
 from gptcli.config.recipe import Precision as PrecisionName
 from gptcli.device import machine, resources
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import SettingError, nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+USABLE = "Use {device} auto or {device} cpu."
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Placement:
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> Placement:
-    """Resolve ``--device`` and ``--dtype``.
+    """Resolve the names of a device and a dtype.
 
     Raises:
         GptcliError: an unknown name, a device that this machine does not have, bfloat16 on a GPU without it, or
@@ -49,9 +50,9 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
         _known_dtype(dtype)
     chosen = _best_device() if device == "auto" else _named_device(device)
     if dtype == "bfloat16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise GptcliError(
-            f"--dtype bfloat16: {torch.cuda.get_device_name(chosen)} has none.",
-            "Take another device or --dtype float16.",
+        raise SettingError(
+            f"{{dtype}} bfloat16: {torch.cuda.get_device_name(chosen)} has none.",
+            "Take another {device} or {dtype} float16.",
         )
     hidden = _unseen_instance() if chosen.type == "cpu" and device == "auto" else ""
     reason = {"cuda": "a GPU is present", "mps": "Apple's GPU is present"}.get(chosen.type, f"no GPU found{hidden}")
@@ -71,14 +72,14 @@ def _best_device() -> torch.device:
 def _named_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
-        raise GptcliError(f"There is no device {name!r}.", nearest(name, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
+        raise SettingError(f"There is no {{device}} {name!r}.", nearest(name, ["auto", "cpu", "cuda", "cuda:0", "mps"]))
     if kind == "cuda" and not torch.cuda.is_available():
         _unseen_instance()
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise GptcliError(f"--device {name}: torch finds {count} CUDA GPUs here.", "Use --device auto or --device cpu.")
+        raise SettingError(f"{{device}} {name}: torch finds {count} CUDA GPUs here.", USABLE)
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise GptcliError("--device mps: torch finds no Apple GPU here.", "Use --device auto or --device cpu.")
+        raise SettingError("{device} mps: torch finds no Apple GPU here.", USABLE)
     return torch.device(name)
 
 
@@ -97,9 +98,9 @@ def _unseen_instance() -> str:
     named = (visible or "").split(",")[0].strip()
     if named.startswith("MIG-") and not any(each.uuid.startswith(named) for each in known):
         there = ", ".join(f"{each.uuid} ({each.profile})" for each in known) or "no instance at all"
-        raise GptcliError(
+        raise SettingError(
             f"CUDA_VISIBLE_DEVICES is {visible}, and the driver has no such instance of a GPU.",
-            f"nvidia-smi -L lists {there}. Set it to one of those, or use --device cpu.",
+            f"nvidia-smi -L lists {there}. Set it to one of those, or use {{device}} cpu.",
         )
     return f"; CUDA_VISIBLE_DEVICES={known[0].uuid} would name an instance of one" if known else ""
 
@@ -137,7 +138,7 @@ def training_precision(name: str, device: torch.device) -> Precision:
 
 def _known_dtype(name: str) -> PrecisionName:
     if name not in DTYPES:
-        raise GptcliError(f"There is no dtype {name!r}.", nearest(name, ["auto", *DTYPES]))
+        raise SettingError(f"There is no {{dtype}} {name!r}.", nearest(name, ["auto", *DTYPES]))
     return cast(PrecisionName, name)
 
 
@@ -174,7 +175,7 @@ def set_threads(threads: int | None) -> int:
         GptcliError: fewer than 1.
     """
     if threads is not None and threads < 1:
-        raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+        raise SettingError(f"{{threads}} is {threads}, but at least 1 must work.", "Leave it out for all cores.")
     torch.set_num_threads(threads or min(torch.get_num_threads(), resources.usable_cores()))
     return torch.get_num_threads()
 

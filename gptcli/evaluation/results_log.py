@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ def read(path: Path, run: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise GptcliError(f"Cannot read {path}: {error.strerror}.", "Give another file with --out.") from error
+        raise SettingError(f"Cannot read {path}: {error.strerror}.", "Give another file with {out}.") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -36,9 +36,9 @@ def read(path: Path, run: str) -> list[dict[str, Any]]:
             if row.pop("run") == run:
                 rows.append(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GptcliError(
+            raise SettingError(
                 f"{path}, line {number}: this file was not written by gptcli evaluate --out.",
-                "Give a new file with --out, or one of an earlier run to go on with it.",
+                "Give a new file with {out}, or one of an earlier run to go on with it.",
             ) from error
     return rows
 
@@ -57,8 +57,8 @@ def opened(path: Path, run: str) -> Iterator["Journal"]:
             file.truncate(file.read().rfind(b"\n") + 1)
             yield Journal(file, run)
     except OSError as error:
-        raise GptcliError(
-            f"Cannot write {path}: {error.strerror}.", "Give a file in a folder with room, with --out."
+        raise SettingError(
+            f"Cannot write {path}: {error.strerror}.", "Give {out} a file in a folder with room."
         ) from error
 
 

@@ -60,7 +60,7 @@ def checks(folder: Path, report: Report) -> Iterator[Check]:
         return
     for name in names:
         # A GPU that does not work leaves the CPU.
-        fix = torch if name == "cpu" else "Give --device cpu; update the GPU's driver, or torch."
+        fix = torch if name == "cpu" else "Compute on the device cpu, or update the GPU's driver or torch."
         yield _tried(f"a training step on {name}", lambda: _train(name), fix, required=name == "cpu")  # noqa: B023
         if name.startswith("cuda"):
             triton = "Install a C compiler (gcc), Python's headers and Triton; torch is used without them."

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_config
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError, SettingError, nearest
+from gptcli.errors import SettingError, nearest
 from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable
 from gptcli.kernels.cpu.numba_support import numba_reason
@@ -34,25 +34,25 @@ def obstacle(config: GPTConfig) -> str | None:
 
 
 def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> Choice:
-    """Resolve ``--engine``: "auto" is torch if a GPU is found or the CPU kernels cannot run the model, else "cpu".
+    """Resolve ``engine``: "auto" is torch if a GPU is found or the CPU kernels cannot run the model, else "cpu".
 
     Raises:
         GptcliError: there is no such engine, or "cpu" cannot run the model as asked.
     """
     if engine not in ENGINES:
-        raise GptcliError(f"There is no --engine {engine!r}.", nearest(engine, ENGINES))
+        raise SettingError(f"There is no {{engine}} {engine!r}.", nearest(engine, ENGINES))
     if engine == "torch":
         return Choice("torch", "asked for")
     hindrances = [
-        f"--device {device} is no CPU" if device not in ("auto", "cpu") else None,
-        f"--dtype {dtype} is not float32" if dtype not in ("auto", "float32") else None,
-        "--compile is torch's" if compiled else None,
+        f"the device {device} is no CPU" if device not in ("auto", "cpu") else None,
+        f"{dtype} is not float32" if dtype not in ("auto", "float32") else None,
+        "torch.compile is torch's" if compiled else None,
     ]
     hindrance = next((reason for reason in hindrances if reason), None) or obstacle(config)
     if engine == "cpu":
         if hindrance:
-            raise GptcliError(
-                f"--engine cpu cannot serve: {hindrance}.", "Use --engine torch, or auto to let it choose."
+            raise SettingError(
+                f"{{engine}} cpu cannot serve: {hindrance}.", "Use {engine} torch, or auto to let it choose."
             )
         return Choice("cpu", "asked for")
     if hindrance:
@@ -75,20 +75,20 @@ def gpu_is_possible() -> bool:
 
 
 def count_threads(threads: int | None) -> int:
-    """``--threads``, or the number of physical cores that this process may use.
+    """``threads``, or the number of physical cores that this process may use.
 
     Raises:
         GptcliError: fewer than 1.
     """
     if threads is not None and threads < 1:
-        raise GptcliError(f"--threads is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+        raise SettingError(f"{{threads}} is {threads}, but at least 1 must work.", "Leave it out for all cores.")
     from gptcli.device import resources
 
     return threads or resources.usable_cores()
 
 
 def check_quantization(name: str | None) -> int:
-    """Bits of the ``--quantize`` format; 32 for None.
+    """Bits of the format ``name``; 32 for None.
 
     Raises:
         GptcliError: there is no such format.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 from gptcli.inspection import palette
 from gptcli.inspection.attention import HeadScores, role
 
@@ -26,9 +26,9 @@ def check_length(length: int) -> None:
         GptcliError: more than LONGEST tokens.
     """
     if length > LONGEST:
-        raise GptcliError(
+        raise SettingError(
             f"The page holds up to {LONGEST} tokens, and the text has {length:,}.",
-            "Shorten the text; --png and --npz take any length.",
+            "Shorten the text; {png} and {npz} take any length.",
         )
 
 

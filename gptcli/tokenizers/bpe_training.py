@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers.bpe import BPETokenizer
 
 SMALLEST = 257  # the 256 bytes and <|endoftext|>
@@ -22,7 +22,7 @@ def check_size(vocab_size: int, min_frequency: int = MIN_FREQUENCY) -> None:
             "4096 suits a text of some megabytes; GPT-2 has 50,257.",
         )
     if min_frequency < 1:
-        raise GptcliError(f"--min-frequency is {min_frequency}; it is at least 1.", "Leave it out for 2.")
+        raise SettingError(f"{{min_frequency}} is {min_frequency}; it is at least 1.", "Leave it out for 2.")
 
 
 def library() -> Any:

@@ -14,14 +14,14 @@ WORTHWHILE = 1e15  # FLOPs of a run: a fast GPU computes them in some seconds, w
 def choose(asked: bool | None, device: torch.device, flops: float, processes: int = 1) -> tuple[bool, str | None]:
     """Whether to compile the blocks for a run of ``flops`` FLOPs, and a line to report to the user, or None.
 
-    Where ``asked`` is None (no --compile), blocks are compiled for one GPU and a run of `WORTHWHILE` FLOPs or more. The
+    Where ``asked`` is None (not set), blocks are compiled for one GPU and a run of `WORTHWHILE` FLOPs or more. The
     result depends on the arguments and the installed packages, never on a measured time.
     """
     reason = _reason_not_to(device, flops, processes)
     if asked or (asked is None and reason is None):
         return True, "torch.compile fuses the blocks in the first step, which takes ten seconds or more."
     if asked is None and device.type == "cuda":
-        return False, f"The blocks are not compiled: {reason} (--compile asks for it)."
+        return False, f"The blocks are not compiled: {reason}; the setting compile asks for it."
     return False, None
 
 

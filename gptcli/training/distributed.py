@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.device.placement import Placement
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.model.gpt import GPTModel
 
 T = TypeVar("T")
@@ -124,9 +124,9 @@ def place(world: World, placement: Placement) -> Placement:
 def check_share(world: World, batch_size: int) -> None:
     """Refuse a batch that is no multiple of the number of processes."""
     if batch_size % world.size:
-        raise GptcliError(
-            f"--batch-size {batch_size} cannot be shared out evenly among {world.size} processes.",
-            f"Give --batch-size {-(-batch_size // world.size) * world.size}, or another --nproc-per-node.",
+        raise SettingError(
+            f"{{batch_size}} {batch_size} cannot be shared out evenly among {world.size} processes.",
+            f"Give {{batch_size}} {-(-batch_size // world.size) * world.size}, or another number of processes.",
         )
 
 
@@ -135,7 +135,7 @@ def lost(world: World, error: RuntimeError, run: Path) -> GptcliError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return GptcliError(
         f"Process {world.rank} of {world.size} cannot go on, probably because another one died: {first}",
-        f"The reason is in the lines of the process that died first. Then go on with --resume {run}",
+        f"The reason is in the lines of the process that died first. Then: torchrun … -m gptcli train --resume {run}",
     )
 
 

@@ -4,16 +4,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gptcli.checkpoints.layout import EVENT_FILES
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 from gptcli.training.events import Evaluated, Event, RolledBack, Saved, Stepped
 
 
 def require() -> None:
     """Refuse to log to TensorBoard where its package is missing."""
     if find_spec("tensorboard") is None:
-        raise GptcliError(
-            "--log tensorboard needs the package tensorboard, which is not installed.",
-            'Install it with pip install "gptcli[tensorboard]", or go without: --log none.',
+        raise SettingError(
+            "{log} tensorboard needs the package tensorboard, which is not installed.",
+            'Install it with pip install "gptcli[tensorboard]", or go without: {log} none.',
         )
 
 

@@ -50,8 +50,8 @@ def _read_directory(directory: Path) -> Source:
     if any(path.suffix in (".safetensors", ".bin") for path in files):
         raise GptcliError(
             f"{directory} has weights but no {hf.CONFIG}.",
-            "Put the model's config.json beside them, or name the one .safetensors file: --from FILE.",
+            "Put the model's config.json beside them, or name the one .safetensors file itself.",
         )
     below = sorted(path for path in directory.iterdir() if path.is_dir() and (path / openai_tf.HPARAMS).exists())
-    hint = f"Is it this? --from {below[0]}" if below else "Give the directory that holds config.json or hparams.json."
+    hint = f"Is it this: {below[0]}?" if below else "Give the directory that holds config.json or hparams.json."
     raise GptcliError(f"{directory} holds no GPT-2: neither {hf.CONFIG} nor {openai_tf.HPARAMS}.", hint)

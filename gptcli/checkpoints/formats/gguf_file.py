@@ -12,7 +12,7 @@ from torch import Tensor
 from gptcli.checkpoints.atomic import atomic_write, clear_partials
 from gptcli.checkpoints.formats.names import HEAD, transpose_projections
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import MERGES_FILE, VOCAB_FILE, BPETokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
@@ -33,14 +33,14 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
     fixed = {"activation": "gelu_new", "scale_attn": True, "scale_attn_by_layer": False}
     for name, value in fixed.items():
         if getattr(config, name) != value:
-            raise GptcliError(
+            raise SettingError(
                 f"{where}: llama.cpp's GPT-2 has {name} {value}, but this model has {getattr(config, name)}.",
-                "Export it with --format hf instead.",
+                "Export it with {format} hf instead.",
             )
     if not isinstance(tokenizer, GPT2Tokenizer | BPETokenizer):
-        raise GptcliError(
+        raise SettingError(
             f"{where} has a tokenizer of kind {tokenizer.kind}; llama.cpp needs byte-level BPE.",
-            "Export it with --format hf.",
+            "Export it with {format} hf.",
         )
 
 

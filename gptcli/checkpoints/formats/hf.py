@@ -88,7 +88,7 @@ def find_weights(directory: Path) -> Path:
     if candidates:
         raise GptcliError(
             f"{directory} has no {WEIGHTS[0]} but {len(candidates)} other files of weights.",
-            f"Name one of them: --from {candidates[0]}",
+            f"Name one of them: {candidates[0]}",
         )
     for path in sorted(directory.iterdir()):
         if path.suffix in _OTHER_FRAMEWORKS:

@@ -239,7 +239,7 @@ def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise GptcliError(
-            f"{request.repo} has no revision {request.revision!r} ({_status(error)}).", "Leave --revision out."
+            f"{request.repo} has no revision {request.revision!r} ({_status(error)}).", "Leave the revision out."
         ) from error
     except HfHubHTTPError as error:
         raise GptcliError(
@@ -254,7 +254,7 @@ def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise _UnreachableError(
             f"{reason}, and the cache {constants.HF_HUB_CACHE} has no {name} of {where}.",
-            "Connect to the network, or load files that you have: gptcli load-gpt2 --from DIRECTORY",
+            "Connect to the network, or give files that you have.",
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -80,6 +80,6 @@ def _find_index(directory: Path) -> Path:
     if len(others) > 1:
         raise GptcliError(
             f"{directory} holds {len(others)} checkpoints: {', '.join(path.name for path in others[:10])}.",
-            f"Name the one you want: --from {others[0]}",
+            f"Name the one you want: {others[0]}",
         )
     return others[0]
