@@ -4,8 +4,10 @@ import ast
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,33 @@ def test_only_the_command_line_prints_and_no_file_is_long(path: Path) -> None:
         }
         assert "print" not in calls
     assert len(text.splitlines()) <= (MODEL_LONGEST if path == PACKAGE / "model" / "gpt.py" else LONGEST)
+
+
+# Below cli, an option may be named in a whole command of gptcli, in one of another program, and where it is declared.
+OTHER_OPTIONS = {"uv tool install gptcli --with …", "--lr"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_texts_below_the_command_line_name_settings_by_their_fields(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] == "cli":
+        return
+    for text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
+        for option in re.finditer(r"(?<![\w-])--[a-z]", text):
+            before = text[: option.start()]
+            assert text in OTHER_OPTIONS or re.search(r"\bgptcli [A-Za-z]", before), f"{text!r}: write {{field}}"
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """The texts of a file but docstrings, with … for what an f-string inserts."""
+    parts = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            parts.add(id(node.value))
+        if isinstance(node, ast.JoinedStr):
+            parts |= {id(value) for value in node.values}
+            yield "".join(str(value.value) if isinstance(value, ast.Constant) else "…" for value in node.values)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
 
 
 def test_the_package_has_few_entries() -> None:

@@ -1,5 +1,6 @@
 """gptcli count-params: what a shape weighs and costs, by arithmetic alone."""
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options, render
+from gptcli.cli.settings import option_of
 from gptcli.config.fields import as_dict
 from gptcli.config.model import GPT3_PRESETS, GPTConfig
 from gptcli.config.recipe import RecipeConfig
@@ -14,6 +16,7 @@ from gptcli.errors import GptcliError
 from gptcli.model import cost
 from gptcli.model import parameters as shapes
 
+shape_option = functools.partial(option_of, GPTConfig)
 _SIZES = "tiny, mini, small, medium, large, xl, gpt3, gpt3-13b …"
 
 
@@ -27,18 +30,15 @@ def count_params(
     size: Annotated[
         str | None, typer.Option("--size", help=f"A named shape: {_SIZES} (default: small).", show_default=False)
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option("--vocab-size", help="Tokens in the vocabulary.")] = None,
-    context_length: Annotated[int | None, typer.Option("--context-length", help="Tokens the model can read.")] = None,
-    emb_dim: Annotated[int | None, typer.Option("--emb-dim", help="Width of the residual stream.")] = None,
-    n_heads: Annotated[int | None, typer.Option("--n-heads", help="Attention heads in a block.")] = None,
-    n_layers: Annotated[int | None, typer.Option("--n-layers", help="Transformer blocks.")] = None,
-    drop_rate: Annotated[float | None, typer.Option("--drop-rate", help="Dropout; its masks take memory.")] = None,
-    qkv_bias: Annotated[
-        bool | None, typer.Option("--qkv-bias/--no-qkv-bias", help="A bias on queries, keys and values, or none.")
-    ] = None,
-    tie_weights: Annotated[
-        bool | None, typer.Option("--tie-weights/--no-tie-weights", help="The head is the token embedding, or its own.")
-    ] = None,
+    vocab_size: Annotated[int | None, shape_option("vocab_size")] = None,
+    context_length: Annotated[int | None, shape_option("context_length")] = None,
+    emb_dim: Annotated[int | None, shape_option("emb_dim")] = None,
+    n_heads: Annotated[int | None, shape_option("n_heads")] = None,
+    n_layers: Annotated[int | None, shape_option("n_layers")] = None,
+    drop_rate: Annotated[float | None, shape_option("drop_rate")] = None,
+    qkv_bias: Annotated[bool | None, shape_option("qkv_bias")] = None,
+    tie_weights: Annotated[bool | None, shape_option("tie_weights")] = None,
+    ffn_dim: Annotated[int | None, shape_option("ffn_dim")] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Windows in a training step.")
     ] = RecipeConfig.batch_size,
@@ -62,6 +62,7 @@ def count_params(
         drop_rate=drop_rate,
         qkv_bias=qkv_bias,
         tie_weights=tie_weights,
+        ffn_dim=ffn_dim,
     )
     context = _training_context(train_context, batch_size, changed)
     figures = {"name": name, "changed": changed != config} | _figures(changed, batch_size, context)

@@ -10,6 +10,7 @@ import typer
 from gptcli.cli import generation_view as view
 from gptcli.cli import options, render
 from gptcli.cli.generation_view import CANDIDATES
+from gptcli.cli.settings import RARELY_USED
 from gptcli.config.compute import ComputeConfig, EngineConfig
 from gptcli.config.fields import as_dict
 from gptcli.config.generation import GenerationConfig
@@ -25,20 +26,28 @@ def generate(
     engine: EngineConfig,
     sampling: SamplingConfig = DRAWN,
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads stdin.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from this file."), RARELY_USED
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", help="Continue every line of this file at once; .jsonl may hold options for each."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="How many --prompts are under way at once.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="How many --prompts are under way at once."), RARELY_USED
+    ] = 8,
     checkpoint: options.Checkpoint = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End before this text appears; may be given several times.")
     ] = None,
     allow_special: Annotated[
-        bool, typer.Option("--allow-special", help="Read <|endoftext|> in the prompt as the token, not as text.")
+        bool,
+        typer.Option("--allow-special", help="Read <|endoftext|> in the prompt as the token, not as text."),
+        RARELY_USED,
     ] = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print each text when it is whole.")] = False,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print each text when it is whole."), RARELY_USED
+    ] = False,
     steps: Annotated[
         bool, typer.Option("--steps", help=f"A table of the {CANDIDATES} likeliest candidates of every token instead.")
     ] = False,

@@ -23,7 +23,8 @@ from gptcli.errors import GptcliError, SettingError, with_names
 
 NEVER_STORED = {"force", "resume", "config", "print_config", "help", "help_all", "version"}
 OF_THE_PROCESS = {"quiet", "verbose", "debug"}  # a printed file has them only where they are on
-RARE = {"verbose", "debug", "print_config"}  # hidden by --help where settings are hidden
+RARE = {"quiet", "verbose", "debug", "print_config"}  # hidden by --help where settings are hidden
+RARELY_USED = {"rare": True}  # marks an option that is no setting, as `Setting.common` marks settings
 # What is no Path, or may be a name.
 PATHS = {"texts": "path", "checkpoint": "name", "init_from": "name", "tokenizer": "name"}
 FEW = 10  # options a command has without --config and --help-all
@@ -41,7 +42,7 @@ def build(function: Callable[..., Any], name: str, typer_settings: dict[str, Any
         parameters.append(_keyword(*HELP_ALL))
     options = tuple(_option(parameter) for parameter in parameters if parameter.annotation is not typer.Context)
     alone = typer.Typer(**typer_settings)
-    alone.command(name, cls=SettingsCommand)(_with_signature(function, parameters, options))
+    alone.command(name, cls=SettingsCommand, help=_paragraphs(function))(_with_signature(function, parameters, options))
     command: SettingsCommand = typer.main.get_command(alone)  # type: ignore[assignment]
     command.options, command.rare = options, frozenset(rare)
     command.parsed = frozenset(each.name for each in parameters if _info(each) and _info(each).parser is not None)
@@ -52,6 +53,12 @@ def build(function: Callable[..., Any], name: str, typer_settings: dict[str, Any
         each.secondary_opts = [each.opts[0].replace("--", "--no-", 1)]
     command.spare = frozenset(each.name for each in spare)
     return command
+
+
+def _paragraphs(function: Callable[..., Any]) -> str:
+    """The function's docstring, each paragraph in one line: help breaks lines where the terminal ends."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
@@ -88,9 +95,9 @@ def _from_field(field: Field, default: Any) -> inspect.Parameter:
 
 def _info_of(field: Field, default: Any, panel: str | None) -> Any:
     about = field.setting
-    words = about.flags or (flag(field.name),)
+    words = [flag(field.name), *([about.also] if about.also else [])]
     if field.kind is bool and default is not False:
-        words = (f"{words[0]}/{flag('no_' + field.name)}",)
+        words[0] += f"/{flag('no_' + field.name)}"
     parser = None if about.parser is None else functools.partial(_parsed, field, about.parser)
     return typer.Option(
         *words,

@@ -24,7 +24,7 @@ class Setting:
         hint: the way out where a value is out of range; "" for a general one. Markers as in `SettingError`.
         on_resume: whether it may change when a run is resumed.
         common: whether a command's short help shows it.
-        flags: the option's names on the command line; empty for the field's name with hyphens.
+        also: another name of the option on the command line, beside the field's name with hyphens.
         metavar: what the option's value is called in help.
         shown_default: what help shows as the default, where None stands for something else.
         path: whether a text is a path; as of `sources.Option`.
@@ -41,7 +41,7 @@ class Setting:
     hint: str = ""
     on_resume: bool = False
     common: bool = False
-    flags: tuple[str, ...] = ()
+    also: str = ""
     metavar: str | None = None
     shown_default: str = ""
     path: str = ""

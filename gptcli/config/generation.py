@@ -16,9 +16,7 @@ class GenerationConfig:
         SettingError: a value is outside its range, or at least more tokens are asked for than at most.
     """
 
-    max_new_tokens: int = text(
-        100, "Stop after so many tokens.", flags=("--max-new-tokens", "-n"), at_least=1, common=True
-    )
+    max_new_tokens: int = text(100, "Stop after so many tokens.", also="-n", at_least=1, common=True)
     min_new_tokens: int = text(0, "No end of text before so many.", at_least=0, hint="0 turns it off.")
     num_samples: int = text(1, "How many texts.", at_least=1, common=True)
     seed: int | None = text(None, "Seed of the random numbers: same seed, same result.", common=True)

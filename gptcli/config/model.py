@@ -40,9 +40,9 @@ class GPTConfig:
     qkv_bias: bool = model_setting(True, "Bias in the qkv projection.")
     tie_weights: bool = model_setting(True, "Token embedding as output head.")
     ffn_dim: int | None = model_setting(
-        None, "Width of the feed-forward layer; 4 times emb_dim by default.", **up_to(1_000_000)
+        None, "Width of the feed-forward layer; 4 times {emb_dim} by default.", **up_to(1_000_000)
     )
-    activation: Activation = model_setting("gelu_new", "Of the feed-forward layer.")
+    activation: Activation = model_setting("gelu_new", "Of the feed-forward layer: gelu_new, gelu or relu.")
     layer_norm_eps: float = model_setting(
         1e-5, "Epsilon of the layer norms.", above=0, below=1, hint="GPT-2's is 1e-5."
     )
@@ -92,6 +92,11 @@ class ShapeChanges:
     drop_rate: float | None = like(GPTConfig, "drop_rate", shown_default="0.1")
     qkv_bias: bool | None = like(GPTConfig, "qkv_bias", shown_default="off")
     tie_weights: bool | None = like(GPTConfig, "tie_weights", shown_default="off")
+    ffn_dim: int | None = like(GPTConfig, "ffn_dim")
+    activation: Activation | None = like(GPTConfig, "activation", shown_default="gelu_new")
+    layer_norm_eps: float | None = like(GPTConfig, "layer_norm_eps", shown_default="1e-5")
+    scale_attn: bool | None = like(GPTConfig, "scale_attn", shown_default="on")
+    scale_attn_by_layer: bool | None = like(GPTConfig, "scale_attn_by_layer", shown_default="off")
 
     def __post_init__(self) -> None:
         check(self)

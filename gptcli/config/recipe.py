@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gptcli.config.fields import check, duration, in_panel, require
+from gptcli.config.fields import check, duration, in_panel, like, require
+from gptcli.config.model import GPTConfig
 
 Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
@@ -32,7 +33,7 @@ class RecipeConfig:
         SettingError: a value is outside its range.
     """
 
-    context_length: int = model_setting(256, "Tokens the model sees at once.", at_least=1, common=True)
+    context_length: int = like(GPTConfig, "context_length", 256)
     stride: int | None = training(None, "Tokens from one window to the next; the context by default.", at_least=1)
     batch_size: int = training(4, "Windows a step.", at_least=1, common=True)
     epochs: int = training(10, "Times through the text.", at_least=1, on_resume=True, common=True)
@@ -47,7 +48,7 @@ class RecipeConfig:
         None, "Stop after N evaluations without a better validation loss.", at_least=1, on_resume=True
     )
     learning_rate: float = training(
-        5e-4, "The optimizer's peak rate.", flags=("--learning-rate", "--lr"), above=0, common=True,
+        5e-4, "The optimizer's peak rate.", also="--lr", above=0, common=True,
         hint="The course trains with 5e-4; GPT-2-sized models take 1e-4 to 1e-3.",
     )  # fmt: skip
     min_learning_rate: float | None = training(None, "Where the schedule ends; a tenth of the peak by default.")

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gptcli.config.fields import check, fields_of, in_panel, require
+from gptcli.config.compute import ComputeConfig
+from gptcli.config.fields import check, fields_of, in_panel, like, require
 from gptcli.config.recipe import RecipeConfig
 
 Log = Literal["none", "tensorboard"]
 
-speed = in_panel("Memory, speed, processes", on_resume=True)
+SPEED = "Memory, speed, processes"
+speed = in_panel(SPEED, on_resume=True)
 saving = in_panel("Saving and going on", on_resume=True)
 watching = in_panel("Watching", on_resume=True)
 
@@ -26,8 +28,8 @@ class RuntimeConfig:
         SettingError: a value is outside its range.
     """
 
-    device: str = speed("auto", "auto, cpu, cuda, cuda:N or mps.", common=True)
-    threads: int | None = speed(None, "CPU threads (default: the physical cores).", at_least=1)
+    device: str = like(ComputeConfig, "device", "auto", panel=SPEED, on_resume=True)
+    threads: int | None = like(ComputeConfig, "threads", panel=SPEED, on_resume=True)
     accumulate: int | None = speed(1, "Compute a step in N parts: less memory, the same result.", at_least=1)
     recompute: bool = speed(False, "Compute activations again instead of keeping them: less memory.")
     compile: bool | None = speed(

@@ -18,7 +18,7 @@ class SamplingConfig:
     """
 
     temperature: float = sampling_setting(
-        1.0, "0 is greedy, 1 the model as it is.", flags=("--temperature", "-t"), at_least=0, common=True,
+        1.0, "0 is greedy, 1 the model as it is.", also="-t", at_least=0, common=True,
         hint="0 always takes the likeliest token, 0.7 is calm, 1 is the model as it is, above 1 is wilder.",
     )  # fmt: skip
     top_k: int | None = sampling_setting(

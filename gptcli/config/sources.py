@@ -160,7 +160,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _tables(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise GptcliError(f"There is no file {path}.", "gptcli COMMAND ... --print-config > FILE makes one.")
+        raise GptcliError(f"There is no file {path}.", "Make one: gptcli COMMAND ... --print-config > FILE")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -190,7 +190,7 @@ def _unknown(key: str, command: str, elsewhere: list[str]) -> str:
 def _meant(key: str, known: Mapping[str, Option]) -> str:
     names = [option.key for option in known.values() if option.stored]
     close = get_close_matches(key, names, n=1, cutoff=0.6)
-    return f"Did you mean {close[0]}?" if close else "Remove it, or see what there is with --print-config."
+    return f"Did you mean {close[0]}?" if close else "Remove it, or see what there is: gptcli COMMAND --print-config"
 
 
 def _example(option: Option) -> str:

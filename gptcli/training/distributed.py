@@ -113,9 +113,9 @@ def place(world: World, placement: Placement) -> Placement:
     if world.size > 1 and placement.device.type == "cuda":
         count = torch.cuda.device_count()
         if world.local_size > count:
-            raise GptcliError(
+            raise SettingError(
                 f"{world.local_size} processes on this machine cannot have a GPU each: torch finds {count}.",
-                f"Give torchrun --nproc-per-node {count}, or gptcli --device cpu.",
+                f"Start {count}, or set {{device}} to cpu.",
             )
         return replace(placement, device=torch.device("cuda", world.local_rank))
     return placement
