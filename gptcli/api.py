@@ -8,16 +8,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from gptcli.errors import GptcliError, SettingError
+from gptcli.errors import GptcliError
 from gptcli.training import events as events
 
 if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
     from gptcli.checkpoints.formats.convert import Converted, FileDtype, Format
+    from gptcli.config.evaluation import Convention, Task
+    from gptcli.config.text import DecodingErrors
     from gptcli.evaluation.scores import TaskScores, TextScores
-    from gptcli.evaluation.task_files import Convention, Task
     from gptcli.inference.text_model import TextModel
     from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
@@ -149,24 +150,17 @@ def evaluate(
         >>> scores.tokens, scores.context, scores.perplexity < 2
         (623, 16, True)
     """
+    from gptcli.config.compute import ComputeConfig
+    from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_together
     from gptcli.evaluation import scores
-    from gptcli.evaluation.text_measurement import WindowOptions
 
-    _check_count("batch_size", batch_size)
+    settings = PerplexityConfig(stride, context, guide, bos, batch_size, encoding, cast("DecodingErrors", errors))
+    scored, compute = TaskConfig(task, convention, limit), ComputeConfig(device, dtype, threads)
+    check_together(scored, settings)
     path, names = _checkpoint_of(model), _names(texts)
     if task is None:
-        _refuse_others({"limit": limit, "convention": None if convention == "openai" else convention}, "with a task")
-        windows = WindowOptions(stride, context, guide, bos, batch_size)
-        return scores.score_texts(
-            path, names, windows, encoding=encoding, errors=errors, device=device, dtype=dtype, threads=threads
-        )
-    _refuse_others({"stride": stride, "context": context, "guide": guide or None, "encoding": encoding}, "with texts")
-    if len(names) != 1:
-        raise GptcliError(f"A task takes one file, and there are {len(names)}.", "Give one file of JSON lines.")
-    return scores.score_task(
-        path, Path(names[0]), task, convention=convention, limit=limit, bos=bool(bos), batch_size=batch_size,
-        device=device, dtype=dtype, threads=threads,
-    )  # fmt: skip
+        return scores.score_texts(path, names, settings, compute)
+    return scores.score_task(path, names, scored, settings, compute)
 
 
 def quantize(path: AnyPath, out: AnyPath | None = None, *, bits: Literal[8, 4] = 8, force: bool = False) -> Path:
@@ -334,14 +328,3 @@ def _names(texts: AnyPath | Sequence[AnyPath]) -> list[str]:
     if isinstance(texts, str | os.PathLike):
         return [os.fspath(texts)]
     return [os.fspath(text) for text in texts]
-
-
-def _check_count(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise SettingError(f"{{{name}}} is {value}, but it must be at least 1.", "Leave it out for the default.")
-
-
-def _refuse_others(given: Mapping[str, object], where: str) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise SettingError(f"{{{name}}} goes {where} only.", f"Leave {{{name}}} out.")

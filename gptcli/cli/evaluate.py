@@ -3,21 +3,20 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcli.cli import evaluation_view, options, render, task_view
 from gptcli.config.compute import ComputeConfig
-from gptcli.config.evaluation import PerplexityConfig, TaskConfig, TaskName
+from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_together
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
     from gptcli.data.documents import Document
     from gptcli.device.placement import Placement
-    from gptcli.evaluation.task_files import Item, Task
-    from gptcli.evaluation.text_measurement import WindowOptions
+    from gptcli.evaluation.task_files import Item
     from gptcli.evaluation.text_results import TextResult
 
 window_option = partial(typer.Option, rich_help_panel="Perplexity of a text")
@@ -57,58 +56,33 @@ def evaluate(
     debug: options.Debug = False,
 ) -> None:
     """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured."""
-    task, batch_size = scored.task, perplexity.batch_size
-    text_only = {
-        "--stride": perplexity.stride, "--context": perplexity.context, "--guide": perplexity.guide or None,
-        "--plot": plot,
-    }  # fmt: skip
-    task_only = {
-        "--limit": scored.limit, "--out": out,
-        "--convention": None if scored.convention == "openai" else scored.convention,
-    }  # fmt: skip
-    _refuse_mixed(text_only if task is not None else task_only, task)
+    check_together(scored, perplexity, plot=plot, out=out)
 
     from gptcli.device import placement as devices
 
-    placement = devices.choose(compute.device, compute.dtype)
-    devices.set_threads(compute.threads)
-    if task is None:
+    placement = devices.place(compute)
+    if scored.task is None:
         from gptcli.data import documents
-        from gptcli.evaluation.text_measurement import WindowOptions
 
         if plot is not None:
             _check_plot(plot)
         found = documents.read_documents(texts, encoding=perplexity.encoding, errors=perplexity.errors)
-        windows = WindowOptions(
-            perplexity.stride, perplexity.context, perplexity.guide, perplexity.bos, batch_size,
-            observe=plot is not None,
-        )  # fmt: skip
-        results = [_measure(loaded, found, windows, placement) for loaded in _load_all(checkpoint)]
+        results = [
+            _measure(loaded, found, perplexity, placement, observe=plot is not None) for loaded in _load_all(checkpoint)
+        ]
         evaluation_view.show_texts(results, found, as_json)
         if plot is not None:
             _draw(results, plot)
     else:
-        items = _read_items(texts, scored)
-        setting = {
-            "task": task,
-            "file": texts[0],
-            "convention": scored.convention if task == "lambada" else None,
-            "bos": bool(perplexity.bos),
-        }
+        from gptcli.evaluation import scores
+
+        items = scores.read_items(texts, scored)
+        setting = scores.task_setting(texts[0], scored, perplexity.bos)
         rows = [
-            (str(loaded.path), _run_task(loaded, items, setting, out, batch_size, placement))
+            (str(loaded.path), _run_task(loaded, items, setting, out, perplexity.batch_size, placement))
             for loaded in _load_all(checkpoint)
         ]
         task_view.show_task(rows, setting, as_json)
-
-
-def _refuse_mixed(options_given: dict[str, Any], task: str | None) -> None:
-    for name, value in options_given.items():
-        if value is not None:
-            where = "goes with a text, not with --task" if task else "goes with --task"
-            raise GptcliError(
-                f"{name} {where}.", f"Leave {name} out." if task else f"Name a --task: {', '.join(get_args(TaskName))}."
-            )
 
 
 def _load_all(names: list[Path] | None) -> "Iterator[Checkpoint]":
@@ -123,18 +97,23 @@ def _load_all(names: list[Path] | None) -> "Iterator[Checkpoint]":
 
 
 def _measure(
-    loaded: "Checkpoint", documents: "list[Document]", wanted: "WindowOptions", placement: "Placement"
+    loaded: "Checkpoint",
+    documents: "list[Document]",
+    settings: PerplexityConfig,
+    placement: "Placement",
+    *,
+    observe: bool,
 ) -> "TextResult":
     from time import perf_counter
 
     from gptcli.evaluation.text_measurement import TextMeasurement
 
-    measurement = TextMeasurement(loaded, documents, wanted, placement)
+    measurement = TextMeasurement(loaded, documents, settings, placement)
     started = perf_counter()
     with render.progress(measurement.windows, "window", loaded.path.name) as bar:
-        result = measurement.measure(bar.update)
+        result = measurement.measure(bar.update, observe=observe)
     seconds = perf_counter() - started
-    if wanted.bos is None and not measurement.bos:
+    if settings.bos is None and not measurement.bos:
         render.note(
             f"The {result.tokenizer} tokenizer has no end-of-text token to put before a text, so that its first token "
             "is read and not scored."
@@ -163,16 +142,6 @@ def _draw(results: "list[TextResult]", plot: Path) -> None:
     titles = {f"{result.measured.tokens:,} tokens, {result.how()}" for result in results}
     plots.draw(measured, plot, titles.pop() if len(titles) == 1 else "")
     render.note(f"The plot is in {plot}.")
-
-
-def _read_items(files: list[str], scored: TaskConfig) -> "list[Item]":
-    from gptcli.evaluation import task_files
-
-    if scored.convention != "openai" and scored.task != "lambada":
-        raise GptcliError(f"--convention belongs to --task lambada, not to {scored.task}.", "Leave it out.")
-    if len(files) != 1:
-        raise GptcliError(f"--task takes one file, and there are {len(files)}.", "Give one file of JSON lines.")
-    return task_files.read_items(Path(files[0]), cast("Task", scored.task), scored.convention, scored.limit)
 
 
 def _run_task(

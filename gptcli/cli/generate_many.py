@@ -11,7 +11,7 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from gptcli.inference.engine import Scorer
     from gptcli.inference.sequence import Request
-    from gptcli.inference.streaming import Completion
+    from gptcli.inference.streaming import TextStream
     from gptcli.tokenizers import Tokenizer
 
 
@@ -43,7 +43,7 @@ def generate_many(
             _print(prompt.text, request, result, as_json, first=number == 0)
 
 
-def _print(prompt: str, request: "Request", result: "Completion", as_json: bool, first: bool) -> None:
+def _print(prompt: str, request: "Request", result: "TextStream", as_json: bool, first: bool) -> None:
     if as_json:
         record = {
             "prompt": prompt,

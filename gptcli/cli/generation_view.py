@@ -9,7 +9,7 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.inference.speculative import Tally
-    from gptcli.inference.streaming import Completion
+    from gptcli.inference.streaming import TextStream
     from gptcli.tokenizers import Tokenizer
 
 CANDIDATES = 5
@@ -44,7 +44,7 @@ def check_overflow(overflow: str, prompt_length: int, max_new_tokens: int, conte
 
 def show_samples(
     prompt: str,
-    samples: "Iterable[Completion]",
+    samples: "Iterable[TextStream]",
     tokenizer: "Tokenizer",
     *,
     as_json: bool,
@@ -66,7 +66,7 @@ def show_samples(
     return records
 
 
-def print_text(prompt: str, result: "Completion", first: bool, stream: bool) -> None:
+def print_text(prompt: str, result: "TextStream", first: bool, stream: bool) -> None:
     """The prompt and its continuation; several texts are separated by an empty line."""
     before = ("" if first else "\n") + prompt
     if not stream:
@@ -94,7 +94,7 @@ def draft_report(tally: "Tally") -> str:
     )
 
 
-def record_of(result: "Completion", tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:
+def record_of(result: "TextStream", tokenizer: "Tokenizer", steps: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "seed": result.request.seed,
         "text": result.text,
@@ -114,7 +114,7 @@ def record_of(result: "Completion", tokenizer: "Tokenizer", steps: bool) -> dict
     return record
 
 
-def print_steps(result: "Completion", tokenizer: "Tokenizer") -> None:
+def print_steps(result: "TextStream", tokenizer: "Tokenizer") -> None:
     """The course's step-by-step view: what could have come next, and what came."""
 
     def quoted(token_id: int) -> str:

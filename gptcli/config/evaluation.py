@@ -1,12 +1,14 @@
 """How a model is measured, and how long that is timed: frozen dataclasses, without torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from gptcli.config.fields import check, in_panel, like
 from gptcli.config.text import DecodingErrors, TextConfig
+from gptcli.errors import SettingError
 
-TaskName = Literal["lambada", "choices", "cloze"]
+Task = Literal["lambada", "choices", "cloze"]
+Convention = Literal["openai", "raw"]
 Peer = Literal["transformers", "ctranslate2"]
 PERPLEXITY = "Perplexity of a text"
 
@@ -47,10 +49,8 @@ class TaskConfig:
         SettingError: a value is outside its range or none of its choices.
     """
 
-    task: TaskName | None = task_setting(
-        None, "lambada (last word), choices (endings) or cloze (a blank).", common=True
-    )
-    convention: Literal["openai", "raw"] = task_setting(
+    task: Task | None = task_setting(None, "lambada (last word), choices (endings) or cloze (a blank).", common=True)
+    convention: Convention = task_setting(
         "openai", "Of lambada: openai writes curly quotes, `` and '' as plain ones; raw as is."
     )
     limit: int | None = task_setting(
@@ -59,6 +59,30 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def check_together(scored: TaskConfig, read: PerplexityConfig, *, plot: object = None, out: object = None) -> None:
+    """Raise SettingError for a setting of texts that is set with a task, or one of tasks without one.
+
+    Args:
+        scored, read: the settings.
+        plot, out: files that a command writes of texts, and of tasks; None where one is not given.
+    """
+    for_texts = {
+        "stride": read.stride, "context": read.context, "guide": read.guide or None, "encoding": read.encoding,
+        "plot": plot,
+    }  # fmt: skip
+    for_tasks = {
+        "limit": scored.limit, "convention": None if scored.convention == "openai" else scored.convention, "out": out,
+    }  # fmt: skip
+    task = scored.task
+    for name, value in (for_tasks if task is None else for_texts).items():
+        if value is not None and task is None:
+            raise SettingError(f"{{{name}}} goes with {{task}}.", f"Name a {{task}}: {', '.join(get_args(Task))}.")
+        if value is not None:
+            raise SettingError(f"{{{name}}} goes with a text, not with {{task}}.", f"Leave {{{name}}} out.")
+    if task is not None and task != "lambada" and scored.convention != "openai":
+        raise SettingError(f"{{convention}} belongs to {{task}} lambada, not to {task}.", "Leave it out.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import cast
 import psutil
 import torch
 
+from gptcli.config.compute import ComputeConfig
 from gptcli.config.recipe import Precision as PrecisionName
 from gptcli.device import machine, resources
 from gptcli.errors import SettingError, nearest
@@ -59,6 +60,16 @@ def choose(device: str = "auto", dtype: str = "auto") -> Placement:
     if device != "auto":
         reason = "asked for"
     return Placement(chosen, DTYPES[dtype] if dtype != "auto" else torch.float32, reason)
+
+
+def place(compute: ComputeConfig) -> Placement:
+    """Set torch's number of CPU threads, and choose device and dtype.
+
+    Raises:
+        GptcliError: as `choose`.
+    """
+    set_threads(compute.threads)
+    return choose(compute.device, compute.dtype)
 
 
 def _best_device() -> torch.device:

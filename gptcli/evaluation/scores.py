@@ -4,16 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from gptcli.checkpoints import checkpoint
+from gptcli.config.compute import ComputeConfig
+from gptcli.config.evaluation import PerplexityConfig, TaskConfig
 from gptcli.data import documents
 from gptcli.device import placement
-from gptcli.errors import SettingError, nearest
+from gptcli.errors import SettingError
 from gptcli.evaluation import task_files, task_run, tasks
-from gptcli.evaluation.task_files import Convention, Task
+from gptcli.evaluation.task_files import Item
 from gptcli.evaluation.tasks import Figure
-from gptcli.evaluation.text_measurement import TextMeasurement, WindowOptions
+from gptcli.evaluation.text_measurement import TextMeasurement
 from gptcli.evaluation.text_results import NATS_TO_BITS, Units
 
 
@@ -61,26 +63,34 @@ class TaskScores:
     rows: list[dict[str, Any]]
 
 
-def score_texts(
-    path: Path,
-    texts: Sequence[str],
-    windows: WindowOptions,
-    *,
-    encoding: str | None = None,
-    errors: str = "strict",
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
-) -> TextScores:
+def read_items(files: Sequence[str], settings: TaskConfig) -> list[Item]:
+    """The items of the one file in ``files``.
+
+    Raises:
+        GptcliError: there are several files, or the file cannot be read or has no items of the task.
+    """
+    assert settings.task is not None
+    if len(files) != 1:
+        raise SettingError(f"{{task}} takes one file, and there are {len(files)}.", "Give one file of JSON lines.")
+    return task_files.read_items(Path(files[0]), settings.task, settings.convention, settings.limit)
+
+
+def task_setting(file: str, settings: TaskConfig, bos: bool | None) -> dict[str, Any]:
+    """What the results of a task depend on beside the model and the number of items."""
+    convention = settings.convention if settings.task == "lambada" else None
+    return {"task": settings.task, "file": file, "convention": convention, "bos": bool(bos)}
+
+
+def score_texts(path: Path, texts: Sequence[str], settings: PerplexityConfig, compute: ComputeConfig) -> TextScores:
     """The likelihood of ``texts`` (files, folders, globs) under the checkpoint ``path``.
 
     Raises:
-        GptcliError: the checkpoint or a text cannot be read, a setting is out of range, or there is too little text.
+        GptcliError: the checkpoint or a text cannot be read, a setting does not suit the model, or there is too little
+            text.
     """
-    placed = placement.choose(device, dtype)
-    placement.set_threads(threads)
-    found = documents.read_documents(texts, encoding=encoding, errors=errors)
-    result = TextMeasurement(checkpoint.load(path), found, windows, placed).measure(lambda count: None)
+    placed = placement.place(compute)
+    found = documents.read_documents(texts, encoding=settings.encoding, errors=settings.errors)
+    result = TextMeasurement(checkpoint.load(path), found, settings, placed).measure()
     units, measured = Units.of(found), result.measured
     return TextScores(
         measured.mean,
@@ -97,34 +107,16 @@ def score_texts(
 
 
 def score_task(
-    path: Path,
-    file: Path,
-    task: str,
-    *,
-    convention: str = "openai",
-    limit: int | None = None,
-    bos: bool = False,
-    batch_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
+    path: Path, files: Sequence[str], task: TaskConfig, settings: PerplexityConfig, compute: ComputeConfig
 ) -> TaskScores:
-    """The results of the checkpoint ``path`` on the items in ``file``, JSON lines.
+    """The results of the checkpoint ``path`` on the items in the one file of JSON lines.
 
     Raises:
-        GptcliError: there is no such task or convention, the checkpoint or an item cannot be read, or a setting is out
-            of range.
+        GptcliError: the checkpoint or an item cannot be read, or what `read_items` raises.
     """
-    for name, value, choices in (("task", task, get_args(Task)), ("convention", convention, get_args(Convention))):
-        if value not in choices:
-            raise SettingError(f"There is no {{{name}}} {value!r}.", nearest(str(value), choices))
-    if limit is not None and limit < 1:
-        raise SettingError(f"{{limit}} is {limit}, but it must be at least 1.", "Leave it out for every item.")
-    placed = placement.choose(device, dtype)
-    placement.set_threads(threads)
-    items = task_files.read_items(file, task, convention, limit)  # type: ignore[arg-type]
-    setting = {"task": task, "file": str(file), "convention": convention if task == "lambada" else None, "bos": bos}
-    with task_run.opened(checkpoint.load(path), items, setting, None, batch_size, placed) as run:
+    placed = placement.place(compute)
+    items, setting = read_items(files, task), task_setting(files[0], task, settings.bos)
+    with task_run.opened(checkpoint.load(path), items, setting, None, settings.batch_size, placed) as run:
         for _ in run.run():
             pass
         rows = run.rows()

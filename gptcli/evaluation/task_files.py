@@ -14,12 +14,11 @@ in lm-eval. Items longer than the model's context lose tokens on the left.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from gptcli.config.evaluation import Convention, Task
 from gptcli.errors import GptcliError
 
-Task = Literal["lambada", "choices", "cloze"]
-Convention = Literal["openai", "raw"]
 BLANK = "___"
 SHAPES = {
     "lambada": '{"text": "… all of it, the last word included"}',

@@ -1,33 +1,14 @@
 """The perplexity of one checkpoint on texts; the number of windows is known before the measurement."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from gptcli.checkpoints import layout
 from gptcli.checkpoints.checkpoint import Checkpoint
+from gptcli.config.evaluation import PerplexityConfig
 from gptcli.data.documents import Document
 from gptcli.device.placement import Placement
 from gptcli.evaluation import log_likelihood, perplexity
 from gptcli.evaluation.text_results import TextResult
-
-
-@dataclass(frozen=True)
-class WindowOptions:
-    """The options of a measurement; None for the default.
-
-    Attributes:
-        stride, context, guide: as in `perplexity.make_protocol`.
-        bos: whether to put the end-of-text id before each text; None: if the tokenizer has one.
-        batch_size: windows per forward pass.
-        observe: collect the data of the plots: losses by position, and calibration.
-    """
-
-    stride: int | None = None
-    context: int | None = None
-    guide: bool = False
-    bos: bool | None = None
-    batch_size: int | None = None
-    observe: bool = False
 
 
 class TextMeasurement:
@@ -44,25 +25,28 @@ class TextMeasurement:
     """
 
     def __init__(
-        self, loaded: Checkpoint, documents: Sequence[Document], options: WindowOptions, placement: Placement
+        self, loaded: Checkpoint, documents: Sequence[Document], settings: PerplexityConfig, placement: Placement
     ) -> None:
-        self.loaded, self.placement, self._observe = loaded, placement, options.observe
+        self.loaded, self.placement = loaded, placement
         tokenizer = loaded.tokenizer
         self._bits = layout.packed_bits(loaded.path, layout.read_config(loaded.path)[1])
         self.protocol = perplexity.make_protocol(
-            loaded.config.context_length, options.context, options.stride, options.guide
+            loaded.config.context_length, settings.context, settings.stride, settings.guide
         )
-        self.bos = tokenizer.eot_id is not None if options.bos is None else options.bos
+        self.bos = tokenizer.eot_id is not None if settings.bos is None else settings.bos
         self._runs = [perplexity.encode(document.text, tokenizer, self.bos) for document in documents]
-        self.batch_size = options.batch_size or log_likelihood.default_batch_size(self.protocol.context)
+        self.batch_size = settings.batch_size or log_likelihood.default_batch_size(self.protocol.context)
         self._model = loaded.runner(placement.device, placement.dtype)
         self.windows = sum(1 for run in self._runs for _ in perplexity.windows(len(run), self.protocol))
 
-    def measure(self, on_windows: Callable[[int], object]) -> TextResult:
-        """Score every token; ``on_windows`` is called with the number of windows scored since its last call."""
-        measured = perplexity.measure(
-            self._model, self._runs, self.protocol, self.batch_size, self._observe, on_windows
-        )
+    def measure(self, on_windows: Callable[[int], object] = lambda count: None, *, observe: bool = False) -> TextResult:
+        """Score every token.
+
+        Args:
+            on_windows: called with the number of windows scored since its last call.
+            observe: collect the data of the plots: losses by position, and calibration.
+        """
+        measured = perplexity.measure(self._model, self._runs, self.protocol, self.batch_size, observe, on_windows)
         return TextResult(
             checkpoint=str(self.loaded.path),
             tokenizer=self.loaded.tokenizer.kind,

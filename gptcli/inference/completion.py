@@ -117,7 +117,7 @@ def stop_texts(values: Settings) -> tuple[str, ...]:
     return tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text)
 
 
-def completion_of(text: streaming.Completion) -> Completion:
+def completion_of(text: streaming.TextStream) -> Completion:
     """The result of a text that has ended."""
     tokens = text.tokens
     return Completion(

@@ -77,7 +77,7 @@ class Request:
         eot_id: generation stops before this token; None if no token stops it.
         overflow: the rule for a full context (see `Window`).
         n_candidates: how many of the likeliest tokens to report with each drawn token.
-        stops: texts to end before; they are found in the decoded text, by `streaming.Completion`.
+        stops: texts to end before; they are found in the decoded text, by `streaming.TextStream`.
     """
 
     prompt: abc.Sequence[int]

@@ -45,7 +45,7 @@ class StopTexts:
         return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self.stops)), 0)
 
 
-class Completion:
+class TextStream:
     """The text of one request: `push` its tokens and then `end` it, or iterate over the pieces that `stream` gives.
 
     Args:
@@ -110,9 +110,9 @@ class Completion:
             self._source.close()
 
 
-def stream(scheduler: Scheduler, request: Request, tokenizer: Tokenizer) -> Completion:
+def stream(scheduler: Scheduler, request: Request, tokenizer: Tokenizer) -> TextStream:
     """The completion of one request, to iterate over while it is generated."""
-    return Completion(request, tokenizer, generate(scheduler, request))
+    return TextStream(request, tokenizer, generate(scheduler, request))
 
 
 def complete_all(
@@ -120,7 +120,7 @@ def complete_all(
     requests: Sequence[Request],
     tokenizer: Tokenizer,
     on_token: Callable[[], object] = lambda: None,
-) -> Iterator[Completion]:
+) -> Iterator[TextStream]:
     """The whole completion of every request, in the order of the requests, as soon as it and all before are whole.
 
     Args:
@@ -132,7 +132,7 @@ def complete_all(
     Raises:
         GptcliError: as `decode.generate` does, in the turn of the request that it concerns.
     """
-    pairs = [(scheduler.add(request), Completion(request, tokenizer)) for request in requests]
+    pairs = [(scheduler.add(request), TextStream(request, tokenizer)) for request in requests]
     completion_of = dict(pairs)
     try:
         for sequence, completion in pairs:

@@ -209,7 +209,7 @@ class TextModel:
 
     def _pieces(self, request: sequence.Request, layer: int | None, draft: str) -> Generator[str, None, Completion]:
         """The pieces of a text; between two of them other threads may let the scheduler step."""
-        text = streaming.Completion(request, self.tokenizer)
+        text = streaming.TextStream(request, self.tokenizer)
         with self._lock:
             self._choose_scheduler(layer, draft, request.max_new_tokens)
             under_way = self._scheduler.add(request)

@@ -36,6 +36,7 @@ CHOICES = {
     "schedule": ("constant", "cosine", "linear"),
     "optimizer": ("sgd", "adam", "muon"),
     "init": ("gpt2", "course", "gpt2"),
+    "activation": ("gelu_new", "gelu", "relu"),
     "dtype": ("float32", "bfloat16", "float16"),
     "log": ("none", "tensorboard", "none"),
     "errors": ("strict", "replace", "ignore"),
