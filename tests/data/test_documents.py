@@ -186,7 +186,7 @@ def test_not_utf8_names_the_byte_its_offset_and_line() -> None:
     error = refuse(source)
     assert error.message == "a.txt is not UTF-8: byte 0xE9 at offset 14 (line 2)"
     assert Path(source).read_bytes()[14] == 0xE9
-    assert "--encoding latin-1 or cp1252" in error.hint
+    assert "Give its encoding (latin-1 or cp1252" in error.hint
 
 
 def test_offset_counts_the_byte_order_mark() -> None:
@@ -197,7 +197,7 @@ def test_offset_counts_the_byte_order_mark() -> None:
 def test_not_in_the_encoding_asked_for() -> None:
     error = refuse(write("a.txt", "naïve"), encoding="ascii")
     assert error.message == "a.txt is not ascii: byte 0xC3 at offset 2 (line 1)"
-    assert "--encoding" in error.hint
+    assert "Give another encoding" in error.hint
     assert "a.txt is not idna" in refuse("a.txt", encoding="idna").message
     # This codec's errors carry no position.
     assert "a.txt is not undefined" in refuse("a.txt", encoding="undefined").message
@@ -233,7 +233,7 @@ def test_utf16_without_a_mark_is_told_from_binary(order: str) -> None:
     source = write("a.txt", "Once upon a time".encode(f"utf-16-{order}"))
     error = refuse(source)
     assert "UTF-16 without a byte-order mark" in error.message
-    assert f"--encoding utf-16-{order}" in error.hint
+    assert f"Give encoding utf-16-{order}" in error.hint
     assert read_documents([source], encoding=f"utf-16-{order}")[0].text == "Once upon a time"
 
 

@@ -74,7 +74,7 @@ def test_no_more_tokens_than_the_text_has_pairs() -> None:
     with pytest.raises(GptcliError, match="vocabulary of 257 tokens"):
         train_bpe(in_pieces(["ab"]), 258)
     assert train_bpe(in_pieces(["ab"]), 257).encode("ab") == [64, 65]
-    with pytest.raises(GptcliError, match="--min-frequency is 0"):
+    with pytest.raises(GptcliError, match="min_frequency is 0"):
         train_bpe(in_pieces([text]), 259, min_frequency=0)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gptcli.checkpoints.formats import course, hf, llm_c, nanogpt, openai_tf
 from gptcli.checkpoints.formats.source import Source, read_pickle
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 
 def read(path: Path) -> Source:
@@ -48,10 +48,12 @@ def _read_directory(directory: Path) -> Source:
         if path.suffix in (".pt", ".pth") and hf.is_pickle(path):
             return read(path)
     if any(path.suffix in (".safetensors", ".bin") for path in files):
-        raise GptcliError(
+        raise SettingError(
             f"{directory} has weights but no {hf.CONFIG}.",
-            "Put the model's config.json beside them, or name the one .safetensors file itself.",
+            "Put the model's config.json beside them, or name the one .safetensors file: {source} FILE.",
         )
     below = sorted(path for path in directory.iterdir() if path.is_dir() and (path / openai_tf.HPARAMS).exists())
-    hint = f"Is it this: {below[0]}?" if below else "Give the directory that holds config.json or hparams.json."
-    raise GptcliError(f"{directory} holds no GPT-2: neither {hf.CONFIG} nor {openai_tf.HPARAMS}.", hint)
+    hint = (
+        f"Is it this? {{source}} {below[0]}" if below else "Give the directory that holds config.json or hparams.json."
+    )
+    raise SettingError(f"{directory} holds no GPT-2: neither {hf.CONFIG} nor {openai_tf.HPARAMS}.", hint)

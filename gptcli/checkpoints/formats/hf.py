@@ -11,7 +11,7 @@ from gptcli.checkpoints.checkpoint import check_tensors
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_json, read_pickle
 from gptcli.config.model import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 CONFIG = "config.json"
 # In order of preference: a safetensors file cannot hold code.
@@ -86,9 +86,9 @@ def find_weights(directory: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        raise GptcliError(
+        raise SettingError(
             f"{directory} has no {WEIGHTS[0]} but {len(candidates)} other files of weights.",
-            f"Name one of them: {candidates[0]}",
+            f"Name one of them: {{source}} {candidates[0]}",
         )
     for path in sorted(directory.iterdir()):
         if path.suffix in _OTHER_FRAMEWORKS:

@@ -254,7 +254,7 @@ def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise _UnreachableError(
             f"{reason}, and the cache {constants.HF_HUB_CACHE} has no {name} of {where}.",
-            "Connect to the network, or give files that you have.",
+            "Connect to the network, or load files that you have: gptcli load-gpt2 --from DIRECTORY",
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -7,7 +7,7 @@ from gptcli.checkpoints.checkpoint import check_tensors
 from gptcli.checkpoints.formats import names, tf_bundle
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, read_json
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 HPARAMS = "hparams.json"
 _FIELDS = {
@@ -78,8 +78,8 @@ def _find_index(directory: Path) -> Path:
             )
         return usual
     if len(others) > 1:
-        raise GptcliError(
+        raise SettingError(
             f"{directory} holds {len(others)} checkpoints: {', '.join(path.name for path in others[:10])}.",
-            f"Name the one you want: {others[0]}",
+            f"Name the one you want: {{source}} {others[0]}",
         )
     return others[0]

@@ -232,7 +232,7 @@ def test_of_two_tensorflow_checkpoints_one_must_be_named(tmp_path: Path) -> None
     two_checkpoints(tmp_path)
     with pytest.raises(GptcliError, match="2 checkpoints") as caught:
         formats.read(tmp_path)
-    assert f"--from {tmp_path / 'model-1000.index'}" in caught.value.hint
+    assert f"source {tmp_path / 'model-1000.index'}" in caught.value.hint
     with pytest.raises(GptcliError, match="There is no"):
         formats.read(tmp_path / "model-700")
 
