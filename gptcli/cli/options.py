@@ -9,6 +9,7 @@ import typer
 from gptcli.cli import render
 from gptcli.cli.settings import option_of
 from gptcli.config.compute import ComputeConfig
+from gptcli.config.text import TextConfig
 from gptcli.errors import GptcliError, SettingError
 
 
@@ -35,6 +36,7 @@ Checkpoint = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str, option_of(ComputeConfig, "device")]
+AllowSpecial = Annotated[bool, option_of(TextConfig, "allow_special")]
 FileDtype = Annotated[str, typer.Option("--dtype", help="Of the weights on disk: float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, option_of(ComputeConfig, "threads")]
 Quiet = Annotated[

@@ -82,7 +82,8 @@ def _is_settings(annotation: Any) -> bool:
 
 def option_of(config: Any, name: str) -> Any:
     """What typer is told about an option that is a field of a settings class, in a command that takes no such class."""
-    return _info_of(fields_of(config)[name], None, panel=None)
+    field = fields_of(config)[name]
+    return _info_of(field, field.default, panel=None)
 
 
 def _from_field(field: Field, default: Any) -> inspect.Parameter:

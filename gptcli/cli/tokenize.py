@@ -37,9 +37,7 @@ def tokenize(
             help="A kind, or a directory that holds a tokenizer; a table of tokens and bytes a token. Several times.",
         ),
     ] = None,
-    allow_special: Annotated[
-        bool, typer.Option("--allow-special", help="Read <|endoftext|> in the text as the token, not as text.")
-    ] = False,
+    allow_special: options.AllowSpecial = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

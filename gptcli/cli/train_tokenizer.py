@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli import options, render
+from gptcli.cli.settings import option_of
+from gptcli.config.text import TextConfig
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -28,15 +30,9 @@ def train_tokenizer(
     min_frequency: Annotated[
         int, typer.Option("--min-frequency", help="How often a pair must occur to be merged.")
     ] = 2,
-    encoding: Annotated[
-        str | None, typer.Option("--encoding", help="Of the texts; UTF-8 or their byte-order mark by default.")
-    ] = None,
-    errors: Annotated[
-        str, typer.Option("--errors", help="Bytes that do not decode: strict, replace or ignore.")
-    ] = "strict",
-    allow_special: Annotated[
-        bool, typer.Option("--allow-special", help="Read <|endoftext|> in the text as the token, not as text.")
-    ] = False,
+    encoding: Annotated[str | None, option_of(TextConfig, "encoding")] = None,
+    errors: Annotated[str, option_of(TextConfig, "errors")] = "strict",
+    allow_special: options.AllowSpecial = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing tokenizer.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_config
 from gptcli.config.model import GPTConfig
-from gptcli.errors import SettingError, nearest
+from gptcli.errors import SettingError, nearest, with_names
 from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable
 from gptcli.kernels.cpu.numba_support import numba_reason
@@ -44,9 +44,9 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
     if engine == "torch":
         return Choice("torch", "asked for")
     hindrances = [
-        f"the device {device} is no CPU" if device not in ("auto", "cpu") else None,
-        f"{dtype} is not float32" if dtype not in ("auto", "float32") else None,
-        "torch.compile is torch's" if compiled else None,
+        f"{{device}} {device} is no CPU" if device not in ("auto", "cpu") else None,
+        f"{{dtype}} {dtype} is not float32" if dtype not in ("auto", "float32") else None,
+        "{compile} is torch's" if compiled else None,
     ]
     hindrance = next((reason for reason in hindrances if reason), None) or obstacle(config)
     if engine == "cpu":
@@ -56,7 +56,7 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
             )
         return Choice("cpu", "asked for")
     if hindrance:
-        return Choice("torch", hindrance)
+        return Choice("torch", with_names(hindrance, str))
     if device == "auto" and gpu_is_possible():
         from gptcli.device import placement as devices
 

@@ -115,7 +115,7 @@ def place(world: World, placement: Placement) -> Placement:
         if world.local_size > count:
             raise SettingError(
                 f"{world.local_size} processes on this machine cannot have a GPU each: torch finds {count}.",
-                f"Start {count}, or set {{device}} to cpu.",
+                f"Start {count} processes on it, or set {{device}} to cpu.",
             )
         return replace(placement, device=torch.device("cuda", world.local_rank))
     return placement

@@ -64,7 +64,7 @@ def test_a_missing_optional_part_is_named_and_is_no_failure(gptcli: Any, monkeyp
     result = gptcli("doctor")
     assert result.code == 0
     assert "absent      a picture (Agg): No module named 'matplotlib'" in result.out
-    assert "missing     gguf, for export --format gguf: " in result.out
+    assert "missing     gguf, for gptcli export --format gguf: " in result.out
 
 
 def test_without_torch_it_still_answers() -> None:

@@ -109,7 +109,7 @@ def test_verbose_says_which_engine_and_why(gptcli: Any, run: Path) -> None:
     assert "engine torch (asked for)" in gptcli("generate", "a", *TORCH, "-n", 2, "-v").err
     assert "engine cpu (" in gptcli("generate", "a", "--device", "cpu", "-n", 2, "-v").err
     err = gptcli("generate", "a", "--dtype", "bfloat16", "--device", "cpu", "-n", 2, "-v").err
-    assert "engine torch (--dtype bfloat16 is not float32)" in err
+    assert "engine torch (dtype bfloat16 is not float32)" in err
 
 
 def test_without_numba_torch_serves_and_verbose_says_so(

@@ -186,7 +186,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.Monke
         with pytest.raises(GptcliError) as error:
             distributed.place(World(rank, 3, rank, 3), gpu)
         assert "3 processes on this machine" in error.value.message
-        assert "--nproc-per-node 2" in error.value.hint
+        assert "Start 2 processes" in error.value.hint
 
 
 def test_a_world_that_cannot_share_the_batch_out_is_refused(
