@@ -93,13 +93,13 @@ class BenchConfig:
         SettingError: a value is outside its range or none of its choices.
     """
 
-    repetitions: int = amount(5, "Measure each so many times.", at_least=1)
+    repetitions: int = amount(5, "Measure each so many times.", at_least=1, common=True)
     tokens: int = amount(64, "Tokens to decode in a repetition.", at_least=1)
     prompt: int = amount(512, "Tokens of the prompt that prefill reads.", at_least=1)
     batch: int = amount(8, "Sequences at once.", at_least=1)
     rows: int = amount(4, "Windows of a training step.", at_least=1)
     length: int | None = amount(None, "Tokens of a window in training (256, or the context).", at_least=1)
-    against: Peer | None = amount(None, "Measure this in turns with it: transformers or ctranslate2.")
+    against: Peer | None = amount(None, "Measure this in turns with it: transformers or ctranslate2.", common=True)
 
     def __post_init__(self) -> None:
         check(self)

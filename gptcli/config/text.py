@@ -37,12 +37,16 @@ class PrepareConfig:
     """
 
     tokenizer: str = preparing(
-        "gpt2", "gpt2, char, byte, word; bpe:N: train one of N tokens; or a directory that holds one."
+        "gpt2",
+        "gpt2, char, byte, word; bpe:N: train one of N tokens; or a directory that holds one.",
+        common=True,
     )
     train_share: float = preparing(
         0.9, "Share of the characters that bpe:N is trained on.", above=0, at_most=1, hint="0.9 is the default."
     )
-    field: str | None = preparing(None, "The files are JSON Lines, and this field of every line is a text of its own.")
+    field: str | None = preparing(
+        None, "The files are JSON Lines, and this field of every line is a text of its own.", common=True
+    )
     shard_tokens: int | None = preparing(None, "Tokens a shard (2^25 by default).")
     workers: int | None = preparing(
         None, "Threads that encode; all cores by default.", at_least=1, hint="Leave it out for all cores."
