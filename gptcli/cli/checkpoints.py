@@ -131,7 +131,7 @@ def _print_details(details: Mapping[str, Any]) -> None:
     rows += [(name, str(value)) for name, value in details["config"].items()]
     rows += [(f"training: {name}", _plain(value)) for name, value in details["training"].items()]
     rows += [(f"file: {name}", f"{size:,} bytes") for name, size in details["files"].items()]
-    render.print_table(details["name"], [("", "left"), ("", "left")], rows)
+    render.print_table(details["name"], [("", "left"), ("", "words")], rows)
 
 
 def _plain(value: Any) -> str:

@@ -215,7 +215,7 @@ def _print_weights(sizes: dict[str, int]) -> None:
     }
     render.print_table(
         "",
-        [*_columns("weights", "size"), ("how", "left")],
+        [*_columns("weights", "size"), ("how", "words")],
         [(name, render.human_bytes(size), notes[name]) for name, size in sizes.items()],
         caption="In int8 and int4, positions, biases and norms stay float32.",
     )
@@ -264,7 +264,7 @@ def _print_flops(figures: dict[str, Any]) -> None:
 
 def _columns(*headings: str, left: int = 1) -> list[tuple[str, str]]:
     """The first ``left`` columns hold words, the others figures."""
-    return [(heading, "left" if i < left else "right") for i, heading in enumerate(headings)]
+    return [(heading, "words" if i < left else "right") for i, heading in enumerate(headings)]
 
 
 def _shapes(shapes: list[list[int]]) -> str:

@@ -26,7 +26,7 @@ def show_texts(results: Sequence[TextResult], documents: "Sequence[Document]", a
     else:
         _print_several(results, names, units, sha256)
     for result in results:
-        render.print_text(_quote(result, names, units, sha256))
+        render.print_line(_quote(result, names, units, sha256))
 
 
 def _print_one(result: TextResult, names: str, units: Units, sha256: str) -> None:
@@ -55,12 +55,12 @@ def _print_one(result: TextResult, names: str, units: Units, sha256: str) -> Non
 def _print_several(results: Sequence[TextResult], names: str, units: Units, sha256: str) -> None:
     first = results[0]
     rows = []
-    for result in results:
+    for name, result in zip(short_names([result.checkpoint for result in results]), results, strict=True):
         bits, bits_error = (value * NATS_TO_BITS for value in result.nats_each(units.byte))
         change = "" if result is first else _change(difference(result, first, units))
         rows.append(
             [
-                result.checkpoint,
+                name,
                 result.weights,
                 result.tokenizer,
                 f"{result.measured.tokens:,}",

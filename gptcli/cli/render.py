@@ -31,7 +31,10 @@ class Verbosity:
 
 verbosity = Verbosity()
 
+WARNING = "dark_orange3"  # plain yellow cannot be read on white
+
 _TOKEN_STYLES = ("black on cyan", "black on yellow")
+_bars: list[Any] = []  # those that are shown now
 
 
 def use_utf8() -> None:
@@ -46,45 +49,72 @@ def stderr_console() -> Any:
     """A rich console on today's stderr."""
     from rich.console import Console
 
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True, width=width_of(sys.stderr))
 
 
 def stdout_console() -> Any:
     """A rich console on today's stdout; piped, it prints plain text and never wraps."""
     from rich.console import Console
 
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, width=width_of(sys.stdout))
     if not console.is_terminal:
         console = Console(file=sys.stdout, highlight=False, width=200)
     return console
 
 
+def width_of(stream: Any) -> int:
+    """The columns of the terminal that ``stream`` is: as COLUMNS says, or the terminal; 80 where neither is known."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def note(text: str) -> None:
-    """One line for the user, on stderr; --quiet hides it."""
+    """A message for the user, on stderr; --quiet hides it."""
     if not verbosity.quiet and verbosity.rank == 0:
-        stderr_console().print(text, markup=False)
+        _tell(text)
 
 
 def warn(text: str) -> None:
-    """One line that the user should not miss, on stderr; --quiet does not hide it."""
+    """A message that the user should not miss, on stderr; --quiet does not hide it."""
     if verbosity.rank == 0:
-        stderr_console().print(text, markup=False, style="yellow")
+        _tell(text, WARNING)
 
 
 def detail(text: str) -> None:
-    """One line for those who asked with --verbose."""
+    """A message for those who asked with --verbose."""
     if verbosity.verbose:
-        stderr_console().print(text, markup=False, style="dim")
+        _tell(text, "dim")
+
+
+def _tell(text: str, style: str | None = None) -> None:
+    """``text`` on stderr, above the bar if there is one.
+
+    A terminal gets it broken between words; a command stays on one line, so that it can be copied.
+    """
+    from gptcli.cli import tables
+
+    console = stderr_console()
+    if console.is_terminal and "gptcli " not in text:
+        text = "\n".join(tables.folded(text, console.width))
+    for bar in _bars:
+        bar.clear()
+    console.print(text, markup=False, style=style)
+    for bar in _bars:
+        bar.refresh()
 
 
 def fail(error: GptcliError) -> None:
     """The two lines of an error; with --debug the traceback before them."""
     if verbosity.debug:
         traceback.print_exception(error, file=sys.stderr)
-    console = stderr_console()
     who = f"Process {verbosity.rank}: " if verbosity.rank else ""
-    console.print(f"{who}Error: {error.message}", markup=False, style="bold red")
-    console.print(error.hint, markup=False)
+    _tell(f"{who}Error: {error.message}", "bold red")
+    _tell(error.hint)
 
 
 def print_text(text: str, end: str = "\n") -> None:
@@ -141,36 +171,70 @@ def _has_colours() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
-def print_table(
-    title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[Any]], caption: str = ""
-) -> None:
-    """A table on stdout. ``columns`` are (heading, "left" | "right"); a cell is a string or a rich Text."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def print_line(text: str) -> None:
+    """A sentence on stdout as a result; a terminal gets it broken between words."""
+    from gptcli.cli import tables
 
-    table = Table(title=title, caption=caption or None, box=box.SIMPLE, title_justify="left", caption_justify="left")
-    for heading, justify in columns:
-        table.add_column(heading, justify="right" if justify == "right" else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    stdout_console().print(table)
+    console = stdout_console()
+    print_text("\n".join(tables.folded(text, console.width)) if console.is_terminal else text)
+
+
+def print_table(
+    title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[Any]], caption: str = "", spare: int = 0
+) -> None:
+    """A table on stdout, or records where the terminal is too narrow for it.
+
+    Args:
+        title, caption: above and below it.
+        columns: (heading, "left" | "right" | "words"): words may be broken between them, nothing else ever is.
+        rows: a cell for each column, a string or a rich Text.
+        spare: the number of columns at the end that are left out one by one where there is no room for them.
+    """
+    from gptcli.cli import tables
+
+    console = stdout_console()
+    made = tables.table(console, title, list(columns), [list(row) for row in rows], caption, spare)
+    console.print(made, no_wrap=True, overflow="ignore", crop=False)
 
 
 @contextmanager
 def progress(
-    total: int | None, unit: str, description: str = "", scale: bool = False, bar_format: str | None = None
+    total: int | None, unit: str, description: str = "", scale: bool = False, told: bool = True
 ) -> Iterator[Any]:
-    """A tqdm bar on stderr with rate and time left, unless ``bar_format`` has another form in tqdm's words; hidden by
-    --quiet and where stderr is no terminal."""
+    """A tqdm bar on stderr, such as ``35% ━━━━─────── windows: 12 of 34, 5 s left``.
+
+    --quiet hides it, and it is absent where stderr is no terminal or a dumb one.
+
+    Args:
+        total: of how many units; None if nobody knows.
+        unit: what is counted.
+        description: before the count.
+        scale: whether to count in k, M and G.
+        told: whether to show count, rate and time left; otherwise the caller sets the whole text behind the bar.
+    """
     from tqdm import tqdm
 
-    hidden = verbosity.quiet or verbosity.rank > 0 or not sys.stderr.isatty()
+    hidden = verbosity.quiet or verbosity.rank > 0 or not _moves(sys.stderr)
+    counts = "{n_fmt}/{total_fmt} {unit} · {remaining}" if told else ""
+    shape = f"{{percentage:3.0f}}% {{bar}} {{desc}}{counts}"
+    fits = len(description) <= width_of(sys.stderr) // 3
     with tqdm(
-        total=total, unit=unit, desc=description or None, unit_scale=scale, bar_format=bar_format, disable=hidden,
-        file=sys.stderr, leave=False,
+        total=total, unit=unit, desc=description if fits else None, unit_scale=scale,
+        bar_format=shape if total else None,
+        disable=hidden, file=sys.stderr, leave=False, dynamic_ncols=True, ascii="─━",
     ) as bar:  # fmt: skip
-        yield bar
+        if not hidden:
+            _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            if not hidden:
+                _bars.remove(bar)
+
+
+def _moves(stream: Any) -> bool:
+    """Whether ``stream`` is a terminal whose last line can be written again."""
+    return bool(stream.isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def quoted(word: str) -> str:

@@ -1,6 +1,7 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
 import signal
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from gptcli.training.subscribers import Subscriber
 
 SLOW_RUN_SECONDS = 3600
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own rate and time left
+LEAST_BAR = 12  # columns beside which figures are left out one by one
 
 
 def show(run: "Run") -> None:
@@ -61,7 +62,7 @@ class ProgressBar:
 
     def start(self) -> None:
         self._open = ExitStack()
-        self.bar = self._open.enter_context(render.progress(self.plan.total_steps, "step", bar_format=BAR))
+        self.bar = self._open.enter_context(render.progress(self.plan.total_steps, "step", told=False))
         self.bar.update(self.step)
 
     def end(self) -> None:
@@ -69,10 +70,7 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        if not render.verbosity.quiet:
-            self.bar.clear()
-            render.note(text)
-            self.bar.refresh()
+        render.note(text)
 
     def on(self, event: "Event") -> None:
         from gptcli.training import events
@@ -85,8 +83,10 @@ class ProgressBar:
                 reached = render.human_flops(event.mfu * self.run.peak.flops)
                 # More than all is possible of no peak: then this one is too low, and a share of it says nothing.
                 self.speed += f", {event.mfu:.0%} of the peak" if event.mfu <= 1 else f", {reached} beside the peak"
-            left = f", {render.human_time(event.seconds_left)} left" if event.seconds_left is not None else ""
-            self.bar.set_postfix_str(f"loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s{left}")
+            left = f"{render.human_time(event.seconds_left)} left" if event.seconds_left is not None else ""
+            count = f"step {self.step:,} of {self.plan.total_steps:,}"
+            beside = beside_the_bar(f"loss {event.loss:.3f}", left, f"{event.tokens_per_second:,.0f} tokens/s", count)
+            self.bar.set_description_str(beside, refresh=False)
             if event.seconds_left is not None and self.step < self.plan.total_steps:
                 self._forecast_time(event.seconds_left)
         elif isinstance(event, events.Skipped):
@@ -112,6 +112,17 @@ class ProgressBar:
         if seconds_left > SLOW_RUN_SECONDS and not self.advised:
             self.advised = True
             render.warn(f"That is long for a first look. {_advice(self.run)}")
+
+
+def beside_the_bar(*figures: str) -> str:
+    """The figures that a line has room for beside a percentage and a bar; the first ones go first."""
+    shown = ""
+    for figure in filter(None, figures):
+        longer = f"{shown} · {figure}" if shown else figure
+        if shown and len("100%  ") + LEAST_BAR + len(longer) > render.width_of(sys.stderr):
+            break
+        shown = longer
+    return shown
 
 
 def print_header(run: "Run") -> None:
