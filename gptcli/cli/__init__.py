@@ -5,14 +5,13 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from gptcli import __version__
-from gptcli.cli import next_steps, render, settings_command, streams
+from gptcli.cli import mistakes, next_steps, render, settings_command, streams
 from gptcli.cli.lazy import LazyCommand
 from gptcli.errors import GptcliError
 
@@ -132,7 +131,7 @@ def _run(words: Sequence[str]) -> int:
         render.fail(error)
         return 2
     except typer.TyperException as error:
-        render.fail(_as_user_error(error, words))
+        render.fail(mistakes.explained(error, words, group.commands))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         render.warn("Interrupted.")
@@ -143,16 +142,3 @@ def _run(words: Sequence[str]) -> int:
         render.fail(error.told())
         return 2
     return code if isinstance(code, int) else 0
-
-
-def _as_user_error(error: typer.TyperException, args: Sequence[str]) -> GptcliError:
-    """A mistyped command, option or value, in our two lines."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "gptcli"
-    format_message = getattr(error, "format_message", None)
-    message = " ".join((format_message() if format_message is not None else str(error)).split()).rstrip(".")
-    names = getattr(getattr(error, "param", None), "opts", [])
-    given = [value for name, value in pairwise(args) if name in names]
-    if given and given[-1] not in message:
-        message += f": {given[-1]!r}"
-    return GptcliError(message if message.endswith("?") else f"{message}.", f"See: {command} --help")

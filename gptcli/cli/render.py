@@ -186,7 +186,8 @@ def print_table(
 
     Args:
         title, caption: above and below it.
-        columns: (heading, "left" | "right" | "words"): words may be broken between them, nothing else ever is.
+        columns: (heading, "left" | "right" | "words" | "pieces"): words may be broken between them, pieces anywhere, and
+            the others never.
         rows: a cell for each column, a string or a rich Text.
         spare: the number of columns at the end that are left out one by one where there is no room for them.
     """
@@ -194,7 +195,7 @@ def print_table(
 
     console = stdout_console()
     made = tables.table(console, title, list(columns), [list(row) for row in rows], caption, spare)
-    console.print(made, no_wrap=True, overflow="ignore", crop=False)
+    console.print(made, no_wrap=True, overflow="ignore", crop=False, width=None if console.is_terminal else 10**6)
 
 
 @contextmanager

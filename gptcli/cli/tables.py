@@ -37,7 +37,8 @@ def table(
     Args:
         console: what it is for; one that is no terminal is as wide as the table.
         title, caption: above and below it; empty for none.
-        columns: (heading, "left" | "right" | "words"); a column of words may be broken between them.
+        columns: (heading, "left" | "right" | "words" | "pieces"); a column of words may be broken between them, and one
+            of pieces anywhere.
         rows: a cell for each column.
         spare: the number of columns at the end that are left out one by one where there is no room for them.
     """
@@ -66,8 +67,10 @@ def _grid(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Text]], ro
     before = 1 if sum(widths) + 3 * len(columns) + 1 <= room else 0
     too_much = sum(widths) + (2 + before) * len(columns) + 1 - room
     for at in sorted(range(len(columns)), key=lambda at: -widths[at]):
-        if too_much > 0 and columns[at][1] == "words":
-            longest = _width(word for row in rows for word in (columns[at][0], *row[at].plain.split()))
+        kind = columns[at][1]
+        if too_much > 0 and kind in ("words", "pieces"):
+            whole = (word for row in rows for word in row[at].plain.split()) if kind == "words" else ()
+            longest = _width([columns[at][0], *whole])
             narrow = max(widths[at] - too_much, longest, min(LEAST_PROSE, widths[at]))
             too_much -= widths[at] - narrow
             widths[at] = narrow
@@ -76,7 +79,7 @@ def _grid(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Text]], ro
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, before), show_header=any(heading for heading, _ in columns))
     for (heading, kind), width in zip(columns, widths, strict=True):
         side: Any = "right" if kind == "right" else "left"
-        grid.add_column(heading, justify=side, no_wrap=kind != "words", width=width, overflow="fold")
+        grid.add_column(heading, justify=side, no_wrap=kind in ("left", "right"), width=width, overflow="fold")
     for row in rows:
         grid.add_row(*row)
     return grid
@@ -91,7 +94,8 @@ def _records(headings: Sequence[str], rows: Sequence[Sequence[Text]], room: int)
     margin = _width(headings[1:]) + 2
     for row in rows:
         lines += [Text(), Text(row[0].plain, "bold", no_wrap=True, overflow="ignore")] if row[0] else []
-        named = [(heading, cell.plain) for heading, cell in zip(headings[1:], row[1:], strict=True) if cell.plain]
+        cells = [(heading, cell) for heading, cell in zip(headings[1:], row[1:], strict=True) if cell.plain]
+        named = [(heading, cell.plain) for heading, cell in cells if not cell.spans]
         if each_apart and all(2 + margin + cell_len(value) <= room for _, value in named):
             lines += [_line(f"  {heading:<{margin}}{value}") for heading, value in named]
         elif each_apart:
@@ -99,6 +103,7 @@ def _records(headings: Sequence[str], rows: Sequence[Sequence[Text]], room: int)
         else:
             values = [f"{heading} {value}".strip() for heading, value in named]
             lines += [_line(line) for line in _joined(values, " · ", "  ", room)]
+        lines += [Text.assemble(f"  {heading} ", cell, overflow="fold") for heading, cell in cells if cell.spans]
     return Group(*lines, Text())
 
 

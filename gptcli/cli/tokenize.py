@@ -182,6 +182,6 @@ def _print_table(results: list[tuple["Tokenizer", list[int]]], text: str) -> Non
         ("Tokens", "right"),
         ("Vocabulary", "right"),
         ("Chars/token", "right"),
-        ("Pieces", "left"),
+        ("Pieces", "pieces"),
     ]
     render.print_table(f"{_count(len(text), 'character')}, {len(results)} schemes", columns, rows)
