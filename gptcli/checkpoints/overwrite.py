@@ -77,7 +77,9 @@ CHECKPOINT = Kind(
 )
 
 
-def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+def check_output(
+    path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, inputs: Iterable[Path] = (), instead: str = ""
+) -> None:
     """Raise GptcliError if a new directory of ``kind`` may not be made at ``path``.
 
     Args:
@@ -85,6 +87,7 @@ def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, in
         kind: the kind of the new directory, and of a directory that it may replace.
         force: whether it may replace an existing directory.
         inputs: paths that the command reads.
+        instead: what else can be done with what is there, the beginning of the hint.
 
     Raises:
         GptcliError: ``path`` holds what may not be replaced (see `check_replaceable`), or holds anything and ``force``
@@ -92,7 +95,8 @@ def check_output(path: Path, kind: Kind = CHECKPOINT, *, force: bool = False, in
     """
     check_replaceable(path, kind, inputs)
     if not force and _holds_something(path):
-        raise SettingError(f"{path} exists already.", "Choose another folder, or replace it with {force}.")
+        hint = f"{instead}, choose another folder" if instead else "Choose another folder"
+        raise SettingError(f"{path} exists already.", hint + ", or replace it with {force}.")
     ancestor = next(parent for parent in path.absolute().parents if parent.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         what = "cannot be written to" if ancestor.is_dir() else "is a file, not a folder"
@@ -186,6 +190,9 @@ def check_file(path: Path, beginning: bytes, called: str, force: bool) -> None:
 # What a file that gptcli draws or writes begins with, and what its first kilobyte holds beside that.
 RESULTS: dict[str, tuple[tuple[bytes, ...], bytes]] = {
     "png": ((b"\x89PNG\r\n\x1a\n",), b"Software\0Matplotlib"),
+    "svg": ((b"<?xml",), b"Matplotlib"),
+    "pdf": ((b"%PDF-1.4\n%\xac\xdc \xab\xba",), b""),  # the second line is matplotlib's own
+    "jpg": ((b"\xff\xd8\xff",), b"Matplotlib"),
     "html": ((b"<!doctype html>",), b"default-src 'none'"),
     "json": ((b'{\n "checkpoint": ', b'{\n "demo": '), b""),
     "npz": ((b"PK\x03\x04",), b".npy"),

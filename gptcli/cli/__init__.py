@@ -28,7 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "train": "Train a GPT on your texts. With no option but a file it is the course's pretraining run.",
         "prepare": "Encode texts of any size into token shards, which gptcli train reads by memory map.",
         "train-tokenizer": "Train a vocabulary of your own on texts: byte-level BPE, as GPT-2's, of any size.",
-        "plot": "Draw the losses of runs over one another, as a PNG and in the terminal.",
+        "plot": "Draw the losses of runs over one another, as a picture and in the terminal.",
         "download": "Write the bundled story, or fetch a public-domain text to train on and check it.",
     },
     "Speak": {

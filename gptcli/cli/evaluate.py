@@ -44,7 +44,10 @@ def evaluate(
     ] = None,
     plot: Annotated[
         Path | None,
-        window_option("--plot", help="Draw loss by position, and how well probabilities are calibrated: FILE.png."),
+        window_option(
+            "--plot",
+            help="Draw loss by position, and how well probabilities are calibrated, in FILE.png, .svg, .pdf or .jpg.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -126,12 +129,12 @@ def _measure(
 def _check_plot(plot: Path) -> None:
     from gptcli.checkpoints import overwrite
     from gptcli.evaluation import results_log
+    from gptcli.inspection import pictures
 
-    if plot.suffix.lower() != ".png":
-        raise GptcliError(f"--plot {plot} does not end in .png.", f"Give {plot.with_suffix('.png')}.")
+    kind = pictures.kind_of(plot)
     if not results_log.is_writable(plot):
         raise GptcliError(f"--plot {plot} cannot be written.", "Give a file in a folder that is there.")
-    overwrite.check_result(plot, "png")
+    overwrite.check_result(plot, kind)
 
 
 def _draw(results: "list[TextResult]", plot: Path) -> None:

@@ -43,6 +43,8 @@ class Outputs:
                 raise GptcliError(f"{path} is named twice.", "Give every kind of output a file of its own.")
             if path == STDOUT and path != self.json:
                 raise GptcliError("Only --json can write to stdout.", "Name a file for the others.")
+        if self.png is not None and self.png.suffix.lower() in (".svg", ".pdf", ".jpg", ".jpeg"):
+            raise GptcliError(f"--png {self.png} does not end in .png.", f"Give {self.png.with_suffix('.png')}.")
         for field in fields(self):
             path = getattr(self, field.name)
             if path is not None and path != STDOUT:

@@ -90,13 +90,13 @@ def _no_command(words: Sequence[str], commands: Mapping[str, Any]) -> GptcliErro
     word = next(word for word in words if not word.startswith("-") and word not in commands)
     rest = [each for each in words[words.index(word) + 1 :] if each in commands]
     if len(word.split()) > 1:
-        meant = f"Did you mean to continue it? gptcli generate {render.quoted(word)}"
-        return GptcliError(f"There is no command {_short(word)!r}.", meant)
+        return GptcliError(
+            f"There is no command {_short(word)!r}.",
+            f"Did you mean to continue it? gptcli generate {render.quoted(word)}",
+        )
     if Path(word).exists() and word.lower() not in COMMANDS_MEANT:
         named = render.quoted(word)
-        return GptcliError(
-            f"{word} is a file or folder, not a command.", f"To train on it: gptcli train {named}"
-        )
+        return GptcliError(f"{word} is a file or folder, not a command.", f"To train on it: gptcli train {named}")
     if word.lower() == "help":
         return GptcliError(
             "help is an option, not a command.", f"Did you mean gptcli {rest[0] + ' ' if rest else ''}--help?"
@@ -138,7 +138,9 @@ def _too_many(extra: str, words: Sequence[str], context: Any) -> GptcliError:
         return GptcliError(f"{command} does not take so many words: {extra}.", f"See: {command} --help")
     what = places[0].name
     line = " ".join(["gptcli", *map(render.quoted, _in_quotes(words, first, extra))])
-    return GptcliError(f"The {what} has several words and no quotes around them: {first} {extra}.", f"Put the {what} in quotes: {line}")
+    return GptcliError(
+        f"The {what} has several words and no quotes around them: {first} {extra}.", f"Put the {what} in quotes: {line}"
+    )
 
 
 def _in_quotes(words: Sequence[str], first: str, extra: str) -> Iterator[str]:

@@ -10,14 +10,15 @@ from gptcli.cli import options, render
 from gptcli.errors import GptcliError, nearest
 
 MOST_RUNS = 26
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def plot(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Runs of gptcli train, or their names under checkpoints/.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("plot.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: a .png, .svg, .pdf or .jpg.")] = Path(
+        "plot.png"
+    ),
     metric: Annotated[
         str, typer.Option("--metric", help="loss, learning_rate, grad_norm, tokens_per_second, mfu or memory.")
     ] = "loss",
@@ -26,7 +27,7 @@ def plot(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the losses of runs over one another, as a PNG and in the terminal.
+    """Draw the losses of runs over one another, as a picture and in the terminal.
 
     Each run is judged by its validation loss, or by its training loss where it has no other. --metric draws something
     else: mfu, for one, is the share of the device's peak that training made use of.
@@ -34,9 +35,11 @@ def plot(
     if len(runs) > MOST_RUNS:
         raise GptcliError(f"There are {len(runs)} runs, but only {MOST_RUNS} letters.", "Draw fewer at once.")
     from gptcli.checkpoints import layout, overwrite
+    from gptcli.inspection import pictures
     from gptcli.training import loss_plots
 
-    overwrite.check_file(out, PNG, "a PNG picture", force)
+    kind = pictures.kind_of(out)
+    overwrite.check_file(out, overwrite.RESULTS[kind][0][0], f"a {kind.upper()} picture", force)
 
     if metric != "loss" and metric not in loss_plots.METRICS:
         raise GptcliError(f"There is no --metric {metric!r}.", nearest(metric, ["loss", *loss_plots.METRICS]))
@@ -44,10 +47,7 @@ def plot(
     for run in runs:
         path = layout.find(run)
         found[str(path) if path.name in found else path.name] = _rows(path, metric)
-    try:
-        loss_plots.draw_runs(found, out, metric)
-    except OSError as error:
-        raise GptcliError(f"{out} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    loss_plots.draw_runs(found, out, metric)
     for line in loss_plots.text_chart(found, metric=metric):
         render.print_text(line.rstrip())
     for letter, (name, rows) in zip("abcdefghijklmnopqrstuvwxyz", found.items(), strict=False):

@@ -186,16 +186,18 @@ def print_table(
 
     Args:
         title, caption: above and below it.
-        columns: (heading, "left" | "right" | "words" | "pieces"): words may be broken between them, pieces anywhere, and
-            the others never.
+        columns: (heading, "left" | "right" | "words" | "pieces"): words may be broken between them, pieces
+            anywhere, and the others never.
         rows: a cell for each column, a string or a rich Text.
         spare: the number of columns at the end that are left out one by one where there is no room for them.
     """
     from gptcli.cli import tables
 
     console = stdout_console()
+    if not console.is_terminal:
+        console.width = tables.ENDLESS
     made = tables.table(console, title, list(columns), [list(row) for row in rows], caption, spare)
-    console.print(made, no_wrap=True, overflow="ignore", crop=False, width=None if console.is_terminal else 10**6)
+    console.print(made, crop=False)
 
 
 @contextmanager

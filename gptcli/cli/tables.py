@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+ENDLESS = 10**6  # columns of what is no terminal
 LEAST_PROSE = 16  # columns of a column of words, before a table becomes records
 MOST_LINES = 40  # of records with a line for each value
 
@@ -35,14 +36,14 @@ def table(
     """A table, or the same as records where ``console`` is too narrow for it.
 
     Args:
-        console: what it is for; one that is no terminal is as wide as the table.
+        console: what it is for.
         title, caption: above and below it; empty for none.
         columns: (heading, "left" | "right" | "words" | "pieces"); a column of words may be broken between them, and one
             of pieces anywhere.
         rows: a cell for each column.
         spare: the number of columns at the end that are left out one by one where there is no room for them.
     """
-    room = console.width if console.is_terminal else 10**6
+    room = console.width
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     body: Any = None
     for left_out in range(spare + 1):

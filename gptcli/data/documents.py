@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from gptcli.data import missing
 from gptcli.data.text_decoding import PACKED, READ_BYTES, chunks, decoded, plain_newlines
 from gptcli.errors import GptcliError, nearest
 
@@ -40,19 +40,28 @@ class Document:
 
 @dataclass(frozen=True)
 class Found:
-    """The files of one source (None is stdin), and the folder if the source is a folder."""
+    """The files of one source (None is stdin), and the folder if the source is a folder.
+
+    Attributes:
+        left_out: the READMEs of the folder, which describe its texts.
+    """
 
     files: tuple[Path | None, ...]
     folder: Path | None = None
+    left_out: tuple[Path, ...] = ()
 
 
 def read_documents(
-    sources: Sequence[str], *, encoding: str | None = None, errors: str = "strict", stdin: BinaryIO | None = None
+    sources: Sequence[str] | Sequence[Found],
+    *,
+    encoding: str | None = None,
+    errors: str = "strict",
+    stdin: BinaryIO | None = None,
 ) -> list[Document]:
     """Read every source, in the order given; the same file named twice is read twice.
 
     - A folder means the .txt and .md files below it, compressed or not, sorted by path; hidden files and folders,
-      symbolic links to folders, and files without text are skipped.
+      symbolic links to folders, files without text and READMEs are skipped.
     - A glob means the files that match it, sorted; ``**`` matches subfolders. The name of an existing file, such as
       ``[draft].txt``, is not a glob.
     - A file whose name ends in .gz or .zst is decompressed.
@@ -61,7 +70,7 @@ def read_documents(
     - ``\\r\\n`` and ``\\r`` become ``\\n``.
 
     Args:
-        sources: files, folders, globs and ``-``, which means stdin and may be given once.
+        sources: files, folders, globs and ``-``, which means stdin and may be given once; or what `find` found.
         encoding: any text encoding that Python has; None is UTF-8.
         errors: how undecodable bytes are handled: ``strict`` (an error), ``replace`` (U+FFFD) or ``ignore``.
         stdin: the stream that ``-`` reads; None is the process's own.
@@ -71,8 +80,10 @@ def read_documents(
             text; the encoding or ``errors`` is unknown.
     """
     check_decoding(encoding, errors)
+    _refuse_two_stdins(sources)
     documents: list[tuple[str, list[str]]] = []
-    for name, begins, text in stream(find(sources), encoding=encoding, errors=errors, stdin=stdin):
+    found = [source if isinstance(source, Found) else find([source])[0] for source in sources]
+    for name, begins, text in stream(found, encoding=encoding, errors=errors, stdin=stdin):
         if begins:
             documents.append((name, []))
         documents[-1][1].append(text)
@@ -109,15 +120,21 @@ def check_decoding(encoding: str | None, errors: str) -> None:
         _check_encoding(encoding)
 
 
-def find(sources: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Found]:
+def find(sources: Sequence[str], suffixes: Sequence[str] = SUFFIXES, readmes: bool = False) -> list[Found]:
     """The files of ``sources``, one `Found` per source, in the order given; no file is read.
+
+    With ``readmes``, the READMEs of a folder are texts as well, as they were for runs of older versions.
 
     Raises:
         GptcliError: a source is missing; a folder or a glob has no file; stdin is given twice.
     """
+    _refuse_two_stdins(sources)
+    return [_find(source, suffixes, readmes) for source in sources]
+
+
+def _refuse_two_stdins(sources: Sequence[str] | Sequence[Found]) -> None:
     if list(sources).count("-") > 1:
         raise GptcliError("- is given twice, and stdin can be read only once", "Give - once.")
-    return [_find(source, suffixes) for source in sources]
 
 
 def stream(
@@ -192,7 +209,7 @@ def _read(path: Path | None, stdin: BinaryIO | None, report: Callable[[int], Non
     try:
         yield from chunks(path, report)
     except FileNotFoundError:
-        raise GptcliError(f"No such file: {path}", _nearest_file(path)) from None
+        raise missing.no_such_file(str(path)) from None
     except OSError as error:
         _cannot_read(error, path)
 
@@ -260,20 +277,22 @@ def _check_encoding(encoding: str) -> None:
         raise GptcliError(f"Unknown encoding: {encoding}", nearest(encoding.lower(), _COMMON_ENCODINGS)) from None
 
 
-def _find(source: str, suffixes: Sequence[str]) -> Found:
+def _find(source: str, suffixes: Sequence[str], readmes: bool) -> Found:
     if source == "-":
         return Found((None,))
+    if missing.is_address(source):
+        raise missing.no_such_file(source)
     path = Path(source)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
         _cannot_read(error, path)
     if is_folder:
-        return _find_in_folder(path, suffixes)
+        return _find_in_folder(path, suffixes, readmes)
     if exists:
         return Found((path,))
     if not glob.has_magic(source):
-        raise GptcliError(f"No such file: {path}", _nearest_file(path))
+        raise missing.no_such_file(source)
     # Path.glob takes no absolute pattern, and in Python 3.11 and 3.12 its ** matches only folders.
     matches = sorted(path for path in map(Path, glob.glob(source, recursive=True)) if path.is_file())  # noqa: PTH207
     if not matches:
@@ -283,14 +302,17 @@ def _find(source: str, suffixes: Sequence[str]) -> Found:
     return Found(tuple(matches))
 
 
-def _find_in_folder(folder: Path, suffixes: Sequence[str]) -> Found:
-    paths = tuple(sorted(_texts_below(folder, suffixes)))
-    if not paths:
+def _find_in_folder(folder: Path, suffixes: Sequence[str], readmes: bool) -> Found:
+    paths = sorted(_texts_below(folder, suffixes))
+    left_out = tuple(path for path in paths if not readmes and path.name.lower().startswith("readme."))
+    texts = tuple(path for path in paths if path not in left_out)
+    if not texts:
+        but = f" but {left_out[0].name}, which describes a folder" if left_out else ""
         raise GptcliError(
-            f"No text in {folder}: it holds no {' or '.join(suffixes)} file",
-            f"Name the files themselves to read other endings, such as {folder / '*.text'}.",
+            f"No text in {folder}: it holds no {' or '.join(suffixes)} file{but}",
+            f"Name the files themselves to read others, such as {left_out[0] if left_out else folder / '*.text'}.",
         )
-    return Found(paths, folder)
+    return Found(texts, folder, left_out)
 
 
 def _texts_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
@@ -314,18 +336,3 @@ def _cannot_read(error: OSError, path: Path | None = None) -> NoReturn:
     shown = str(path or error.filename)
     shown = shown if len(shown) <= 200 else shown[:60] + "…"
     raise GptcliError(f"Cannot read {shown}: {error.strerror}", hint) from error
-
-
-def _nearest_file(path: Path) -> str:
-    """The hint for a missing file: the most similar name in its folder."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"There is no folder {folder} here; this was looked up in {Path.cwd()}."
-    try:
-        names = {entry.name.lower(): entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    except OSError:
-        names = {}
-    close = get_close_matches(path.name.lower(), names, n=1)
-    if close:
-        return f"Did you mean {folder / names[close[0]]}?"
-    return f"No name in {folder.resolve()} comes close; give a file, a folder of texts, a glob, or - for stdin."

@@ -19,6 +19,7 @@ from gptcli.tokenizers.choice import Choice, choose
 # Bytes of text above which tokens are written to shards first. In memory, each token (about 4 bytes of text) takes 36
 # bytes as a Python int, and one thread encodes the text twice: at this size, half a gigabyte and half a minute.
 LARGE = 64_000_000
+MOST_NAMES = 8  # files that a line lists
 PACKED_IN = 4  # estimated ratio of a text's size to its compressed size
 
 
@@ -31,6 +32,7 @@ class TextOptions:
         train_share: fraction of the characters (of the tokens in a prepared folder) to train on.
         encoding, errors: see `documents.read_documents`.
         allow_special: see `Tokenizer.encode`.
+        readmes: whether the READMEs in a folder are texts as well; see `documents.find`.
     """
 
     texts: Sequence[str]
@@ -38,6 +40,7 @@ class TextOptions:
     encoding: str | None
     errors: str
     allow_special: bool
+    readmes: bool = False
 
 
 def _prepare(preparation: Preparation) -> None:
@@ -95,7 +98,7 @@ def open_texts(
     folder = prepared_folder(options.texts)
     if folder is None and tokenizer is None and new.vocab_size is not None:
         bpe_training.library()  # before the texts are read
-    if folder is None and _size(options.texts) > LARGE:
+    if folder is None and _size(options) > LARGE:
         preparation = _preparation(options, new, tokenizer, cache, replace, advice)
         if processes > 1 and preparation.state != "finished":
             raise GptcliError(
@@ -111,7 +114,7 @@ def open_texts(
         corpus, its_tokenizer = _open_prepared(folder, options.train_share, chosen, tokenizer)
         names = [str(folder.absolute())]
     else:
-        corpus, its_tokenizer = _read(options, new, tokenizer)
+        corpus, its_tokenizer = _read(options, new, tokenizer, callbacks.report)
         names = [text if text == "-" else str(Path(text).absolute()) for text in options.texts]
     for line in corpus.notes:
         callbacks.warn(line)
@@ -155,20 +158,38 @@ def input_paths(texts: Sequence[str]) -> list[Path]:
     return named + [path for found in documents.find(globs) for path in found.files if path is not None]
 
 
-def _size(texts: Sequence[str]) -> int:
+def _size(options: TextOptions) -> int:
     """Estimated bytes of text in all files; stdin counts as 0."""
-    files = [path for found in documents.find(texts) for path in found.files if path is not None]
+    sources = documents.find(options.texts, readmes=options.readmes)
+    files = [path for found in sources for path in found.files if path is not None]
     return sum(path.stat().st_size * (PACKED_IN if path.suffix.lower() in PACKED else 1) for path in files)
 
 
-def _read(options: TextOptions, new: Choice, tokenizer: Tokenizer | None) -> tuple[Corpus, Tokenizer]:
-    read = documents.read_documents(options.texts, encoding=options.encoding, errors=options.errors)
+def _read(
+    options: TextOptions, new: Choice, tokenizer: Tokenizer | None, report: Callable[[str], None]
+) -> tuple[Corpus, Tokenizer]:
+    found = documents.find(options.texts, readmes=options.readmes)
+    for source in found:
+        if source.folder is not None or len(source.files) > 1:
+            report(_listed(source))
+    read = documents.read_documents(found, encoding=options.encoding, errors=options.errors)
     texts = [document.text for document in read]
     if tokenizer is None and new.vocab_size is not None:
         seen, _ = split_characters(texts, options.train_share)
         tokenizer = train_bpe(in_pieces(seen), new.vocab_size, allow_special=options.allow_special)
     tokenizer = tokenizer or tokenizers.build(new.kind, "\n".join(texts))
     return make_corpus(texts, tokenizer, options.train_share, options.allow_special), tokenizer
+
+
+def _listed(source: documents.Found) -> str:
+    """The files of a folder or glob, in a line."""
+    paths = [path for path in source.files if path is not None]
+    names = [str(path.relative_to(source.folder) if source.folder else path) for path in paths]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    left_out = f" (not {', '.join(path.name for path in source.left_out)})" if source.left_out else ""
+    count = f"{len(names)} texts" if len(names) > 1 else "1 text"
+    where = f" in {source.folder}" if source.folder else ""
+    return f"Reading {count}{where}: {', '.join(names[:MOST_NAMES])}{more}{left_out}."
 
 
 def _open_prepared(
@@ -197,7 +218,7 @@ def _preparation(
     new = new if tokenizer is None else Choice(tokenizer.kind)
     request = Request(
         tuple(options.texts), new.kind, options.encoding, options.errors, allow_special=options.allow_special,
-        vocab_size=new.vocab_size, train_share=options.train_share,
+        vocab_size=new.vocab_size, train_share=options.train_share, readmes=options.readmes,
     )  # fmt: skip
     try:
         return Preparation(cache, request, tokenizer, advice=advice)

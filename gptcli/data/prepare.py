@@ -46,6 +46,7 @@ class Request:
         allow_special: encode <|endoftext|> in a text as the special token.
         shard_tokens: tokens per shard.
         train_share: fraction of the characters.
+        readmes: see `documents.find`.
 
     Raises:
         GptcliError: the tokenizer, encoding or value of ``errors`` is unknown, or ``shard_tokens`` is under 1.
@@ -60,6 +61,7 @@ class Request:
     shard_tokens: int = SHARD_TOKENS
     vocab_size: int | None = None
     train_share: float = 0.9
+    readmes: bool = False
 
     def __post_init__(self) -> None:
         documents.check_decoding(self.encoding, self.errors)
@@ -97,7 +99,7 @@ class Preparation:
     ) -> None:  # fmt: skip
         self.out, self.request, self._given, self._advice = out, request, tokenizer, advice
         suffixes = documents.SUFFIXES if request.field is None else documents.RECORD_SUFFIXES
-        self._found = documents.find(request.texts, suffixes)
+        self._found = documents.find(request.texts, suffixes, request.readmes)
         files = [path for found in self._found for path in found.files]
         self._again = all(path is not None and path.is_file() for path in files)
         self._settings = self._describe(files)

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import importlib
 import io
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -34,7 +35,8 @@ _BINARY_STARTS = (
     (b"GIF87a", "a GIF picture"),
     (b"GIF89a", "a GIF picture"),
     (b"%PDF-", "a PDF document"),
-    (b"PK\x03\x04", "a zip archive (.docx, .epub, .npz and .pt files are zip archives, too)"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"{\\rtf", "an RTF document"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\xfd7zXZ\x00", "an xz archive"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive"),
@@ -47,6 +49,31 @@ _BINARY_STARTS = (
     (b"\x80\x04", "a Python pickle"),
     (b"\x80\x05", "a Python pickle"),
 )
+
+
+# What stands at the beginning of zip archives of one kind -> the kind.
+_ZIPS = (
+    (b"epub+zip", "an EPUB book"),
+    (b"opendocument.text", "an OpenDocument text (.odt)"),
+    (b"word/", "a Word document (.docx)"),
+    (b"xl/", "an Excel workbook (.xlsx)"),
+    (b"ppt/", "a PowerPoint presentation (.pptx)"),
+    (b".npy", "a NumPy archive (.npz)"),
+    (b"data.pkl", "PyTorch weights"),
+)
+_OFFICE = {".docx": _ZIPS[2][1], ".epub": _ZIPS[0][1], ".odt": _ZIPS[1][1]}
+_CONVERTERS = {
+    "a PDF document": "pdftotext {name} {text}",
+    "an EPUB book": "pandoc {name} -t plain -o {text}",
+    "an OpenDocument text (.odt)": "pandoc {name} -t plain -o {text}",
+    "a Word document (.docx)": "pandoc {name} -t plain -o {text}",
+    "an RTF document": "pandoc {name} -t plain -o {text}",
+    "an old Office document (.doc, .xls, .ppt)": "libreoffice --headless --convert-to txt {name}",
+    "a zip archive": "unzip {name} -d {folder}",
+    "a gzip archive": "gunzip -c {name} > {text}",
+    "an xz archive": "xz -dc {name} > {text}",
+    "a zstd archive": "zstd -dc {name} > {text}",
+}
 
 
 def chunks(path: Path, report: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
@@ -189,6 +216,20 @@ def _other_encoding(tried: str) -> str:
     return "Give another {encoding} (UTF-8 is the default), or {errors} replace to read on."
 
 
+def _kind_of_zip(name: str, head: bytes) -> str:
+    by_name = _OFFICE.get(Path(name).suffix.lower(), "a zip archive")
+    return next((what for mark, what in _ZIPS if mark in head), by_name)
+
+
+def _conversion(name: str, what: str) -> str:
+    if what not in _CONVERTERS:
+        return "Give a plain-text file."
+    path = Path(name if name != "stdin" else "FILE")
+    names = {"name": path, "text": path.with_suffix(".txt"), "folder": path.with_suffix("")}
+    command = _CONVERTERS[what].format(**{key: shlex.quote(str(value)) for key, value in names.items()})
+    return f"Make a text of it first: {command}"
+
+
 def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) -> None:
     """Raise GptcliError for the first bytes of a known binary format, or a byte 0x00, which plain text does not have.
 
@@ -202,7 +243,8 @@ def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) 
     if start == 0:
         for beginning, what in _BINARY_STARTS:
             if data.startswith(beginning):
-                raise GptcliError(f"{name} is not text: it looks like {what}", "Give a plain-text file.")
+                what = _kind_of_zip(name, head) if what == "a zip archive" else what
+                raise GptcliError(f"{name} is not text: it looks like {what}", _conversion(name, what))
     at = data.find(b"\0")
     if at < 0:
         return

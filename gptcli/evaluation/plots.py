@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.evaluation.perplexity import CALIBRATION_BINS, Measured
+from gptcli.inspection import pictures
 
 COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#525252")
 
@@ -15,14 +16,10 @@ def draw(results: Mapping[str, Measured], file: Path, title: str) -> None:
 
     Args:
         results: name -> result of `perplexity.measure` with ``for_plot``.
-        file: the PNG to write.
+        file: the picture to write, of the kind that its suffix says.
         title: over the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = pictures.new_figure(11, 4.6)
     loss, reliability = figure.subplots(1, 2)
     for number, (name, measured) in enumerate(results.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -41,8 +38,8 @@ def draw(results: Mapping[str, Measured], file: Path, title: str) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["right", "top"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.suptitle(title)
-    figure.savefig(file, dpi=150)
+    figure.suptitle(pictures.in_lines(title, 100))
+    pictures.save(figure, file, pictures.kind_of(file))
 
 
 def loss_by_position(measured: Measured) -> list[tuple[int, float, int]]:
@@ -69,12 +66,19 @@ def reliability_bins(measured: Measured) -> list[tuple[float, float, int]]:
 
 def _draw_loss(axes: Any, measured: Measured, colour: str, name: str) -> None:
     points = loss_by_position(measured)
-    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=colour, markersize=4, label=name)
+    axes.plot(
+        [x for x, _, _ in points],
+        [y for _, y, _ in points],
+        "o-",
+        color=colour,
+        markersize=4,
+        label=pictures.in_lines(name, 40),
+    )
 
 
 def _draw_reliability(axes: Any, measured: Measured, colour: str, name: str) -> None:
     bins = reliability_bins(measured)
-    label = f"{name} (expected calibration error {measured.calibration_error():.3f})"
+    label = pictures.in_lines(f"{name} (expected calibration error {measured.calibration_error():.3f})", 40)
     axes.plot([x for x, _, _ in bins], [y for _, y, _ in bins], "-", color=colour, label=label)
     largest = max(count for _, _, count in bins)
     sizes = [12 + 140 * count / largest for _, _, count in bins]

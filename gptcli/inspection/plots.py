@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptcli.inspection.pictures import in_lines, new_figure, save
+
 Array = NDArray[np.floating[Any]]
 INK, PALE = "#1b1b1f", "#8a8a93"
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c2410c", "#15803d", "#9ca3af"
@@ -19,18 +21,18 @@ def attention_map(weights: Array, labels: Sequence[str], title: str) -> bytes:
     """One attention map (T, T): the attending token on the y axis, the attended token on the x axis."""
     length = len(labels)
     side = min(max(3.6, 0.13 * min(length, MOST_LABELS) + 2), 11)
-    figure = _figure(side + 1.4, side + 0.4)
+    figure = new_figure(side + 1.4, side + 0.4)
     axes = figure.add_subplot()
     shown = np.where(np.tril(np.ones_like(weights, dtype=bool)), weights, np.nan)
     image = axes.imshow(shown, cmap="magma_r", norm=_root_scale(), interpolation="nearest")
     places, names = _ticks(labels)
     size = 9 if length <= 20 else 7.5 if length <= 40 else 6
-    axes.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(places, names, fontsize=size, parse_math=False)
+    axes.set_xticks(places, names, rotation=90, fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
     axes.tick_params(length=2)
     axes.set_xlabel("what it looks at")
     axes.set_ylabel("token")
-    axes.set_title(title)
+    axes.set_title(in_lines(title))
     axes.spines[["top", "right"]].set_visible(False)
     _colour_bar(figure, image, axes)
     return _png(figure)
@@ -47,7 +49,7 @@ def head_grid(maps: Array, title: str) -> bytes:
             top, left = layer * (size + gap), head * (size + gap)
             canvas[top : top + size, left : left + size] = np.where(lower, maps[layer, head], np.nan)
     inch = max(0.36, min(1.3, 8.6 / max(layers, heads)))
-    figure = _figure(max(4.2, heads * inch + 1.7), max(2.6, layers * inch + 1.0))
+    figure = new_figure(max(4.2, heads * inch + 1.7), max(2.6, layers * inch + 1.0))
     axes = figure.add_subplot()
     image = axes.imshow(canvas, cmap="magma_r", norm=_root_scale(), interpolation="nearest")
     axes.set_xticks([h * (size + gap) + size / 2 - 0.5 for h in range(heads)], [str(h) for h in range(heads)])
@@ -55,7 +57,7 @@ def head_grid(maps: Array, title: str) -> bytes:
     axes.tick_params(length=0)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    axes.set_title(title)
+    axes.set_title(in_lines(title))
     axes.spines[:].set_visible(False)
     _colour_bar(figure, image, axes)
     return _png(figure)
@@ -64,14 +66,14 @@ def head_grid(maps: Array, title: str) -> bytes:
 def surprise(labels: Sequence[str], bits: Sequence[float], title: str) -> bytes:
     """Bars of the surprise (-log2 p, in bits) of each token but the first."""
     length = len(labels)
-    figure = _figure(min(max(4.5, 0.15 * min(length, MOST_LABELS) + 1.5), 11), 3.6)
+    figure = new_figure(min(max(4.5, 0.15 * min(length, MOST_LABELS) + 1.5), 11), 3.6)
     axes = figure.add_subplot()
     axes.bar(range(1, length), bits[1:], color=BLUE, width=0.8)
     places, names = _ticks(labels)
-    axes.set_xticks(places, names, rotation=90, fontsize=9 if length <= 30 else 6.5, parse_math=False)
+    axes.set_xticks(places, names, rotation=90, fontsize=9 if length <= 30 else 6.5)
     axes.set_ylabel("surprise (bits)")
     axes.set_xlim(-0.6, length - 0.4)
-    axes.set_title(title)
+    axes.set_title(in_lines(title))
     _plain(axes)
     return _png(figure)
 
@@ -80,7 +82,7 @@ def lens(labels: Sequence[str], layers: Sequence[str], words: Sequence[Sequence[
     """The logit lens: words[layer][position] on a map of their probabilities (layers, T), for the last 32 tokens."""
     first = max(0, len(labels) - 32)
     labels, shares, words = labels[first:], shares[:, first:], [row[first:] for row in words]
-    figure = _figure(1.9 + 0.62 * max(4, len(labels)), 1.9 + 0.3 * len(layers))
+    figure = new_figure(1.9 + 0.62 * max(4, len(labels)), 1.9 + 0.3 * len(layers))
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="magma_r", vmin=0, vmax=1, aspect="auto", origin="lower")
     for row, line in enumerate(words):
@@ -97,7 +99,7 @@ def lens(labels: Sequence[str], layers: Sequence[str], words: Sequence[Sequence[
                 color="white" if dark else INK,
                 parse_math=False,
             )
-    axes.set_xticks(range(len(labels)), [_drawable(name) for name in labels], rotation=90, fontsize=8, parse_math=False)
+    axes.set_xticks(range(len(labels)), [_drawable(name) for name in labels], rotation=90, fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=8)
     axes.set_xlabel("after this token")
     axes.set_title("What each layer would say next")
@@ -107,7 +109,7 @@ def lens(labels: Sequence[str], layers: Sequence[str], words: Sequence[Sequence[
 
 def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explained: tuple[float, float]) -> bytes:
     """A scatter plot of points (N, 2): the given words, and their neighbours in a paler colour."""
-    figure = _figure(7, 5.4)
+    figure = new_figure(7, 5.4)
     axes = figure.add_subplot()
     for chosen, colour, name in ((True, BLUE, "given"), (False, GREY, "nearest neighbours")):
         group = [n for n, one in enumerate(given) if one == chosen]
@@ -137,7 +139,7 @@ def scatter(points: Array, labels: Sequence[str], given: Sequence[bool], explain
 
 def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label: str, title: str) -> bytes:
     """One line per name over layers, on a log scale; dashed if the name contains "without", one colour per `_kind`."""
-    figure = _figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     colours = {name: (BLUE, ORANGE, GREEN)[n] for n, name in enumerate(dict.fromkeys(map(_kind, series)))}
     for name, values in series.items():
@@ -151,7 +153,7 @@ def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label:
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlabel("layer")
     axes.set_ylabel(y_label)
-    axes.set_title(title)
+    axes.set_title(in_lines(title))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     _plain(axes)
@@ -160,29 +162,20 @@ def lines(layers: Sequence[str], series: Mapping[str, Sequence[float]], y_label:
 
 def contributions(stages: Sequence[str], values: Sequence[float], title: str) -> bytes:
     """Horizontal bars, in order from the top: the contribution of each stage to one logit."""
-    figure = _figure(6.5, 1.3 + 0.22 * len(stages))
+    figure = new_figure(6.5, 1.3 + 0.22 * len(stages))
     axes = figure.add_subplot()
     axes.barh(range(len(stages)), values, color=[BLUE if value >= 0 else ORANGE for value in values], height=0.75)
     axes.set_yticks(range(len(stages)), stages, fontsize=8)
     axes.set_ylim(len(stages) - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("direct contribution to the logit (blue raises it, orange lowers it)")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(in_lines(title))
     _plain(axes)
     return _png(figure)
 
 
 def _kind(name: str) -> str:
     return name.partition(",")[0]
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _hide_overlaps(figure: Any, names: Sequence[Any]) -> None:
@@ -198,7 +191,7 @@ def _hide_overlaps(figure: Any, names: Sequence[Any]) -> None:
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, format="png")
+    save(figure, buffer)
     return buffer.getvalue()
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptcli.inspection import pictures
+
 # The metrics that `draw_runs` can plot besides the loss: field of metrics.jsonl -> label of the axis.
 METRICS = {
     "learning_rate": "learning rate",
@@ -21,15 +23,12 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
     Args:
         rows: of metrics.jsonl, at least one.
         tokens_per_epoch: tokens that one epoch trains on.
-        file: the PNG to write.
+        file: the picture to write, of the kind that its suffix says.
         title: over the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = pictures.new_figure(7.5, 4.5)
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     epochs = [row["tokens_seen"] / tokens_per_epoch for row in rows]
     _line(axes, epochs, [row["train_loss"] for row in rows], TRAIN_COLOUR, "-", "training")
@@ -37,7 +36,7 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
         _line(axes, epochs, [row["val_loss"] for row in rows], VALIDATION_COLOUR, "--", "validation")
     axes.set_xlabel("epochs")
     axes.set_ylabel("cross-entropy (nats a token)")
-    axes.set_title(f"Loss of {title}")
+    axes.set_title(pictures.in_lines(f"Loss of {title}"))
     axes.grid(alpha=0.25)
     axes.spines[["right"]].set_visible(False)
 
@@ -51,7 +50,7 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
     tokens_axis.set_xlabel("tokens seen")
     tokens_axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
+    pictures.save(figure, file, pictures.kind_of(file))
 
 
 def loss_of(row: Mapping[str, Any]) -> float:
@@ -70,22 +69,19 @@ def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metri
 
     Args:
         runs: the rows of each run's metrics.jsonl, at least one each, by the run's name.
-        file: the PNG to write.
+        file: the picture to write, of the kind that its suffix says.
         metric: "loss", or one of METRICS.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = pictures.new_figure(7.5, 4.5)
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(runs.items()):
         tokens, colour = [row["tokens_seen"] for row in rows], f"C{number % 10}"
         values = [value_of(row, metric) for row in rows]
         if metric == "loss":
             axes.plot(tokens, [row["train_loss"] for row in rows], ":", color=colour, linewidth=1.2)
-        label = f"{name} (last {values[-1]:.4g})"
+        label = pictures.in_lines(f"{name} (last {values[-1]:.4g})", 40)
         axes.plot(tokens, values, "-", color=colour, linewidth=2, label=label)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -95,7 +91,7 @@ def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metri
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
+    pictures.save(figure, file, pictures.kind_of(file))
 
 
 def text_chart(

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptcli.checkpoints import checkpoint, overwrite
+from gptcli.checkpoints import checkpoint, layout, overwrite
 from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
+from gptcli.data import documents
 from gptcli.data.open import (
     Callbacks,
     TextOptions,
@@ -59,8 +60,12 @@ def new_run(
             options; and all that `Run` raises.
     """
     origin_path = checkpoint.find(init_from) if init_from is not None else None
+    if prepared_folder(texts.texts) is None:
+        documents.find(texts.texts)  # a text that is not there is told before a run that is
     inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
-    overwrite.check_output(path, force=force, inputs=inputs)
+    begun = any((path / layout.SNAPSHOTS).glob("step-*"))
+    instead = f"Go on with it (gptcli train --resume {path})" if begun else ""
+    overwrite.check_output(path, force=force, inputs=inputs, instead=instead)
     refuse_decoding(prepared_folder(texts.texts), named)
     origin = checkpoint.load(origin_path) if origin_path is not None else None
     corpus, its_tokenizer, names = open_texts(
@@ -77,6 +82,7 @@ def new_run(
             recipe = replace(recipe, context_length=window)
     source = {
         "texts": names, "encoding": texts.encoding, "errors": texts.errors, "allow_special": texts.allow_special,
+        "readmes": texts.readmes,
         "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
         "sha256": corpus.fingerprint, "init_from": str(origin.path.absolute()) if origin else None,
     }  # fmt: skip

@@ -72,7 +72,10 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
-    options = TextOptions(texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"])
+    options = TextOptions(
+        texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"],
+        source.get("readmes", True),
+    )  # fmt: skip
     corpus, _, _ = open_texts(
         options, None, opened.tokenizer, cache_beside(path), callbacks,
         replace=False, processes=world.size, advice=_NEW,

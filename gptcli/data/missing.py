@@ -1,0 +1,79 @@
+"""What to say of a text that is not there: the name as it was typed, and the one that was probably meant."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+from gptcli.checkpoints import layout
+from gptcli.errors import GptcliError
+
+DEPTH = 2  # how many folders down a file of the same name is looked for
+MOST_FOLDERS = 300
+
+
+def is_address(source: str) -> bool:
+    """Whether ``source`` is the address of a page or file on the web."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE) is not None
+
+
+def no_such_file(source: str) -> GptcliError:
+    """The error for a ``source`` that does not exist."""
+    if is_address(source):
+        last = source.split("://")[1].split("?")[0].partition("/")[2].rsplit("/")[-1]
+        target = re.sub(r"[^\w.-]", "", last) or "text.txt"
+        return GptcliError(
+            f"{source} is an address, and texts are read from files.",
+            f"Fetch it first: curl -L -o {target} {shlex.quote(source)}",
+        )
+    shown = source if len(source) <= 200 else source[:60] + "…"
+    return GptcliError(f"No such file: {shown}", _hint(Path(source), source))
+
+
+def _hint(path: Path, source: str) -> str:
+    elsewhere = _elsewhere(path)
+    if elsewhere is not None:
+        return f"Did you mean {elsewhere}?"
+    if (layout.ROOT / path / layout.CONFIG).is_file():
+        run = layout.ROOT / path
+        return f"{run} is a checkpoint: go on with it by --resume {run}, or take its weights by --init-from {run}."
+    if len(source.split()) > 3:
+        return "If this is the text itself, put it into a file, or send it and give - as the name."
+    folder = path.parent
+    if not folder.is_dir():
+        return f"There is no folder {folder} here; this was looked up in {Path.cwd()}."
+    close = get_close_matches(path.name.lower(), names := _names(folder), n=1)
+    if close:
+        return f"Did you mean {folder / names[close[0]]}?"
+    return f"No name in {folder.resolve()} comes close; give a file, a folder of texts, a glob, or - for stdin."
+
+
+def _names(folder: Path) -> dict[str, str]:
+    try:
+        return {entry.name.lower(): entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    except OSError:
+        return {}
+
+
+def _elsewhere(path: Path) -> Path | None:
+    """A file of the same name in the working directory or up to `DEPTH` folders below it."""
+    for folder in islice(_folders(Path(), DEPTH), MOST_FOLDERS):
+        try:
+            if path.name and (folder / path.name).is_file():
+                return folder / path.name
+        except OSError:  # a name that no system takes
+            return None
+    return None
+
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    yield folder
+    try:
+        inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return
+    for name in inside if depth else ():
+        yield from _folders(folder / name, depth - 1)
