@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from gptcli import __version__
 from gptcli.cli import mistakes, next_steps, render, settings_command, streams
 from gptcli.cli.lazy import LazyCommand
+from gptcli.device.allocator import out_of_memory
 from gptcli.errors import GptcliError
 
 SETTINGS: dict[str, Any] = {
@@ -140,5 +141,11 @@ def _run(words: Sequence[str]) -> int:
         if error.reader_has_gone:
             return 0
         render.fail(error.told())
+        return 2
+    except Exception as error:
+        told = out_of_memory(error)
+        if told is None:
+            raise
+        render.fail(GptcliError(f"There is no memory left: {told}", "Take a smaller model, text or batch."))
         return 2
     return code if isinstance(code, int) else 0

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gptcli.data.documents import Document
 
 RIGHT = "right"
+WITHHELD = "–"
 
 
 def show_texts(results: Sequence[TextResult], documents: "Sequence[Document]", as_json: bool) -> None:
@@ -31,7 +32,8 @@ def show_texts(results: Sequence[TextResult], documents: "Sequence[Document]", a
 
 def _print_one(result: TextResult, names: str, units: Units, sha256: str) -> None:
     rows = []
-    for name, count in (("token", result.tokens), *vars(units).items()):
+    others = vars(units).items() if result.is_of_the_text else ()
+    for name, count in (("token", result.tokens), *others):
         nats, error = result.nats_each(count)
         perplexity = _exp(nats)
         rows.append(
@@ -47,7 +49,7 @@ def _print_one(result: TextResult, names: str, units: Units, sha256: str) -> Non
     caption = (
         f"{result.measured.tokens:,} tokens scored in {result.measured.windows:,} windows; {result.how()}.\n"
         f"{result.tokenizer} tokenizer, {result.precision()} on {result.device}; ± is one standard error.\n"
-        f"SHA-256 of the text: {sha256}"
+        f"SHA-256 of the text: {sha256}{_withheld([result])}"
     )
     render.print_table(f"{result.checkpoint} on {names}", columns, rows, caption)
 
@@ -58,6 +60,8 @@ def _print_several(results: Sequence[TextResult], names: str, units: Units, sha2
     for name, result in zip(short_names([result.checkpoint for result in results]), results, strict=True):
         bits, bits_error = (value * NATS_TO_BITS for value in result.nats_each(units.byte))
         change = "" if result is first else _change(difference(result, first, units))
+        word = figures.number(_exp(result.nats_each(units.word)[0])) if result.is_of_the_text else WITHHELD
+        byte = f"{bits:.4f} ± {bits_error:.4f}" if result.is_of_the_text else WITHHELD
         rows.append(
             [
                 name,
@@ -66,8 +70,8 @@ def _print_several(results: Sequence[TextResult], names: str, units: Units, sha2
                 f"{result.measured.tokens:,}",
                 f"{result.measured.mean:.4f} ± {result.measured.standard_error:.4f}",
                 figures.number(_exp(result.measured.mean)),
-                figures.number(_exp(result.nats_each(units.word)[0])),
-                f"{bits:.4f} ± {bits_error:.4f}",
+                word,
+                byte,
                 change,
             ]
         )
@@ -85,11 +89,26 @@ def _print_several(results: Sequence[TextResult], names: str, units: Units, sha2
     caption = (
         "± is one standard error; that of a difference is paired over the same tokens unless it says otherwise.\n"
         f"{units.word:,} words, {units.byte:,} bytes, {units.character:,} characters. SHA-256 of the text: {sha256}"
+        f"{_withheld(results)}"
     )
     render.print_table(f"{len(results)} checkpoints on {names}", columns, rows, caption)
 
 
-def _change(change: dict[str, Any]) -> str:
+def _withheld(results: Sequence[TextResult]) -> str:
+    """The line that says why some figures are left out; empty if none is."""
+    told = [result for result in results if not result.is_of_the_text]
+    names = [f"{Path(result.checkpoint).name} has {result.unknown:,} of {result.tokens:,}" for result in told]
+    if not told:
+        return ""
+    return (
+        "\nTokens for words outside a vocabulary say less than the words, so that figures by word, byte and character, "
+        f"and differences in them, are left out: {', '.join(names)}."
+    )
+
+
+def _change(change: dict[str, Any] | None) -> str:
+    if change is None:
+        return WITHHELD
     how = "" if change["paired"] else ", not paired"
     digits = 6 if abs(change["value"]) < 0.001 else 4
     return f"{change['value']:+.{digits}f} ± {change['standard_error']:.{digits}f} {change['unit']}{how}"
@@ -99,9 +118,10 @@ def _quote(result: TextResult, names: str, units: Units, sha256: str) -> str:
     mean, error = result.measured.mean, result.measured.standard_error
     bits = result.nats_each(units.byte)[0] * NATS_TO_BITS
     word = figures.number(_exp(result.nats_each(units.word)[0]))
+    others = f"{word} a word, {bits:.4f} bits a byte" if result.is_of_the_text else f"{result.unknown:,} are unknown"
     return (
         f"{Path(result.checkpoint).name}: perplexity {figures.with_error(_exp(mean), _exp(mean) * error)} a token "
-        f"({word} a word, {bits:.4f} bits a byte) on {names} "
+        f"({others}) on {names} "
         f"({result.measured.tokens:,} {result.tokenizer} tokens, SHA-256 {sha256[:12]}…), {result.how()}, "
         f"{result.precision()}"
     )
@@ -123,11 +143,15 @@ def _texts_as_json(
             "guide": result.protocol.guide,
             "bos": result.bos,
             "tokens": result.tokens,
+            "tokens_unknown": result.unknown,
             "tokens_scored": measured.tokens,
             "windows": measured.windows,
         }
         for name, count in (("token", result.tokens), *vars(units).items()):
             nats, error = result.nats_each(count)
+            if name != "token" and not result.is_of_the_text:
+                row[f"per_{name}"] = None
+                continue
             row[f"per_{name}"] = {
                 "nats": nats,
                 "standard_error": error,

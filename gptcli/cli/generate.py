@@ -76,6 +76,8 @@ def generate(
     path = layout.find(checkpoint)
     config, ours = layout.read_config(path)
     choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
+    if choice.reason.startswith("numba"):
+        render.note(f"The torch engine serves: {choice.reason}.")
     tokenizer = layout.tokenizer_of(path, ours)
     layout.check_parts(path, config, tokenizer)
     first_seed = generation.seed if generation.seed is not None else SystemRandom().randrange(2**31)

@@ -1,5 +1,10 @@
-"""Attention maps in the terminal: coloured cells, or characters of growing darkness where there is no colour."""
+"""Attention maps in the terminal: coloured cells, or characters of growing darkness where there is no colour.
 
+On a dark background a weight of 0 is nearly black, on a light one nearly white. A coloured cell sets its own background,
+so that it can be told from its neighbours on either.
+"""
+
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,7 +108,14 @@ def _half_cells(upper: float | None, lower: float | None, coloured: bool) -> tup
 
 
 def _hex(weight: float) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*palette.colour(palette.brightness(weight)))
+    place = palette.brightness(weight)
+    return "#{:02x}{:02x}{:02x}".format(*palette.colour(1 - place if is_light() else place))
+
+
+def is_light() -> bool:
+    """Whether the terminal says that its background is light, as COLORFGBG=0;15 does: weight 0 is to look like it."""
+    background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+    return background in ("7", *map(str, range(9, 16)))
 
 
 def _padded(text: str, width: int) -> str:

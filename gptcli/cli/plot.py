@@ -72,9 +72,7 @@ def _rows(run: Path, metric: str) -> list[dict[str, Any]]:
             f"{file} cannot be read: {error.strerror}.", "Only what gptcli train has written can be drawn."
         ) from error
     rows = []
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):  # a run that was cut short while it wrote
-            break
+    for number, line in enumerate(text.split("\n")[:-1], 1):  # a run that was cut short has no newline at its end
         try:
             row = json.loads(line)
             losses = [float(row[name]) for name in ("step", "tokens_seen", "train_loss")]

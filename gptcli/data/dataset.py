@@ -170,6 +170,17 @@ class Windows:
         inputs = starts + torch.arange(self.context_length)  # (B, T)
         return self.tokens[inputs].long(), self.tokens[inputs + 1].long()
 
+    def rest(self) -> tuple[Tensor, Tensor] | None:
+        """Inputs and targets (1, R) int64 of the R < T tokens behind the last of adjacent windows; None if R is 0."""
+        first, end = len(self) * self.stride, len(self.tokens) - 1
+        if first >= end:
+            return None
+        if isinstance(self.tokens, Shards):
+            row = torch.from_numpy(self.tokens.rows([first], end + 1 - first))
+        else:
+            row = self.tokens[first : end + 1].long()[None]
+        return row[:, :-1].contiguous(), row[:, 1:].contiguous()
+
     def order(self, seed: int, epoch: int) -> Sequence[int]:
         """The numbers of all windows, in an order that depends only on (seed, epoch)."""
         if isinstance(self.tokens, Shards):

@@ -1,10 +1,29 @@
-"""Settings of glibc's malloc: whether freed memory returns to the system, and huge pages for the heap."""
+"""Whether an error means that memory has run out; and settings of glibc's malloc: freed memory, huge pages."""
 
 import ctypes
 import mmap
 import sys
 
 HUGE_PAGE = 2**21  # bytes
+# What CUDA's, ROCm's, Apple's and the CPU's allocators say.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The line that says so if ``error``, or an error that it came from, means that memory has run out; else None.
+
+    torch's compiler wraps what the allocator raises in errors of its own, often as text alone. Does not import torch.
+    """
+    seen: list[BaseException] = []
+    next_one: BaseException | None = error
+    while next_one is not None and next_one not in seen:
+        seen.append(next_one)
+        lines = str(next_one).splitlines()
+        told = next((line.strip() for line in lines if any(mark in line for mark in _OUT_OF_MEMORY)), None)
+        if told is not None or isinstance(next_one, MemoryError) or type(next_one).__name__ == "OutOfMemoryError":
+            return told or (lines[0] if lines else "out of memory")
+        next_one = getattr(next_one, "inner_exception", None) or next_one.__cause__ or next_one.__context__
+    return None
 
 
 def reuse_freed_memory(expected: int = 0) -> bool:

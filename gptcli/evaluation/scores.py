@@ -28,11 +28,13 @@ class TextScores:
         standard_error: of ``loss``, in nats.
         perplexity: exp(loss).
         word_perplexity: the perplexity of a word (words are separated by white space).
-        bits_per_byte: mean negative log-likelihood of a UTF-8 byte, in bits.
+        bits_per_byte: mean negative log-likelihood of a UTF-8 byte, in bits; like ``word_perplexity`` NaN where some
+            words of the texts are not in a word vocabulary.
         tokens: number of scored tokens.
         windows: number of windows.
         context, stride: of the windows, in tokens.
         bos: whether the end-of-text id was before each text.
+        unknown: tokens that stand for words outside the vocabulary.
     """
 
     loss: float
@@ -45,6 +47,7 @@ class TextScores:
     context: int
     stride: int
     bos: bool
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,14 @@ def score_texts(path: Path, texts: Sequence[str], settings: PerplexityConfig, co
         measured.mean,
         measured.standard_error,
         _exp(measured.mean),
-        _exp(result.nats_each(units.word)[0]),
-        result.nats_each(units.byte)[0] * NATS_TO_BITS,
+        _exp(result.nats_each(units.word)[0]) if result.is_of_the_text else math.nan,
+        result.nats_each(units.byte)[0] * NATS_TO_BITS if result.is_of_the_text else math.nan,
         measured.tokens,
         measured.windows,
         result.protocol.context,
         result.protocol.stride,
         result.bos,
+        result.unknown,
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.evaluation import Convention, Task
+from gptcli.data.text_decoding import chunks, decoded
 from gptcli.errors import GptcliError
 
 BLANK = "___"
@@ -61,7 +62,9 @@ class Item:
 
 
 def read_items(file: Path, task: Task, convention: Convention = "openai", limit: int | None = None) -> list[Item]:
-    """The items of a task file (UTF-8; empty lines are skipped).
+    """The items of a task file, read as any other text is: UTF-8 unless it begins with another's byte-order mark.
+
+    Empty lines are skipped.
 
     Args:
         file: in a format of the module's docstring.
@@ -74,11 +77,10 @@ def read_items(file: Path, task: Task, convention: Convention = "openai", limit:
         GptcliError: the file cannot be read or has no item; a line is not JSON or lacks the task's fields.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        # A line ends at \n alone: JSON may hold other characters that end a line of text, such as U+2028.
+        lines = "".join(decoded(str(file), chunks(file), None, "strict")).split("\n")
     except OSError as error:
         raise GptcliError(f"Cannot read {file}: {error.strerror}.", "Give the path of a file of JSON lines.") from error
-    except UnicodeDecodeError as error:
-        raise GptcliError(f"{file} is not UTF-8: byte at offset {error.start:,}.", "Save it as UTF-8.") from error
     items: list[Item] = []
     for number, line in enumerate(lines, start=1):
         if line.strip() and (limit is None or len(items) < limit):

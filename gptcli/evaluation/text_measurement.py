@@ -58,4 +58,12 @@ class TextMeasurement:
             protocol=self.protocol,
             measured=measured,
             tokens=sum(len(run) for run in self._runs) - len(self._runs) * self.bos,
+            unknown=self._unknown(),
         )
+
+    def _unknown(self) -> int:
+        """Tokens that stand for unknown words: the last one of a word vocabulary."""
+        tokenizer = self.loaded.tokenizer
+        if tokenizer.kind != "word":
+            return 0
+        return sum(int((run == tokenizer.vocab_size - 1).sum()) for run in self._runs)

@@ -26,6 +26,7 @@ class TextResult:
         protocol: how texts were cut into windows.
         measured: the sums of likelihoods.
         tokens: tokens of the texts, scored or not, without the end-of-text ids in front.
+        unknown: how many of them stand for any word that is not in the vocabulary.
     """
 
     checkpoint: str
@@ -38,6 +39,7 @@ class TextResult:
     protocol: "Protocol"
     measured: "Measured"
     tokens: int
+    unknown: int = 0
 
     def how(self) -> str:
         """The protocol, for a table's caption."""
@@ -48,6 +50,11 @@ class TextResult:
     def precision(self) -> str:
         """The precision of weights and arithmetic, for a table."""
         return self.dtype if self.weights == "float32" else f"{self.weights} weights, {self.dtype}"
+
+    @property
+    def is_of_the_text(self) -> bool:
+        """Whether the tokens are the text: one for unknown words is easy to predict, and says less than the words."""
+        return self.unknown == 0
 
     def nats_each(self, units: int) -> tuple[float, float]:
         """Mean nats per unit (word, byte, character), of which the texts have ``units``, and its standard error.
@@ -76,11 +83,16 @@ class Units:
         )
 
 
-def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any]:
-    """``result`` minus ``first``: in nats a token where both scored the same tokens, else in bits a byte."""
+def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any] | None:
+    """``result`` minus ``first``: in nats a token where both scored the same tokens, else in bits a byte.
+
+    None where bits a byte would compare a text with one that has unknown words.
+    """
     if result.fingerprint == first.fingerprint and result.measured.is_paired_with(first.measured):
         value, error = result.measured.difference(first.measured)
         return {"unit": "nats a token", "value": value, "standard_error": error, "paired": True}
+    if not (result.is_of_the_text and first.is_of_the_text):
+        return None
     (a, a_error), (b, b_error) = result.nats_each(units.byte), first.nats_each(units.byte)
     return {
         "unit": "bits a byte",

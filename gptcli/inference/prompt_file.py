@@ -49,10 +49,10 @@ def read_prompts(content: str, file: Path) -> list[Prompt]:
         GptcliError: a line is not JSON, or has an unknown option or one of the wrong type.
     """
     prompts = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
-        settings: dict[str, Any] = _parse(line, number, file) if file.suffix == ".jsonl" else {"prompt": line}
+        settings: dict[str, Any] = _parse(line, number, file) if file.suffix.lower() == ".jsonl" else {"prompt": line}
         text, texts = settings.pop("prompt"), settings.pop("stop", None)
         texts = [texts] if isinstance(texts, str) else texts
         stops = None if texts is None else tuple(stop for stop in texts if stop)
@@ -86,7 +86,7 @@ def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_sp
 def _parse(line: str, number: int, file: Path) -> dict[str, Any]:
     try:
         options = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GptcliError(
             f"{file}, line {number} is not JSON: {error}.", 'A line looks like {"prompt": "Once"}.'
         ) from error

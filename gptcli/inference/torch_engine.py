@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config.sampling import SamplingConfig
+from gptcli.device.allocator import out_of_memory
 from gptcli.inference.ragged_cache import RaggedCache
 from gptcli.inference.sampling import Drawable
 from gptcli.inference.sequence import Request
@@ -108,7 +109,9 @@ class TorchEngine:
             self._report(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
 
     def _without_kernels(self, error: Exception) -> None:
-        """Report that a kernel cannot run, and use the plain step from now on."""
+        """Report that a kernel cannot run, and use the plain step from now on; without memory no step can."""
+        if out_of_memory(error) is not None:
+            raise error
         self._kernels, self._prompts, self._draws = None, None, None
         self._drawn.clear()
         self._graphs.clear()
@@ -149,8 +152,6 @@ class TorchEngine:
                 draws.prepare(filters)
                 run = plainly(draws.launches(filters))
                 self._drawn[filters] = self._replaying(run) if self._captures else run
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
                 self._without_kernels(error)
                 return None
@@ -187,8 +188,6 @@ class TorchEngine:
         ):
             try:
                 return self._prompts.run(slot, ids)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
                 self._without_kernels(error)
         if self.slots == 1 and len(ids) <= AT_ONCE:
@@ -230,8 +229,6 @@ class TorchEngine:
         if self._kernels is not None and not exit_at:
             try:
                 return self._replayed((count, 0, 0))
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
                 self._without_kernels(error)
         key = count, -(-last // self._span) * self._span, exit_at

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gptcli.checkpoints.checkpoint import to_file
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
-from gptcli.device import placement
+from gptcli.device import allocator, placement
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.dropout_mask import step_seeds
 from gptcli.model.gpt import GPTModel
@@ -57,6 +57,13 @@ class MeanLoss(nn.Module):
 def _line(error: Exception) -> str:
     """The first two lines of the message, as one: torch's compiler names the cause in the second."""
     return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """Raise torch.OutOfMemoryError where memory has run out, also inside torch's compiler."""
+    told = allocator.out_of_memory(error)
+    if told is not None:
+        raise torch.OutOfMemoryError(told) from error
 
 
 class Launched(Protocol):
@@ -193,9 +200,8 @@ class Stepper:
             return
         try:
             self._graph = StepGraph(self._compute, inputs, targets)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            _raise_if_out_of_memory(error)
             self.notes.append(f"No CUDA graph of a step could be captured, training goes on without: {_line(error)}")
             self._forget_gradients()
 
@@ -210,9 +216,8 @@ class Stepper:
         try:
             part = self.forward(inputs, targets, seeds) * share
             self.scaler.scale(part).backward()
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # from torch.compile, its C compiler, or an untraceable block
+            _raise_if_out_of_memory(error)
             if not unproven or self.world.size > 1:
                 raise
             self.notes.append(f"The blocks could not be compiled, training goes on without: {_line(error)}")

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -92,22 +93,27 @@ def mean_loss(
     numbers: Sequence[int],
     batch_size: int,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
+    with_rest: bool = False,
 ) -> float:
     """Mean cross-entropy in nats a token over the windows ``numbers``, without dropout.
+
+    ``with_rest`` adds the tokens behind the last window, which are too few for one.
 
     ``forward`` computes the mean loss of a batch's inputs and targets; the default calls the model without autocast.
     """
     loss: Callable[[Tensor, Tensor], Tensor] = forward or MeanLoss(model)
     was_training = model.training
     model.eval()
-    losses, rows = [], []
-    for start in range(0, len(numbers), batch_size):
-        inputs, targets = (sent(part, model.device) for part in windows.batch(numbers[start : start + batch_size]))
+    losses, counts = [], []  # of each batch: the mean loss, and its targets in windows
+    batches = (windows.batch(numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size))
+    rest = windows.rest() if with_rest else None
+    for batch in chain(batches, () if rest is None else (rest,)):
+        inputs, targets = (sent(part, model.device) for part in batch)
         losses.append(loss(inputs, targets))
-        rows.append(len(inputs))
+        counts.append(targets.numel() / windows.context_length)
     model.train(was_training)
     found: list[float] = torch.stack(losses).tolist()  # one read at the end: no waits between batches
-    return sum(value * count for value, count in zip(found, rows, strict=True)) / len(numbers)
+    return sum(value * count for value, count in zip(found, counts, strict=True)) / sum(counts)
 
 
 def train(
@@ -269,7 +275,8 @@ class _Run:
         train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
         val_loss = None
         if self.validation is not None:
-            val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward)
+            whole = self.recipe.eval_all
+            val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward, whole)
             if progress.best_loss is None or val_loss < progress.best_loss:
                 progress.best_loss, progress.waited = val_loss, 0
             else:

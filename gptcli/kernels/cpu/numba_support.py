@@ -14,7 +14,7 @@ def numba_reason() -> str | None:
             return "numba is not installed"
         return f"numba cannot be loaded: {error}"
     except Exception as error:
-        return f"numba cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        return f"numba cannot be loaded: {' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__}"
     return None
 
 
