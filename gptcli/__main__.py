@@ -1,8 +1,17 @@
-"""``python -m gptcli`` and ``torchrun -m gptcli train …``."""
+"""``gptcli``, ``python -m gptcli`` and ``torchrun -m gptcli train …``."""
 
 import sys
 
-from gptcli.cli import main
+
+def run() -> int:
+    """The command line; Ctrl-C while it is still being imported ends it as later."""
+    try:
+        from gptcli.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

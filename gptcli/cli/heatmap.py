@@ -1,6 +1,6 @@
 """Attention maps in the terminal: coloured cells, or characters of growing darkness where there is no colour.
 
-On a dark background a weight of 0 is nearly black, on a light one nearly white. A coloured cell sets its own background,
+On a dark background a weight of 0 is nearly black, on a light one nearly white. A cell sets its own background,
 so that it can be told from its neighbours on either.
 """
 

@@ -36,7 +36,7 @@ COMMANDS_MEANT = {
 OPTIONS_MEANT = {
     **dict.fromkeys(("--model", "--weights", "--ckpt", "--run"), ("--checkpoint", "--size", "--init-from")),
     **dict.fromkeys(("--steps", "--iters", "--max-iters", "--iterations", "--num-steps"), ("--max-steps",)),
-    **dict.fromkeys(("--lr", "--rate"), ("--learning-rate",)),
+    **dict.fromkeys(("--rate",), ("--learning-rate",)),
     **dict.fromkeys(("--temp",), ("--temperature",)),
     **dict.fromkeys(("--length", "--tokens", "--max-tokens", "--max-length"), ("--max-new-tokens",)),
     **dict.fromkeys(("--output", "--out-dir", "--name", "--save"), ("--out",)),

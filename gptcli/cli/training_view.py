@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gptcli.training.subscribers import Subscriber
 
 SLOW_RUN_SECONDS = 3600
-LEAST_BAR = 12  # columns beside which figures are left out one by one
+LEAST_BAR = 10  # columns beside which figures are left out one by one
 
 
 def show(run: "Run") -> None:

@@ -13,6 +13,7 @@ KINDS = {".png": "png", ".svg": "svg", ".pdf": "pdf", ".jpg": "jpg", ".jpeg": "j
 # Nothing in a file says when it was made: the same numbers give the same bytes.
 _METADATA: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None, "jpg": None}
 TITLE = 60  # characters in a line of a title
+TITLE_ROOM = 0.8  # of the picture's width, for its widest line
 
 
 def kind_of(file: Path) -> str:
@@ -56,6 +57,11 @@ def save(figure: Any, file: Path | BinaryIO, kind: str = "png") -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_usetex(False)
+    room = TITLE_ROOM * figure.bbox.width
+    for title in (figure.axes[0].title, *figure.texts) if figure.axes else ():
+        width = title.get_window_extent(figure.canvas.get_renderer()).width
+        if width > room:
+            title.set_fontsize(title.get_fontsize() * room / width)
     made = io.BytesIO()
     comment = {"pil_kwargs": {"comment": b"Matplotlib"}} if kind == "jpg" else {"metadata": _METADATA[kind]}
     try:
