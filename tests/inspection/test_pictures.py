@@ -75,9 +75,7 @@ def test_a_picture_that_fails_says_so_in_two_lines(tmp_path: Path, monkeypatch: 
         pictures.save(figure, io.BytesIO())
 
 
-def test_a_picture_that_fails_does_not_fail_its_run(
-    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_fails_does_not_fail_its_run(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from runs import TINY
 
     def fail(*_: Any) -> None:
