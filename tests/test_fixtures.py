@@ -144,7 +144,18 @@ def test_token_shards_hold_their_text_and_train_a_run(gptcli: Any, copies: Path)
         token_shards.check_sum(path, header)
         ids += np.frombuffer(path.read_bytes()[-header.count * header.width :], f"<u{header.width}").tolist()
     assert tokenizer.decode(ids) == Path("story.txt").read_text(encoding="utf-8")
-    options = ("--init-from", "finished", "--max-steps", 1, "--learning-rate", 1e-9, "--drop-rate", 0, "--eval-all")
+    options = (
+        "--init-from",
+        "finished",
+        "--max-steps",
+        1,
+        "--learning-rate",
+        1e-9,
+        "--drop-rate",
+        0,
+        "--eval-batches",
+        1000,
+    )
     result = gptcli("train", "story.tokens", *options, "--sample-every", 0, *HERE, "--out", "more")
     assert result.code == 0, result.err
     assert checkpoint.read_metrics(Path("more"))[0]["val_loss"] == pytest.approx(2.40949, rel=1e-4)

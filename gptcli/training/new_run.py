@@ -24,6 +24,10 @@ from gptcli.errors import SettingError
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
 
+# In format 2 a folder's READMEs are no texts, and an evaluation of the whole validation part scores its short last
+# window as well; runs that began before go on as they were.
+SOURCE_FORMAT = 2
+
 
 def new_run(
     path: Path,
@@ -82,7 +86,7 @@ def new_run(
             recipe = replace(recipe, context_length=window)
     source = {
         "texts": names, "encoding": texts.encoding, "errors": texts.errors, "allow_special": texts.allow_special,
-        "readmes": texts.readmes,
+        "format": SOURCE_FORMAT,
         "characters": corpus.characters, "tokens": len(corpus.train) + len(corpus.validation),
         "sha256": corpus.fingerprint, "init_from": str(origin.path.absolute()) if origin else None,
     }  # fmt: skip

@@ -74,7 +74,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     texts = given.get("texts") or source["texts"]
     options = TextOptions(
         texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"],
-        source.get("readmes", True),
+        readmes="format" not in source,
     )  # fmt: skip
     corpus, _, _ = open_texts(
         options, None, opened.tokenizer, cache_beside(path), callbacks,

@@ -162,6 +162,7 @@ class _Run:
         self.plan = make_plan(corpus, recipe)
         self.windows, self.validation = train_windows(corpus, recipe), validation_windows(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
+        self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
         self.stepper = Stepper(model, recipe, runtime, world)
         self.progress = Progress()
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
@@ -275,8 +276,7 @@ class _Run:
         train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
         val_loss = None
         if self.validation is not None:
-            whole = self.recipe.eval_all
-            val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward, whole)
+            val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward, self.scores_rest)
             if progress.best_loss is None or val_loss < progress.best_loss:
                 progress.best_loss, progress.waited = val_loss, 0
             else:
@@ -320,6 +320,8 @@ class _Run:
         self.launched.clear()
         self.progress = Progress(**snapshot.progress)
         self.saved_at = self.progress.step
+        if "format" not in snapshot.facts.get("source", {"format": 0}):  # a run that began before they were scored
+            self.scores_rest = False
         self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
         if self.store is not None and self.world.is_first:
             self.store.cut_metrics(snapshot)

@@ -114,7 +114,7 @@ def test_checkpoint_by_path_by_name_and_as_an_option(gptcli: Any, checkpoint: Pa
         (["--n-layers", 0], ["--n-layers", "0"]),
         (["--vocab-size", -3], ["--vocab-size", "-3"]),
         (["--context-length", 0], ["--context-length"]),
-        (["--n-heads", "many"], ["--n-heads", "integer", "--help"]),
+        (["--n-heads", "many"], ["--n-heads", "whole number", "--help"]),
         (["--drop-rate", "nan"], ["--drop-rate", "nan"]),
         (["--drop-rate", 1], ["--drop-rate", "1"]),
         (["--batch-size", 0], ["--batch-size", "0"]),

@@ -203,7 +203,7 @@ def test_tasks_of_several_checkpoints(gptcli: Any, model: Path, tmp_path: Path) 
         (("text.txt", "--context", 0), ["--context is 0"]),
         (("text.txt", "--context", 1, "--guide"), ["--context is 1", "from 2 to 20"]),
         (("text.txt", "--batch-size", 0), ["--batch-size is 0"]),
-        (("text.txt", "--plot", "p.jpg"), ["p.jpg does not end in .png"]),
+        (("text.txt", "--plot", "p.gif"), ["p.gif ends in .gif", "Give p.png"]),
         (("text.txt", "--plot", "no/p.png"), ["no/p.png cannot be written"]),
         (("text.txt", "--limit", 3), ["--limit goes with --task"]),
         (("text.txt", "--out", "rows.jsonl"), ["--out goes with --task"]),
@@ -250,3 +250,29 @@ def test_a_mistyped_second_checkpoint_is_found_first(gptcli: Any, text: Path, mo
 def test_bos_without_an_end_of_text_token(gptcli: Any, text: Path, tmp_path: Path) -> None:
     letters = tiny_checkpoint(tmp_path / "letters", "char", TEXT)
     gptcli("evaluate", text, "-c", letters, "--bos").assert_user_error("char tokenizer has no end-of-text token")
+
+
+def test_unknown_tokens_are_counted_and_what_they_flatter_is_withheld(gptcli: Any, text: Path, tmp_path: Path) -> None:
+    """A word run that knows few words predicts <|unk|> well, and loses the text: its bits a byte would win."""
+    tiny_checkpoint(tmp_path / "checkpoints" / "byte", "byte")
+    tiny_checkpoint(tmp_path / "checkpoints" / "few", "word", "The sea was calm .")
+    tiny_checkpoint(tmp_path / "checkpoints" / "few too", "word", "The sea was calm .", seed=1)
+    tiny_checkpoint(tmp_path / "checkpoints" / "all", "word", TEXT)
+    options = ("-c", "byte", "-c", "few", "-c", "all")
+    byte, few, every = gptcli("evaluate", text, *options, "--json").json["results"]
+    assert (byte["tokens_unknown"], every["tokens_unknown"]) == (0, 0)
+    assert few["tokens_unknown"] == 12 * 11  # cried and Naïve, gulls, the, old, ship, lay, at, the, quay and ;
+    assert [few[name] for name in ("per_word", "per_byte", "per_character", "difference")] == [None] * 4
+    assert few["per_token"]["nats"] > 0
+    assert every["difference"]["unit"] == "bits a byte"
+    told = gptcli("evaluate", text, *options)
+    reason = [line for line in told.out.splitlines() if "outside a vocabulary" in line]
+    assert len(reason) == 1
+    assert reason[0].endswith("few has 132 of 204.")
+    assert "(132 are unknown)" in told.out
+    alone = gptcli("evaluate", text, "-c", "few")
+    assert "character" not in alone.out.split("Tokens for words")[0].split("SHA-256")[0]
+    assert "132 of 204" in alone.out
+    first = gptcli("evaluate", text, "-c", "few", "-c", "byte", "-c", "few too", "--json").json["results"]
+    assert first[1]["difference"] is None
+    assert first[2]["difference"]["unit"] == "nats a token"  # the same tokens: a fair comparison

@@ -115,3 +115,13 @@ def test_the_command_that_train_prints_works(gptcli: Any, tmp_path: Path, text: 
 def test_the_usual_prompt_is_printed_as_people_write_it() -> None:
     assert render.quoted("Every effort moves you") == '"Every effort moves you"'
     assert render.quoted("checkpoints/run") == "checkpoints/run"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_line_of_prompts_ends_at_a_newline_alone(gptcli: Any, run: Path, tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "prompts.JSONL"
+    file.write_bytes('{"prompt": "one\u2028two"}\n{"prompt": "three\x85"}\n'.encode(encoding))
+    result = gptcli("generate", "--prompts", file, "-c", run, "-n", 1, "--json", "-q")
+    assert result.code == 0, result.err
+    assert "one\u2028two" in result.out
+    assert len([line for line in result.out.split("\n") if line]) == 2

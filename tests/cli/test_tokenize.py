@@ -170,7 +170,7 @@ def test_no_text(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_texts(gptcli: Any) -> None:
     gptcli("tokenize", FUN, "--file", "text.txt").assert_user_error("two texts")
-    gptcli("tokenize", "Tokenization", "is").assert_user_error("unexpected", "tokenize --help")
+    gptcli("tokenize", "Tokenization", "is").assert_user_error("no quotes", 'tokenize "Tokenization is"')
 
 
 def test_files_that_cannot_be_read(gptcli: Any) -> None:

@@ -268,3 +268,17 @@ def test_lm_eval_gives_the_same_log_likelihoods(tmp_path: Path) -> None:
     for sample, row in zip(samples, ours, strict=True):
         assert [float(value) for ((value, _),) in sample["resps"]] == pytest.approx(row["log_likelihoods"], abs=1e-3)
     assert theirs["results"]["local"]["acc,none"] == pytest.approx(summarise(ours)["accuracy"].value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_task_file_is_read_as_every_other_text_and_a_line_ends_at_a_newline_alone(
+    tmp_path: Path, encoding: str, newline: str
+) -> None:
+    file = tmp_path / "items.jsonl"
+    rows = [{"text": f"one{separator}two three"} for separator in "\u2028\u2029\x85\x1c"]
+    lines = newline.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    file.write_bytes(lines.encode(encoding))
+    items = read_items(file, "lambada")
+    assert [item.line for item in items] == [1, 2, 3, 4]
+    assert items[0].candidates[0].before == "one\u2028two"

@@ -304,3 +304,22 @@ def test_the_norm_of_all_gradients_is_torchs(turned: bool) -> None:
     torch.testing.assert_close(total_norm(gradients), torch.nn.utils.get_total_norm(gradients))
     gradients[1][0] = torch.inf
     assert not total_norm(gradients).isfinite()
+
+
+@pytest.mark.parametrize("inner", [torch.OutOfMemoryError("CUDA out of memory."), None])
+def test_memory_that_runs_out_while_a_block_is_compiled_is_told_as_such(inner: Exception | None) -> None:
+    """Not as a compiler that fails, after which training would go on without it and run out of memory again."""
+
+    class Failing:
+        proven = False
+
+        def __call__(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            if inner is None:
+                raise RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried 2 GiB.")
+            raise RuntimeError("backend='inductor' raised:") from inner
+
+    stepper = Stepper(tiny_model(drop_rate=0.0).train(), *split({"batch_size": 6}))
+    stepper._compiled = stepper.model.run_block = Failing()  # type: ignore[assignment]
+    with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory\."):
+        stepper.step(*batches(1)[0], 1e-2)
+    assert stepper.notes == []

@@ -30,3 +30,7 @@ def test_generate_goes_on_with_torch(tmp_path: Path, module: str, reason: str) -
     refused = subprocess.run([*command, "--engine", "cpu"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert reason in refused.stderr
+    plain = subprocess.run(command[:-1], capture_output=True, text=True, env=environment)
+    assert (
+        len([line for line in plain.stderr.splitlines() if line.startswith(f"The torch engine serves: {reason}")]) == 1
+    )
