@@ -32,7 +32,7 @@ def test_only_the_command_line_prints_and_no_file_is_long(path: Path) -> None:
 
 # Below cli, an option may be named in a whole command, of gptcli or another program; --lr is declared in a field.
 COMMAND = re.compile(r"\b(gptcli [A-Za-z]|uv tool |libreoffice )")
-LATER = ("documents.py", "progress.py", "trainer.py", "run.py", "resume.py", "run_plan.py", "run_config.py")
+LATER = ("progress.py", "trainer.py", "run.py", "resume.py", "run_plan.py", "run_config.py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

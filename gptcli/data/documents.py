@@ -18,7 +18,7 @@ from typing import BinaryIO, NoReturn
 
 from gptcli.data import missing
 from gptcli.data.text_decoding import PACKED, READ_BYTES, chunks, decoded, plain_newlines
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 
 SUFFIXES = (".txt", ".md")
 RECORD_SUFFIXES = (".jsonl",)
@@ -115,7 +115,7 @@ def read_text(source: str, stdin: BinaryIO | None = None) -> str:
 def check_decoding(encoding: str | None, errors: str) -> None:
     """Raise GptcliError for an encoding that Python does not have, or a value of ``errors`` outside ERRORS."""
     if errors not in ERRORS:
-        raise GptcliError(f"Unknown value for --errors: {errors}", nearest(errors, ERRORS))
+        raise SettingError(f"{{errors}} is {errors!r}, which is not one of its values.", nearest(errors, ERRORS))
     if encoding is not None:
         _check_encoding(encoding)
 
@@ -241,20 +241,20 @@ def _field(where: str, line: str, field: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise GptcliError(
+        raise SettingError(
             f"{where} is no JSON: {str(error)[:100]}.",
-            f'With --field, every line is an object: {{"{field}": "A text."}}',
+            f'With {{field}}, every line is an object: {{"{field}": "A text."}}',
         ) from error
     if not isinstance(record, dict) or field not in record:
         has = f"an object with {', '.join(map(repr, [*record][:10])) or 'no field'}" if isinstance(record, dict) else ""
-        raise GptcliError(
+        raise SettingError(
             f"{where} has no field {field!r}; it is {has or f'no object: {line[:40]}'}.",
-            "Name the field that holds the text: --field NAME",
+            "Name the field that holds the text: {field} NAME",
         )
     if not isinstance(record[field], str):
-        raise GptcliError(
+        raise SettingError(
             f"{where}: field {field!r} is {json.dumps(record[field])[:40]}, not a text.",
-            "Name the field that holds the text: --field NAME",
+            "Name the field that holds the text: {field} NAME",
         )
     text: str = record[field]
     return text
