@@ -50,6 +50,6 @@ def with_names(line: str, name_of: Callable[[str], str]) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice a mistyped ``word`` most likely meant, as the second line of an error."""
     known = list(choices)
-    close = get_close_matches(word, known, n=1, cutoff=0.3)
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
     listed = ", ".join(known)
     return f"Did you mean {close[0]}? There are: {listed}." if close else f"Choose one of: {listed}."

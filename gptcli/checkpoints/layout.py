@@ -46,7 +46,7 @@ def find(name: Path | str | None = None) -> Path:
         return path
     if (ROOT / path).exists():
         return ROOT / path
-    hint = nearest(str(name), [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
+    hint = nearest(path.name, [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
     raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
 
 

@@ -158,6 +158,7 @@ def _run_task(
     """The rows of every item, those of an earlier run of the same measurement taken from ``out``."""
     from gptcli.evaluation import task_run
 
+    _warn_of_unknown(loaded, items)
     with task_run.opened(loaded, items, setting, out, batch_size, placement) as run:
         done = sum(item.line in run.done for item in items)
         if done:
@@ -167,3 +168,18 @@ def _run_task(
             for _ in run.run():
                 bar.update()
         return run.rows()
+
+
+def _warn_of_unknown(loaded: "Checkpoint", items: "list[Item]") -> None:
+    """Say how many tokens of the items are that of a word tokenizer for every word that it does not know."""
+    tokenizer = loaded.tokenizer
+    if tokenizer.kind != "word":
+        return
+    texts = (each.before + each.scored + each.after for item in items for each in item.candidates)
+    ids = [token_id for text in texts for token_id in tokenizer.encode(text)]
+    unknown = ids.count(tokenizer.vocab_size - 1)
+    if unknown:
+        render.warn(
+            f"{unknown:,} of the items' {len(ids):,} tokens stand for words that {loaded.path} does not know: its "
+            "figures are no measure beside those of another tokenizer."
+        )

@@ -93,11 +93,12 @@ def _records(headings: Sequence[str], rows: Sequence[Sequence[Text]], room: int)
         return Group(*(_line(line) for row in rows for line in folded(f"{row[0]}: {row[1]}", room)), Text())
     each_apart = len(headings) > 3 and len(rows) * len(headings) <= MOST_LINES
     margin = _width(headings[1:]) + 2
+    aligned = each_apart and all(2 + margin + cell_len(cell.plain) <= room for row in rows for cell in row[1:])
     for row in rows:
         lines += [Text(), Text(row[0].plain, "bold", no_wrap=True, overflow="ignore")] if row[0] else []
         cells = [(heading, cell) for heading, cell in zip(headings[1:], row[1:], strict=True) if cell.plain]
         named = [(heading, cell.plain) for heading, cell in cells if not cell.spans]
-        if each_apart and all(2 + margin + cell_len(value) <= room for _, value in named):
+        if aligned:
             lines += [_line(f"  {heading:<{margin}}{value}") for heading, value in named]
         elif each_apart:
             lines += [_line(line) for name, value in named for line in folded(f"  {name} {value}".rstrip(), room)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli import figures, render
+from gptcli.cli.evaluation_view import short_names
 
 RIGHT = "right"
 
@@ -26,7 +27,8 @@ def show_task(runs: Sequence[tuple[str, list[dict[str, Any]]]], setting: dict[st
         render.print_json({**setting, "items": items, "results": results})
         return
     table = []
-    for number, ((name, _), one) in enumerate(zip(runs, found, strict=True)):
+    names = short_names([name for name, _ in runs])
+    for number, (name, one) in enumerate(zip(names, found, strict=True)):
         for metric, figure in one.items():
             row = [name, tasks.METRICS[metric], _figure(metric, figure)]
             if len(runs) > 1:

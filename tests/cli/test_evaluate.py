@@ -276,3 +276,12 @@ def test_unknown_tokens_are_counted_and_what_they_flatter_is_withheld(gptcli: An
     first = gptcli("evaluate", text, "-c", "few", "-c", "byte", "-c", "few too", "--json").json["results"]
     assert first[1]["difference"] is None
     assert first[2]["difference"]["unit"] == "nats a token"  # the same tokens: a fair comparison
+
+
+def test_unknown_tokens_of_a_task_are_told(gptcli: Any, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "checkpoints" / "few", "word", "The sea was calm .")
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"text": "The sea was calm"}\n{"text": "The old sea was calm"}\n', encoding="utf-8")
+    result = gptcli("evaluate", file, "--task", "lambada", "-c", "few", "-q")
+    assert result.code == 0, result.err
+    assert "1 of the items' 9 tokens stand for words that" in result.err
