@@ -48,7 +48,8 @@ def plot(
         path = layout.find(run)
         found[str(path) if path.name in found else path.name] = _rows(path, metric)
     loss_plots.draw_runs(found, out, metric)
-    for line in loss_plots.text_chart(found, metric=metric):
+    width = max(10, min(60, render.stdout_console().width - 12))  # beside the scale
+    for line in loss_plots.text_chart(found, width, metric=metric):
         render.print_text(line.rstrip())
     for letter, (name, rows) in zip("abcdefghijklmnopqrstuvwxyz", found.items(), strict=False):
         ranked = sorted(((loss_plots.value_of(row, metric), row["step"]) for row in rows), key=lambda pair: pair[0])
@@ -56,7 +57,7 @@ def plot(
         marks["last"] = loss_plots.value_of(rows[-1], metric), rows[-1]["step"]
         form = ".3f" if metric == "loss" else ".4g"
         told = (f"{mark} {format(value, form)} at step {step}" for mark, (value, step) in marks.items())
-        render.print_text(f"{letter}  {name}: {', '.join(told)}")
+        render.print_line(f"{letter}  {name}: {', '.join(told)}")
     render.note(f"The picture is {out}.")
 
 

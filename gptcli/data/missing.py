@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -46,9 +46,14 @@ def _hint(path: Path, source: str) -> str:
     if not folder.is_dir():
         return f"There is no folder {folder} here; this was looked up in {Path.cwd()}."
     close = get_close_matches(path.name.lower(), names := _names(folder), n=1)
-    if close:
+    if close and _is_near(path.stem.lower(), Path(close[0]).stem):
         return f"Did you mean {folder / names[close[0]]}?"
     return f"No name in {folder.resolve()} comes close; give a file, a folder of texts, a glob, or - for stdin."
+
+
+def _is_near(stem: str, other: str) -> bool:
+    """Whether two names are alike without their endings, which alone make short names alike."""
+    return len(stem) <= 2 or SequenceMatcher(None, stem, other).ratio() >= 0.5
 
 
 def _names(folder: Path) -> dict[str, str]:

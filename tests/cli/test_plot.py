@@ -73,3 +73,14 @@ def test_metrics_that_cannot_be_drawn(gptcli: Any, content: str | None, words: t
     gptcli("plot", "run").assert_user_error(*words)
     gptcli("plot", "nowhere").assert_user_error("nowhere")
     assert not Path("plot.png").exists()
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_chart_fits_the_terminal(gptcli: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    run("a-run-with-quite-a-long-name-in-2026", [(4.0, 4.2), (2.0, 3.0), (1.0, 3.5)])
+    for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    result = gptcli("plot", "a-run-with-quite-a-long-name-in-2026")
+    assert result.code == 0, result.err
+    assert max(map(len, result.out.splitlines())) <= width
+    assert "best 3.000 at step 10" in " ".join(result.out.split())

@@ -45,6 +45,7 @@ def test_a_file_one_or_two_folders_down_or_up_is_found() -> None:
     assert f"Did you mean {Path('texts/one.txt')}?" in refused("nowhere/one.txt")
     assert f"Did you mean {Path('texts/one.txt')}?" in refused("texts/oen.txt")
     assert "mean" not in refused("zzzzzz")
+    assert "mean" not in refused("texts/quiet.txt")  # the ending alone is the same
 
 
 def test_a_run_and_a_text_itself_are_no_files() -> None:
