@@ -126,9 +126,13 @@ def check_tensors(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) 
             raise not_finite(where, name)
 
 
-def to_file(model: GPTModel) -> dict[str, Tensor]:
-    """The model's parameters in the file's form: float32, on the CPU, with zeros for absent qkv biases."""
-    tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in model.state_dict().items()}
+def to_file(model: GPTModel, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Parameters in the file's form: float32, on the CPU, with zeros for absent qkv biases.
+
+    ``weights`` are the model's own by default, or others by the names of its state_dict.
+    """
+    found = model.state_dict() if weights is None else weights
+    tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in found.items()}
     return with_zero_biases(model.config, tensors)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli import __version__, tokenizers
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.tokenizers import Tokenizer, vocabulary
 
 ROOT = Path("checkpoints")
@@ -21,6 +21,7 @@ LOSS_PICTURE = "loss.png"
 SETTINGS = "config.toml"  # of the training run
 EVENT_FILES = "tensorboard"
 SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
+BEST_WEIGHTS = "best.safetensors"  # in a snapshot: those of the best evaluation, where they are not its own
 FORMAT = 1  # version of a checkpoint's layout; from version 2 on, config.json has it under "gptcli"
 
 
@@ -32,7 +33,7 @@ def find(name: Path | str | None = None) -> Path:
     """
     known = sorted(
         (path.parent for path in ROOT.glob(f"*/{WEIGHTS}") if not path.parent.name.startswith(".")),
-        key=lambda path: (path / WEIGHTS).stat().st_mtime,
+        key=written_at,
     )
     if name is None:
         if not known:
@@ -48,6 +49,29 @@ def find(name: Path | str | None = None) -> Path:
         return ROOT / path
     hint = nearest(path.name, [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
     raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
+
+
+def written_at(path: Path) -> float:
+    """When a checkpoint was written, in seconds since 1970; a run's best weights may be older than its config.json."""
+    return max(file.stat().st_mtime for file in (path / WEIGHTS, path / CONFIG) if file.exists())
+
+
+def last(path: Path) -> Path:
+    """The checkpoint with the last weights of the run ``path``: its newest snapshot, or itself if it holds the last.
+
+    Raises:
+        SettingError: ``path`` holds the best weights, and its last ones are not there.
+    """
+    training = read_config(path)[1].get("training") or {}
+    found = sorted(folder for folder in (path / SNAPSHOTS).glob("step-*") if (folder / WEIGHTS).exists())
+    if found:
+        return found[-1]
+    if training.get("weights") == "best":
+        raise SettingError(
+            f"{path} holds the weights of its best evaluation, and none of its snapshots are left.",
+            "Leave {last} out, or use the run that it was copied from.",
+        )
+    return path
 
 
 def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from gptcli.checkpoints import run_lock
 from gptcli.checkpoints.atomic import sync_directory
 from gptcli.checkpoints.layout import (
+    BEST_WEIGHTS,
     CONFIG,
     EVENT_FILES,
     LOSS_PICTURE,
@@ -64,7 +65,7 @@ def _check_checkpoint(path: Path) -> None:
 
 
 LOCKS = rf"{re.escape(run_lock.LOCK)}|{re.escape(run_lock.OWNER)}"
-OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, STATE, *TOKENIZER_FILES))
+OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, BEST_WEIGHTS, STATE, *TOKENIZER_FILES))
 CHECKPOINT = Kind(
     "a checkpoint of gptcli's",
     re.compile(

@@ -9,6 +9,7 @@ from gptcli.config.model import GPTConfig
 Init = Literal["gpt2", "course"]
 Schedule = Literal["constant", "cosine", "linear"]
 Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
+Final = Literal["best", "last"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -54,6 +55,9 @@ class RecipeConfig:
     min_learning_rate: float | None = training(None, "Where the schedule ends; a tenth of the peak by default.")
     warmup_steps: int = training(0, "Steps of linear warm-up.", at_least=0, hint="0 turns it off.")
     schedule: Schedule = training("constant", "After the warm-up: constant, cosine or linear.")
+    schedule_steps: int | None = training(
+        None, "Steps that {schedule} is planned for; all steps of the run by default.", at_least=1, on_resume=True
+    )
     optimizer: Optimizer = training("adamw", "adamw, adam, sgd (with momentum), adafactor or muon.")
     weight_decay: float = training(0.1, "On matrices only.", at_least=0, hint="0.1 is usual, 0 turns it off.")
     beta1: float = training(
@@ -80,6 +84,10 @@ class RecipeConfig:
     eval_every: int = evaluation(5, "Steps between evaluations.", at_least=1)
     eval_batches: int = evaluation(5, "Batches of each part an evaluation looks at.", at_least=1)
     eval_all: bool = evaluation(False, "Evaluate on the whole validation part.")
+
+    final: Final = evaluation(
+        "best", "The weights that the checkpoint holds: of the best evaluation, or the last.", on_resume=True
+    )
 
     def __post_init__(self) -> None:
         check(self)

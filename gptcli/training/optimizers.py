@@ -200,10 +200,10 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
         optimizer.load_state_dict(saved)
 
 
-def learning_rate(recipe: RecipeConfig, step: int, total_steps: int) -> float:
-    """The learning rate of ``step`` (from 0) of ``total_steps``: linear warm-up, then constant, cosine or linear decay.
+def learning_rate(recipe: RecipeConfig, step: int, schedule_steps: int) -> float:
+    """The learning rate of ``step`` (from 0): linear warm-up, then constant, cosine or linear decay.
 
-    The decay ends at ``min_learning_rate``, which is a tenth of the peak unless given.
+    The decay ends after ``schedule_steps`` steps at ``min_learning_rate``, which is a tenth of the peak unless given.
     """
     peak = recipe.learning_rate
     if step < recipe.warmup_steps:
@@ -211,6 +211,6 @@ def learning_rate(recipe: RecipeConfig, step: int, total_steps: int) -> float:
     if recipe.schedule == "constant":
         return peak
     lowest = peak / 10 if recipe.min_learning_rate is None else recipe.min_learning_rate
-    progress = (step - recipe.warmup_steps) / max(1, total_steps - 1 - recipe.warmup_steps)
+    progress = min(1.0, (step - recipe.warmup_steps) / max(1, schedule_steps - 1 - recipe.warmup_steps))
     share = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
     return lowest + (peak - lowest) * share

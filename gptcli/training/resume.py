@@ -21,7 +21,7 @@ from gptcli.training import snapshots
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
 from gptcli.training.run_plan import changed_horizon, make_plan
-from gptcli.training.trainer import Progress
+from gptcli.training.progress import Progress
 
 # Settings that a resumed run may change: its length, and all of its runtime.
 MAY_CHANGE = tuple(
@@ -83,7 +83,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     if corpus.fingerprint != source["sha256"]:
         tokens = len(corpus.train) + len(corpus.validation)
         raise GptcliError(_changed(path, source, corpus.characters, tokens), _NEW)
-    progress, plan = Progress(**snapshot.progress), make_plan(corpus, recipe)
+    progress, plan = Progress.of(snapshot.progress), make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:
         raise GptcliError(

@@ -20,7 +20,7 @@ from gptcli.config.text import TextConfig
 from gptcli.data.open import prepared_folder
 from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.training.run_plan import Plan
-from gptcli.training.trainer import Progress
+from gptcli.training.progress import Progress
 
 WITH_ORIGIN = ("context_length", "drop_rate")  # the shape that --init-from leaves open
 
@@ -66,7 +66,7 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
     if steps is not None:
         lines.append(f"--max-time or --early-stop ended it after {steps} steps, which max_steps stands for.")
         if run.recipe.schedule != "constant":
-            lines.append(f"Its schedule was planned for {run.plan.total_steps} steps: another run's rates will differ.")
+            lines.append(f"Its schedule was planned for {run.plan.schedule_steps} steps, schedule_steps.")
     file = path / SETTINGS
     try:
         with atomic_write(file) as partial:
@@ -76,7 +76,7 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
 
 
 def _steps_of_an_early_end(run: Used, snapshot: Path) -> int | None:
-    progress = Progress(**json.loads((snapshot / STATE).read_text(encoding="utf-8"))["progress"])
+    progress = Progress.of(json.loads((snapshot / STATE).read_text(encoding="utf-8"))["progress"])
     is_early = progress.step < run.plan.total_steps and progress.ended(run.recipe, run.plan.total_steps) is not None
     return progress.step if is_early else None
 
@@ -99,6 +99,7 @@ def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str
     recipe = as_dict(run.recipe)
     if steps is not None:
         recipe |= {"max_steps": steps, "max_time": None, "early_stop": None}
+        recipe["schedule_steps"] = None if run.recipe.schedule == "constant" else run.plan.schedule_steps
     yield from _section(RecipeConfig, {name: value for name, value in recipe.items() if name not in shape})
     yield from _section(RuntimeConfig, as_dict(run.runtime))
 

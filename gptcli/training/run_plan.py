@@ -18,6 +18,7 @@ class Plan:
         train_windows, validation_windows: the numbers of windows in the corpus.
         steps_per_epoch, total_steps: optimizer steps; an epoch leaves out the windows at the end of its random order
             that do not fill a batch.
+        schedule_steps: the steps that the schedule of the learning rate is planned for.
         notes: one line for each setting that was reduced because the text is short.
     """
 
@@ -27,6 +28,7 @@ class Plan:
     validation_windows: int
     steps_per_epoch: int
     total_steps: int
+    schedule_steps: int
     notes: tuple[str, ...]
 
     @property
@@ -61,6 +63,7 @@ def make_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
         len(validation) if validation else 0,
         steps_per_epoch,
         total_steps,
+        total_steps if recipe.schedule_steps is None else recipe.schedule_steps,
         tuple(notes),
     )
 
@@ -93,11 +96,11 @@ def changed_horizon(before: Plan, after: Plan, recipe: RecipeConfig, step: int, 
 
     ``factor`` is that of all rates after a rollback.
     """
-    planned = factor * learning_rate(recipe, min(step, before.total_steps - 1), before.total_steps)
-    rate = factor * learning_rate(recipe, step, after.total_steps)
-    if before.total_steps == after.total_steps or rate == planned:
+    planned = factor * learning_rate(recipe, step, before.schedule_steps)
+    rate = factor * learning_rate(recipe, step, after.schedule_steps)
+    if rate == planned:
         return None
     return (
-        f"The {recipe.schedule} schedule now ends after {after.total_steps} steps, not {before.total_steps}: "
+        f"The {recipe.schedule} schedule now ends after {after.schedule_steps} steps, not {before.schedule_steps}: "
         f"it goes on at a learning rate of {rate:.2e}; by the earlier plan it would be {planned:.2e}."
     )

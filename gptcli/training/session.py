@@ -45,13 +45,16 @@ class StopTraining(Exception):  # noqa: N818, as StopIteration
 
 
 class ResumeSettings(TypedDict, total=False):
-    """What may change when a run goes on: the fields of `RecipeConfig` that say how long it is, and all of
-    `RuntimeConfig`. What is left out stays as the run began, except that the best device is used."""
+    """What may change when a run goes on: the fields of `RecipeConfig` that say how long it is and which weights its
+    checkpoint holds, and all of `RuntimeConfig`. What is left out stays as the run began, except that the best device
+    is used."""
 
     epochs: int
     max_steps: int | None
     max_time: float | None
     early_stop: int | None
+    schedule_steps: int | None
+    final: Literal["best", "last"]
     device: str
     threads: int | None
     accumulate: int | None

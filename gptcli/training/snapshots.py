@@ -1,9 +1,11 @@
 """Snapshots: the files from which a run resumes with the same steps as without the interruption.
 
-RUN/training/step-00000120/ is a checkpoint with two more files: optimizer.safetensors (the state of the optimizers and
-of the random number generators) and state.json (progress, settings, text, and a checksum of each tensor file). Its
-directory is written under a hidden name, synced and renamed; then the run's own weights and config.json become hard
-links to its files; then older snapshots are removed. So at least one whole snapshot exists at any time.
+RUN/training/step-00000120/ is a checkpoint with the weights after 120 steps and up to three more files:
+optimizer.safetensors (the state of the optimizers and of the random number generators), best.safetensors (the weights
+of the best evaluation so far, where they are others) and state.json (progress, settings, text, and a checksum of each
+tensor file). Its directory is written under a hidden name, synced and renamed; then the run's own weights become a hard
+link to the best ones (with --final last to the newest), and its config.json says which; then older snapshots are
+removed. So at least one whole snapshot exists at any time, and each has the best weights of the steps before it.
 """
 
 import json
@@ -22,7 +24,7 @@ from torch import Tensor
 from gptcli.checkpoints import checkpoint, overwrite, safetensors_file
 from gptcli.checkpoints.atomic import atomic_write, partial_path, sync_directory
 from gptcli.checkpoints.checksum import file_sum, matches
-from gptcli.checkpoints.layout import CONFIG, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
+from gptcli.checkpoints.layout import BEST_WEIGHTS, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
@@ -30,7 +32,7 @@ from gptcli.tokenizers import Tokenizer
 
 HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
 FIRST_SAVE = 60.0  # seconds before the first save, when the cost of a save is not known yet
-COST, COST_OF_A_BETTER_ONE = 0.02, 0.05  # most share of the time spent on saving (second: for the best model)
+COST = 0.02  # most share of the time spent on saving
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Snapshot:
 
     Attributes:
         path: its directory.
-        progress: the fields of `trainer.Progress`.
+        progress: the fields of `progress.Progress`.
         facts: what a run does not change while it trains: its settings and its text.
         scaler: state of the GradScaler of float16; else empty.
         metrics_bytes: length of metrics.jsonl at that step.
@@ -60,6 +62,20 @@ class Snapshot:
         file = self.path / OPTIMIZER
         return safetensors_file.read_tensors(file) if file.exists() else {}
 
+    def best_weights(self, step: int) -> dict[str, Tensor] | None:
+        """The weights of the best evaluation, which followed step ``step`` (from 0); None where they are not kept.
+
+        Older versions kept them in a snapshot of their own.
+        """
+        if (self.path / BEST_WEIGHTS).exists():
+            return safetensors_file.read_tensors(self.path / BEST_WEIGHTS)
+        if step == self.progress["step"] - 1:
+            return self.weights()
+        try:
+            return _read(_folder(self.path.parent, step + 1)).weights()
+        except GptcliError:
+            return None
+
 
 class Store:
     """Writes the snapshots of a run and removes old ones.
@@ -69,7 +85,7 @@ class Store:
         config: the model's shape.
         tokenizer: the run's tokenizer.
         facts: what every snapshot stores about the run, ``recipe`` (the settings) included.
-        keep: how many of the newest snapshots stay, besides the one with the lowest validation loss.
+        keep: how many of the newest snapshots stay.
         every: steps from one save to the next; None to save so often that saving takes about `COST` of the time.
     """
 
@@ -79,23 +95,23 @@ class Store:
         self.run, self.config, self.tokenizer, self.facts = run, config, tokenizer, dict(facts)
         self.keep, self.every = keep, every
         self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
+        self._best: tuple[Path, dict[str, Any]] | None = None  # the file with the best weights, and its checksum
 
     def begin(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any], force: bool) -> None:
         """Make the run's directory with the snapshot of step 0 in it, atomically."""
 
         def add_snapshot(partial: Path) -> None:
-            self._write(partial, weights, {}, dict(progress), {})
+            self._write(partial, weights, {}, dict(progress), {}, {})
 
         checkpoint.create_from(
             self.run, self.config, weights, self.tokenizer, self._about(progress), force=force, populate=add_snapshot
         )
 
-    def due(self, step: int, better: bool) -> bool:
-        """Whether to save after ``step`` steps; ``better``: the validation loss is the lowest so far."""
+    def due(self, step: int) -> bool:
+        """Whether to save after ``step`` steps. Which weights are the best does not depend on it."""
         if self.every is not None:
-            return better or step % self.every == 0
-        share = COST_OF_A_BETTER_ONE if better else COST
-        return time.perf_counter() - self._saved_at > self._cost / share
+            return step % self.every == 0
+        return time.perf_counter() - self._saved_at > self._cost / COST
 
     def save(
         self,
@@ -103,18 +119,28 @@ class Store:
         state: Mapping[str, Tensor],
         progress: Mapping[str, Any],
         scaler: Mapping[str, float],
+        best: Mapping[str, Tensor],
     ) -> Path:
-        """Write a snapshot, make it the run's checkpoint, and remove older ones.
+        """Write a snapshot, make the run's checkpoint from it, and remove older ones.
+
+        Args:
+            weights: the model's.
+            state: of the optimizers and of the random number generators.
+            progress: the fields of `progress.Progress`.
+            scaler: of float16; else empty.
+            best: the weights of the best evaluation, or empty where there is none yet or the snapshot before has them.
 
         Raises:
             GptcliError: the disk is full or not writable; earlier snapshots are unchanged.
         """
         started = time.perf_counter()
-        path = self._write(self.run, weights, state, progress, scaler)
+        path = self._write(self.run, weights, state, progress, scaler, best)
+        is_best = self._best is not None and self.facts["recipe"].get("final") != "last"
         try:
-            for name in (WEIGHTS, CONFIG):
-                _link(path / name, self.run / name)
-            self._let_go(progress.get("best_snapshot"))
+            _link(self._best[0] if is_best and self._best else path / WEIGHTS, self.run / WEIGHTS)
+            about = self._about(progress, "best" if is_best else "last")
+            checkpoint.write_config(self.run, self.config, self.tokenizer, about)
+            self._let_go()
         except OSError as error:
             raise checkpoint.cannot_write(self.run, error) from error
         self._saved_at = time.perf_counter()
@@ -123,6 +149,7 @@ class Store:
 
     def cut_metrics(self, snapshot: Snapshot) -> None:
         """Truncate metrics.jsonl to its length at ``snapshot``: the steps after it will write their rows again."""
+        self._best = None  # the trainer hands the weights over again
         file = self.run / METRICS
         if file.exists() and file.stat().st_size > snapshot.metrics_bytes:
             os.truncate(file, snapshot.metrics_bytes)
@@ -134,9 +161,10 @@ class Store:
         state: Mapping[str, Tensor],
         progress: Mapping[str, Any],
         scaler: Mapping[str, float],
+        best: Mapping[str, Tensor],
     ) -> Path:
         folder = run / FOLDER
-        path = folder / f"step-{progress['step']:08d}"
+        path = _folder(folder, progress["step"])
         partial = partial_path(path)
         try:
             folder.mkdir(exist_ok=True)
@@ -147,7 +175,16 @@ class Store:
                 _link(run / WEIGHTS, partial / WEIGHTS)
                 sums = {WEIGHTS: file_sum(partial / WEIGHTS)}
             else:
-                sums = _write_together({partial / WEIGHTS: weights, partial / OPTIMIZER: state})
+                is_best = progress["best"] is not None and progress["best"]["step"] == progress["step"] - 1
+                files = {partial / WEIGHTS: weights, partial / OPTIMIZER: state}
+                sums = _write_together(files if is_best else files | {partial / BEST_WEIGHTS: best})
+                if is_best:
+                    self._best = path / WEIGHTS, sums[WEIGHTS]
+                elif BEST_WEIGHTS not in sums and self._best is not None:
+                    _link(self._best[0], partial / BEST_WEIGHTS)
+                    sums[BEST_WEIGHTS] = self._best[1]
+                if BEST_WEIGHTS in sums:
+                    self._best = path / BEST_WEIGHTS, sums[BEST_WEIGHTS]
             for file in (run / name for name in TOKENIZER_FILES):
                 if file.is_file():
                     _link(file, partial / file.name)
@@ -170,20 +207,22 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         return path
 
-    def _about(self, progress: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields about the run in config.json: step, recipe, and losses once they are known."""
+    def _about(self, progress: Mapping[str, Any], weights: str = "last") -> dict[str, Any]:
+        """The fields about the run in config.json: its step, recipe, losses and best evaluation once they are known,
+        and whether the weights beside are the last or the best."""
         told = {name: progress[name] for name in ("train_loss", "val_loss") if progress.get("train_loss") is not None}
+        if progress.get("best") is not None:
+            told |= {"best": progress["best"], "weights": weights}
         return {"step": progress["step"], "recipe": self.facts["recipe"], **told}
 
-    def _let_go(self, best: int | None) -> None:
-        """Remove all but the ``keep`` newest snapshots, the best, and those with files that gptcli did not write.
+    def _let_go(self) -> None:
+        """Remove all but the ``keep`` newest snapshots, and those with files that gptcli did not write.
 
         Each is renamed to a hidden name first, so that no reader finds a partly removed snapshot.
         """
         old = _steps(self.run)[self.keep :]
         for path in old:
-            is_best = best is not None and path.name == f"step-{best:08d}"
-            if not is_best and not overwrite.foreign(path, overwrite.OF_A_SNAPSHOT):
+            if not overwrite.foreign(path, overwrite.OF_A_SNAPSHOT):
                 hidden = path.with_name(f".{path.name}.old")
                 path.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -218,6 +257,10 @@ def newest(run: Path) -> tuple[Snapshot, list[str]]:
     )
 
 
+def _folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
 def _steps(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("step-*"), reverse=True)
 
@@ -226,7 +269,7 @@ def _read(path: Path) -> Snapshot:
     file = path / STATE
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        sums = {name: said["sums"][name] for name in (WEIGHTS, OPTIMIZER) if name in said["sums"]}
+        sums = {name: said["sums"][name] for name in (WEIGHTS, OPTIMIZER, BEST_WEIGHTS) if name in said["sums"]}
         snapshot = Snapshot(path, said["progress"], said["facts"], said["scaler"], said["metrics_bytes"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise GptcliError(f"{file} is missing or damaged.", "Copy the run again.") from error

@@ -1,10 +1,9 @@
 """The training loop. It yields events and prints nothing."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 
@@ -19,10 +18,12 @@ from gptcli.device.placement import peak_memory, sent
 from gptcli.errors import GptcliError
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
+from gptcli.training.best_weights import BestWeights
 from gptcli.training.distributed import ALONE, World
 from gptcli.training.events import EpochEnded, Evaluated, Event, Noted, RolledBack, Saved, Skipped, Stepped
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
+from gptcli.training.progress import Progress
 from gptcli.training.run_plan import Plan, evaluation_windows, make_plan, train_windows, validation_windows
 from gptcli.training.snapshots import Snapshot, Store, newest
 from gptcli.training.step import Launched, MeanLoss, Stepper
@@ -31,59 +32,6 @@ __all__ = ["Plan", "make_plan"]  # re-exported for callers of train
 
 BAD_STEPS = 3  # bad steps in a row (loss or gradient not finite) that cause a rollback
 LOWER_RATE = 0.25  # factor of the learning rate after a rollback
-
-
-@dataclass
-class Progress:
-    """The state of a run that a snapshot stores besides tensors.
-
-    Attributes:
-        step: steps done, skipped ones included; also the position in the data and in the schedule.
-        evaluated_at: ``step`` at the last evaluation, whose losses are ``train_loss`` and ``val_loss``, nats a token.
-        best_loss: the lowest validation loss; ``waited`` evaluations since then have not been lower.
-        best_snapshot, best_snapshot_loss: the snapshot with the lowest validation loss, and that loss.
-        skipped: steps that changed no weight; ``bad_in_a_row``: the latest of them, without excused ones.
-        rate_factor: factor of the schedule's learning rate; under 1 after a rollback.
-        seconds: wall-clock time of all sessions.
-    """
-
-    step: int = 0
-    evaluated_at: int = 0
-    train_loss: float | None = None
-    val_loss: float | None = None
-    best_loss: float | None = None
-    waited: int = 0
-    best_snapshot: int | None = None
-    best_snapshot_loss: float | None = None
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    rate_factor: float = 1.0
-    seconds: float = 0.0
-
-    def to_go_on(self, recipe: RecipeConfig, plan: Plan) -> str:
-        """The options of a run that has ended with which it goes on: each of its limits that is reached, doubled."""
-        options = []
-        if self.step >= plan.total_steps and recipe.max_steps is not None:
-            options.append(f"--max-steps {2 * self.step}")
-        elif self.step >= plan.total_steps:
-            options.append(f"--epochs {2 * math.ceil(self.step / plan.steps_per_epoch)}")
-        if recipe.early_stop is not None and self.waited >= recipe.early_stop:
-            options.append(f"--early-stop {2 * self.waited}")
-        if recipe.max_time is not None and self.seconds >= recipe.max_time:
-            options.append(f"--max-time {2 * math.ceil(self.seconds)}s")
-        return " ".join(options)
-
-    def ended(self, recipe: RecipeConfig, total_steps: int) -> str | None:
-        """Why the run has ended, or None if it has not."""
-        if self.step > total_steps:
-            return f"{self.step} steps are done, more than the {total_steps} that it is to have"
-        if self.step == total_steps:
-            return f"all {total_steps} steps are done"
-        if recipe.early_stop is not None and self.waited >= recipe.early_stop:
-            return f"the validation loss was no better for {self.waited} evaluations (--early-stop)"
-        if recipe.max_time is not None and self.seconds >= recipe.max_time:
-            return f"{self.seconds:.0f} seconds have passed (--max-time)"
-        return None
 
 
 @torch.no_grad()
@@ -164,7 +112,7 @@ class _Run:
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
         self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
         self.stepper = Stepper(model, recipe, runtime, world)
-        self.progress = Progress()
+        self.progress, self.best = Progress(), BestWeights(model)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = recipe.learning_rate, 0.0
         self.pace = Pace()
@@ -190,15 +138,13 @@ class _Run:
             if self.progress.bad_in_a_row >= BAD_STEPS:
                 yield self._roll_back()
                 continue
-            better = False
             if evaluates:
                 yield self._evaluate(epoch)
-                better = self.progress.waited == 0 and self.progress.val_loss is not None
             if ends_epoch:
                 told = time.perf_counter()
                 yield EpochEnded(epoch, self.progress.step)
                 self.pace.epoch_ended(time.perf_counter() - told)
-            if self.progress.step < self.plan.total_steps and self._save_due(better):
+            if self.progress.step < self.plan.total_steps and self._save_due():
                 yield from self._finished()
                 if not self.progress.bad_in_a_row:
                     yield self._save()
@@ -227,7 +173,7 @@ class _Run:
 
     def _launch(self, step: int, epoch: int) -> None:
         started = time.perf_counter()
-        self.rate = learning_rate(self.recipe, step, self.plan.total_steps) * self.progress.rate_factor
+        self.rate = learning_rate(self.recipe, step, self.plan.schedule_steps) * self.progress.rate_factor
         launched = self.stepper.launch(*self._batch(step, epoch), self.rate, step)
         self.launched.append((step, epoch, self.rate, launched))
         self.step_seconds += time.perf_counter() - started
@@ -277,10 +223,8 @@ class _Run:
         val_loss = None
         if self.validation is not None:
             val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward, self.scores_rest)
-            if progress.best_loss is None or val_loss < progress.best_loss:
-                progress.best_loss, progress.waited = val_loss, 0
-            else:
-                progress.waited += 1
+            if self.world.first_says(progress.rank(train_loss, val_loss)):
+                self.best.keep()
         progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
         took = time.perf_counter() - started
         progress.seconds += took
@@ -291,10 +235,10 @@ class _Run:
             progress.skipped, self._mfu(),
         )  # fmt: skip
 
-    def _save_due(self, better: bool) -> bool:
+    def _save_due(self) -> bool:
         if self.store is None or self.progress.bad_in_a_row:
             return False
-        return self.world.first_says(self.store.due(self.progress.step, better))
+        return self.world.first_says(self.store.due(self.progress.step))
 
     def _unsaved(self) -> bool:
         return self.store is not None and self.saved_at != self.progress.step
@@ -307,22 +251,24 @@ class _Run:
             if self._ended():
                 raise self._diverged(progress.step - 1)
             return self._roll_back()
-        found = progress.val_loss if progress.evaluated_at == progress.step else None
-        if found is not None and (progress.best_snapshot_loss is None or found < progress.best_snapshot_loss):
-            progress.best_snapshot, progress.best_snapshot_loss = progress.step, found
         self.saved_at = progress.step
-        save = partial(self.store.save, weights, state, asdict(progress), self.stepper.scaler.state_dict())
+        scaler, best = self.stepper.scaler.state_dict(), self.best.unwritten()
+        save = partial(self.store.save, weights, state, asdict(progress), scaler, best)
         path = self.world.while_first(save) or self.store.run
         self.pace.saved(time.perf_counter() - started)
         return Saved(progress.step, path)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.launched.clear()
-        self.progress = Progress(**snapshot.progress)
+        self.progress = Progress.of(snapshot.progress)
         self.saved_at = self.progress.step
         if "format" not in snapshot.facts.get("source", {"format": 0}):  # a run that began before they were scored
             self.scores_rest = False
         self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
+        best = snapshot.best_weights(self.progress.best.step) if self.progress.best is not None else None
+        self.best.take(best)
+        if best is None:
+            self.progress.best = None
         if self.store is not None and self.world.is_first:
             self.store.cut_metrics(snapshot)
 
