@@ -37,6 +37,7 @@ def load(
     dtype: Dtype = "float32",
     quantize: Literal["int8", "int4"] | None = None,
     threads: int | None = None,
+    last: bool = False,
 ) -> "TextModel":
     """Open a checkpoint to generate text with it.
 
@@ -46,6 +47,7 @@ def load(
         dtype: of weights and activations. float32 on a CPU runs on the compiled kernels, everything else on torch.
         quantize: pack the matrices in memory; None leaves them as they are in the checkpoint.
         threads: CPU threads; None for the physical cores.
+        last: take the last weights of a run, and not those of its best evaluation.
 
     Raises:
         GptcliError: there is no such checkpoint, device, dtype or format; the checkpoint is damaged; or it is packed in
@@ -67,6 +69,7 @@ def load(
     from gptcli.inference.text_model import TextModel
 
     found = layout.find(os.fspath(path))
+    found = layout.last(found) if last else found
     return TextModel(found, device=device, dtype=dtype, quantize=quantize, threads=threads, report=LOG.info)
 
 

@@ -17,7 +17,16 @@ from torch import Tensor
 from gptcli import __version__
 from gptcli.checkpoints import overwrite, safetensors_file
 from gptcli.checkpoints.atomic import atomic_write, clear_partials, partial_path
-from gptcli.checkpoints.layout import CONFIG, METRICS, WEIGHTS, check_parts, packed_bits, read_config, tokenizer_of
+from gptcli.checkpoints.layout import (
+    CONFIG,
+    METRICS,
+    TEXTS,
+    WEIGHTS,
+    check_parts,
+    packed_bits,
+    read_config,
+    tokenizer_of,
+)
 from gptcli.checkpoints.layout import ROOT as ROOT
 from gptcli.checkpoints.layout import find as find
 from gptcli.checkpoints.numpy_weights import WeightFile
@@ -224,8 +233,15 @@ def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> 
             tensors[scale_name(name)] = scales if bits == 8 else scales.view(torch.bfloat16)
         else:
             tensors[name] = torch.from_numpy(unpacked(name, weight))
-    training = ours.get("training", {})
-    create_from(path, config, tensors, tokenizer, training, dtype=None, force=force, bits=bits, inputs=[source])
+
+    def add_record(partial: Path) -> None:
+        if (source / TEXTS).is_file():
+            shutil.copyfile(source / TEXTS, partial / TEXTS)
+
+    create_from(
+        path, config, tensors, tokenizer, ours.get("training", {}),
+        dtype=None, force=force, bits=bits, populate=add_record, inputs=[source],
+    )  # fmt: skip
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:

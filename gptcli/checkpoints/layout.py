@@ -18,6 +18,7 @@ CONFIG = "config.json"
 TOKENIZER_FILES = (vocabulary.FILE, "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 METRICS = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
+TEXTS = "texts.json"  # what a run was trained on
 SETTINGS = "config.toml"  # of the training run
 EVENT_FILES = "tensorboard"
 SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"

@@ -24,6 +24,7 @@ from gptcli.checkpoints.layout import (
     SETTINGS,
     SNAPSHOTS,
     STATE,
+    TEXTS,
     TOKENIZER_FILES,
     WEIGHTS,
     read_config,
@@ -69,7 +70,7 @@ OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, BEST_WEIGHTS, STA
 CHECKPOINT = Kind(
     "a checkpoint of gptcli's",
     re.compile(
-        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, SETTINGS, *TOKENIZER_FILES)}|{LOCKS}"
+        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, SETTINGS, TEXTS, *TOKENIZER_FILES)}|{LOCKS}"
         rf"|{SNAPSHOTS}/(?:{_STEP}/(?:{OF_A_SNAPSHOT.pattern})?)?"
         rf"|{EVENT_FILES}/(?:events\.out\.tfevents\.[^/]+)?"
     ),

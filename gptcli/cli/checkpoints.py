@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config
+from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config, written_at
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
@@ -19,12 +19,19 @@ from gptcli.model.cost import parameter_count
 
 def checkpoints(
     name: Annotated[str | None, typer.Argument(help="Details of this one: its name or its directory.")] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Remove what only resuming this run needs; its best and last weights stay."),
+    ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """List the checkpoints under checkpoints/, or describe one."""
+    if prune:
+        _prune(name)
+        return
     if name is not None:
         details = _describe(find(name))
         if as_json:
@@ -44,6 +51,19 @@ def checkpoints(
         render.note("There is no checkpoint yet. Make one: gptcli train data/story.txt, or gptcli load-gpt2")
 
 
+def _prune(name: str | None) -> None:
+    if name is None:
+        raise GptcliError("--prune takes the name of one run.", "gptcli checkpoints lists them.")
+    from gptcli.training import disk
+
+    path = find(name)
+    freed = disk.prune(path)
+    if not freed:
+        render.note(f"{path} holds nothing that only resuming needs.")
+        return
+    render.note(f"{path}: {render.human_bytes(freed)} are free again. The run can no longer be resumed.")
+
+
 def _describe_or_say_why(path: Path) -> dict[str, Any]:
     try:
         return _describe(path)
@@ -57,7 +77,9 @@ def _describe(path: Path) -> dict[str, Any]:
     header = read_header(path / WEIGHTS)
     training = ours.get("training") or {}
     tokenizer = ours.get("tokenizer") or {}
-    modified = datetime.fromtimestamp((path / WEIGHTS).stat().st_mtime).astimezone()
+    modified = datetime.fromtimestamp(written_at(path)).astimezone()
+    best = training.get("best") if isinstance(training, dict) else None
+    best = best if isinstance(best, dict) else {}
     return {
         "name": path.resolve().name,
         "path": str(path),
@@ -66,6 +88,9 @@ def _describe(path: Path) -> dict[str, Any]:
         "tokenizer": tokenizer.get("kind") if isinstance(tokenizer, dict) else None,
         "step": _number(training, "step"),
         "val_loss": _number(training, "val_loss"),
+        "best_step": _number(best, "step"),
+        "best_val_loss": _number(best, "val_loss"),
+        "weights": training.get("weights", "last") if isinstance(training, dict) else "last",
         "date": modified.isoformat(timespec="seconds"),
         "bytes": header.size,
         "dtypes": sorted({info.dtype for info in header.tensors.values()}),
@@ -106,17 +131,26 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
                 f"{row['parameters']:,}",
                 row["tokenizer"] or "?",
                 "" if row["step"] is None else f"{row['step']:,}",
-                "" if row["val_loss"] is None else f"{row['val_loss']:.3f}",
+                _best_and_last(row),
                 row["date"][:16].replace("T", " "),
                 render.human_bytes(row["bytes"]),
             ]
         )
     columns = [("name", "left"), ("size", "left"), ("parameters", "right"), ("tokenizer", "left"), ("step", "right")]
-    columns += [("val loss", "right"), ("date", "left"), ("weights", "right")]
+    columns += [("val loss: best, last", "right"), ("date", "left"), ("weights", "right")]
     render.print_table(f"{ROOT}/, newest first", columns, cells)
     for row in rows:
         if "error" in row:
             render.warn(f"{row['name']}: {row['error']}")
+
+
+def _best_and_last(row: Mapping[str, Any]) -> str:
+    """The validation losses: the best, its step and the last; the weights hold the one without brackets."""
+    last = "" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
+    if row["best_val_loss"] is None:
+        return last
+    best = f"{row['best_val_loss']:.3f} at {row['best_step']:,}"
+    return f"{best}, ({last})" if row["weights"] == "best" else f"({best}), {last}"
 
 
 def _print_details(details: Mapping[str, Any]) -> None:

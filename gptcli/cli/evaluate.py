@@ -10,7 +10,7 @@ import typer
 from gptcli.cli import evaluation_view, options, render, task_view
 from gptcli.config.compute import ComputeConfig
 from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_together
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 
 if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
@@ -28,11 +28,11 @@ def evaluate(
     scored: TaskConfig,
     compute: ComputeConfig,
     texts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="TEXT...", help="Files, folders (.txt and .md), globs, - for stdin; a task's FILE.jsonl."
         ),
-    ],
+    ] = None,
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(
@@ -60,27 +60,38 @@ def evaluate(
 ) -> None:
     """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured."""
     check_together(scored, perplexity, plot=plot, out=out)
+    if bool(texts) == (perplexity.part is not None):
+        what = "{part} measures the run's own text, and no other" if texts else "There is no text to measure"
+        raise SettingError(f"{what}.", "Give a text, or {part} validation for what a run held out, and not both.")
+    given = texts or []
 
     from gptcli.device import placement as devices
 
     placement = devices.place(compute)
     if scored.task is None:
-        from gptcli.data import documents
+        from gptcli.checkpoints import layout
+        from gptcli.data import documents, text_record
+        from gptcli.evaluation.text_results import remarks
 
         if plot is not None:
             _check_plot(plot)
-        found = documents.read_documents(texts, encoding=perplexity.encoding, errors=perplexity.errors)
+        if perplexity.part is not None:
+            found = text_record.open_part(layout.find(checkpoint[0] if checkpoint else None), perplexity.part)
+        else:
+            found = documents.read_documents(given, encoding=perplexity.encoding, errors=perplexity.errors)
         results = [
             _measure(loaded, found, perplexity, placement, observe=plot is not None) for loaded in _load_all(checkpoint)
         ]
         evaluation_view.show_texts(results, found, as_json)
+        for line in remarks(results):
+            render.warn(line)
         if plot is not None:
             _draw(results, plot)
     else:
         from gptcli.evaluation import scores
 
-        items = scores.read_items(texts, scored)
-        setting = scores.task_setting(texts[0], scored, perplexity.bos)
+        items = scores.read_items(given, scored)
+        setting = scores.task_setting(given[0], scored, perplexity.bos)
         rows = [
             (str(loaded.path), _run_task(loaded, items, setting, out, perplexity.batch_size, placement))
             for loaded in _load_all(checkpoint)

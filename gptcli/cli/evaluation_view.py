@@ -146,6 +146,7 @@ def _texts_as_json(
             "tokens_unknown": result.unknown,
             "tokens_scored": measured.tokens,
             "windows": measured.windows,
+            "trained_on": result.trained_on,
         }
         for name, count in (("token", result.tokens), *vars(units).items()):
             nats, error = result.nats_each(count)

@@ -48,6 +48,9 @@ def generate(
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print each text when it is whole."), RARELY_USED
     ] = False,
+    last: Annotated[
+        bool, typer.Option("--last", help="Take the last weights of a run, not those of its best evaluation.")
+    ] = False,
     steps: Annotated[
         bool, typer.Option("--steps", help=f"A table of the {CANDIDATES} likeliest candidates of every token instead.")
     ] = False,
@@ -74,6 +77,7 @@ def generate(
 
     bits = check_quantization(engine.quantize)
     path = layout.find(checkpoint)
+    path = layout.last(path) if last else path
     config, ours = layout.read_config(path)
     choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
     if choice.reason.startswith("numba"):

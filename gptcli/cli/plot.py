@@ -43,11 +43,25 @@ def plot(
 
     if metric != "loss" and metric not in loss_plots.METRICS:
         raise GptcliError(f"There is no --metric {metric!r}.", nearest(metric, ["loss", *loss_plots.METRICS]))
-    found: dict[str, list[dict[str, Any]]] = {}
+    paths: dict[str, Path] = {}
     for run in runs:
         path = layout.find(run)
-        found[str(path) if path.name in found else path.name] = _rows(path, metric)
-    loss_plots.draw_runs(found, out, metric)
+        paths[str(path) if path.name in paths else path.name] = path
+    found = {name: _rows(path, metric) for name, path in paths.items()}
+    unit = "nats a token"
+    if metric == "loss" and len({_tokenizer(path) for path in paths.values()}) > 1:
+        ratios = {name: _bytes_per_token(path) for name, path in paths.items()}
+        if all(ratios.values()):
+            unit = "bits a byte"
+            found = {name: loss_plots.in_bits_a_byte(rows, *ratios[name]) for name, rows in found.items()}
+        else:
+            render.warn(
+                "The runs have different tokenizers, and not all say how many bytes a token of theirs stands for: "
+                "their losses a token cannot be compared."
+            )
+    loss_plots.draw_runs(found, out, metric, unit)
+    if unit == "bits a byte":
+        render.note("The runs have different tokenizers: losses are in bits a byte of text.")
     width = max(10, min(60, render.stdout_console().width - 12))  # beside the scale
     for line in loss_plots.text_chart(found, width, metric=metric):
         render.print_text(line.rstrip())
@@ -59,6 +73,27 @@ def plot(
         told = (f"{mark} {format(value, form)} at step {step}" for mark, (value, step) in marks.items())
         render.print_line(f"{letter}  {name}: {', '.join(told)}")
     render.note(f"The picture is {out}.")
+
+
+def _tokenizer(run: Path) -> str:
+    """The fingerprint of a run's tokenizer; empty where it is not known."""
+    from gptcli.checkpoints import layout
+
+    try:
+        return str(layout.read_config(run)[1]["tokenizer"]["fingerprint"])
+    except (GptcliError, KeyError, TypeError):
+        return ""
+
+
+def _bytes_per_token(run: Path) -> tuple[float, ...]:
+    """Of the training and the validation part; empty where it is not known."""
+    from gptcli.data import text_record
+
+    record = text_record.read(run)
+    if record is None or record.train.bytes_per_token is None:
+        return ()
+    held_out = record.validation and record.validation.bytes_per_token
+    return record.train.bytes_per_token, held_out or record.train.bytes_per_token
 
 
 def _rows(run: Path, metric: str) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from gptcli.cli import render
-from gptcli.cli.stopping import Stop, stop_on_signals
+from gptcli.cli.stopping import stop_on_signals
+from gptcli.cli.training_end import print_end
 from gptcli.config.model import PRESETS
 from gptcli.training.pace import Forecast
 
@@ -28,13 +29,16 @@ def show(run: "Run") -> None:
         GptcliError: what `Run` raises.
         typer.Exit: a signal has stopped the run.
     """
+    from gptcli.training.trouble import Trouble
+
     with run.prepared():
         print_header(run)
         run.begin()
         bar = ProgressBar(run)
         sampler = None if render.verbosity.quiet else run.sampler(lambda text: bar.say("  " + text))
         with stop_on_signals() as stop:
-            subscribers: list[Subscriber] = [bar] if sampler is None else [bar, sampler]
+            subscribers: list[Subscriber] = [bar, Trouble(run.model_config, run.recipe, bar.say)]
+            subscribers += [] if sampler is None else [sampler]
             # Whoever sends SIGTERM does not wait for an evaluation.
             run.train(subscribers, stop.asked, lambda: stop.number == signal.SIGTERM)
         print_end(run, stop, bar.speed)
@@ -152,27 +156,10 @@ def print_header(run: "Run") -> None:
     render.note(f"Forecast: {need} of memory at the peak; {have} are free.")
     if run.memory_needed > run.memory_free:
         render.warn(f"This will probably not fit: it takes {need}, and {have} are free. {_advice(run)}")
-
-
-def print_end(run: "Run", stop: Stop, speed: str) -> None:
-    """The lines after the last step, and the run's directory on stdout."""
-    from gptcli.device.placement import peak_memory
-
-    if stop.number is not None:
-        what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
-        render.warn(f"Stopped by {what} after step {run.step} of {run.plan.total_steps}. Go on with:")
-        render.note(f"  gptcli train --resume {render.quoted(str(run.path))}")
-    elif run.step < run.plan.total_steps:
-        render.note(
-            f"The run ended after step {run.step} of {run.plan.total_steps}, as --max-time or --early-stop says."
-        )
-    if run.peak is not None and speed:
-        most = f"{render.human_flops(run.peak.flops)} in {run.precision.name}, {run.peak.source}"
-        render.note(f"{speed} ({most}), counting 6 FLOPs a parameter and token.")
-    peak_bytes = render.human_bytes(peak_memory(run.placement.device))
-    render.note(f"The checkpoint is in {run.path} (peak memory {peak_bytes}). Speak with it:")
-    render.note(f"  gptcli generate {render.quoted(run.known_prompt())} --checkpoint {render.quoted(str(run.path))}")
-    render.print_text(str(run.path))
+    total, resuming = (render.human_bytes(n) for n in (run.disk_needed.total, run.disk_needed.for_resuming))
+    render.note(f"{total} of disk at most, {resuming} of it only to resume: gptcli checkpoints NAME --prune frees it.")
+    if run.disk_needed.total > run.disk_free:
+        render.warn(f"The disk has only {render.human_bytes(run.disk_free)} free. --keep 1 takes less.")
 
 
 def _advice(run: "Run") -> str:

@@ -9,6 +9,7 @@ from gptcli.errors import SettingError
 
 Task = Literal["lambada", "choices", "cloze"]
 Convention = Literal["openai", "raw"]
+Part = Literal["validation", "train"]
 Peer = Literal["transformers", "ctranslate2"]
 PERPLEXITY = "Perplexity of a text"
 
@@ -36,6 +37,9 @@ class PerplexityConfig:
     batch_size: int | None = window(None, "Windows or items at once (default: about 4,096 tokens).", at_least=1)
     encoding: str | None = like(TextConfig, "encoding", panel=PERPLEXITY)
     errors: DecodingErrors = like(TextConfig, "errors", "strict", panel=PERPLEXITY)
+    part: Part | None = window(
+        None, "Instead of a text, a part of the run's own: validation (held out) or train.", common=True
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -70,7 +74,7 @@ def check_together(scored: TaskConfig, read: PerplexityConfig, *, plot: object =
     """
     for_texts = {
         "stride": read.stride, "context": read.context, "guide": read.guide or None, "encoding": read.encoding,
-        "plot": plot,
+        "part": read.part, "plot": plot,
     }  # fmt: skip
     for_tasks = {
         "limit": scored.limit, "convention": None if scored.convention == "openai" else scored.convention, "out": out,

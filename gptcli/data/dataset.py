@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptcli.data import token_shards
+from gptcli.data.text_record import DocumentRecord, split_characters
 from gptcli.data.token_shards import Shards
 from gptcli.data.tokenizer_training import tokens_of_first
 from gptcli.errors import GptcliError
@@ -29,6 +30,8 @@ class Corpus:
         characters: number of characters of the whole text.
         tokens: number of tokens of the whole text; n + m can differ, because the parts are encoded separately.
         notes: changes of the split that a short text needed, one line each.
+        documents: the texts' records; empty for shards.
+        sums: SHA-256, in hex, of the texts of the two parts; empty for shards.
     """
 
     train: Tensor | Shards
@@ -36,6 +39,8 @@ class Corpus:
     characters: int
     tokens: int
     notes: tuple[str, ...] = ()
+    documents: tuple[DocumentRecord, ...] = ()
+    sums: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -50,21 +55,14 @@ class Corpus:
 
     def beginning(self, count: int) -> list[int]:
         """The first tokens, at most ``count``."""
-        count = min(count, len(self.train))
-        found = self.train.rows([0], count)[0] if isinstance(self.train, Shards) else self.train[:count]
-        return [int(token) for token in found]
+        return first_tokens(self.train, count)
 
 
-def split_characters(texts: Sequence[str], train_share: float) -> tuple[list[str], list[str]]:
-    """The first ``train_share`` of all characters, and the rest; a text that spans the boundary is cut there."""
-    left = int(train_share * sum(len(text) for text in texts))
-    train, validation = [], []
-    for text in texts:
-        head, tail = text[:left], text[left:]
-        left -= len(head)
-        train += [head] if head else []
-        validation += [tail] if tail else []
-    return train, validation
+def first_tokens(part: Tensor | Shards, count: int) -> list[int]:
+    """The first tokens of a part, at most ``count``."""
+    count = min(count, len(part))
+    found = part.rows([0], count)[0] if isinstance(part, Shards) else part[:count]
+    return [int(token) for token in found]
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, allow_special: bool = False) -> Tensor:

@@ -1,5 +1,6 @@
 """Opens the training data: texts in memory, large texts through token shards, or a folder that prepare wrote."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 from gptcli import tokenizers
 from gptcli.checkpoints import layout
 from gptcli.data import documents, token_shards
-from gptcli.data.dataset import Corpus, make_corpus, open_prepared, split_characters
+from gptcli.data.dataset import Corpus, make_corpus, open_prepared
 from gptcli.data.prepare import Preparation, Request
 from gptcli.data.text_decoding import PACKED
+from gptcli.data.text_record import document_records, sha256, split_characters
 from gptcli.data.tokenizer_training import in_pieces, train_bpe
 from gptcli.device.resources import usable_cpus
 from gptcli.errors import GptcliError, SettingError
@@ -178,7 +180,10 @@ def _read(
         seen, _ = split_characters(texts, options.train_share)
         tokenizer = train_bpe(in_pieces(seen), new.vocab_size, allow_special=options.allow_special)
     tokenizer = tokenizer or tokenizers.build(new.kind, "\n".join(texts))
-    return make_corpus(texts, tokenizer, options.train_share, options.allow_special), tokenizer
+    corpus = make_corpus(texts, tokenizer, options.train_share, options.allow_special)
+    share = 1.0 if len(corpus.train) == corpus.tokens else options.train_share  # all of a short text trains
+    sums = tuple(sha256(part) for part in split_characters(texts, share))
+    return dataclasses.replace(corpus, documents=document_records(read, share), sums=sums), tokenizer
 
 
 def _listed(source: documents.Found) -> str:

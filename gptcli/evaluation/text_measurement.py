@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from gptcli.checkpoints import layout
 from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.evaluation import PerplexityConfig
+from gptcli.data import text_record
 from gptcli.data.documents import Document
 from gptcli.device.placement import Placement
 from gptcli.evaluation import log_likelihood, perplexity
@@ -33,6 +34,8 @@ class TextMeasurement:
         self.protocol = perplexity.make_protocol(
             loaded.config.context_length, settings.context, settings.stride, settings.guide
         )
+        record = text_record.read(loaded.path)
+        self._trained_on = record.trained_share(documents) if record is not None else None
         self.bos = tokenizer.eot_id is not None if settings.bos is None else settings.bos
         self._runs = [perplexity.encode(document.text, tokenizer, self.bos) for document in documents]
         self.batch_size = settings.batch_size or log_likelihood.default_batch_size(self.protocol.context)
@@ -59,6 +62,7 @@ class TextMeasurement:
             measured=measured,
             tokens=sum(len(run) for run in self._runs) - len(self._runs) * self.bos,
             unknown=self._unknown(),
+            trained_on=self._trained_on,
         )
 
     def _unknown(self) -> int:

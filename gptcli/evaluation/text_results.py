@@ -27,6 +27,7 @@ class TextResult:
         measured: the sums of likelihoods.
         tokens: tokens of the texts, scored or not, without the end-of-text ids in front.
         unknown: how many of them stand for any word that is not in the vocabulary.
+        trained_on: the share of the texts that the checkpoint was trained on, in [0, 1]; None where it is not known.
     """
 
     checkpoint: str
@@ -40,6 +41,7 @@ class TextResult:
     measured: "Measured"
     tokens: int
     unknown: int = 0
+    trained_on: float | None = None
 
     def how(self) -> str:
         """The protocol, for a table's caption."""
@@ -81,6 +83,24 @@ class Units:
             sum(len(text.encode("utf-8", "replace")) for text in texts),
             sum(len(text) for text in texts),
         )
+
+
+def remarks(results: Sequence[TextResult]) -> list[str]:
+    """A line on every checkpoint that was trained on the texts, and one where that makes a comparison unfair."""
+    lines = [
+        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text; --part validation measures the rest."
+        for result in results
+        if result.trained_on
+    ]
+    shares = {round(result.trained_on or 0.0, 3) for result in results}
+    if len(shares) > 1:
+        told = ", ".join(f"{result.checkpoint} {_share(result.trained_on)}" for result in results)
+        lines.append(f"The comparison is not fair: the checkpoints were trained on different shares of it ({told}).")
+    return lines
+
+
+def _share(share: float | None) -> str:
+    return "not known" if share is None else f"{share:.0%}"
 
 
 def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any] | None:

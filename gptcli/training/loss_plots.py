@@ -1,5 +1,6 @@
 """The losses in metrics.jsonl as loss.png, and the curves of several runs in one PNG or text chart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ METRICS = {
     "memory": "peak memory (bytes)",
 }
 TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#c2410c"
+
+
+FEW = 8  # values that a chart in the terminal shows from the first on
+START = 0.25  # of the fall of the loss is left where the chart in the terminal begins
 
 
 def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: Path, title: str) -> None:
@@ -34,6 +39,9 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
     _line(axes, epochs, [row["train_loss"] for row in rows], TRAIN_COLOUR, "-", "training")
     if all(row["val_loss"] is not None for row in rows):
         _line(axes, epochs, [row["val_loss"] for row in rows], VALIDATION_COLOUR, "--", "validation")
+        best = min(range(len(rows)), key=lambda number: rows[number]["val_loss"])
+        label = f"best {rows[best]['val_loss']:.3f} at step {rows[best]['step']}"
+        axes.plot(epochs[best], rows[best]["val_loss"], "*", color=VALIDATION_COLOUR, markersize=12, label=label)
     axes.set_xlabel("epochs")
     axes.set_ylabel("cross-entropy (nats a token)")
     axes.set_title(pictures.in_lines(f"Loss of {title}"))
@@ -64,13 +72,25 @@ def value_of(row: Mapping[str, Any], metric: str = "loss") -> float:
     return loss_of(row) if metric == "loss" else float(row[metric])
 
 
-def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metric: str = "loss") -> None:
+def in_bits_a_byte(rows: Sequence[Mapping[str, Any]], train: float, validation: float) -> list[dict[str, Any]]:
+    """``rows`` with losses in bits a byte, for parts of which a token stands for so many bytes of text."""
+    return [
+        {**row, "train_loss": row["train_loss"] / math.log(2) / train}
+        | {"val_loss": None if row["val_loss"] is None else row["val_loss"] / math.log(2) / validation}
+        for row in rows
+    ]
+
+
+def draw_runs(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metric: str = "loss", unit: str = "nats a token"
+) -> None:
     """Plot the losses of several runs, or another metric, over the tokens that each has trained on.
 
     Args:
         runs: the rows of each run's metrics.jsonl, at least one each, by the run's name.
         file: the picture to write, of the kind that its suffix says.
         metric: "loss", or one of METRICS.
+        unit: of the losses.
     """
     figure = pictures.new_figure(7.5, 4.5)
     from matplotlib.ticker import EngFormatter
@@ -85,7 +105,7 @@ def draw_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metri
         axes.plot(tokens, values, "-", color=colour, linewidth=2, label=label)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_ylabel("cross-entropy (nats a token)" if metric == "loss" else METRICS[metric])
+    axes.set_ylabel(f"cross-entropy ({unit})" if metric == "loss" else METRICS[metric])
     if metric == "loss":
         axes.set_title("Validation loss (dotted: training)")
     axes.grid(alpha=0.25)
@@ -104,6 +124,9 @@ def text_chart(
         width, height: of the area inside the axes, in characters.
     """
     points = {name: [(row["tokens_seen"], value_of(row, metric)) for row in rows] for name, rows in runs.items()}
+    if metric == "loss":
+        points = {name: row[_interesting([value for _, value in row]) :] for name, row in points.items()}
+    first = min(row[0][0] for row in points.values())
     last = max(tokens for row in points.values() for tokens, _ in row)
     values = [value for row in points.values() for _, value in row]
     low, high = min(values), max(values)
@@ -111,12 +134,21 @@ def text_chart(
     for letter, row in zip(map(chr, range(ord("a"), ord("z") + 1)), points.values(), strict=False):
         for tokens, value in row:
             down = round((high - value) / (high - low or 1) * (height - 1))
-            grid[down][round(tokens / last * (width - 1))] = letter
+            grid[down][round((tokens - first) / (last - first or 1) * (width - 1))] = letter
     form = "7.3f" if metric == "loss" else "9.3g"
     scale = [format(high - (high - low) * down / (height - 1), form) for down in range(height)]
     lines = [f"{mark} |{''.join(row)}" for mark, row in zip(scale, grid, strict=True)]
     margin = len(scale[0]) + 1
-    return [*lines, " " * margin + "+" + "-" * width, f"{'0':>{margin + 2}}{f'{last:,} tokens':>{width - 1}}"]
+    ticks = f"{first:,}".ljust(width // 2) + f"{last:,} tokens".rjust(width - width // 2)
+    return [*lines, " " * margin + "+" + "-" * width, " " * (margin + 1) + ticks]
+
+
+def _interesting(values: Sequence[float]) -> int:
+    """The first place where at most `START` of the fall from the first value to the lowest is left; 0 of few values."""
+    if len(values) < FEW:
+        return 0
+    limit = min(values) + START * (values[0] - min(values))
+    return next(place for place, value in enumerate(values) if value <= limit)
 
 
 def _line(axes: Any, x: Sequence[float], y: Sequence[float], colour: str, style: str, name: str) -> None:

@@ -59,7 +59,7 @@ class Progress:
 
     def rank(self, train_loss: float, val_loss: float) -> bool:
         """Record an evaluation after ``step`` steps; whether its weights are the best so far."""
-        if self.best_loss is None or val_loss < self.best_loss:
+        if math.isfinite(val_loss) and (self.best_loss is None or val_loss < self.best_loss):
             self.best_loss, self.waited = val_loss, 0
         else:
             self.waited += 1

@@ -19,9 +19,9 @@ from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.choice import Choice, choose
 from gptcli.training import snapshots
 from gptcli.training.distributed import World
+from gptcli.training.progress import Progress
 from gptcli.training.run import Run
 from gptcli.training.run_plan import changed_horizon, make_plan
-from gptcli.training.progress import Progress
 
 # Settings that a resumed run may change: its length, and all of its runtime.
 MAY_CHANGE = tuple(

@@ -1,5 +1,6 @@
 """A training run: the settings that depend on the machine, its model, its directory, and its events."""
 
+import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
@@ -8,12 +9,13 @@ from typing import Any
 
 import torch
 
-from gptcli.checkpoints import checkpoint, run_lock
+from gptcli.checkpoints import checkpoint, layout, run_lock
 from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.fields import as_dict
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
+from gptcli.data import text_record
 from gptcli.data.dataset import Corpus
 from gptcli.device import allocator, peak_flops, placement
 from gptcli.device.placement import Precision
@@ -24,9 +26,20 @@ from gptcli.model import cost
 from gptcli.model.dropout_mask import MASKS
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
-from gptcli.training import batch_size, block_compiler, distributed, run_config, samples, tensorboard, trainer
+from gptcli.training import (
+    batch_size,
+    block_compiler,
+    disk,
+    distributed,
+    recorded_texts,
+    run_config,
+    samples,
+    tensorboard,
+    trainer,
+)
 from gptcli.training.distributed import World
 from gptcli.training.events import Event, RolledBack, Saved, Skipped, Stepped
+from gptcli.training.progress import Progress
 from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot, Store
 from gptcli.training.subscribers import LossPicture, Metrics, Subscriber, Subscribers
@@ -65,6 +78,7 @@ class Run:
         precision: the dtype of matrix products.
         kernels: the numba kernels of a step; None where torch computes all of it.
         compiles: whether torch.compile compiles the blocks.
+        disk_needed, disk_free: bytes.
         memory_needed, memory_free: bytes: the forecast of this process's peak, and what is free on the device.
 
         After `begin`:
@@ -79,6 +93,8 @@ class Run:
     precision: Precision
     kernels: TrainKernels | None
     compiles: bool
+    disk_needed: disk.DiskForecast
+    disk_free: int
     memory_needed: int
     memory_free: int
     peak: peak_flops.Peak | None
@@ -175,10 +191,15 @@ class Run:
 
     def _begin_directory(self) -> None:
         if self.snapshot is None:
-            self.store.begin(checkpoint.to_file(self.model), asdict(trainer.Progress()), self.force)
+            self.store.begin(checkpoint.to_file(self.model), asdict(Progress()), self.force)
             no_locks = self._lock.enter_context(run_lock.held(self.path))  # resume.py locks a resumed run
             if no_locks is not None:
                 self.warn(no_locks)
+        record = recorded_texts.record_of(self.corpus, self.tokenizer, self.source, self.recipe.train_share)
+        try:
+            text_record.write(self.path, record)
+        except OSError as error:
+            raise checkpoint.cannot_write(self.path / layout.TEXTS, error) from error
         run_config.write(self.path, self._used())
 
     def train(
@@ -305,7 +326,11 @@ class Run:
         if on_cpu:
             allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
+        if self.plan.validation_windows:  # a copy of the best weights
+            self.memory_needed += 4 * cost.parameter_count(self.model_config)
         self.memory_free = placement.available_memory(device)
+        self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep)
+        self.disk_free = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists())).free
 
     def _make_model(self) -> GPTModel:
         torch.manual_seed(self.recipe.seed)

@@ -19,8 +19,8 @@ from gptcli.config.sources import to_toml
 from gptcli.config.text import TextConfig
 from gptcli.data.open import prepared_folder
 from gptcli.tokenizers.bpe import BPETokenizer
-from gptcli.training.run_plan import Plan
 from gptcli.training.progress import Progress
+from gptcli.training.run_plan import Plan
 
 WITH_ORIGIN = ("context_length", "drop_rate")  # the shape that --init-from leaves open
 

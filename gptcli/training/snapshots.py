@@ -29,6 +29,7 @@ from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
+from gptcli.training.disk import is_pruned
 
 HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
 FIRST_SAVE = 60.0  # seconds before the first save, when the cost of a save is not known yet
@@ -231,7 +232,7 @@ class Store:
 def check_resumable(run: Path) -> None:
     """Raise GptcliError where ``run`` has no snapshot, whole or damaged, or has a newer format."""
     check_format(run)
-    if not _steps(run):
+    if all(map(is_pruned, _steps(run))):
         raise GptcliError(
             f"{run} has no snapshot of a training run, so there is nothing to resume.",
             f"Train on from its weights as a new run: gptcli train TEXT --init-from {run} --out ANOTHER",

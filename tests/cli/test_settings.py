@@ -38,6 +38,8 @@ CHOICES = {
     "init": ("gpt2", "course", "gpt2"),
     "activation": ("gelu_new", "gelu", "relu"),
     "dtype": ("float32", "bfloat16", "float16"),
+    "final": ("best", "last", "best"),
+    "part": ("validation", "train", "validation"),
     "log": ("none", "tensorboard", "none"),
     "errors": ("strict", "replace", "ignore"),
     "overflow": ("slide", "crop", "error"),

@@ -147,31 +147,25 @@ def test_more_epochs_of_a_run_that_has_ended(gptcli: Any, story: Path) -> None:
 # Snapshots
 
 
-def test_the_newest_and_the_best_snapshot_stay_and_open_as_checkpoints(gptcli: Any, story: Path) -> None:
-    options = (*OFTEN, "--max-steps", 8, "--learning-rate", 3, "--keep", 2, "--eval-every", 1)
-    assert gptcli("train", story, *options, "--out", "run").code == 0
-    rows = checkpoint.read_metrics(Path("run"))
-    best = min(rows, key=lambda row: row["val_loss"])["step"] + 1
-    assert best < 6  # else this test shows nothing
+def test_the_newest_snapshots_stay_and_open_as_checkpoints(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", story, *OFTEN, "--max-steps", 8, "--keep", 2, "--out", "run").code == 0
     kept = sorted(path.name for path in Path("run/training").iterdir())
-    assert kept == [f"step-{step:08d}" for step in (best, 7, 8)]
+    assert kept == ["step-00000007", "step-00000008"]
     result = gptcli("generate", "the", "--checkpoint", f"run/training/{kept[0]}", "-n", 3)
     assert result.code == 0, result.err
 
 
 def test_by_default_saving_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
     store = snapshots.Store(tmp_path, None, None, {}, keep=1, every=None)  # type: ignore[arg-type]
-    assert not store.due(1, better=True)
+    assert not store.due(1)
     store._saved_at -= 61.0
-    assert store.due(1, better=False)  # what it costs is not known yet: within a minute
+    assert store.due(1)  # what it costs is not known yet: within a minute
     store._saved_at += 61.0
     store._cost = 1000.0
-    assert not store.due(2, better=True)
     store._saved_at -= 25_000.0
-    assert store.due(2, better=True)
-    assert not store.due(2, better=False)
+    assert not store.due(2)
     store._saved_at -= 40_000.0
-    assert store.due(2, better=False)
+    assert store.due(2)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])

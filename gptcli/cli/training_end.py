@@ -1,0 +1,127 @@
+"""The lines after a run's last step: what its best weights reached, and the one change that helps most."""
+
+import math
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli import render
+from gptcli.cli.stopping import Stop
+
+if TYPE_CHECKING:
+    from gptcli.training.run import Run
+
+NATS_TO_BITS = 1 / math.log(2)
+MEMORISED = 0.02, 0.95  # nats that the validation loss rose, and share of the training loss that is left since
+DROPOUT = 0.3  # for a run that memorised with less
+
+
+def print_end(run: "Run", stop: Stop, speed: str) -> None:
+    """The lines after the last step, and the run's directory on stdout."""
+    from gptcli.checkpoints import checkpoint, layout
+    from gptcli.device.placement import peak_memory
+
+    if stop.number is not None:
+        what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
+        render.warn(f"Stopped by {what} after step {run.step} of {run.plan.total_steps}. Go on with:")
+        render.note(f"  gptcli train --resume {render.quoted(str(run.path))}")
+    elif run.step < run.plan.total_steps:
+        render.note(
+            f"The run ended after step {run.step} of {run.plan.total_steps}, as --max-time or --early-stop says."
+        )
+    if run.peak is not None and speed:
+        most = f"{render.human_flops(run.peak.flops)} in {run.precision.name}, {run.peak.source}"
+        render.note(f"{speed} ({most}), counting 6 FLOPs a parameter and token.")
+    training = layout.read_config(run.path)[1]["training"]
+    rows = checkpoint.read_metrics(run.path) if (run.path / layout.METRICS).exists() else []
+    for line in [best_line(run, training, rows), "" if stop.number is not None else advice(run, training, rows)]:
+        if line:
+            render.note(line)
+    peak_bytes = render.human_bytes(peak_memory(run.placement.device))
+    render.note(f"The checkpoint is in {run.path} (peak memory {peak_bytes}). Speak with it:")
+    render.note(f"  gptcli generate {render.quoted(run.known_prompt())} --checkpoint {render.quoted(str(run.path))}")
+    render.print_text(str(run.path))
+
+
+def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the best evaluation reached, where, and what came after.
+
+    Args:
+        run: one whose session is over.
+        training: what config.json says of it.
+        rows: of metrics.jsonl.
+    """
+    best = training.get("best")
+    if best is None:
+        why = "no text is held out" if not run.plan.validation_windows else "no evaluation could be ranked"
+        return f"The last weights are kept: {why}, so that nothing says which are the best."
+    line = f"Best on unseen text: {_loss(run, best['val_loss'])} at step {best['step']}"
+    is_last = not rows or rows[-1]["step"] <= best["step"]
+    if training["weights"] == "last":
+        return f"{line}{', the last one' if is_last else ''}. The last weights are kept, as --final says."
+    line += ", the last one, kept." if is_last else ", kept."
+    if not is_last and _memorised(best, rows[-1]):
+        line += f" After that it memorised (training {best['train_loss']:.2f} to {rows[-1]['train_loss']:.2f})."
+    elif not is_last and rows[-1]["train_loss"] > best["val_loss"]:
+        line += f" After that the training loss rose to {rows[-1]['train_loss']:.2f}."
+    return line
+
+
+def advice(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The one change that helps most, with a command; empty where none stands out. Arguments as of `best_line`."""
+    from gptcli.training.trouble import FIRST_STEPS, suited_rate
+
+    best = training.get("best")
+    if not rows or run.plan.total_steps <= FIRST_STEPS:
+        return ""
+    lowest = min(row["train_loss"] for row in rows)
+    if rows[-1]["train_loss"] > min(math.log(run.model_config.vocab_size), lowest + 0.3):
+        rate = min(suited_rate(run.model_config), run.recipe.learning_rate / 10)
+        return _again(run, f"a lower learning rate than {run.recipe.learning_rate:g}", "--learning-rate", f"{rate:g}")
+    if best is None or best["train_loss"] is None:
+        return ""
+    if _memorised(best, rows[-1]):
+        return _against_memorising(run)
+    if rows[-1]["step"] <= best["step"] and run.step == run.plan.total_steps:
+        name, value = ("max-steps", run.recipe.max_steps) if run.recipe.max_steps else ("epochs", run.recipe.epochs)
+        return _again(run, "more steps, for the loss was still falling", f"--{name}", str(2 * value))
+    return ""
+
+
+def _against_memorising(run: "Run") -> str:
+    """Of one change each to the demo, dropout 0.3 helped; a vocabulary trained on the 20 kB, or letters, did not."""
+    if run.model_config.drop_rate < DROPOUT:
+        return _again(run, "more text, or else more dropout", "--drop-rate", f"{DROPOUT:g}")
+    return "What helps most: more text."
+
+
+def _again(run: "Run", what: str, *options: str) -> str:
+    """A line on ``what`` helps, with the command that repeats the run so."""
+    from gptcli.checkpoints.layout import SETTINGS
+
+    if "-" in run.source["texts"]:
+        return f"What helps most: {what} ({' '.join(options)})."
+    words = ["gptcli", "train", "--config", str(run.path / SETTINGS), "--out", str(_next(run.path)), *options]
+    return f"What helps most: {what}. {' '.join(map(render.quoted, words))}"
+
+
+def _next(path: Path) -> Path:
+    """A name beside ``path`` that is free."""
+    return next(new for n in range(2, 10_000) if not (new := path.with_name(f"{path.name}-{n}")).exists())
+
+
+def _memorised(best: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    if best["train_loss"] is None or last["val_loss"] is None:
+        return False
+    rose, left = MEMORISED
+    return bool(last["val_loss"] > best["val_loss"] + rose and last["train_loss"] < left * best["train_loss"])
+
+
+def _loss(run: "Run", nats: float) -> str:
+    from gptcli.data import text_record
+
+    record = text_record.read(run.path)
+    part = record and record.validation
+    bits = f" ({nats * NATS_TO_BITS / part.bytes_per_token:.2f} bits a byte)" if part and part.bytes_per_token else ""
+    return f"{nats:.3f} nats a token{bits}"

@@ -1,0 +1,90 @@
+"""How much of the disk a run takes, and how to get back what only its resuming needs. Imports no torch."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.checkpoints import overwrite, run_lock
+from gptcli.checkpoints.layout import BEST_WEIGHTS, CONFIG, OPTIMIZER, SNAPSHOTS, STATE, WEIGHTS, read_config
+from gptcli.config.model import GPTConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.errors import GptcliError
+from gptcli.model.cost import parameter_count
+
+FLOAT = 4  # bytes of a parameter in a file
+MOMENTS = {
+    "adamw": 2.0,
+    "adam": 2.0,
+    "sgd": 1.0,
+    "adafactor": 0.0,
+}  # numbers that an optimizer keeps a parameter
+
+
+@dataclass(frozen=True)
+class DiskForecast:
+    """Bytes that a run takes at its end, and those of them that only resuming needs."""
+
+    total: int
+    for_resuming: int
+
+
+def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int) -> DiskForecast:
+    """The most that a run of this shape takes with ``keep`` snapshots."""
+    parameters = parameter_count(config)
+    inside = 12 * config.n_layers * config.emb_dim**2  # the matrices that Muon keeps one number for
+    moments = 2 * parameters - inside if recipe.optimizer == "muon" else int(MOMENTS[recipe.optimizer] * parameters)
+    weights, snapshots = FLOAT * parameters, min(keep, recipe.max_steps or keep)
+    total = snapshots * (weights + FLOAT * moments) + weights
+    return DiskForecast(total, total - 2 * weights)
+
+
+def prune(run: Path) -> int:
+    """Remove what only resuming needs: all snapshots but the newest, whose weights stay if they are not the run's own.
+
+    Returns:
+        the bytes that this freed.
+
+    Raises:
+        GptcliError: ``run`` is no checkpoint, a process trains it, or a snapshot holds files that gptcli did not write.
+    """
+    read_config(run)
+    with run_lock.held(run):
+        folders = sorted((run / SNAPSHOTS).glob("step-*"))
+        others = [name for folder in folders for name in overwrite.foreign(folder, overwrite.OF_A_SNAPSHOT)]
+        if others:
+            raise GptcliError(
+                f"A snapshot of {run} holds what gptcli did not write: {', '.join(others[:5])}.",
+                "Move it elsewhere first.",
+            )
+        before = _size(run)
+        try:
+            for folder in folders[:-1]:
+                shutil.rmtree(folder)
+            for folder in folders[-1:]:
+                _prune_newest(run, folder)
+        except OSError as error:
+            raise GptcliError(
+                f"Cannot remove files of {run}: {error.strerror or error}.", "Check that you may write there."
+            ) from error
+        return before - _size(run)
+
+
+def _prune_newest(run: Path, folder: Path) -> None:
+    if (folder / WEIGHTS).exists() and not (folder / WEIGHTS).samefile(run / WEIGHTS):
+        for name in (STATE, OPTIMIZER, BEST_WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        return
+    shutil.rmtree(folder)
+    if not any((run / SNAPSHOTS).iterdir()):
+        (run / SNAPSHOTS).rmdir()
+
+
+def is_pruned(folder: Path) -> bool:
+    """Whether a snapshot has only the last weights left."""
+    return (folder / CONFIG).exists() and not any((folder / name).exists() for name in (STATE, OPTIMIZER))
+
+
+def _size(run: Path) -> int:
+    """Bytes of all files, each once however many names it has."""
+    found = {(about.st_dev, about.st_ino): about.st_size for file in run.rglob("*") if (about := file.stat())}
+    return sum(found.values())

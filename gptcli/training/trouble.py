@@ -1,0 +1,89 @@
+"""What goes wrong in a run, noticed while it trains: each kind is said once."""
+
+import math
+from collections.abc import Callable
+
+from gptcli.config.model import PRESETS, GPTConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.training.events import Evaluated, Event
+
+FIRST_STEPS = 20  # an untrained model is worse than guessing: no word on that before so many steps after the warm-up
+RISE = 0.3  # nats by which the training loss exceeds its lowest value so far before it counts as rising
+WAIT = 3  # evaluations without a better validation loss before the run counts as memorising
+TOO_HIGH = 5  # times the suitable rate
+SUITED = {"tiny": 2e-3, "mini": 1e-3, "small": 5e-4, "medium": 3e-4, "large": 2.5e-4, "xl": 2e-4}
+
+
+def suited_rate(config: GPTConfig) -> float:
+    """A peak learning rate for AdamW, Adam and Muon that suits a model of this width: that of the nearest preset.
+
+    From medium on they are GPT-3's (table 2.1 of Brown et al., 2020); small has the course's.
+    """
+    return SUITED[min(SUITED, key=lambda name: abs(math.log(PRESETS[name].emb_dim / config.emb_dim)))]
+
+
+class Trouble:
+    """A subscriber that says when training goes wrong.
+
+    Args:
+        config: the model's shape.
+        recipe: how it is trained.
+        say: called with a line.
+    """
+
+    name = "The warnings"
+
+    def __init__(self, config: GPTConfig, recipe: RecipeConfig, say: Callable[[str], None]) -> None:
+        self.config, self.recipe, self.say = config, recipe, say
+        self._said: set[str] = set()
+        self._lowest: Evaluated | None = None  # by training loss
+        self._best: tuple[int, float] | None = None  # step and validation loss
+        self._waited = 0
+
+    def start(self) -> None:
+        suited = suited_rate(self.config)
+        if self.recipe.optimizer in ("adamw", "adam") and self.recipe.learning_rate > TOO_HIGH * suited:
+            self._once("rate", f"A learning rate of {self.recipe.learning_rate:g} is high: {suited:g} suits this size.")
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, Evaluated):
+            self._judge(event)
+
+    def end(self) -> None:
+        pass
+
+    def _judge(self, row: Evaluated) -> None:
+        guessing, lowest = math.log(self.config.vocab_size), self._lowest
+        loss = row.train_loss if row.val_loss is None else max(row.train_loss, row.val_loss)
+        rate = f"--learning-rate {min(suited_rate(self.config), self.recipe.learning_rate / 10):g}"
+        if row.step >= self.recipe.warmup_steps + FIRST_STEPS and row.train_loss > guessing:
+            self._once(
+                "guessing",
+                f"The loss, {loss:.2f}, is above that of guessing, {guessing:.2f} (the log of "
+                f"{self.config.vocab_size:,} tokens): the learning rate is too high, try {rate}.",
+            )
+        elif lowest is not None and row.train_loss > lowest.train_loss + RISE:
+            self._once(
+                "rising",
+                f"The training loss has risen from {lowest.train_loss:.3f} at step {lowest.step} to "
+                f"{row.train_loss:.3f}: the learning rate is probably too high, try {rate}.",
+            )
+        if lowest is None or row.train_loss < lowest.train_loss:
+            self._lowest = row
+        if row.val_loss is None:
+            return
+        if self._best is None or row.val_loss < self._best[1]:
+            self._best, self._waited = (row.step, row.val_loss), 0
+            return
+        self._waited += 1
+        if self._waited == WAIT and self._lowest is row:
+            self._once(
+                "memorising",
+                f"It memorises: the validation loss was lowest at step {self._best[0]} ({self._best[1]:.3f}), and only "
+                f"the training loss still falls. Those weights are kept; --early-stop {WAIT} would end the run here.",
+            )
+
+    def _once(self, kind: str, line: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self.say(line)
