@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli import evaluation_view, options, render, task_view
+from gptcli.cli.settings_command import flag
 from gptcli.config.compute import ComputeConfig
 from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_together
-from gptcli.errors import GptcliError, SettingError
+from gptcli.errors import GptcliError, SettingError, with_names
 
 if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
@@ -84,7 +85,7 @@ def evaluate(
         ]
         evaluation_view.show_texts(results, found, as_json)
         for line in remarks(results):
-            render.warn(line)
+            render.warn(with_names(line, flag))
         if plot is not None:
             _draw(results, plot)
     else:

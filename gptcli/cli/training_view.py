@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from gptcli.cli import render
+from gptcli.cli.settings_command import flag
 from gptcli.cli.stopping import stop_on_signals
 from gptcli.cli.training_end import print_end
 from gptcli.config.model import PRESETS
+from gptcli.errors import with_names
 from gptcli.training.pace import Forecast
 
 if TYPE_CHECKING:
@@ -35,9 +37,10 @@ def show(run: "Run") -> None:
         print_header(run)
         run.begin()
         bar = ProgressBar(run)
+        trouble = Trouble(run.model_config, run.recipe, lambda line: bar.say(with_names(line, flag)))
         sampler = None if render.verbosity.quiet else run.sampler(lambda text: bar.say("  " + text))
         with stop_on_signals() as stop:
-            subscribers: list[Subscriber] = [bar, Trouble(run.model_config, run.recipe, bar.say)]
+            subscribers: list[Subscriber] = [bar, trouble]
             subscribers += [] if sampler is None else [sampler]
             # Whoever sends SIGTERM does not wait for an evaluation.
             run.train(subscribers, stop.asked, lambda: stop.number == signal.SIGTERM)
@@ -159,7 +162,7 @@ def print_header(run: "Run") -> None:
     total, resuming = (render.human_bytes(n) for n in (run.disk_needed.total, run.disk_needed.for_resuming))
     render.note(f"{total} of disk at most, {resuming} of it only to resume: gptcli checkpoints NAME --prune frees it.")
     if run.disk_needed.total > run.disk_free:
-        render.warn(f"The disk has only {render.human_bytes(run.disk_free)} free. --keep 1 takes less.")
+        render.note(f"The disk has only {render.human_bytes(run.disk_free)} free. --keep 1 takes less.")
 
 
 def _advice(run: "Run") -> str:

@@ -86,9 +86,13 @@ class Units:
 
 
 def remarks(results: Sequence[TextResult]) -> list[str]:
-    """A line on every checkpoint that was trained on the texts, and one where that makes a comparison unfair."""
+    """A line on every checkpoint that was trained on the texts, and one where that makes a comparison unfair.
+
+    ``{part}`` in a line stands for the setting, as in a `SettingError`.
+    """
     lines = [
-        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text; --part validation measures the rest."
+        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text. {{part}} validation measures the "
+        "rest."
         for result in results
         if result.trained_on
     ]

@@ -28,7 +28,7 @@ class Trouble:
     Args:
         config: the model's shape.
         recipe: how it is trained.
-        say: called with a line.
+        say: called with a line, in which ``{early_stop}`` stands for a setting, as in a `SettingError`.
     """
 
     name = "The warnings"
@@ -55,7 +55,7 @@ class Trouble:
     def _judge(self, row: Evaluated) -> None:
         guessing, lowest = math.log(self.config.vocab_size), self._lowest
         loss = row.train_loss if row.val_loss is None else max(row.train_loss, row.val_loss)
-        rate = f"--learning-rate {min(suited_rate(self.config), self.recipe.learning_rate / 10):g}"
+        rate = f"{{learning_rate}} {min(suited_rate(self.config), self.recipe.learning_rate / 10):g}"
         if row.step >= self.recipe.warmup_steps + FIRST_STEPS and row.train_loss > guessing:
             self._once(
                 "guessing",
@@ -80,7 +80,7 @@ class Trouble:
             self._once(
                 "memorising",
                 f"It memorises: the validation loss was lowest at step {self._best[0]} ({self._best[1]:.3f}), and only "
-                f"the training loss still falls. Those weights are kept; --early-stop {WAIT} would end the run here.",
+                f"the training loss still falls. Those weights are kept; {{early_stop}} {WAIT} would end the run here.",
             )
 
     def _once(self, kind: str, line: str) -> None:
