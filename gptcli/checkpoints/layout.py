@@ -34,7 +34,7 @@ def find(name: Path | str | None = None) -> Path:
     """
     known = sorted(
         (path.parent for path in ROOT.glob(f"*/{WEIGHTS}") if not path.parent.name.startswith(".")),
-        key=written_at,
+        key=lambda path: (path / WEIGHTS).stat().st_mtime,
     )
     if name is None:
         if not known:
@@ -50,11 +50,6 @@ def find(name: Path | str | None = None) -> Path:
         return ROOT / path
     hint = nearest(path.name, [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
     raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
-
-
-def written_at(path: Path) -> float:
-    """When a checkpoint was written, in seconds since 1970; a run's best weights may be older than its config.json."""
-    return max(file.stat().st_mtime for file in (path / WEIGHTS, path / CONFIG) if file.exists())
 
 
 def last(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config, written_at
+from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
@@ -77,7 +77,7 @@ def _describe(path: Path) -> dict[str, Any]:
     header = read_header(path / WEIGHTS)
     training = ours.get("training") or {}
     tokenizer = ours.get("tokenizer") or {}
-    modified = datetime.fromtimestamp(written_at(path)).astimezone()
+    modified = datetime.fromtimestamp((path / WEIGHTS).stat().st_mtime).astimezone()
     best = training.get("best") if isinstance(training, dict) else None
     best = best if isinstance(best, dict) else {}
     return {

@@ -139,6 +139,9 @@ class Store:
         is_best = self._best is not None and self.facts["recipe"].get("final") != "last"
         try:
             _link(self._best[0] if is_best and self._best else path / WEIGHTS, self.run / WEIGHTS)
+            os.utime(
+                self.run / WEIGHTS
+            )  # the newest checkpoint is found by it; the best may have been written long ago
             about = self._about(progress, "best" if is_best else "last")
             checkpoint.write_config(self.run, self.config, self.tokenizer, about)
             self._let_go()
