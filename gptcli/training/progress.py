@@ -68,18 +68,18 @@ class Progress:
         self.best = Best(self.step - 1, train_loss, val_loss)
         return True
 
-    def to_go_on(self, recipe: RecipeConfig, plan: Plan) -> str:
-        """The options of a run that has ended with which it goes on: each of its limits that is reached, doubled."""
-        options = []
+    def to_go_on(self, recipe: RecipeConfig, plan: Plan) -> dict[str, object]:
+        """The settings of a run that has ended with which it goes on: each of its limits that is reached, doubled."""
+        more: dict[str, object] = {}
         if self.step >= plan.total_steps and recipe.max_steps is not None:
-            options.append(f"--max-steps {2 * self.step}")
+            more["max_steps"] = 2 * self.step
         elif self.step >= plan.total_steps:
-            options.append(f"--epochs {2 * math.ceil(self.step / plan.steps_per_epoch)}")
+            more["epochs"] = 2 * math.ceil(self.step / plan.steps_per_epoch)
         if recipe.early_stop is not None and self.waited >= recipe.early_stop:
-            options.append(f"--early-stop {2 * self.waited}")
+            more["early_stop"] = 2 * self.waited
         if recipe.max_time is not None and self.seconds >= recipe.max_time:
-            options.append(f"--max-time {2 * math.ceil(self.seconds)}s")
-        return " ".join(options)
+            more["max_time"] = f"{2 * math.ceil(self.seconds)}s"
+        return more
 
     def ended(self, recipe: RecipeConfig, total_steps: int) -> str | None:
         """Why the run has ended, or None if it has not."""
@@ -88,7 +88,7 @@ class Progress:
         if self.step == total_steps:
             return f"all {total_steps} steps are done"
         if recipe.early_stop is not None and self.waited >= recipe.early_stop:
-            return f"the validation loss was no better for {self.waited} evaluations (--early-stop)"
+            return f"the validation loss was no better for {self.waited} evaluations (early_stop)"
         if recipe.max_time is not None and self.seconds >= recipe.max_time:
-            return f"{self.seconds:.0f} seconds have passed (--max-time)"
+            return f"{self.seconds:.0f} seconds have passed (max_time)"
         return None

@@ -30,7 +30,7 @@ MAY_CHANGE = tuple(
 Settings = TypeVar("Settings", RecipeConfig, RuntimeConfig)
 TEXTS = ("texts", "encoding", "errors", "allow_special")  # compared with the snapshot's facts["source"]
 CONTRADICTIONS = ("out", "force", "init_from", "size")
-_NEW = "Give the text that the run began with, or start a new run from its weights with --init-from."
+_NEW = "Give the text that the run began with, or start a new run from its weights with {init_from}."
 
 
 @contextmanager
@@ -82,13 +82,14 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     )  # fmt: skip
     if corpus.fingerprint != source["sha256"]:
         tokens = len(corpus.train) + len(corpus.validation)
-        raise GptcliError(_changed(path, source, corpus.characters, tokens), _NEW)
+        raise SettingError(_changed(path, source, corpus.characters, tokens), _NEW)
     progress, plan = Progress.of(snapshot.progress), make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:
+        more = (f"--{name.replace('_', '-')} {value}" for name, value in progress.to_go_on(recipe, plan).items())
         raise GptcliError(
             f"{path} has ended: {ended}.",
-            f"To go on, give it more: gptcli train --resume {shlex.quote(str(path))} {progress.to_go_on(recipe, plan)}",
+            f"To go on, give it more: gptcli train --resume {shlex.quote(str(path))} {' '.join(more)}",
         )
     for line in passed_over:
         callbacks.warn(line)
@@ -99,7 +100,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     if snapshot.facts["recipe"].get("dtype") == "auto":
         known = "precision" in snapshot.facts
         how = ", as it began" if known else ": its snapshots do not say what that was"
-        callbacks.report(f"The run was begun with --dtype auto and goes on in {recipe.dtype}{how}.")
+        callbacks.report(f"The run was begun with dtype auto and goes on in {recipe.dtype}{how}.")
     return Run(
         path, recipe, runtime, corpus, opened.tokenizer, opened.config, None,
         source=source, snapshot=snapshot, force=False, world=world,

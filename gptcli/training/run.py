@@ -19,7 +19,7 @@ from gptcli.data import text_record
 from gptcli.data.dataset import Corpus
 from gptcli.device import allocator, peak_flops, placement
 from gptcli.device.placement import Precision
-from gptcli.errors import GptcliError
+from gptcli.errors import SettingError
 from gptcli.kernels.cpu import train_kernels
 from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model import cost
@@ -160,9 +160,9 @@ class Run:
             self._forecast_memory()
             yield
         except torch.OutOfMemoryError as error:
-            raise GptcliError(
+            raise SettingError(
                 f"{self.placement.device} has no room left: {str(error).splitlines()[0]}",
-                "Try --batch-size auto, --recompute, or for a run that goes on a larger --accumulate.",
+                "Try {batch_size} auto, {recompute}, or for a run that goes on a larger {accumulate}.",
             ) from error
         except RuntimeError as error:
             if self.world.size == 1:
@@ -278,7 +278,7 @@ class Run:
             )
 
     def _choose_precision(self) -> Precision:
-        """The precision of --dtype; a resumed run keeps the one it began with."""
+        """The precision of ``dtype``; a resumed run keeps the one it began with."""
         chosen = placement.training_precision(self.dtype, self.placement.device)
         return chosen if self.snapshot is None else replace(chosen, reason="as before")
 
@@ -288,12 +288,12 @@ class Run:
         device, T = self.placement.device, self.plan.context_length
         parts = batch_size.fewest_parts(self.model_config, self.recipe, self.runtime, windows, T, device, self.world)
         if parts is None:
-            raise GptcliError(
+            raise SettingError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
-                "Try --recompute, a smaller --size or a shorter --context-length.",
+                "Try {recompute}, a smaller model or a shorter {context_length}.",
             )
         how = f"in {parts} parts of at most {-(-windows // parts)}" if parts > 1 else "at once"
-        self.report(f"Memory has room to compute the {windows} windows of a step {how} (--accumulate {parts}).")
+        self.report(f"Memory has room to compute the {windows} windows of a step {how} (accumulate {parts}).")
         return parts
 
     def _open_kernels(self) -> TrainKernels | None:
@@ -309,7 +309,7 @@ class Run:
         return kernels
 
     def _compiles(self) -> bool:
-        """Whether torch.compile compiles the blocks: by --compile, else by the run's FLOPs."""
+        """Whether torch.compile compiles the blocks: by ``compile``, else by the run's FLOPs."""
         tokens = self.plan.total_steps * self.plan.tokens_per_step
         flops = cost.training_flops_rule(self.model_config) * tokens
         chosen, line = block_compiler.choose(self.runtime.compile, self.placement.device, flops, self.world.size)

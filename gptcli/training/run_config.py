@@ -64,7 +64,7 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
         lines.append(f"It ran in {run.processes} processes.")
     steps = None if last_snapshot is None else _steps_of_an_early_end(run, last_snapshot)
     if steps is not None:
-        lines.append(f"--max-time or --early-stop ended it after {steps} steps, which max_steps stands for.")
+        lines.append(f"max_time or early_stop ended it after {steps} steps, which max_steps stands for.")
         if run.recipe.schedule != "constant":
             lines.append(f"Its schedule was planned for {run.plan.schedule_steps} steps, schedule_steps.")
     file = path / SETTINGS

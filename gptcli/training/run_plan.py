@@ -53,7 +53,7 @@ def make_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
         )
     batch_size = min(recipe.batch_size, len(train))
     if batch_size < recipe.batch_size:
-        notes.append(f"The text gives {len(train)} windows, fewer than --batch-size {recipe.batch_size}: all at once.")
+        notes.append(f"The text gives {len(train)} windows, fewer than a batch of {recipe.batch_size}: all at once.")
     steps_per_epoch = len(train) // batch_size
     total_steps = steps_per_epoch * recipe.epochs if recipe.max_steps is None else recipe.max_steps
     return Plan(

@@ -15,7 +15,7 @@ from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from gptcli.data.dataset import Corpus, Windows
 from gptcli.device.placement import peak_memory, sent
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, SettingError
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
 from gptcli.training.best_weights import BestWeights
@@ -284,7 +284,7 @@ class _Run:
     def _diverged(self, step: int) -> GptcliError:
         rate = self.recipe.learning_rate
         kept = " The last good checkpoint is kept." if self.store is not None else ""
-        return GptcliError(
+        return SettingError(
             f"Loss or gradient is not finite at step {step} and just before: training has diverged.{kept}",
-            f"Lower --learning-rate (now {rate:g}), or add --warmup-steps 100.",
+            f"Lower {{learning_rate}} (now {rate:g}), or add {{warmup_steps}} 100.",
         )

@@ -92,7 +92,7 @@ def test_a_run_in_parts_is_the_same_run_and_goes_on_in_as_many(gptcli: Any, stor
     room_for(config, 3, 16)
     result = gptcli("train", story, *OPTIONS, "--batch-size", "auto:8", "--out", "parts")
     assert result.code == 0, result.err
-    assert "room to compute the 8 windows of a step in 3 parts of at most 3 (--accumulate 3)" in result.err
+    assert "room to compute the 8 windows of a step in 3 parts of at most 3 (accumulate 3)" in result.err
     rows = [checkpoint.read_metrics(Path(name)) for name in ("whole", "parts")]
     for one, other in zip(*rows, strict=True):
         assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
@@ -109,7 +109,7 @@ def test_a_run_in_parts_is_the_same_run_and_goes_on_in_as_many(gptcli: Any, stor
 def test_auto_alone_keeps_the_default_batch(gptcli: Any, story: Path) -> None:
     result = gptcli("train", story, *OPTIONS, "--batch-size", "auto", "--out", "run")
     assert result.code == 0, result.err
-    assert "the 4 windows of a step at once (--accumulate 1)" in result.err
+    assert "the 4 windows of a step at once (accumulate 1)" in result.err
 
 
 @pytest.mark.parametrize(

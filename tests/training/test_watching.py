@@ -267,7 +267,7 @@ def test_an_old_run_that_says_auto_keeps_what_that_was(
     state.write_text(json.dumps(written), encoding="utf-8")
     result = gptcli("train", "--resume", "run", "--max-steps", 4)
     assert result.code == 0, result.err
-    assert f"The run was begun with --dtype auto and {said}" in result.err
+    assert f"The run was begun with dtype auto and {said}" in result.err
     assert facts_of("run")["recipe"]["dtype"] == now
 
 
