@@ -70,14 +70,16 @@ def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[st
 
 def advice(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """The one change that helps most, with a command; empty where none stands out. Arguments as of `best_line`."""
-    from gptcli.training.trouble import FIRST_STEPS, suited_rate
+    from gptcli.training.trouble import FIRST_STEPS, TOO_HIGH, suited_rate
 
     best = training.get("best")
     if not rows or run.plan.total_steps <= FIRST_STEPS:
         return ""
     lowest = min(row["train_loss"] for row in rows)
-    if rows[-1]["train_loss"] > min(math.log(run.model_config.vocab_size), lowest + 0.3):
-        rate = min(suited_rate(run.model_config), run.recipe.learning_rate / 10)
+    suited = suited_rate(run.model_config)
+    too_high = run.recipe.optimizer in ("adamw", "adam") and run.recipe.learning_rate > TOO_HIGH * suited
+    if too_high or rows[-1]["train_loss"] > min(math.log(run.model_config.vocab_size), lowest + 0.3):
+        rate = min(suited, run.recipe.learning_rate / 10)
         return _again(run, f"a lower learning rate than {run.recipe.learning_rate:g}", "--learning-rate", f"{rate:g}")
     if best is None or best["train_loss"] is None:
         return ""
