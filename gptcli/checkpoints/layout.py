@@ -13,6 +13,7 @@ from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.tokenizers import Tokenizer, vocabulary
 
 ROOT = Path("checkpoints")
+MAKE_ONE = "Make one: gptcli download story, then gptcli train data/story.txt --size tiny"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER_FILES = (vocabulary.FILE, "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
@@ -40,7 +41,7 @@ def find(name: Path | str | None = None) -> Path:
         if not known:
             raise GptcliError(
                 f"There is no checkpoint under {ROOT}{os.sep} yet.",
-                "Make one: gptcli train data/story.txt --size tiny",
+                MAKE_ONE,
             )
         return known[-1]
     path = Path(name)
@@ -48,7 +49,7 @@ def find(name: Path | str | None = None) -> Path:
         return path
     if (ROOT / path).exists():
         return ROOT / path
-    hint = nearest(path.name, [p.name for p in known]) if known else "Make one: gptcli train data/story.txt --size tiny"
+    hint = nearest(path.name, [p.name for p in known]) if known else MAKE_ONE
     raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
 
 

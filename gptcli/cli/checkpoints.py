@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli.checkpoints.layout import CONFIG, ROOT, WEIGHTS, find, read_config
+from gptcli.checkpoints.layout import CONFIG, MAKE_ONE, ROOT, WEIGHTS, find, read_config
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
@@ -48,7 +48,7 @@ def checkpoints(
     elif rows:
         _print_table(rows)
     else:
-        render.note("There is no checkpoint yet. Make one: gptcli train data/story.txt, or gptcli load-gpt2")
+        render.note(f"There is no checkpoint yet. {MAKE_ONE}")
 
 
 def _prune(name: str | None) -> None:

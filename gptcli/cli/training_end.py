@@ -92,7 +92,7 @@ def advice(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, 
 
 
 def _against_memorising(run: "Run") -> str:
-    """Of one change each to the demo, dropout 0.3 helped; a vocabulary trained on the 20 kB, or letters, did not."""
+    """With dropout 0.3, the run of `make demo` reached a lower validation loss (4.912 beside 4.954, one seed)."""
     if run.model_config.drop_rate < DROPOUT:
         return _again(run, "more text, or else more dropout", "--drop-rate", f"{DROPOUT:g}")
     return "What helps most: more text."
