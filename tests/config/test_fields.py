@@ -63,7 +63,7 @@ def test_every_field_is_a_setting_with_a_help_text(config: Any) -> None:
 def test_what_resuming_may_change() -> None:
     assert all(each.setting.on_resume for each in fields_of(RuntimeConfig).values())
     may = {name for name, each in fields_of(RecipeConfig).items() if each.setting.on_resume}
-    assert may == {"epochs", "max_steps", "max_time", "early_stop"}
+    assert may == {"epochs", "max_steps", "max_time", "early_stop", "final", "schedule_steps"}
 
 
 def test_older_snapshots_have_both_in_one_table() -> None:

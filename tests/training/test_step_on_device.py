@@ -133,7 +133,7 @@ def test_when_blocks_are_compiled_unasked(monkeypatch: pytest.MonkeyPatch) -> No
     reason[0] = "Triton is not installed"  # type: ignore[call-overload]
     assert block_compiler.choose(None, gpu, long) == (
         False,
-        "The blocks are not compiled: Triton is not installed (--compile asks for it).",
+        "The blocks are not compiled: Triton is not installed; the setting compile asks for it.",
     )
 
 
