@@ -48,7 +48,7 @@ def checkpoints(
     elif rows:
         _print_table(rows)
     else:
-        render.note(f"There is no checkpoint yet. {MAKE_ONE}")
+        render.note(f"There is no checkpoint yet. {MAKE_ONE}, or gptcli load-gpt2")
 
 
 def _prune(name: str | None) -> None:
