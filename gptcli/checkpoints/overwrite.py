@@ -66,7 +66,11 @@ def _check_checkpoint(path: Path) -> None:
 
 
 LOCKS = rf"{re.escape(run_lock.LOCK)}|{re.escape(run_lock.OWNER)}"
-OF_A_SNAPSHOT = re.compile(written(CONFIG, WEIGHTS, OPTIMIZER, BEST_WEIGHTS, STATE, *TOKENIZER_FILES))
+# safetensors writes under a name of its own and renames at the end; a killed process leaves that file.
+_HALF_WRITTEN = r"\.tmp[A-Za-z0-9]{6}"
+OF_A_SNAPSHOT = re.compile(
+    rf"{written(CONFIG, WEIGHTS, OPTIMIZER, BEST_WEIGHTS, STATE, *TOKENIZER_FILES)}|{_HALF_WRITTEN}"
+)
 CHECKPOINT = Kind(
     "a checkpoint of gptcli's",
     re.compile(
@@ -128,13 +132,13 @@ def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> No
     if not _holds_something(path):
         return
     _recognise(path, kind)
+    run_lock.refuse_held(path)  # before the files, which a running process adds and removes
     others = foreign(path, kind.ours)
     if others:
         raise GptcliError(
             f"{path} exists already, and holds what gptcli did not write: {_listed(others)}.",
             "Choose another folder, or move these elsewhere first.",
         )
-    run_lock.refuse_held(path)
 
 
 def put_in_place(partial: Path, path: Path, kind: Kind = CHECKPOINT, *, force: bool = False) -> None:

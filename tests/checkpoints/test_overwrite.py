@@ -207,6 +207,20 @@ def test_a_run_that_another_process_holds_is_not_replaced(run_in: Any, tmp_path:
         before = everything(tmp_path)
         run_in(command, run, "--force").assert_user_error("run is in use", f"process {os.getpid()}")
         assert everything(tmp_path) == before
+        (run / "unknown").touch()  # such as a file that the process is just writing
+        run_in(command, run, "--force").assert_user_error("run is in use", f"process {os.getpid()}")
+
+
+def test_a_file_that_a_killed_process_left_in_a_snapshot_is_known_as_ours(run_in: Any) -> None:
+    run = made("train")
+    half = run / "training" / ".step-00000060.28981.partial"
+    half.mkdir()
+    (half / ".tmppoZV5R").touch()  # safetensors' own temporary file
+    assert overwrite.foreign(run, overwrite.CHECKPOINT.ours) == []
+    (half / ".tmpmine").touch()
+    run_in("train", run, "--force").assert_user_error("holds what gptcli did not write", ".tmpmine")
+    (half / ".tmpmine").unlink()
+    assert run_in("train", run, "--force").code == 0
 
 
 def test_all_that_we_write_is_known_as_ours(gptcli: Any, story: Path, tmp_path: Path) -> None:
