@@ -137,12 +137,12 @@ def print_header(run: "Run") -> None:
     from gptcli.device.machine import multiplies_bfloat16
     from gptcli.model import cost
 
-    plan, config = run.plan, run.model_config
+    plan, config, held_out = run.plan, run.model_config, run.corpus.validation
     together = f", {run.world.size} processes" if run.world.size > 1 else ""
     render.note(
         f"{run.corpus.characters:,} characters, {run.corpus.tokens:,} tokens "
         f"({run.tokenizer.kind}, vocabulary {config.vocab_size:,}): {len(run.corpus.train):,} to train on, "
-        f"{len(run.corpus.validation):,} to validate."
+        f"{0 if held_out is None else len(held_out):,} to validate."
     )
     render.note(
         f"{plan.train_windows:,} windows of {plan.context_length} tokens, {plan.batch_size} a step: "

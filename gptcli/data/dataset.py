@@ -168,6 +168,14 @@ class Windows:
         inputs = starts + torch.arange(self.context_length)  # (B, T)
         return self.tokens[inputs].long(), self.tokens[inputs + 1].long()
 
+    def step(self, numbers: Sequence[int], share: slice) -> tuple[Tensor, Tensor, None]:
+        """Inputs and targets of one process's ``share`` of a step's windows, which all weigh the same."""
+        return *self.batch(numbers[share]), None
+
+    def weight(self, targets: Tensor) -> float:
+        """The number of targets, in windows."""
+        return targets.numel() / self.context_length
+
     def rest(self) -> tuple[Tensor, Tensor] | None:
         """Inputs and targets (1, R) int64 of the R < T tokens behind the last of adjacent windows; None if R is 0."""
         first, end = len(self) * self.stride, len(self.tokens) - 1

@@ -9,7 +9,13 @@ from gptcli.kernels.gpu.triton_support import triton_reason
 
 CHUNK_BYTES = 104 * 2**20
 GPU_CHUNK_BYTES = 2**31  # so large that there are few launches
+IGNORED = -100  # a target that no loss is computed for, as in torch
 ALIGNED = 128  # columns are padded to a multiple: cuBLAS's kernels for an odd width such as 50,257 are slow
+
+
+def counted(targets: Tensor) -> int:
+    """How many of the targets a loss is computed for."""
+    return int((targets != IGNORED).sum())
 
 
 def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -34,7 +40,8 @@ def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(head, dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.empty_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), device=hidden.device)
         chunks = max(1, -(-4 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))
         rows = -(-len(hidden) // chunks)  # equal chunks: each, however small, reads and writes the head's gradient
@@ -54,6 +61,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_logits = grad_logits.to(head.dtype)
             part, keep = grad_hidden[start : start + rows], float(start > 0)
             torch.addmm(part, grad_logits, head, beta=0, alpha=mean, out=part)
+            if grad_head is None:  # a frozen head
+                continue
             if h.dtype == torch.float32:
                 torch.addmm(grad_head, grad_logits.T, h, beta=keep, alpha=mean, out=grad_head)
             else:  # products in the lower precision, added in float32
@@ -63,12 +72,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total * mean
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad_hidden, grad_head = ctx.grads
         del ctx.grads
         if grads[0].device.type == "cpu" and grads[0] == 1:  # saves a pass over the head's gradient
             return grad_hidden, grad_head, None
-        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None
+        return grad_hidden.mul_(grads[0]), None if grad_head is None else grad_head.mul_(grads[0]), None
 
 
 def _chunk_bytes(hidden: Tensor) -> int:
@@ -90,29 +99,32 @@ class _TritonCrossEntropy(torch.autograd.Function):
         buffer = hidden.new_empty(rows, width)
         losses = hidden.new_empty(count, dtype=torch.float32)
         if with_gradient:
-            grad_hidden, grad_head = torch.empty_like(hidden), torch.empty_like(matrix, dtype=torch.float32)
+            grad_hidden = torch.empty_like(hidden)
+            grad_head = torch.empty_like(matrix, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for h, y, start in zip(hidden.split(rows), targets.split(rows), range(0, count, rows), strict=True):
             logits = torch.mm(h, matrix.T, out=buffer[: len(h)])  # (rows, W)
             cross_entropy_(logits, y, losses[start : start + rows], vocab, gradient=with_gradient)
             if with_gradient:  # logits now hold N times their gradient
                 part = grad_hidden[start : start + rows]
                 torch.addmm(part, logits, matrix, beta=0, alpha=1 / count, out=part)
+                if grad_head is None:  # a frozen head
+                    continue
                 product = logits.T @ h  # (W, C), summed over chunks in float32
                 grad_head = (
                     grad_head.add_(product, alpha=1 / count) if start else torch.mul(product, 1 / count, out=grad_head)
                 )
         if with_gradient:
-            ctx.grads = grad_hidden, grad_head[:vocab]
+            ctx.grads = grad_hidden, None if grad_head is None else grad_head[:vocab]
         return losses.mean()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_head = ctx.grads
         del ctx.grads
-        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]), None, None
+        return grad_hidden.mul_(grads[0]), None if grad_head is None else grad_head.mul_(grads[0]), None, None
 
 
-def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, has_ignored: bool = False) -> Tensor:
     """cross_entropy(hidden headᵀ, targets), the mean in nats, computed in chunks.
 
     A chunk has at most `CHUNK_BYTES` of logits (on a GPU `GPU_CHUNK_BYTES`), and the forward pass computes its gradient
@@ -122,11 +134,16 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tens
         hidden: (..., C), after the final norm.
         head: (V, C).
         targets: (...) int64, the actual next tokens.
+        has_ignored: whether some targets may be `IGNORED`; the mean is then over the others, of which there must be
+            one, and only their rows are multiplied by the head.
 
     Returns:
         a float32 scalar.
     """
     rows, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
+    if has_ignored:
+        places = (targets != IGNORED).nonzero()[:, 0]
+        rows, targets = rows.index_select(0, places), targets.index_select(0, places)
     kind, fused = hidden.device.type, triton_reason(hidden.device) is None
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

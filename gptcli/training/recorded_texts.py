@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from gptcli.data.dataset import Corpus, first_tokens
+from gptcli.data.examples import ExampleSet
 from gptcli.data.text_record import PartRecord, TextRecord
 from gptcli.data.token_shards import Shards
 from gptcli.tokenizers import Tokenizer
@@ -14,15 +15,26 @@ SAMPLE = 200_000  # tokens of a part that are decoded to learn how many bytes a 
 LOSSY = ("word", "none")  # tokenizers whose tokens do not give their text back
 
 
-def record_of(corpus: Corpus, tokenizer: Tokenizer, source: Mapping[str, Any], train_share: float) -> TextRecord:
+def record_of(
+    corpus: Corpus | ExampleSet, tokenizer: Tokenizer, source: Mapping[str, Any], train_share: float
+) -> TextRecord:
     """What RUN/texts.json says of a run.
 
     Args:
-        corpus: its tokens.
+        corpus: its tokens or examples.
         tokenizer: the one that encoded them.
         source: the facts about the texts that its snapshots store.
         train_share: the fraction to train on.
     """
+    if isinstance(corpus, ExampleSet):
+        parts = [
+            PartRecord(digest, part.tokens, None) if part is not None else None
+            for part, digest in zip((corpus.train, corpus.validation), corpus.sums, strict=True)
+        ]
+        assert parts[0] is not None
+        return TextRecord(
+            source["texts"], source["encoding"], source["errors"], train_share, corpus.documents, parts[0], parts[1]
+        )
     sums = corpus.sums or (corpus.fingerprint, corpus.fingerprint)
     train, validation = (
         _part(part, digest, tokenizer) for part, digest in zip((corpus.train, corpus.validation), sums, strict=True)

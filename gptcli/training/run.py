@@ -17,6 +17,7 @@ from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.data import text_record
 from gptcli.data.dataset import Corpus
+from gptcli.data.examples import ExampleSet
 from gptcli.device import allocator, peak_flops, placement
 from gptcli.device.placement import Precision
 from gptcli.errors import SettingError
@@ -54,7 +55,7 @@ class Run:
         path: the run's directory.
         recipe: how to train.
         runtime: how to compute and what to write; ``accumulate`` None: in the fewest parts that fit into memory.
-        corpus: the tokens to train on.
+        corpus: the tokens or the examples to train on.
         tokenizer: the one that encoded the corpus.
         model_config: the model's shape.
         origin: a checkpoint with the initial weights; None for random ones.
@@ -106,7 +107,7 @@ class Run:
         path: Path,
         recipe: RecipeConfig,
         runtime: RuntimeConfig,
-        corpus: Corpus,
+        corpus: Corpus | ExampleSet,
         tokenizer: Tokenizer,
         model_config: GPTConfig,
         origin: Checkpoint | None,

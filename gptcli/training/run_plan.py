@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptcli.config.recipe import RecipeConfig
+from gptcli.data.batches import Batches
 from gptcli.data.dataset import Corpus, Windows
+from gptcli.data.examples import Examples, ExampleSet
 from gptcli.training.optimizers import learning_rate
 
 
@@ -13,9 +15,10 @@ class Plan:
     """The numbers of windows and steps of a run.
 
     Attributes:
-        context_length: T of a training window.
-        batch_size: windows per step, over all processes.
-        train_windows, validation_windows: the numbers of windows in the corpus.
+        context_length: T of a training window, or of the longest example.
+        batch_size: windows or examples per step, over all processes.
+        train_windows, validation_windows: the numbers of windows or examples.
+        tokens_per_step: tokens that a step reads, on average where examples differ in length.
         steps_per_epoch, total_steps: optimizer steps; an epoch leaves out the windows at the end of its random order
             that do not fill a batch.
         schedule_steps: the steps that the schedule of the learning rate is planned for.
@@ -26,26 +29,30 @@ class Plan:
     batch_size: int
     train_windows: int
     validation_windows: int
+    tokens_per_step: int
     steps_per_epoch: int
     total_steps: int
     schedule_steps: int
     notes: tuple[str, ...]
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.context_length
 
-
-def make_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
+def make_plan(corpus: Corpus | ExampleSet, recipe: RecipeConfig) -> Plan:
     """The plan of training on ``corpus`` by ``recipe``."""
+    if isinstance(corpus, ExampleSet):
+        train, validation = corpus.train, corpus.validation
+        return _plan(train, validation, train.batch_size, train.tokens * train.batch_size // len(train), recipe, ())
+    return _windows_plan(corpus, recipe)
+
+
+def _windows_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
     notes = []
-    train = train_windows(corpus, recipe)
+    train = _train_windows(corpus, recipe)
     if train.context_length < recipe.context_length:
         notes.append(
             f"The training text has {len(corpus.train)} tokens, too few for a window of {recipe.context_length}: "
             f"windows of {train.context_length} instead."
         )
-    validation = validation_windows(corpus, recipe)
+    validation = _validation_windows(corpus, recipe)
     if validation is not None and validation.context_length < train.context_length:
         notes.append(
             f"The validation text has {len(corpus.validation)} tokens: it is judged in one window of "
@@ -54,6 +61,13 @@ def make_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
     batch_size = min(recipe.batch_size, len(train))
     if batch_size < recipe.batch_size:
         notes.append(f"The text gives {len(train)} windows, fewer than a batch of {recipe.batch_size}: all at once.")
+    return _plan(train, validation, batch_size, batch_size * train.context_length, recipe, tuple(notes))
+
+
+def _plan(
+    train: Batches, validation: Batches | None, batch_size: int, tokens: int, recipe: RecipeConfig,
+    notes: tuple[str, ...],
+) -> Plan:  # fmt: skip
     steps_per_epoch = len(train) // batch_size
     total_steps = steps_per_epoch * recipe.epochs if recipe.max_steps is None else recipe.max_steps
     return Plan(
@@ -61,19 +75,27 @@ def make_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
         batch_size,
         len(train),
         len(validation) if validation else 0,
+        tokens,
         steps_per_epoch,
         total_steps,
         total_steps if recipe.schedule_steps is None else recipe.schedule_steps,
-        tuple(notes),
+        notes,
     )
 
 
-def train_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows:
+def batches_of(corpus: Corpus | ExampleSet, recipe: RecipeConfig) -> tuple[Batches, Batches | None]:
+    """The windows or examples to train on, and those to validate on; None without any."""
+    if isinstance(corpus, ExampleSet):
+        return corpus.train, corpus.validation
+    return _train_windows(corpus, recipe), _validation_windows(corpus, recipe)
+
+
+def _train_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows:
     """The windows to train on, ``stride`` tokens apart (the context length unless given)."""
     return Windows(corpus.train, recipe.context_length, recipe.stride or recipe.context_length)
 
 
-def validation_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows | None:
+def _validation_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows | None:
     """The windows to validate on, adjacent, so that no token counts twice; None without a validation text."""
     if len(corpus.validation) < 2:
         return None
@@ -81,11 +103,13 @@ def validation_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows | None:
 
 
 def evaluation_windows(
-    windows: Windows, validation: Windows | None, recipe: RecipeConfig, batch_size: int
+    windows: Batches, validation: Batches | None, recipe: RecipeConfig, batch_size: int
 ) -> tuple[Sequence[int], Sequence[int]]:
     """The numbers of the train and validation windows of every evaluation: fixed, so that losses are comparable."""
     count = recipe.eval_batches * batch_size
     train = windows.order(recipe.seed, 0)[:count]
+    if isinstance(validation, Examples):
+        return train, validation.by_length() if recipe.eval_all else validation.order(recipe.seed, 0)[:count]
     validation_count = len(validation) if validation else 0
     held_out = range(validation_count if recipe.eval_all else min(count, validation_count))
     return train, held_out

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from gptcli.config.sampling import SamplingConfig
 from gptcli.data.dataset import Corpus
+from gptcli.data.examples import ExampleSet
 from gptcli.errors import GptcliError
 from gptcli.inference.decode import Scheduler, generate
 from gptcli.inference.engine import Scorer
@@ -18,7 +19,9 @@ from gptcli.training.events import EpochEnded, Event
 TOKENS = 50
 
 
-def prompt_ids(prompt: str, tokenizer: Tokenizer, corpus: Corpus, report: Callable[[str], None]) -> list[int]:
+def prompt_ids(
+    prompt: str, tokenizer: Tokenizer, corpus: Corpus | ExampleSet, report: Callable[[str], None]
+) -> list[int]:
     """The ids of ``prompt``; the text's first 8 tokens, and a line to ``report``, where it cannot be encoded."""
     try:
         return list(tokenizer.encode(prompt))
@@ -28,7 +31,7 @@ def prompt_ids(prompt: str, tokenizer: Tokenizer, corpus: Corpus, report: Callab
         return ids
 
 
-def known_prompt(prompt: str, tokenizer: Tokenizer, corpus: Corpus) -> str:
+def known_prompt(prompt: str, tokenizer: Tokenizer, corpus: Corpus | ExampleSet) -> str:
     """``prompt``, or a word of the text's first 64 tokens where the tokenizer cannot encode ``prompt``."""
     try:
         if tokenizer.encode(prompt):

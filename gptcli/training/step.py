@@ -15,7 +15,7 @@ from gptcli.device import allocator, placement
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.dropout_mask import step_seeds
 from gptcli.model.gpt import GPTModel
-from gptcli.model.loss import chunked_cross_entropy
+from gptcli.model.loss import chunked_cross_entropy, counted
 from gptcli.training import distributed, optimizers
 from gptcli.training.block_compiler import CompiledBlocks
 from gptcli.training.distributed import ALONE, World
@@ -41,17 +41,18 @@ class Outcome:
 
 
 class MeanLoss(nn.Module):
-    """inputs and targets (B, T) -> the mean loss in nats a token; the module that DDP or FSDP wraps.
+    """inputs and targets (B, T) -> the mean loss in nats a target; the module that DDP or FSDP wraps.
 
-    ``seeds`` are dropout's, as `GPTModel.hidden` takes them.
+    ``seeds`` are dropout's, as `GPTModel.hidden` takes them; ``has_ignored``: whether some targets have no loss.
     """
 
-    def __init__(self, model: GPTModel) -> None:
+    def __init__(self, model: GPTModel, has_ignored: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.has_ignored = model, has_ignored
 
     def forward(self, inputs: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
-        return chunked_cross_entropy(self.model.hidden(inputs, seeds=seeds), self.model.head, targets)
+        hidden = self.model.hidden(inputs, seeds=seeds)
+        return chunked_cross_entropy(hidden, self.model.head, targets, has_ignored=self.has_ignored)
 
 
 def _line(error: Exception) -> str:
@@ -109,6 +110,7 @@ class Stepper:
         recipe: how to train.
         runtime: how to compute; blocks are compiled where its ``compile`` is True.
         world: the processes that share every step.
+        has_ignored: whether some targets have no loss.
 
     Attributes:
         is_late: whether to read a step's outcome only after the launch of the next one, so that the GPU never waits
@@ -122,12 +124,14 @@ class Stepper:
         recipe: RecipeConfig,
         runtime: RuntimeConfig = DEFAULT_RUNTIME,
         world: World = ALONE,
+        has_ignored: bool = False,
     ) -> None:
         self.model, self.recipe, self.runtime, self.world = model, recipe, runtime, world
+        self.has_ignored = has_ignored
         self.notes: list[str] = []
         model.recompute = runtime.recompute
         self.dtype = dtype = placement.training_precision(recipe.dtype, model.device).dtype
-        self.loss: nn.Module = distributed.wrap(MeanLoss(model), model, world, shard=runtime.shard)
+        self.loss: nn.Module = distributed.wrap(MeanLoss(model, has_ignored), model, world, shard=runtime.shard)
         self.optimizers = optimizers.make_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.is_late = (
@@ -145,11 +149,16 @@ class Stepper:
         """Call `launch` and wait for the outcome."""
         return self.launch(inputs, targets, rate, number).outcome()
 
-    def launch(self, inputs: Tensor, targets: Tensor, rate: float, number: int = 0) -> Launched:
-        """One update at learning rate ``rate`` on this process's windows, inputs and targets (B, T).
+    def launch(
+        self, inputs: Tensor, targets: Tensor, rate: float, number: int = 0, total: float | None = None
+    ) -> Launched:
+        """One update on this process's part of a step. A loss or a gradient that is not finite changes no weight.
 
-        ``number`` is the step's in the run: on a CPU it and the seed decide what dropout drops. A loss or a gradient
-        that is not finite changes no weight.
+        Args:
+            inputs, targets: (B, T).
+            rate: the learning rate.
+            number: the step's in the run; on a CPU it and the seed decide what dropout drops.
+            total: how many targets have a loss in all processes' parts together; None where every window has as many.
         """
         inputs, targets = (placement.sent(tensor, self.model.device) for tensor in (inputs, targets))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -158,7 +167,7 @@ class Stepper:
             else:
                 group["lr"] = rate
         if not self.is_late:
-            loss = self._gradients(inputs, targets, number)
+            loss = self._gradients(inputs, targets, number, total)
             result = self._update(loss)
             self._forget_gradients()
             return Done(result)
@@ -166,23 +175,24 @@ class Stepper:
         self._steps += 1
         if self._graph is not None and self._graph.fits(inputs):
             return OnDevice(*self._graph.replay(inputs, targets))
-        return OnDevice(*self._compute(inputs, targets))
+        return OnDevice(*self._compute(inputs, targets, total))
 
-    def _compute(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute(self, inputs: Tensor, targets: Tensor, total: float | None = None) -> tuple[Tensor, Tensor]:
         """A step without a wait of the host: loss and gradient norm, scalars on the device."""
-        found = self._update_on_device(self._gradients(inputs, targets))
+        found = self._update_on_device(self._gradients(inputs, targets, total=total))
         self._forget_gradients()
         return found
 
-    def _gradients(self, inputs: Tensor, targets: Tensor, number: int = 0) -> Tensor:
-        """Forward and backward pass, part by part; returns this process's mean loss, a scalar."""
+    def _gradients(self, inputs: Tensor, targets: Tensor, number: int = 0, total: float | None = None) -> Tensor:
+        """Forward and backward pass, part by part; returns a scalar whose mean over the processes is the loss."""
         parts, count = min(self.runtime.accumulate or 1, len(inputs)), len(inputs)
         loss, done = torch.zeros((), device=self.model.device), 0
         for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
             seeds = self._seeds(number, self.world.rank * count + done, len(x))
             done += len(x)
+            share = len(x) / count if total is None else counted(y) * self.world.size / total
             with self.world.waiting(self.loss, done < count):
-                loss += self._backward(x, y, len(x) / count, seeds)
+                loss += self._backward(x, y, share, seeds)
         return loss
 
     def _seeds(self, step: int, first_window: int, windows: int) -> Tensor | None:
@@ -208,10 +218,11 @@ class Stepper:
     def _captures(self, inputs: Tensor) -> bool:
         """Whether launching a step takes longer than computing it (`HOST_BOUND`), and the step can be captured."""
         flops = training_flops_rule(self.model.config) * inputs.numel()
-        return self.model.device.type == "cuda" and flops < HOST_BOUND and not self.runtime.recompute
+        may = self.model.device.type == "cuda" and not self.has_ignored and not self.runtime.recompute
+        return may and flops < HOST_BOUND
 
     def _backward(self, inputs: Tensor, targets: Tensor, share: float, seeds: Tensor | None) -> Tensor:
-        """Add the gradients of a part that holds ``share`` of the step's windows; returns its loss times ``share``."""
+        """Add the gradients of a part that counts ``share`` of the step's loss; returns its loss times ``share``."""
         unproven = self._compiled is not None and not self._compiled.proven
         try:
             part = self.forward(inputs, targets, seeds) * share
@@ -282,7 +293,8 @@ class Stepper:
         """Restore the results of `weights` and `state`; an empty state gives new optimizers and seeds."""
         self._steps, self._graph = 0, None  # the graph holds addresses of the old optimizer state
         for name, parameter in self.model.named_parameters():
-            parameter.copy_(placement.placed_like(weights[name], parameter))
+            if parameter.requires_grad or name in weights:
+                parameter.copy_(placement.placed_like(weights[name], parameter))
         own = {name: tensor for name, tensor in state.items() if not name.startswith(RANDOM + "/")}
         optimizers.load_state_tensors(self.model, self.optimizers, own)
         if scaler:

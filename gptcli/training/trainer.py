@@ -13,7 +13,9 @@ from torch import Tensor
 from gptcli.checkpoints.checkpoint import all_finite
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
-from gptcli.data.dataset import Corpus, Windows
+from gptcli.data.batches import Batches
+from gptcli.data.dataset import Corpus
+from gptcli.data.examples import ExampleSet
 from gptcli.device.placement import peak_memory, sent
 from gptcli.errors import GptcliError, SettingError
 from gptcli.model.cost import training_flops_rule
@@ -24,7 +26,7 @@ from gptcli.training.events import EpochEnded, Evaluated, Event, Noted, RolledBa
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
 from gptcli.training.progress import Progress
-from gptcli.training.run_plan import Plan, evaluation_windows, make_plan, train_windows, validation_windows
+from gptcli.training.run_plan import Plan, batches_of, evaluation_windows, make_plan
 from gptcli.training.snapshots import Snapshot, Store, newest
 from gptcli.training.step import Launched, MeanLoss, Stepper
 
@@ -37,7 +39,7 @@ LOWER_RATE = 0.25  # factor of the learning rate after a rollback
 @torch.no_grad()
 def mean_loss(
     model: GPTModel,
-    windows: Windows,
+    windows: Batches,
     numbers: Sequence[int],
     batch_size: int,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -52,13 +54,13 @@ def mean_loss(
     loss: Callable[[Tensor, Tensor], Tensor] = forward or MeanLoss(model)
     was_training = model.training
     model.eval()
-    losses, counts = [], []  # of each batch: the mean loss, and its targets in windows
+    losses, counts = [], []  # of each batch: the mean loss, and how much it counts
     batches = (windows.batch(numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size))
     rest = windows.rest() if with_rest else None
     for batch in chain(batches, () if rest is None else (rest,)):
         inputs, targets = (sent(part, model.device) for part in batch)
         losses.append(loss(inputs, targets))
-        counts.append(targets.numel() / windows.context_length)
+        counts.append(windows.weight(batch[1]))
     model.train(was_training)
     found: list[float] = torch.stack(losses).tolist()  # one read at the end: no waits between batches
     return sum(value * count for value, count in zip(found, counts, strict=True)) / sum(counts)
@@ -66,7 +68,7 @@ def mean_loss(
 
 def train(
     model: GPTModel,
-    corpus: Corpus,
+    corpus: Corpus | ExampleSet,
     recipe: RecipeConfig,
     runtime: RuntimeConfig = DEFAULT_RUNTIME,
     should_stop: Callable[[], bool] = lambda: False,
@@ -82,7 +84,7 @@ def train(
 
     Args:
         model: on its device, the same in every process.
-        corpus: the tokens to train on.
+        corpus: the tokens or the examples to train on.
         recipe: how to train.
         runtime: how to compute and when to save.
         should_stop: called before every step; True ends the session: a save, then a last evaluation.
@@ -103,15 +105,15 @@ def train(
 
 class _Run:
     def __init__(
-        self, model: GPTModel, corpus: Corpus, recipe: RecipeConfig, runtime: RuntimeConfig, store: Store | None,
-        world: World, peak: float | None,
+        self, model: GPTModel, corpus: Corpus | ExampleSet, recipe: RecipeConfig, runtime: RuntimeConfig,
+        store: Store | None, world: World, peak: float | None,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.runtime, self.store, self.world = model, recipe, runtime, store, world
         self.plan = make_plan(corpus, recipe)
-        self.windows, self.validation = train_windows(corpus, recipe), validation_windows(corpus, recipe)
+        self.windows, self.validation = batches_of(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
         self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
-        self.stepper = Stepper(model, recipe, runtime, world)
+        self.stepper = Stepper(model, recipe, runtime, world, has_ignored=isinstance(corpus, ExampleSet))
         self.progress, self.best = Progress(), BestWeights(model)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = recipe.learning_rate, 0.0
@@ -163,18 +165,19 @@ class _Run:
     def _epoch(self, step: int) -> int:
         return step // self.plan.steps_per_epoch + 1
 
-    def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the windows of ``step`` that this process computes."""
+    def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor, float | None]:
+        """Inputs and targets of ``step`` that this process computes, and the whole step's weight (`Batches.step`)."""
         if self.order[0] != epoch:
             self.order = epoch, self.windows.order(self.recipe.seed, epoch)
         size = self.plan.batch_size
         first = step % self.plan.steps_per_epoch * size
-        return self.windows.batch(self.order[1][first : first + size][self.world.share(size)])
+        return self.windows.step(self.order[1][first : first + size], self.world.share(size))
 
     def _launch(self, step: int, epoch: int) -> None:
         started = time.perf_counter()
         self.rate = learning_rate(self.recipe, step, self.plan.schedule_steps) * self.progress.rate_factor
-        launched = self.stepper.launch(*self._batch(step, epoch), self.rate, step)
+        inputs, targets, total = self._batch(step, epoch)
+        launched = self.stepper.launch(inputs, targets, self.rate, step, total)
         self.launched.append((step, epoch, self.rate, launched))
         self.step_seconds += time.perf_counter() - started
         self.progress.step += 1
@@ -228,7 +231,8 @@ class _Run:
         progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
         took = time.perf_counter() - started
         progress.seconds += took
-        self.pace.evaluated(sum(map(len, self.evaluated)) * self.plan.context_length, took)
+        tokens = sum(map(len, self.evaluated)) * self.plan.tokens_per_step // self.plan.batch_size
+        self.pace.evaluated(tokens, took)
         return Evaluated(
             progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
             self.pace.tokens_per_second, progress.seconds, self.grad_norm, peak_memory(self.model.device),

@@ -146,8 +146,8 @@ def test_late_outcomes_are_the_same_events_in_the_same_order(monkeypatch: pytest
     told, init = [], Stepper.__init__
     for late in (False, True):
 
-        def make(self: Stepper, *arguments: Any, late: bool = late) -> None:
-            init(self, *arguments)
+        def make(self: Stepper, *arguments: Any, late: bool = late, **settings: Any) -> None:
+            init(self, *arguments, **settings)
             self.is_late = late
 
         monkeypatch.setattr(step.Stepper, "__init__", make)
