@@ -38,7 +38,7 @@ from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel
 from gptcli.model.quantization import Bits, Packed, is_packed_name, packed, scale_name, unpacked
 from gptcli.model.quantized import PackedModel
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Tokenizer, chat_template
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,7 @@ def create_from(
         clear_partials(path)
         partial.mkdir()
         tokenizer.save(partial)
+        chat_template.write(partial, tokenizer.chat_template)
         write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
         safetensors_file.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
         populate(partial)

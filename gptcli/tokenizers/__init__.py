@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptcli.errors import GptcliError, nearest
+from gptcli.tokenizers import chat_template
 from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.byte import ByteTokenizer
 from gptcli.tokenizers.char import CharTokenizer
@@ -52,6 +53,7 @@ def load(directory: Path, kind: str, fingerprint: str) -> Tokenizer:
             f"trained with {str(fingerprint)[:12]}….",
             COPY_AGAIN,
         )
+    tokenizer.chat_template = chat_template.read(directory)
     return tokenizer
 
 

@@ -38,6 +38,7 @@ class BPETokenizer:
     """
 
     kind = "bpe"
+    chat_template: str | None = None
 
     def __init__(self, description: Description, content: bytes) -> None:
         self.description, self._content = description, content
@@ -81,15 +82,15 @@ class BPETokenizer:
         Raises:
             GptcliError: an id has no token.
         """
-        return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def stream(self) -> Utf8Stream:
         """A new incremental decoder."""
-        return Utf8Stream(self._token_bytes)
+        return Utf8Stream(self.token_bytes)
 
     def piece(self, token_id: int) -> str:
         """One token in printable form."""
-        return printable(self._token_bytes(token_id))
+        return printable(self.token_bytes(token_id))
 
     def characters_begun(self) -> list[int]:
         """For every id, the number of characters that begin in its token: 0 for the end of text, and for holes."""
@@ -198,7 +199,8 @@ class BPETokenizer:
     def _letter_bytes(self) -> dict[str, int]:
         return {letter: byte for byte, letter in byte_letters().items()}
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for. Raises GptcliError where there is no such token."""
         try:
             return self._texts[token_id]
         except KeyError as error:

@@ -14,6 +14,7 @@ class ByteTokenizer:
     vocab_size = 257
     eot_id = 256
     holes = ()
+    chat_template: str | None = None
     fingerprint = vocabulary.fingerprint("byte", [])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -26,15 +27,15 @@ class ByteTokenizer:
         Raises:
             GptcliError: an id is negative or above 256.
         """
-        return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def stream(self) -> Utf8Stream:
         """A new incremental decoder."""
-        return Utf8Stream(self._token_bytes)
+        return Utf8Stream(self.token_bytes)
 
     def piece(self, token_id: int) -> str:
         """One token in printable form."""
-        return printable(self._token_bytes(token_id))
+        return printable(self.token_bytes(token_id))
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer's JSON file, with its kind and an empty vocabulary, and AutoTokenizer's files."""
@@ -51,7 +52,8 @@ class ByteTokenizer:
         vocabulary.read(directory, cls.kind)
         return cls()
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for. Raises GptcliError where there is no such token."""
         if token_id == self.eot_id:
             return END_OF_TEXT.encode("ascii")
         if not 0 <= token_id < self.eot_id:

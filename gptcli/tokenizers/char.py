@@ -20,6 +20,7 @@ class CharTokenizer:
     kind = "char"
     eot_id = None
     holes = ()
+    chat_template: str | None = None
 
     def __init__(self, characters: Sequence[str]) -> None:
         self.vocab_size = len(characters)

@@ -62,6 +62,7 @@ class GPT2Tokenizer:
     vocab_size = 50_257
     eot_id = 50_256
     holes = ()
+    chat_template: str | None = None
     fingerprint = RANK_TABLE_SHA256
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
@@ -92,11 +93,11 @@ class GPT2Tokenizer:
 
     def stream(self) -> Utf8Stream:
         """A new incremental decoder."""
-        return Utf8Stream(self._token_bytes)
+        return Utf8Stream(self.token_bytes)
 
     def piece(self, token_id: int) -> str:
         """One token in printable form."""
-        return printable(self._token_bytes(token_id))
+        return printable(self.token_bytes(token_id))
 
     def save(self, directory: Path) -> None:
         """Write vocab.json and merges.txt, byte-identical to the hub's, and tokenizer_config.json for AutoTokenizer."""
@@ -117,7 +118,8 @@ class GPT2Tokenizer:
                 raise GptcliError(f"{directory / name} is not GPT-2's {name}: its SHA-256 differs.", COPY_AGAIN)
         return cls(files)  # generating merges.txt again would take a second
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for. Raises GptcliError where there is no such token."""
         try:
             return _encoding().decode_single_token_bytes(token_id)
         except (KeyError, OverflowError) as error:

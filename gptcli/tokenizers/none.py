@@ -16,6 +16,7 @@ class NoTokenizer:
     vocab_size = 0
     eot_id = None
     holes = ()
+    chat_template: str | None = None
     fingerprint = vocabulary.fingerprint("none", [])
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:

@@ -24,7 +24,11 @@ class Tokenizer(Protocol):
         holes: ids below vocab_size that have no token; usually empty.
         eot_id: id of the end-of-text token; None if there is none.
         fingerprint: SHA-256, in hex, of the vocabulary in canonical form.
+        chat_template: Jinja2 that turns messages into a text, as transformers takes it; None for a model that was not
+            taught with one. It is no part of the fingerprint.
     """
+
+    chat_template: str | None
 
     @property
     def kind(self) -> str: ...

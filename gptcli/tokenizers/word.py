@@ -22,6 +22,7 @@ class WordTokenizer:
 
     kind = "word"
     holes = ()
+    chat_template: str | None = None
 
     def __init__(self, words: Sequence[str]) -> None:
         self.vocab_size = len(words)
@@ -46,6 +47,20 @@ class WordTokenizer:
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; a word outside the vocabulary gets the id of <|unk|>."""
         return encode_with_special(text, self._encode_plain, self.eot_id, allow_special)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """For each id of ``encode(text, allow_special=True)``: its first character in ``text``, and one past its last."""
+        found: list[tuple[int, int]] = []
+        at = 0
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            if number:
+                found.append((at, at + len(END_OF_TEXT)))
+                at += len(END_OF_TEXT)
+            for piece in _SEPARATORS.split(part):
+                if piece and not piece.isspace():
+                    found.append((at, at + len(piece)))
+                at += len(piece)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words of ``ids``, separated by spaces, without a space before any of , . : ; ? ! " ( ) and '.
