@@ -49,7 +49,7 @@ class WordTokenizer:
         return encode_with_special(text, self._encode_plain, self.eot_id, allow_special)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """For each id of ``encode(text, allow_special=True)``: its first character in ``text``, and one past its last."""
+        """For each id of ``encode(text, allow_special=True)``: its first character, and one past its last."""
         found: list[tuple[int, int]] = []
         at = 0
         for number, part in enumerate(text.split(END_OF_TEXT)):
