@@ -7,15 +7,16 @@ layouts; the tokenizer's files are in the same directory, which gets its final n
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptcli import __version__
-from gptcli.checkpoints import overwrite, safetensors_file
+from gptcli.checkpoints import classifier, overwrite, safetensors_file
 from gptcli.checkpoints.atomic import atomic_write, clear_partials, partial_path
 from gptcli.checkpoints.layout import (
     CONFIG,
@@ -77,6 +78,27 @@ class Checkpoint:
         weights = self.packed or WeightFile(self.path / WEIGHTS, self.config)
         return PackedModel(self.config, weights, self.packed.bits if self.packed else bits, device, dtype)
 
+    def as_classifier(self, labels: Sequence[str], seed: int) -> "Checkpoint":
+        """The start of a classifier: this model with a new head, drawn from N(0, 0.02²), and a token for padding.
+
+        A classifier of the same labels stays as it is.
+
+        Raises:
+            GptcliError: there is no tokenizer, or ``labels`` are one, equal, empty or no texts.
+        """
+        if tuple(labels) == self.config.labels:
+            return self
+        if self.tokenizer.kind == "none":
+            raise GptcliError(f"{self.path} has no tokenizer, so it cannot read texts.", "Take another checkpoint.")
+        config, tokenizer = self.config.with_changes(labels=tuple(labels)), self.tokenizer
+        tensors = {name: self.tensors[name] for name in self.tensors if name not in ("lm_head.weight", "score.weight")}
+        if classifier.padding_id(config, tokenizer) is None:
+            config = config.with_changes(vocab_size=config.vocab_size + 1)
+            tensors["wte.weight"] = F.pad(tensors["wte.weight"], (0, 0, 0, 1))
+        head = torch.empty(len(labels), config.emb_dim)
+        tensors["score.weight"] = head.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
+        return replace(self, config=config, tensors=tensors, training={}, packed=None)
+
 
 class _Unpacked(Mapping[str, Tensor]):
     """Packed weights as float32 tensors in the model's shapes, each unpacked on access."""
@@ -136,21 +158,27 @@ def check_tensors(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) 
 
 
 def to_file(model: GPTModel, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Parameters in the file's form: float32, on the CPU, with zeros for absent qkv biases.
+    """Parameters in the file's form (see `in_file_form`), float32 and on the CPU.
 
     ``weights`` are the model's own by default, or others by the names of its state_dict.
     """
     found = model.state_dict() if weights is None else weights
     tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in found.items()}
-    return with_zero_biases(model.config, tensors)
+    return in_file_form(model.config, tensors)
 
 
-def with_zero_biases(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors``, with zeros (3·emb_dim) for the qkv biases if the model has none."""
+def in_file_form(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, with zeros (3·emb_dim) for the qkv biases if the model has none, by the file's names.
+
+    A language model's names are the model's, as in GPT-2's own files; those of a classifier's body begin with
+    ``transformer.``, as in GPT2ForSequenceClassification.
+    """
     found = dict(tensors)
     if not config.qkv_bias:
         for layer in range(config.n_layers):
             found[f"h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.emb_dim)
+    if config.labels:
+        found = {name if name == "score.weight" else f"transformer.{name}": found[name] for name in found}
     return found
 
 
@@ -202,6 +230,8 @@ def create_from(
         partial.mkdir()
         tokenizer.save(partial)
         chat_template.write(partial, tokenizer.chat_template)
+        if config.labels:
+            classifier.name_padding(partial, config, tokenizer)
         write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
         safetensors_file.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
         populate(partial)
@@ -280,6 +310,7 @@ def write_config(
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.eot_id,
         "torch_dtype": dtype,
+        **(classifier.fields(config, tokenizer) if config.labels else {}),
         "gptcli": {
             "version": __version__,
             "config": as_dict(config),

@@ -107,6 +107,22 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
         raise GptcliError(f"{file}: {error.message}", "Copy the checkpoint again, or train anew.") from error
 
 
+def read_language_model(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
+    """`read_config`; raises GptcliError for a classifier as well."""
+    config, ours = read_config(path)
+    require_language_model(path, config)
+    return config, ours
+
+
+def require_language_model(path: Path, config: GPTConfig) -> None:
+    """Raise GptcliError if the model at ``path`` is a classifier, which does not predict the next token."""
+    if config.labels:
+        raise GptcliError(
+            f"{path} is a classifier of {len(config.labels)} labels, not a language model.",
+            f"Classify a text with it: gptcli classify TEXT --checkpoint {path}",
+        )
+
+
 def check_format(path: Path) -> None:
     """Raise GptcliError if config.json in ``path`` has an invalid or newer format; other faults are ignored."""
     file = path / CONFIG

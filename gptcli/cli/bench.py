@@ -136,7 +136,7 @@ def _config(checkpoint: Path | None, size: str | None) -> GPTConfig:
     if checkpoint is None:
         return GPTConfig.preset(size or "small")
     path = layout.find(checkpoint)
-    config, ours = layout.read_config(path)
+    config, ours = layout.read_language_model(path)
     if layout.packed_bits(path, ours) < 32:
         raise GptcliError(f"{path} is packed already.", "Give the float32 checkpoint: bench packs it itself.")
     return config

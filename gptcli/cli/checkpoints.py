@@ -162,7 +162,8 @@ def _print_details(details: Mapping[str, Any]) -> None:
         ("weights", f"{details['tensors']} tensors of {', '.join(details['dtypes'])}, {details['bytes']:,} bytes"),
         ("date", details["date"].replace("T", " ")),
     ]
-    rows += [(name, str(value)) for name, value in details["config"].items()]
+    shape = details["config"] | {"labels": ", ".join(details["config"]["labels"])}
+    rows += [(name, str(value)) for name, value in shape.items() if value != ""]
     rows += [(f"training: {name}", _plain(value)) for name, value in details["training"].items()]
     rows += [(f"file: {name}", f"{size:,} bytes") for name, size in details["files"].items()]
     render.print_table(details["name"], [("", "left"), ("", "words")], rows)

@@ -78,7 +78,7 @@ def generate(
     bits = check_quantization(engine.quantize)
     path = layout.find(checkpoint)
     path = layout.last(path) if last else path
-    config, ours = layout.read_config(path)
+    config, ours = layout.read_language_model(path)
     choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
     if choice.reason.startswith("numba"):
         render.note(f"The torch engine serves: {choice.reason}.")

@@ -33,7 +33,7 @@ def inspect_flow(
     """Follow one token from its id to the choice of the next: what each step adds, and every shape on the way."""
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
-    subject = looking.read(text, checkpoint, device, threads)
+    subject = looking.read_to_predict(text, checkpoint, device, threads)
     looking.check_range("--position", position, len(subject.pieces))
 
     from gptcli.inspection import html as pages

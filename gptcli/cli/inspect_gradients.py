@@ -44,7 +44,7 @@ def inspect_gradients(
         title, unit, about = "The course's five layers", "mean |gradient| of a layer's weights", _DEMO_ABOUT
     else:
         text = options.read_text(text, file, what="text")
-        subject = looking.read(text, checkpoint, device, threads)
+        subject = looking.read_to_predict(text, checkpoint, device, threads)
         if len(subject.pieces) < 2:
             raise GptcliError(
                 "The text is a single token: there is no next token to learn from.", "Give at least two tokens."

@@ -34,7 +34,7 @@ def inspect_logits(
     """Show what the model expects next after each token, and how surprised it was by what came."""
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
-    subject = looking.read(text, checkpoint, device, threads)
+    subject = looking.read_to_predict(text, checkpoint, device, threads)
 
     from gptcli.inspection import html as pages
     from gptcli.inspection import plots, predictions

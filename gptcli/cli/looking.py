@@ -142,6 +142,14 @@ def read(text: str, checkpoint: Path | None, device: str, threads: int | None) -
     return Subject(loaded, model, torch.tensor(ids), [loaded.tokenizer.piece(i) for i in ids])
 
 
+def read_to_predict(text: str, checkpoint: Path | None, device: str, threads: int | None) -> Subject:
+    """`read` for a model that predicts the next token; a classifier raises GptcliError as well."""
+    from gptcli.checkpoints import layout
+
+    layout.read_language_model(layout.find(checkpoint))
+    return read(text, checkpoint, device, threads)
+
+
 def tokens_of(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Token ids; unknown words of a word tokenizer are said.
 

@@ -19,7 +19,10 @@ def suggest(about: str, *words: object) -> None:
 
 
 def suggest_generate(checkpoint: Path, tokenizer: Tokenizer | None = None) -> None:
-    """`suggest` to continue a prompt of the checkpoint's own alphabet, or to describe one that has no tokenizer."""
+    """`suggest` to continue a prompt of the checkpoint's own alphabet, to classify, or to describe a mute one."""
+    if layout.read_config(checkpoint)[0].labels:
+        suggest("Classify a text with it", "classify", "TEXT", "--checkpoint", checkpoint)
+        return
     prompt = known_prompt(tokenizer or layout.load_tokenizer(checkpoint))
     if prompt:
         suggest("Speak with it", "generate", prompt, "--checkpoint", checkpoint)
@@ -58,6 +61,7 @@ def _fitting() -> tuple[str, list[tuple[str, str]]]:
     everything = (_line("--help"), "every command")
     try:
         path = layout.find()
+        labels = layout.read_config(path)[0].labels
         prompt = known_prompt(layout.load_tokenizer(path))
     except GptcliError:  # there is none; or it is damaged, and gptcli checkpoints says how
         train = (_line("train", STORY, "--size", "tiny"), "train a small model on it")
@@ -70,6 +74,8 @@ def _fitting() -> tuple[str, list[tuple[str, str]]]:
         ]
     name = path if Path(path.name).exists() else path.name  # as --checkpoint finds it
     generate = (_line("generate", prompt, "-c", name), "continue a text")
+    if labels:
+        generate = (_line("classify", prompt, "-c", name), "classify a text")
     if not prompt:
         count = (_line("count-params", name), "count what it is made of")
         return f"The newest checkpoint is {path}; it has no tokenizer.", [count, everything]

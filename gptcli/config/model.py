@@ -19,13 +19,17 @@ def up_to(largest: int) -> dict[str, int]:
 class GPTConfig:
     """The shape of a GPT-2-class model, with the course's field names. The defaults are GPT-2 small.
 
-    The last five fields are for variants in other GPT-2 checkpoints: the width of the feed-forward layer (None:
+    The last five settings are for variants in other GPT-2 checkpoints: the width of the feed-forward layer (None:
     4 · emb_dim), its activation (gelu_new is the tanh approximation), the epsilon of the layer norms, whether attention
     scores are divided by √head_dim, and whether they are also divided by the layer's number, counted from 1.
 
+    Attributes:
+        labels: the classes of a classifier, in the order of its logits; empty for a language model. A classifier has
+            an output head of its own, whatever ``tie_weights`` says.
+
     Raises:
         SettingError: a size is out of its range, emb_dim is not divisible by n_heads, drop_rate is outside [0, 1), the
-            activation is unknown, layer_norm_eps is outside (0, 1).
+            activation is unknown, layer_norm_eps is outside (0, 1), labels are one, equal, empty or no texts.
     """
 
     vocab_size: int = model_setting(50_257, "Entries of the vocabulary.", **up_to(100_000_000))
@@ -48,9 +52,11 @@ class GPTConfig:
     )
     scale_attn: bool = model_setting(True, "Divide attention scores by the root of a head's width.")
     scale_attn_by_layer: bool = model_setting(False, "Divide attention scores by the layer's number as well.")
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
+        self._check_labels()
         require(
             self.emb_dim % self.n_heads == 0,
             f"{{emb_dim}} {self.emb_dim} is not divisible by {{n_heads}} {self.n_heads}.",
@@ -69,6 +75,16 @@ class GPTConfig:
         """D, the width of one attention head."""
         return self.emb_dim // self.n_heads
 
+    @property
+    def n_outputs(self) -> int:
+        """Width of the logits: the number of labels, or V."""
+        return len(self.labels) or self.vocab_size
+
+    @property
+    def embedding_is_head(self) -> bool:
+        """Whether the token embedding is the output head as well."""
+        return self.tie_weights and not self.labels
+
     @classmethod
     def preset(cls, size: str, **overrides: Any) -> "GPTConfig":
         """The preset ``size`` with ``overrides`` applied; an override that is None is ignored."""
@@ -79,6 +95,16 @@ class GPTConfig:
     def with_changes(self, **overrides: Any) -> "GPTConfig":
         """This config with ``overrides`` applied; an override that is None is ignored."""
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
+
+    def _check_labels(self) -> None:
+        labels: Any = self.labels
+        texts = isinstance(labels, list | tuple) and all(isinstance(label, str) and label for label in labels)
+        require(texts, f"{{labels}} is {labels!r:.80}, but it must be a list of texts.", "Give every label a name.")
+        object.__setattr__(self, "labels", tuple(labels))  # JSON has a list
+        twice = len(set(labels)) < len(labels)
+        require(not twice, f"{{labels}} has a label twice: {labels!r:.80}.", "Name every label once.")
+        hint = "A classifier chooses between at least 2; leave it out for a language model."
+        require(len(labels) != 1, f"{{labels}} has only {labels!r:.80}.", hint)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.checkpoints.checkpoint import Checkpoint
-from gptcli.checkpoints.layout import WEIGHTS
+from gptcli.checkpoints.layout import WEIGHTS, require_language_model
 from gptcli.device.placement import Placement
 from gptcli.evaluation import log_likelihood, results_log, tasks
 from gptcli.evaluation.results_log import Journal
@@ -65,8 +65,9 @@ def opened(
         placement: the device and dtype.
 
     Raises:
-        GptcliError: ``out`` was not written by an evaluation, or cannot be written.
+        GptcliError: the model is a classifier; ``out`` was not written by an evaluation, or cannot be written.
     """
+    require_language_model(loaded.path, loaded.config)
     if out is None:
         yield TaskRun(loaded, items, setting, batch_size, placement, {}, None)
         return

@@ -29,6 +29,7 @@ class TextMeasurement:
         self, loaded: Checkpoint, documents: Sequence[Document], settings: PerplexityConfig, placement: Placement
     ) -> None:
         self.loaded, self.placement = loaded, placement
+        layout.require_language_model(loaded.path, loaded.config)
         tokenizer = loaded.tokenizer
         self._bits = layout.packed_bits(loaded.path, layout.read_config(loaded.path)[1])
         self.protocol = perplexity.make_protocol(

@@ -90,7 +90,7 @@ def open_drafter(
     if draft in QUANTIZATIONS:
         return quantized_drafter(draft, scorer, report)
     path = find_draft(draft)
-    config, ours = layout.read_config(path)
+    config, ours = layout.read_language_model(path)
     its = layout.tokenizer_of(path, ours)
     layout.check_parts(path, config, its)
     if its.fingerprint != tokenizer.fingerprint:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_config
+from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_language_model
 from gptcli.config.model import GPTConfig
 from gptcli.errors import SettingError, nearest, with_names
 from gptcli.inference.engine import Scorer
@@ -144,7 +144,7 @@ def open_scorer(
         GptcliError: the checkpoint is damaged, an option is out of range, or ``bits`` differs from a packed
             checkpoint's.
     """
-    config, ours = read_config(path)
+    config, ours = read_language_model(path)
     stored = packed_bits(path, ours)
     if bits < 32 and stored not in (32, bits):
         raise SettingError(

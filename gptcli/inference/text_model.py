@@ -52,7 +52,7 @@ class TextModel:
     ) -> None:
         bits = check_quantization(quantize)
         self.path, self.quantize, self.device, self.dtype = path, quantize, device, dtype
-        self.config, ours = layout.read_config(path)
+        self.config, ours = layout.read_language_model(path)
         self.tokenizer = layout.tokenizer_of(path, ours)
         layout.check_parts(path, self.config, self.tokenizer)
         self._choice = choose_engine("auto", device, dtype, self.config)

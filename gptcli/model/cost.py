@@ -68,8 +68,9 @@ def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
     """Bytes of all weights in one format, without the few kB of a file's header.
 
     float32 and bfloat16 take 4 and 2 bytes a parameter. int8 and int4 have the layouts of quantization.py: every matrix
-    except the position embedding takes 1 or 1/2 byte a weight; int8 adds a float32 scale for each output channel, int4
-    a bfloat16 scale for each group of 32 inputs of an output channel. Position embedding, biases and norms are float32.
+    except the position embedding and a classifier's head takes 1 or 1/2 byte a weight; int8 adds a float32 scale for
+    each output channel, int4 a bfloat16 scale for each group of 32 inputs of an output channel. Position embedding,
+    a classifier's head, biases and norms are float32.
     """
     if weight_format == "float32":
         return 4 * parameter_count(config)
@@ -83,7 +84,7 @@ def weight_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
 
 
 def _packed_bytes(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> int:
-    if len(shape) == 1 or name == "wpe.weight":
+    if len(shape) == 1 or name in ("wpe.weight", "score.weight"):
         return 4 * prod(shape)
     outputs, inputs = shape if name in ("wte.weight", "lm_head.weight") else shape[::-1]
     if weight_format == "int8":
@@ -137,7 +138,7 @@ def flops_per_token(config: GPTConfig, context: int | None = None) -> FlopsPerTo
         for name, shape in component.tensors.items()
         if len(shape) == 2 and not name.startswith(("wte.", "wpe."))
     )
-    if config.tie_weights:
+    if config.embedding_is_head:
         multiplied += config.vocab_size * config.emb_dim
     return FlopsPerToken(matrices=2 * multiplied, attention=4 * config.n_layers * config.emb_dim * T)
 
@@ -238,9 +239,9 @@ def logits_bytes(config: GPTConfig, batch_size: int, context: int, on_cpu: bool 
     """The most bytes of logits that exist at once: those of one chunk of the loss."""
     rows = batch_size * context
     chunks = max(
-        1, -(-itemsize * rows * config.vocab_size // (LOGITS_CHUNK_BYTES if on_cpu else GPU_LOGITS_CHUNK_BYTES))
+        1, -(-itemsize * rows * config.n_outputs // (LOGITS_CHUNK_BYTES if on_cpu else GPU_LOGITS_CHUNK_BYTES))
     )
-    return itemsize * config.vocab_size * -(-rows // chunks)
+    return itemsize * config.n_outputs * -(-rows // chunks)
 
 
 @dataclass(frozen=True)
@@ -291,17 +292,17 @@ def training_memory(
     """
     parameters, L = parameter_count(config), config.n_layers
     stream = itemsize * batch_size * context * config.emb_dim
-    head = 4 * config.vocab_size * config.emb_dim
+    head = 4 * config.n_outputs * config.emb_dim
     activations = activation_bytes(config, batch_size, context, recompute, on_cpu, itemsize)
     logits = logits_bytes(config, batch_size, context, on_cpu, itemsize)
     in_loss = _bytes_after_forward(config, batch_size, context, recompute, on_cpu, itemsize) + head + stream + logits
     if not on_cpu:  # the padded head in the products' dtype, and one chunk's gradient of it
-        in_loss += 2 * itemsize * config.vocab_size * config.emb_dim
+        in_loss += 2 * itemsize * config.n_outputs * config.emb_dim
     last_block = activations + head + itemsize * batch_size * context * config.hidden_dim
     freed = stream if recompute else _block_bytes(config, batch_size, context, on_cpu, itemsize)
     made = 4 * non_embedding_parameter_count(config) // L
     first_block = last_block + (L - 1) * (made - freed)
-    end = 4 * parameters + (head if config.tie_weights else 0)
+    end = 4 * parameters + (head if config.embedding_is_head else 0)
     return TrainingMemory(
         weights=4 * parameters,
         gradients=4 * parameters,

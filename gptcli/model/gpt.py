@@ -62,8 +62,7 @@ class KVCache:
         config: the model's shape.
         batch_size: B.
         capacity: the most tokens that the cache holds; the model's context by default.
-        device: of the cache.
-        dtype: the model's.
+        device, dtype: of the cache.
     """
 
     def __init__(
@@ -93,10 +92,9 @@ class KVCache:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, H, T, D) of one layer; return all keys and values of the layer, (B, H, S, D)."""
-        end = self.length + keys.size(2)
-        self.store[layer, 0, :, :, self.length : end] = keys
-        self.store[layer, 1, :, :, self.length : end] = values
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+        all_keys, all_values = self.store[layer, :, :, :, : self.length + keys.size(2)].unbind()
+        all_keys[:, :, self.length :], all_values[:, :, self.length :] = keys, values
+        return all_keys, all_values
 
     def crop(self, length: int) -> None:
         """Drop every token after the first ``length``."""
@@ -197,7 +195,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """A GPT-2-class language model.
+    """A GPT-2-class language model; with labels a classifier, whose head is ``score``, read at a text's last token.
 
     Args:
         config: its shape.
@@ -217,14 +215,18 @@ class GPTModel(nn.Module):
         self.wpe = nn.Embedding(positions, C, _weight=torch.empty(positions, C))
         self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.emb_dim, eps=config.layer_norm_eps)
-        if not config.tie_weights:
+        if config.labels:
+            self.score = Head(config.emb_dim, len(config.labels), bias=False)
+        elif not config.tie_weights:
             self.lm_head = Head(config.emb_dim, config.vocab_size, bias=False)
         if init is not None:
             self.initialise(init)
 
     @property
     def head(self) -> Tensor:
-        """The output head (V, C): the token embedding if tied, else lm_head."""
+        """The output head (V, C): the token embedding if tied, else lm_head; of a classifier score (labels, C)."""
+        if self.config.labels:
+            return self.score.weight
         return self.wte.weight if self.config.tie_weights else self.lm_head.weight
 
     @property
@@ -242,19 +244,16 @@ class GPTModel(nn.Module):
                 module.kernels = kernels
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., C): hidden @ head.T."""
+        """Logits (..., V), of a classifier (..., labels), of hidden states (..., C): hidden @ head.T."""
         return F.linear(hidden, self.head)
 
     def hidden(self, ids: Tensor, cache: Cache | None = None, seeds: Tensor | None = None) -> Tensor:
-        """The residual stream after the final norm.
+        """The residual stream (B, T, C) after the final norm.
 
         Args:
             ids: (B, T) token ids, int64; with a cache they follow the cached tokens.
             cache: read and extended by T tokens.
             seeds: (N + 1, 3, B) int64, decide what dropout drops on a CPU (`step_seeds`); None for random ones.
-
-        Returns:
-            (B, T, C)
         """
         count = ids.size(1)
         positions = torch.arange(count, device=ids.device) if cache is None else cache.positions(count)  # (T) or (B, T)

@@ -50,7 +50,9 @@ def components(config: GPTConfig) -> list[Component]:
         Component("feed-forward down", {f"{block}mlp.c_proj.weight": (F, C), f"{block}mlp.c_proj.bias": (C,)}, L),
         Component("final norm", {"ln_f.weight": (C,), "ln_f.bias": (C,)}),
     ]
-    if not config.tie_weights:
+    if config.labels:
+        parts.append(Component("output head", {"score.weight": (len(config.labels), C)}))
+    elif not config.tie_weights:
         parts.append(Component("output head", {"lm_head.weight": (config.vocab_size, C)}))
     return parts
 

@@ -108,6 +108,8 @@ class PackedModel(GPTModel):
         self.eval().requires_grad_(False)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        if self.config.labels:  # so small that it is not packed
+            return super().logits(hidden)
         head: PackedLinear = self.wte.linear if self.config.tie_weights else self.lm_head  # type: ignore[assignment]
         logits: Tensor = head(hidden)
         return logits

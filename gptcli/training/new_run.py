@@ -72,6 +72,8 @@ def new_run(
     overwrite.check_output(path, force=force, inputs=inputs, instead=instead)
     refuse_decoding(prepared_folder(texts.texts), named)
     origin = checkpoint.load(origin_path) if origin_path is not None else None
+    if origin is not None:
+        layout.require_language_model(origin.path, origin.config)
     corpus, its_tokenizer, names = open_texts(
         texts, tokenizer, origin.tokenizer if origin else None, cache_beside(path), callbacks,
         replace=force, processes=world.size,

@@ -26,6 +26,7 @@ from gptcli.checkpoints.atomic import atomic_write, partial_path, sync_directory
 from gptcli.checkpoints.checksum import file_sum, matches
 from gptcli.checkpoints.layout import BEST_WEIGHTS, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
+from gptcli.checkpoints.verify import plain_names
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
@@ -55,8 +56,8 @@ class Snapshot:
     metrics_bytes: int
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors, in the names and shapes of the file."""
-        return safetensors_file.read_tensors(self.path / WEIGHTS)
+        """The model's tensors by its names, in the shapes of the file."""
+        return _tensors(self.path / WEIGHTS)
 
     def state(self) -> dict[str, Tensor]:
         """The state of the optimizers and of the random number generators; empty at step 0."""
@@ -69,7 +70,7 @@ class Snapshot:
         Older versions kept them in a snapshot of their own.
         """
         if (self.path / BEST_WEIGHTS).exists():
-            return safetensors_file.read_tensors(self.path / BEST_WEIGHTS)
+            return _tensors(self.path / BEST_WEIGHTS)
         if step == self.progress["step"] - 1:
             return self.weights()
         try:
@@ -281,6 +282,10 @@ def _read(path: Path) -> Snapshot:
         if not (path / name).exists() or not matches(path / name, expected):
             raise GptcliError(f"{path / name} is missing or damaged.", "Copy the run again.")
     return snapshot
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    return plain_names(safetensors_file.read_tensors(file), str(file))
 
 
 def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:

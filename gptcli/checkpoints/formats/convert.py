@@ -97,7 +97,7 @@ def convert(
         path = _download(str(source), on_download, bar)
     model = _read(path)
     target: torch.dtype = getattr(torch, dtype)
-    tensors = checkpoint.with_zero_biases(model.config, model.tensors)
+    tensors = checkpoint.in_file_form(model.config, model.tensors)
     if target is torch.float16:
         _check_range(tensors, path)
     if format == "hf":

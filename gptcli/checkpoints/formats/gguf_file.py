@@ -30,6 +30,8 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
         GptcliError: llama.cpp does not support it, or the gguf package is not installed.
     """
     _gguf()
+    if config.labels:
+        raise SettingError(f"{where} is a classifier, which llama.cpp's GPT-2 is not.", "Export it with {format} hf.")
     fixed = {"activation": "gelu_new", "scale_attn": True, "scale_attn_by_layer": False}
     for name, value in fixed.items():
         if getattr(config, name) != value:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gptcli.checkpoints import safetensors_file
 from gptcli.checkpoints.checkpoint import check_tensors
+from gptcli.checkpoints.classifier import CLASSIFIER
 from gptcli.checkpoints.formats import names
 from gptcli.checkpoints.formats.source import Source, find_tokenizer, only_tensors, read_json, read_pickle
 from gptcli.config.model import HUGGING_FACE_FIELDS, PRESETS, GPTConfig
@@ -134,8 +135,19 @@ def read_config(file: Path) -> GPTConfig:
                 f"{file}: {HUGGING_FACE_FIELDS[ours]} is {value!r:.60}, not of type {expected.__name__}.",
                 "Download or copy it again.",
             )
+    if CLASSIFIER in (fields.get("architectures") or []):
+        values["labels"] = _labels(fields.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}), file)
     values["activation"] = _SAME_ACTIVATION.get(values.get("activation", ""), values.get("activation", "gelu_new"))
     return _named_by_their_fields(file, lambda: GPTConfig(**values))
+
+
+def _labels(id2label: Any, file: Path) -> tuple[str, ...]:
+    """The labels in the order of their ids, which are 0, 1, ..."""
+    names = id2label if isinstance(id2label, dict) else {}
+    labels = tuple(str(names[key]) for key in map(str, range(len(names))) if key in names)
+    if not labels or len(labels) < len(names):
+        raise GptcliError(f"{file}: id2label is {id2label!r:.80}, not labels by id.", "Download or copy it again.")
+    return labels
 
 
 def _named_by_their_fields(file: Path, make: Callable[[], GPTConfig]) -> GPTConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.checkpoints.checkpoint import with_zero_biases
+from gptcli.checkpoints.checkpoint import in_file_form
 from gptcli.config.model import HUGGING_FACE_FIELDS
 from gptcli.evaluation.benchmark.engines import DECODING, LEARNING_RATE, Contender, Setting, Task, bytes_read
 from gptcli.model import cost
@@ -45,7 +45,7 @@ def _transformers(setting: Setting, work: str) -> Task:
     fields: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in HUGGING_FACE_FIELDS.items()}
     fields |= {"embd_pdrop": config.drop_rate, "attn_pdrop": config.drop_rate}
     model: Any = GPT2LMHeadModel(GPT2Config(**fields, bos_token_id=None, eos_token_id=None))
-    tensors = with_zero_biases(config, setting.tensors(torch.float32 if work == "train" else setting.dtype))
+    tensors = in_file_form(config, setting.tensors(torch.float32 if work == "train" else setting.dtype))
     named = {f"{'' if name == 'lm_head.weight' else 'transformer.'}{name}": t for name, t in tensors.items()}
     model.load_state_dict(named, strict=False, assign=True)
     model.tie_weights()
@@ -111,7 +111,7 @@ def _ctranslate2(setting: Setting, name: Literal["float32", "int8"], work: str) 
 def _specification(specs: Any, setting: Setting, words: Sequence[str]) -> Any:
     """The model specification that CTranslate2's converter makes for a GPT-2."""
     config = setting.config
-    tensors = with_zero_biases(config, setting.tensors(torch.float32))
+    tensors = in_file_form(config, setting.tensors(torch.float32))
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     kinds = {"gelu_new": "GELUTanh", "gelu": "GELU", "relu": "RELU"}
     spec = specs.TransformerDecoderModelSpec.from_config(
