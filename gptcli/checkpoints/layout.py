@@ -16,6 +16,7 @@ ROOT = Path("checkpoints")
 MAKE_ONE = "Make one: gptcli download story, then gptcli train data/story.txt --size tiny"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 TOKENIZER_FILES = (vocabulary.FILE, "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 METRICS = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
@@ -33,10 +34,7 @@ def find(name: Path | str | None = None) -> Path:
     Raises:
         GptcliError: there is no such checkpoint.
     """
-    known = sorted(
-        (path.parent for path in ROOT.glob(f"*/{WEIGHTS}") if not path.parent.name.startswith(".")),
-        key=lambda path: (path / WEIGHTS).stat().st_mtime,
-    )
+    known = sorted(known_paths(WEIGHTS, ADAPTER_WEIGHTS), key=lambda path: weights_file(path).stat().st_mtime)
     if name is None:
         if not known:
             raise GptcliError(
@@ -53,6 +51,22 @@ def find(name: Path | str | None = None) -> Path:
     raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
 
 
+def known_paths(*names: str) -> set[Path]:
+    """The directories under checkpoints/ that hold one of these files."""
+    found = {file.parent for name in names for file in ROOT.glob(f"*/{name}")}
+    return {path for path in found if not path.name.startswith(".")}
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether the directory holds a low-rank adapter, and not the weights of a whole model."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def weights_file(path: Path) -> Path:
+    """The file with the weights of a checkpoint, or with those of an adapter."""
+    return path / (ADAPTER_WEIGHTS if is_adapter(path) else WEIGHTS)
+
+
 def last(path: Path) -> Path:
     """The checkpoint with the last weights of the run ``path``: its newest snapshot, or itself if it holds the last.
 
@@ -60,7 +74,7 @@ def last(path: Path) -> Path:
         SettingError: ``path`` holds the best weights, and its last ones are not there.
     """
     training = read_config(path)[1].get("training") or {}
-    found = sorted(folder for folder in (path / SNAPSHOTS).glob("step-*") if (folder / WEIGHTS).exists())
+    found = sorted(folder for folder in (path / SNAPSHOTS).glob("step-*") if weights_file(folder).exists())
     if found:
         return found[-1]
     if training.get("weights") == "best":
@@ -187,8 +201,9 @@ def check_parts(path: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
             f"{config.vocab_size}.",
             "Its files come from two models; copy the checkpoint again, or train anew.",
         )
-    if not (path / WEIGHTS).exists():
-        raise GptcliError(f"{path} has no {WEIGHTS}.", "The checkpoint is incomplete; copy it again, or train anew.")
+    file = weights_file(path)
+    if not file.exists():
+        raise GptcliError(f"{path} has no {file.name}.", "The checkpoint is incomplete; copy it again, or train anew.")
 
 
 def _one_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.checkpoints.safetensors_file import TensorInfo, read_header
 from gptcli.checkpoints.verify import file_shapes, nonzero_bias, not_finite, plain_names, verify
 from gptcli.config.model import GPTConfig
 from gptcli.model.parameters import parameter_shapes
@@ -57,24 +57,27 @@ class WeightFile(Mapping[str, NDArray[Any] | Packed]):
         return len(self._shapes)
 
     def _read(self, name: str) -> NDArray[Any]:
-        """One tensor in a mapping of its own, so that deleting the array releases its memory."""
-        info = self._found[name]
-        start = info.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), info.end - start, access=mmap.ACCESS_READ, offset=start)
-        raw = np.frombuffer(mapped, dtype=np.uint8, offset=info.begin - start)
-        array: NDArray[Any] = raw.view(_DTYPES[info.dtype]).reshape(info.shape)
-        if info.dtype == "F16":
-            array = array.astype(np.float32)
-        if info.dtype == "BF16" and not name.endswith("scale"):
-            array = from_bfloat16(array)
-        self._check(name, from_bfloat16(array) if array.dtype == np.uint16 else array)
-        return array
+        return read_array(self.path, name, self._found[name])
 
-    def _check(self, name: str, array: NDArray[Any]) -> None:
-        """Raise GptcliError if a float32 array has NaN or infinite values."""
-        if array.dtype == np.float32 and not _all_finite(array):
-            raise not_finite(str(self.path), name)
+
+def read_array(path: Path, name: str, info: TensorInfo) -> NDArray[Any]:
+    """One tensor in a mapping of its own, so that deleting the array releases its memory.
+
+    Floats become float32, but for the scales of a packed matrix. Raises GptcliError if they are not finite.
+    """
+    start = info.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), info.end - start, access=mmap.ACCESS_READ, offset=start)
+    raw = np.frombuffer(mapped, dtype=np.uint8, offset=info.begin - start)
+    array: NDArray[Any] = raw.view(_DTYPES[info.dtype]).reshape(info.shape)
+    if info.dtype == "F16":
+        array = array.astype(np.float32)
+    if info.dtype == "BF16" and not name.endswith("scale"):
+        array = from_bfloat16(array)
+    floats = from_bfloat16(array) if array.dtype == np.uint16 else array
+    if floats.dtype == np.float32 and not _all_finite(floats):
+        raise not_finite(str(path), name)
+    return array
 
 
 def _all_finite(array: NDArray[np.float32]) -> bool:

@@ -54,6 +54,19 @@ class PackedLinear(nn.Module):
             return rows @ widened(values, scale, rows.dtype)[: self.inputs]
         return (rows @ values.to(rows.dtype)) * scale
 
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """grad Wᵀ: (rows, in) of the gradient (rows, out) of the products of rows."""
+        width = max(1, SLICE // self.inputs)
+        found = grad.new_zeros(len(grad), self.inputs)
+        for part, values, scale in zip(
+            grad.split(width, dim=1), self.values.split(width, dim=1), self.scale.split(width, dim=-1), strict=True
+        ):
+            if self.four_bits:
+                found.addmm_(part, widened(values, scale, grad.dtype)[: self.inputs].T)
+            else:
+                found.addmm_(part * scale, values.to(grad.dtype).T)
+        return found
+
     def columns(self, numbers: Tensor) -> Tensor:
         """The weights (..., in) of outputs ``numbers`` (...), in float32 for int4 and in the scales' dtype for int8."""
         chosen, scale = self.values[:, numbers.flatten()], self.scale[..., numbers.flatten()]
