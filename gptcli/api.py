@@ -187,13 +187,13 @@ def quantize(path: AnyPath, out: AnyPath | None = None, *, bits: Literal[8, 4] =
         >>> gptcli.quantize("checkpoints/demo", "demo-int8").name
         'demo-int8'
     """
-    from gptcli.checkpoints import checkpoint, layout, overwrite
+    from gptcli.checkpoints import derived, layout, overwrite
     from gptcli.model.quantization import check_bits
 
     count, source = check_bits(bits), layout.find(os.fspath(path))
     target = Path(out) if out is not None else source.with_name(f"{source.name}-int{count}")
     overwrite.check_output(target, force=force, inputs=[source])
-    checkpoint.create_packed(target, source, count, force)
+    derived.create_packed(target, source, count, force)
     return target
 
 

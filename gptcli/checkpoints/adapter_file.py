@@ -84,6 +84,11 @@ def read(path: Path) -> Adapter:
     return Adapter(path, LoRAConfig(rank, alpha, tuple(targets)), fields["base_model_name_or_path"], tensors, names)
 
 
+def is_own(name: str) -> bool:
+    """Whether a model's tensor ``name`` belongs to its adapter."""
+    return name == HEAD or name.endswith((".lora_A", ".lora_B"))
+
+
 def own_name(name: str) -> str:
     """Our name of a tensor in an adapter's file: ``h.0.attn.c_attn.lora_A``, ``score.weight``."""
     own = name.removeprefix(_PREFIX).removeprefix("transformer.").replace(".modules_to_save.", ".")
@@ -123,7 +128,8 @@ def _read_fields(path: Path) -> dict[str, Any]:
     if type(rank) is not int or not 1 <= rank <= 2**20 or type(alpha) not in (int, float) or not 0 < alpha < 2**20:
         raise GptcliError(f"{file}: r is {rank!r:.20} and lora_alpha {alpha!r:.20}.", "Both must be numbers above 0.")
     name = fields.get("base_model_name_or_path")
-    return fields | {"base_model_name_or_path": name if isinstance(name, str) else ""}
+    checked: dict[str, Any] = fields | {"base_model_name_or_path": name if isinstance(name, str) else ""}
+    return checked
 
 
 def _check_names(file: Path, names: Mapping[str, str], tensors: Mapping[str, TensorInfo], rank: int) -> None:

@@ -34,10 +34,11 @@ from gptcli.model.quantization import Packed, unpacked
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint that an adapter changes: its directory, and the size and CRC-32 of its weights."""
+    """The checkpoint that an adapter changes: its directory, the size and CRC-32 of its weights, and their bits."""
 
     path: Path
     sum: dict[str, Any]
+    bits: int
 
     @classmethod
     def of(cls, path: Path) -> "Base":
@@ -47,7 +48,7 @@ class Base:
                 f"{path} is an adapter: its weights are those of its base, and no base for another adapter.",
                 f"Merge it first: gptcli merge {path} --out NEW",
             )
-        return cls(path.absolute(), _sum_of(path))
+        return cls(path.absolute(), _sum_of(path), packed_bits(path, read_config(path)[1]))
 
     def record(self, folder: Path) -> dict[str, Any]:
         """The JSON value for config.json of an adapter in ``folder``."""
@@ -179,6 +180,11 @@ def check_base(base: Path, adapter: Path) -> None:
             f"{expected['crc32']}.",
             f"Name the checkpoint that it was trained on: gptcli generate PROMPT -c CHECKPOINT --adapter {adapter}",
         )
+
+
+def described_by(path: Path, adapter: Path | None) -> Path:
+    """The directory whose config.json and tokenizer count: the adapter's if gptcli made it, else the checkpoint's."""
+    return adapter if adapter is not None and is_ours(adapter) else path
 
 
 def is_ours(path: Path) -> bool:

@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli import __version__
-from gptcli.checkpoints import classifier, overwrite, safetensors_file
+from gptcli.checkpoints import adapter_file, classifier, overwrite, safetensors_file
+from gptcli.checkpoints.adapters import MergedWeights, NewAdapter, described_by, open_weights
 from gptcli.checkpoints.atomic import atomic_write, clear_partials, partial_path
 from gptcli.checkpoints.layout import (
+    ADAPTER_WEIGHTS,
     CONFIG,
     METRICS,
-    TEXTS,
     WEIGHTS,
     check_parts,
+    is_adapter,
     packed_bits,
     read_config,
     tokenizer_of,
@@ -37,7 +39,8 @@ from gptcli.config.model import HUGGING_FACE_FIELDS, GPTConfig
 from gptcli.device.placement import whole
 from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPTModel
-from gptcli.model.quantization import Bits, Packed, is_packed_name, packed, scale_name, unpacked
+from gptcli.model.lora import is_adapted
+from gptcli.model.quantization import unpacked
 from gptcli.model.quantized import PackedModel
 from gptcli.tokenizers import Tokenizer, chat_template
 
@@ -50,9 +53,10 @@ class Checkpoint:
         path: its directory.
         config: the model's shape.
         tokenizer: the tokenizer of its training data.
-        tensors: weights by the model's parameter names, memory-mapped; packed weights are unpacked on access.
+        tensors: weights by the model's parameter names, memory-mapped; packed weights are unpacked, and an adapter is
+            merged, on access.
         training: data of the run that wrote it (step, losses, …); empty if no run wrote it.
-        packed: the packed weights of the file; None if the file is not packed.
+        arrays: the same weights as arrays, packed ones packed; None for plain float weights.
     """
 
     path: Path
@@ -60,7 +64,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     tensors: Mapping[str, Tensor]
     training: dict[str, Any]
-    packed: WeightFile | None = None
+    arrays: WeightFile | MergedWeights | None = None
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPTModel:
         """The model with these weights, in eval mode; float32 weights on the CPU are not copied."""
@@ -73,10 +77,11 @@ class Checkpoint:
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, bits: int = 32
     ) -> GPTModel:
         """The model for inference only: packed matrices stay packed, and ``bits`` 8 or 4 packs float32 ones."""
-        if self.packed is None and bits == 32:
+        stored = self.arrays.bits if self.arrays else 32
+        if stored == bits == 32:
             return self.model(device, dtype)
-        weights = self.packed or WeightFile(self.path / WEIGHTS, self.config)
-        return PackedModel(self.config, weights, self.packed.bits if self.packed else bits, device, dtype)
+        weights = self.arrays or WeightFile(self.path / WEIGHTS, self.config)
+        return PackedModel(self.config, weights, min(stored, bits), device, dtype)
 
     def as_classifier(self, labels: Sequence[str], seed: int) -> "Checkpoint":
         """The start of a classifier: this model with a new head, drawn from N(0, 0.02²), and a token for padding.
@@ -97,13 +102,13 @@ class Checkpoint:
             tensors["wte.weight"] = F.pad(tensors["wte.weight"], (0, 0, 0, 1))
         head = torch.empty(len(labels), config.emb_dim)
         tensors["score.weight"] = head.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
-        return replace(self, config=config, tensors=tensors, training={}, packed=None)
+        return replace(self, config=config, tensors=tensors, training={}, arrays=None)
 
 
 class _Unpacked(Mapping[str, Tensor]):
-    """Packed weights as float32 tensors in the model's shapes, each unpacked on access."""
+    """Packed or merged weights as float32 tensors in the model's shapes, each made on access."""
 
-    def __init__(self, weights: WeightFile) -> None:
+    def __init__(self, weights: WeightFile | MergedWeights) -> None:
         self._weights = weights
 
     def __getitem__(self, name: str) -> Tensor:
@@ -116,19 +121,24 @@ class _Unpacked(Mapping[str, Tensor]):
         return len(self._weights)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, adapter: Path | None = None) -> Checkpoint:
     """Read and verify a checkpoint: every tensor is present, has its shape, and is finite.
+
+    Args:
+        path: its directory; of an adapter of ours, if that is to be used on the base that it names.
+        adapter: another directory, of an adapter for the checkpoint; tokenizer and config are then its own if it has
+            them.
 
     Raises:
         GptcliError: something is missing, damaged or contradictory; the message has the name and both values.
     """
-    config, ours = read_config(path)
-    tokenizer = tokenizer_of(path, ours)
-    check_parts(path, config, tokenizer)
-    bits = packed_bits(path, ours)
-    if bits < 32:
-        weights = WeightFile(path / WEIGHTS, config, bits)
-        return Checkpoint(path, config, tokenizer, _Unpacked(weights), ours.get("training", {}), weights)
+    about = described_by(path, adapter)
+    config, ours = read_config(about)
+    tokenizer = tokenizer_of(about, ours)
+    check_parts(about, config, tokenizer)
+    if adapter is not None or is_adapter(path) or packed_bits(path, ours) < 32:
+        arrays = open_weights(path, adapter)
+        return Checkpoint(adapter or path, config, tokenizer, _Unpacked(arrays), ours.get("training", {}), arrays)
     tensors = from_file(safetensors_file.read_tensors(path / WEIGHTS), config, path / WEIGHTS)
     return Checkpoint(path, config, tokenizer, tensors, ours.get("training", {}))
 
@@ -160,10 +170,16 @@ def check_tensors(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) 
 def to_file(model: GPTModel, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Parameters in the file's form (see `in_file_form`), float32 and on the CPU.
 
-    ``weights`` are the model's own by default, or others by the names of its state_dict.
+    Those of a model with adapters are what an adapter's file holds. ``weights`` are the model's own by default, or
+    others by the names of its state_dict.
     """
     found = model.state_dict() if weights is None else weights
+    adapted = is_adapted(model)
+    if adapted:
+        found = {name: found[name] for name in found if adapter_file.is_own(name)}
     tensors = {name: whole(p).detach().to("cpu", torch.float32).contiguous() for name, p in found.items()}
+    if adapted:
+        return {adapter_file.file_name(name): tensor for name, tensor in tensors.items()}
     return in_file_form(model.config, tensors)
 
 
@@ -203,6 +219,7 @@ def create_from(
     bits: int = 32,
     populate: Callable[[Path], None] = lambda partial: None,
     inputs: Sequence[Path] = (),
+    adapter: NewAdapter | None = None,
 ) -> None:
     """Write a new checkpoint; ``path`` is created atomically.
 
@@ -217,6 +234,7 @@ def create_from(
         bits: 8 or 4 if the matrices among the tensors are packed, else 32.
         populate: writes further files into the temporary directory before it is renamed to ``path``.
         inputs: paths that the command reads; ``path`` must not replace them.
+        adapter: what the tensors are, if they are an adapter's and not a model's.
 
     Raises:
         GptcliError: ``path`` exists and ``force`` is not given or not allowed (see `overwrite`), or it cannot be
@@ -232,47 +250,15 @@ def create_from(
         chat_template.write(partial, tokenizer.chat_template)
         if config.labels:
             classifier.name_padding(partial, config, tokenizer)
-        write_config(partial, config, tokenizer, training, str(dtype or torch.float32).removeprefix("torch."), bits)
-        safetensors_file.write_tensors(partial / WEIGHTS, tensors, dtype=dtype)
+        name = str(dtype or torch.float32).removeprefix("torch.")
+        write_config(partial, config, tokenizer, training, name, bits, adapter)
+        safetensors_file.write_tensors(partial / (ADAPTER_WEIGHTS if adapter else WEIGHTS), tensors, dtype=dtype)
         populate(partial)
         overwrite.put_in_place(partial, path, force=force)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> None:
-    """Write a new checkpoint: the float32 checkpoint ``source`` with its matrices packed (see quantization.py).
-
-    Raises:
-        GptcliError: ``source`` is packed already, ``path`` may not be replaced, or it cannot be written.
-    """
-    config, ours = read_config(source)
-    stored = packed_bits(source, ours)
-    if stored < 32:
-        raise GptcliError(f"{source} is packed in {stored} bits already.", "Give the float32 checkpoint it came from.")
-    tokenizer = tokenizer_of(source, ours)
-    check_parts(source, config, tokenizer)
-    weights = WeightFile(source / WEIGHTS, config)
-    tensors: dict[str, Tensor] = {}
-    for name in weights:
-        weight = weights[name]
-        if is_packed_name(name) and not isinstance(weight, Packed):
-            values, scale, _ = packed(name, weight, bits, torch.get_num_threads())
-            tensors[name], scales = torch.from_numpy(values), torch.from_numpy(scale)
-            tensors[scale_name(name)] = scales if bits == 8 else scales.view(torch.bfloat16)
-        else:
-            tensors[name] = torch.from_numpy(unpacked(name, weight))
-
-    def add_record(partial: Path) -> None:
-        if (source / TEXTS).is_file():
-            shutil.copyfile(source / TEXTS, partial / TEXTS)
-
-    create_from(
-        path, config, tensors, tokenizer, ours.get("training", {}),
-        dtype=None, force=force, bits=bits, populate=add_record, inputs=[source],
-    )  # fmt: skip
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
@@ -297,8 +283,9 @@ def write_config(
     training: Mapping[str, Any],
     dtype: str = "float32",
     bits: int = 32,
+    adapter: NewAdapter | None = None,
 ) -> None:
-    """Write config.json into the directory ``path`` atomically. Raises OSError."""
+    """Write config.json, and that of an adapter, into the directory ``path`` atomically. Raises OSError."""
     everything = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -317,8 +304,11 @@ def write_config(
             "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
             "training": dict(training),
             **({"bits": bits} if bits < 32 else {}),
+            **({"base": adapter.base.record(path)} if adapter else {}),
         },
     }
+    if adapter is not None:
+        adapter.write_config(path)
     with atomic_write(path / CONFIG) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(everything, file, indent=2)
 

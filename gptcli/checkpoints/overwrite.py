@@ -15,6 +15,8 @@ from pathlib import Path
 from gptcli.checkpoints import run_lock
 from gptcli.checkpoints.atomic import sync_directory
 from gptcli.checkpoints.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     BEST_WEIGHTS,
     CONFIG,
     EVENT_FILES,
@@ -28,6 +30,7 @@ from gptcli.checkpoints.layout import (
     TOKENIZER_FILES,
     WEIGHTS,
     read_config,
+    weights_file,
 )
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.errors import GptcliError, SettingError
@@ -62,19 +65,18 @@ def written(*names: str) -> str:
 
 def _check_checkpoint(path: Path) -> None:
     read_config(path)
-    read_header(path / WEIGHTS)
+    read_header(weights_file(path))
 
 
 LOCKS = rf"{re.escape(run_lock.LOCK)}|{re.escape(run_lock.OWNER)}"
 # safetensors writes under a name of its own and renames at the end; a killed process leaves that file.
 _HALF_WRITTEN = r"\.tmp[A-Za-z0-9]{6}"
-OF_A_SNAPSHOT = re.compile(
-    rf"{written(CONFIG, WEIGHTS, OPTIMIZER, BEST_WEIGHTS, STATE, *TOKENIZER_FILES)}|{_HALF_WRITTEN}"
-)
+_MODEL = (CONFIG, WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER_FILES)
+OF_A_SNAPSHOT = re.compile(rf"{written(*_MODEL, OPTIMIZER, BEST_WEIGHTS, STATE)}|{_HALF_WRITTEN}")
 CHECKPOINT = Kind(
     "a checkpoint of gptcli's",
     re.compile(
-        rf"{written(CONFIG, WEIGHTS, METRICS, LOSS_PICTURE, SETTINGS, TEXTS, *TOKENIZER_FILES)}|{LOCKS}"
+        rf"{written(*_MODEL, METRICS, LOSS_PICTURE, SETTINGS, TEXTS)}|{LOCKS}"
         rf"|{SNAPSHOTS}/(?:{_STEP}/(?:{OF_A_SNAPSHOT.pattern})?)?"
         rf"|{EVENT_FILES}/(?:events\.out\.tfevents\.[^/]+)?"
     ),

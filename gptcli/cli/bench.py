@@ -57,7 +57,7 @@ def bench(
         )
 
     from gptcli.checkpoints import layout
-    from gptcli.checkpoints.numpy_weights import WeightFile
+    from gptcli.checkpoints.adapters import open_weights
     from gptcli.device import peak_flops
     from gptcli.device import placement as devices
     from gptcli.evaluation.benchmark import baselines, engines, works
@@ -73,11 +73,7 @@ def bench(
         render.warn(f"The CPU kernels cannot run here: {hindrance}.")
     count = count_threads(compute.threads)
     devices.set_threads(count)
-    weights: engines.Weights
-    if checkpoint is None:
-        weights = engines.random_weights(config)
-    else:
-        weights = WeightFile(layout.find(checkpoint) / layout.WEIGHTS, config)
+    weights = engines.random_weights(config) if checkpoint is None else open_weights(layout.find(checkpoint))
     render.note(f"On {placement.name}, {precision.name} ({precision.reason}), {count} threads.")
     tokens, prompt = (min(count, config.context_length) for count in (amounts.tokens, amounts.prompt))
     setting = engines.Setting(

@@ -27,7 +27,7 @@ def quantize(
 
     source = layout.find(checkpoint)
     target = api.quantize(source, out, bits=cast(Literal[8, 4], bits), force=force)
-    sizes = [(path / layout.WEIGHTS).stat().st_size for path in (source, target)]
+    sizes = [layout.weights_file(path).stat().st_size for path in (source, target)]
     old, new = (render.human_bytes(size) for size in sizes)
     render.print_text(f"{target}: {new}, {sizes[0] / sizes[1]:.1f} times smaller than {old}.")
     next_steps.suggest_generate(target)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.checkpoints.checkpoint import Checkpoint
-from gptcli.checkpoints.layout import WEIGHTS, require_language_model
+from gptcli.checkpoints.layout import require_language_model, weights_file
 from gptcli.device.placement import Placement
 from gptcli.evaluation import log_likelihood, results_log, tasks
 from gptcli.evaluation.results_log import Journal
@@ -75,7 +75,7 @@ def opened(
     identity = {
         **setting,
         "file": results_log.sha256_of(Path(setting["file"])),
-        "weights": results_log.sha256_of(loaded.path / WEIGHTS),
+        "weights": results_log.sha256_of(weights_file(loaded.path)),
         "tokenizer": loaded.tokenizer.fingerprint,
         "dtype": str(placement.dtype),
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptcli.checkpoints.layout import WEIGHTS, packed_bits, read_language_model
+from gptcli.checkpoints.layout import packed_bits, read_language_model
 from gptcli.config.model import GPTConfig
 from gptcli.errors import SettingError, nearest, with_names
 from gptcli.inference.engine import Scorer
@@ -123,6 +123,7 @@ def open_scorer(
     capacity: int | None = None,
     contrast: int | None = None,
     compiled: bool = False,
+    adapter: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Scorer:
     """The checkpoint ``path`` in an engine, ready for `decode.Scheduler`.
@@ -138,6 +139,7 @@ def open_scorer(
         capacity: tokens that a slot of the cache holds; the context by default.
         contrast: the early-exit layer for `sampling.contrast_layers`; None for plain logits.
         compiled: compile the torch engine's steps with torch.compile.
+        adapter: the directory of an adapter for the checkpoint.
         report: called with a message before a long operation, or with the reason for a fallback.
 
     Raises:
@@ -154,10 +156,10 @@ def open_scorer(
     count = count_threads(threads)
     drawable = Drawable.of(tokenizer)
     if choice.engine == "cpu":
-        from gptcli.checkpoints.numpy_weights import WeightFile
+        from gptcli.checkpoints.adapters import open_weights
         from gptcli.inference.cpu_engine import CpuEngine
 
-        weights = WeightFile(path / WEIGHTS, config, stored)
+        weights = open_weights(path, adapter)
         engine = CpuEngine(
             config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, report=report
         )
@@ -168,6 +170,6 @@ def open_scorer(
 
     placement = devices.choose(device, dtype)
     devices.set_threads(threads)
-    model = checkpoint.load(path).runner(placement.device, placement.dtype, bits)
+    model = checkpoint.load(path, adapter).runner(placement.device, placement.dtype, bits)
     torch_engine = TorchEngine(model, capacity, slots, compiled=compiled, report=report)
     return Scorer(torch_engine, drawable, contrast)

@@ -77,7 +77,8 @@ class LoRALinear(nn.Module):
         if torch.is_autocast_enabled(kind):
             rows = rows.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False):
-            y: Tensor = _LowRankSum.apply(rows, self.lora_A, self.lora_B, self.base, self.scale)
+            apply: Any = _LowRankSum.apply
+            y: Tensor = apply(rows, self.lora_A, self.lora_B, self.base, self.scale)
         return y.view(*x.shape[:-1], -1)
 
 

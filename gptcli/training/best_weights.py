@@ -13,7 +13,7 @@ SPARE = 2  # a GPU holds the copy where it has this many times its size free, el
 
 
 class BestWeights:
-    """The best weights so far, 4 bytes a parameter; in every process its own shards.
+    """The best weights so far, 4 bytes a trained parameter; in every process its own shards.
 
     Args:
         model: the one that is trained.
@@ -26,8 +26,8 @@ class BestWeights:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy the model's weights."""
-        weights = self.model.state_dict()
+        """Copy the model's trained weights."""
+        weights = self._trained()
         if not self._kept:
             place = self._place(sum(tensor.nbytes for tensor in weights.values()))
             self._kept = {name: torch.empty_like(tensor, device=place) for name, tensor in weights.items()}
@@ -37,7 +37,7 @@ class BestWeights:
 
     def take(self, tensors: Mapping[str, Tensor] | None) -> None:
         """Replace the copy by the tensors of a file; None for nothing."""
-        names = self.model.state_dict().keys()
+        names = self._trained().keys()
         self._kept = {name: tensor.clone() for name, tensor in (tensors or {}).items() if name in names}
         self._written = False
 
@@ -46,7 +46,11 @@ class BestWeights:
         if self._written or not self._kept:
             return {}
         self._written = True
-        return to_file(self.model, self._kept)
+        return to_file(self.model, self.model.state_dict() | self._kept)
+
+    def _trained(self) -> dict[str, Tensor]:
+        names = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in names}
 
     def _place(self, size: int) -> torch.device:
         device = self.model.device

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.checkpoints import overwrite, run_lock
-from gptcli.checkpoints.layout import BEST_WEIGHTS, CONFIG, OPTIMIZER, SNAPSHOTS, STATE, WEIGHTS, read_config
+from gptcli.checkpoints.layout import BEST_WEIGHTS, CONFIG, OPTIMIZER, SNAPSHOTS, STATE, read_config, weights_file
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.errors import GptcliError
@@ -70,7 +70,8 @@ def prune(run: Path) -> int:
 
 
 def _prune_newest(run: Path, folder: Path) -> None:
-    if (folder / WEIGHTS).exists() and not (folder / WEIGHTS).samefile(run / WEIGHTS):
+    last = weights_file(folder)
+    if last.exists() and not last.samefile(weights_file(run)):
         for name in (STATE, OPTIMIZER, BEST_WEIGHTS):
             (folder / name).unlink(missing_ok=True)
         return

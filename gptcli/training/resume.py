@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.checkpoints import checkpoint, layout, run_lock
+from gptcli.checkpoints.adapter_file import read
+from gptcli.checkpoints.adapters import find_base
 from gptcli.config.fields import fields_of
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
@@ -83,6 +85,9 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     if corpus.fingerprint != source["sha256"]:
         tokens = len(corpus.train) + len(corpus.validation)
         raise SettingError(_changed(path, source, corpus.characters, tokens), _NEW)
+    origin, adapter = None, None
+    if layout.is_adapter(snapshot.path):
+        origin, adapter = checkpoint.load(find_base(snapshot.path)), read(snapshot.path).config
     progress, plan = Progress.of(snapshot.progress), make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:
@@ -102,9 +107,9 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
         how = ", as it began" if known else ": its snapshots do not say what that was"
         callbacks.report(f"The run was begun with dtype auto and goes on in {recipe.dtype}{how}.")
     return Run(
-        path, recipe, runtime, corpus, opened.tokenizer, opened.config, None,
+        path, recipe, runtime, corpus, opened.tokenizer, opened.config, origin,
         source=source, snapshot=snapshot, force=False, world=world,
-        report=callbacks.report, warn=callbacks.warn,
+        report=callbacks.report, warn=callbacks.warn, adapter=adapter,
     )  # fmt: skip
 
 

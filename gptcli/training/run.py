@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from gptcli.checkpoints import checkpoint, layout, run_lock
+from gptcli.checkpoints.adapters import Base, NewAdapter
 from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.fields import as_dict
+from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
@@ -40,6 +42,7 @@ from gptcli.training import (
 )
 from gptcli.training.distributed import World
 from gptcli.training.events import Event, RolledBack, Saved, Skipped, Stepped
+from gptcli.training.initial_model import initial_model
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot, Store
@@ -65,6 +68,7 @@ class Run:
         world: the processes that share every step.
         report: called with a line on a choice that was made, or on work that takes some time.
         warn: called with a line that even a quiet command prints.
+        adapter: train low-rank adapters on ``origin``, which stays as it is; None: train the model's weights.
 
     Attributes:
         placement: the device and dtype; ``threads`` is the number of CPU threads.
@@ -118,12 +122,13 @@ class Run:
         world: World,
         report: Callable[[str], None],
         warn: Callable[[str], None],
+        adapter: LoRAConfig | None = None,
     ) -> None:
         runtime.check_with(recipe)
         if runtime.log == "tensorboard":
             tensorboard.require()
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
-        self.model_config, self.origin, self.snapshot = model_config, origin, snapshot
+        self.model_config, self.origin, self.snapshot, self.adapter = model_config, origin, snapshot, adapter
         self.world, self.report, self.warn = world, report, warn
         self.placement = distributed.place(self.world, placement.choose(runtime.device, recipe.dtype))
         self.dtype = recipe.dtype
@@ -180,14 +185,17 @@ class Run:
             GptcliError: the directory cannot be written, or another process holds it.
         """
         self.peak = peak_flops.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
-        self.model = self._make_model()
+        init = None if self.snapshot else self.recipe.init
+        self.model = initial_model(
+            self.model_config, init, self.recipe.seed, self.origin, self.adapter, self.placement.device
+        )
         self.model.use(self.kernels)
         facts = {
             "recipe": as_dict(self.recipe), "runtime": as_dict(self.runtime), "source": self.source,
             "threads": self.threads, "device": self.placement.device.type, "dropout": MASKS,
         }  # fmt: skip
         keep, every = self.runtime.keep, self.runtime.save_every
-        self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every)
+        self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every, self._new_adapter())
         self.world.while_first(self._begin_directory)
 
     def _begin_directory(self) -> None:
@@ -333,11 +341,7 @@ class Run:
         self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep)
         self.disk_free = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists())).free
 
-    def _make_model(self) -> GPTModel:
-        torch.manual_seed(self.recipe.seed)
-        if self.snapshot is None and self.origin is None:
-            return GPTModel(self.model_config, self.recipe.init).to(self.placement.device)
-        model = GPTModel(self.model_config, init=None)
-        if self.origin is not None:
-            model.load_state_dict(self.origin.tensors)
-        return model.to(self.placement.device)
+    def _new_adapter(self) -> NewAdapter | None:
+        if self.adapter is None or self.origin is None:
+            return None
+        return NewAdapter(self.adapter, Base.of(self.origin.path))

@@ -21,7 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli.checkpoints import checkpoint, overwrite, safetensors_file
+from gptcli.checkpoints import checkpoint, layout, overwrite, safetensors_file
+from gptcli.checkpoints.adapter_file import own_name
+from gptcli.checkpoints.adapters import NewAdapter
 from gptcli.checkpoints.atomic import atomic_write, partial_path, sync_directory
 from gptcli.checkpoints.checksum import file_sum, matches
 from gptcli.checkpoints.layout import BEST_WEIGHTS, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
@@ -56,8 +58,8 @@ class Snapshot:
     metrics_bytes: int
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors by its names, in the shapes of the file."""
-        return _tensors(self.path / WEIGHTS)
+        """The model's tensors, or those of its adapter, by the model's names and in the shapes of the file."""
+        return _tensors(layout.weights_file(self.path))
 
     def state(self) -> dict[str, Tensor]:
         """The state of the optimizers and of the random number generators; empty at step 0."""
@@ -89,13 +91,17 @@ class Store:
         facts: what every snapshot stores about the run, ``recipe`` (the settings) included.
         keep: how many of the newest snapshots stay.
         every: steps from one save to the next; None to save so often that saving takes about `COST` of the time.
+        adapter: what is trained, if it is not the whole model.
     """
 
     def __init__(
-        self, run: Path, config: GPTConfig, tokenizer: Tokenizer, facts: Mapping[str, Any], keep: int, every: int | None
-    ) -> None:
+        self, run: Path, config: GPTConfig, tokenizer: Tokenizer, facts: Mapping[str, Any], keep: int,
+        every: int | None, adapter: NewAdapter | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.config, self.tokenizer, self.facts = run, config, tokenizer, dict(facts)
         self.keep, self.every = keep, every
+        self._kind: dict[str, Any] = {"adapter": adapter, "bits": adapter.base.bits if adapter else 32}
+        self._weights = layout.ADAPTER_WEIGHTS if adapter else WEIGHTS
         self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
         self._best: tuple[Path, dict[str, Any]] | None = None  # the file with the best weights, and its checksum
 
@@ -106,8 +112,9 @@ class Store:
             self._write(partial, weights, {}, dict(progress), {}, {})
 
         checkpoint.create_from(
-            self.run, self.config, weights, self.tokenizer, self._about(progress), force=force, populate=add_snapshot
-        )
+            self.run, self.config, weights, self.tokenizer, self._about(progress), force=force, populate=add_snapshot,
+            **self._kind,
+        )  # fmt: skip
 
     def due(self, step: int) -> bool:
         """Whether to save after ``step`` steps. Which weights are the best does not depend on it."""
@@ -139,12 +146,10 @@ class Store:
         path = self._write(self.run, weights, state, progress, scaler, best)
         is_best = self._best is not None and self.facts["recipe"].get("final") != "last"
         try:
-            _link(self._best[0] if is_best and self._best else path / WEIGHTS, self.run / WEIGHTS)
-            os.utime(
-                self.run / WEIGHTS
-            )  # the newest checkpoint is found by it; the best may have been written long ago
-            about = self._about(progress, "best" if is_best else "last")
-            checkpoint.write_config(self.run, self.config, self.tokenizer, about)
+            file = self.run / self._weights
+            _link(self._best[0] if is_best and self._best else path / file.name, file)
+            os.utime(file)  # the newest checkpoint is found by it; the best may have been written long ago
+            self._write_config(self.run, self._about(progress, "best" if is_best else "last"))
             self._let_go()
         except OSError as error:
             raise checkpoint.cannot_write(self.run, error) from error
@@ -175,16 +180,17 @@ class Store:
             folder.mkdir(exist_ok=True)
             _clear(folder)
             partial.mkdir()
-            checkpoint.write_config(partial, self.config, self.tokenizer, self._about(progress))
-            if (run / WEIGHTS).exists() and progress["step"] == 0:
-                _link(run / WEIGHTS, partial / WEIGHTS)
-                sums = {WEIGHTS: file_sum(partial / WEIGHTS)}
+            self._write_config(partial, self._about(progress))
+            name = self._weights
+            if (run / name).exists() and progress["step"] == 0:
+                _link(run / name, partial / name)
+                sums = {name: file_sum(partial / name)}
             else:
                 is_best = progress["best"] is not None and progress["best"]["step"] == progress["step"] - 1
-                files = {partial / WEIGHTS: weights, partial / OPTIMIZER: state}
+                files = {partial / name: weights, partial / OPTIMIZER: state}
                 sums = _write_together(files if is_best else files | {partial / BEST_WEIGHTS: best})
                 if is_best:
-                    self._best = path / WEIGHTS, sums[WEIGHTS]
+                    self._best = path / name, sums[name]
                 elif BEST_WEIGHTS not in sums and self._best is not None:
                     _link(self._best[0], partial / BEST_WEIGHTS)
                     sums[BEST_WEIGHTS] = self._best[1]
@@ -211,6 +217,9 @@ class Store:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return path
+
+    def _write_config(self, folder: Path, about: Mapping[str, Any]) -> None:
+        checkpoint.write_config(folder, self.config, self.tokenizer, about, **self._kind)
 
     def _about(self, progress: Mapping[str, Any], weights: str = "last") -> dict[str, Any]:
         """The fields about the run in config.json: its step, recipe, losses and best evaluation once they are known,
@@ -274,7 +283,8 @@ def _read(path: Path) -> Snapshot:
     file = path / STATE
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        sums = {name: said["sums"][name] for name in (WEIGHTS, OPTIMIZER, BEST_WEIGHTS) if name in said["sums"]}
+        names = (WEIGHTS, layout.ADAPTER_WEIGHTS, OPTIMIZER, BEST_WEIGHTS)
+        sums = {name: said["sums"][name] for name in names if name in said["sums"]}
         snapshot = Snapshot(path, said["progress"], said["facts"], said["scaler"], said["metrics_bytes"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise GptcliError(f"{file} is missing or damaged.", "Copy the run again.") from error
@@ -285,7 +295,8 @@ def _read(path: Path) -> Snapshot:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    return plain_names(safetensors_file.read_tensors(file), str(file))
+    tensors = plain_names(safetensors_file.read_tensors(file), str(file))
+    return {own_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
