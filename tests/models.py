@@ -34,3 +34,23 @@ def tiny_checkpoint(path: Path, kind: str = "byte", text: str = "", seed: int = 
     model = tiny_model(seed, vocab_size=tokenizer.vocab_size, **changes)
     checkpoint.create(path, model, tokenizer, {})
     return path
+
+
+def tiny_adapter(path: Path, base: Path, rank: int = 3, **settings: Any) -> GPTModel:
+    """An adapter directory on the checkpoint ``base``, none of whose factors is 0; the unmerged model."""
+    from gptcli.checkpoints import checkpoint
+    from gptcli.checkpoints.adapters import Base, NewAdapter
+    from gptcli.config.lora import LoRAConfig
+    from gptcli.model.lora import add_adapters
+
+    loaded, config = checkpoint.load(base), LoRAConfig(rank, **settings)
+    model = loaded.model()
+    add_adapters(model, config, seed=1)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.2)
+    tensors, adapter = checkpoint.to_file(model), NewAdapter(config, Base.of(base))
+    checkpoint.create_from(path, loaded.config, tensors, loaded.tokenizer, {}, adapter=adapter)
+    return model

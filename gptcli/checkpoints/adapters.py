@@ -136,13 +136,15 @@ def open_weights(path: Path, adapter: Path | None = None) -> WeightFile | Merged
     """
     if adapter is None and is_adapter(path):
         adapter, path = path, find_base(path)
+    if adapter is not None:
+        check_base(path, adapter)
     config, ours = read_config(path)
+    weights = WeightFile(path / WEIGHTS, config, packed_bits(path, ours))
     if adapter is None:
-        return WeightFile(path / WEIGHTS, config, packed_bits(path, ours))
-    check_base(path, adapter)
+        return weights
     found = read(adapter)
     check_shapes(found, config, path)
-    return MergedWeights(WeightFile(path / WEIGHTS, config, packed_bits(path, ours)), found)
+    return MergedWeights(weights, found)
 
 
 def find_base(adapter: Path) -> Path:

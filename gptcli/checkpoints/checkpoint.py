@@ -286,6 +286,7 @@ def write_config(
     adapter: NewAdapter | None = None,
 ) -> None:
     """Write config.json, and that of an adapter, into the directory ``path`` atomically. Raises OSError."""
+    bits = adapter.base.bits if adapter else bits
     everything = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

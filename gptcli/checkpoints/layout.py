@@ -94,6 +94,11 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
     file = path / CONFIG
     if not path.is_dir():
         raise GptcliError(f"{path} is not a directory.", "A checkpoint is a directory with a config.json in it.")
+    if not file.exists() and is_adapter(path):
+        raise GptcliError(
+            f"{path} is an adapter that does not say which checkpoint it changes.",
+            f"Name that too: gptcli generate PROMPT -c CHECKPOINT --adapter {path}",
+        )
     if not file.exists():
         empty = not any(path.iterdir())
         raise GptcliError(

@@ -99,8 +99,7 @@ class Store:
         every: int | None, adapter: NewAdapter | None = None,
     ) -> None:  # fmt: skip
         self.run, self.config, self.tokenizer, self.facts = run, config, tokenizer, dict(facts)
-        self.keep, self.every = keep, every
-        self._kind: dict[str, Any] = {"adapter": adapter, "bits": adapter.base.bits if adapter else 32}
+        self.keep, self.every, self.adapter = keep, every, adapter
         self._weights = layout.ADAPTER_WEIGHTS if adapter else WEIGHTS
         self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
         self._best: tuple[Path, dict[str, Any]] | None = None  # the file with the best weights, and its checksum
@@ -112,8 +111,8 @@ class Store:
             self._write(partial, weights, {}, dict(progress), {}, {})
 
         checkpoint.create_from(
-            self.run, self.config, weights, self.tokenizer, self._about(progress), force=force, populate=add_snapshot,
-            **self._kind,
+            self.run, self.config, weights, self.tokenizer, self._about(progress),
+            force=force, populate=add_snapshot, adapter=self.adapter,
         )  # fmt: skip
 
     def due(self, step: int) -> bool:
@@ -219,7 +218,7 @@ class Store:
         return path
 
     def _write_config(self, folder: Path, about: Mapping[str, Any]) -> None:
-        checkpoint.write_config(folder, self.config, self.tokenizer, about, **self._kind)
+        checkpoint.write_config(folder, self.config, self.tokenizer, about, adapter=self.adapter)
 
     def _about(self, progress: Mapping[str, Any], weights: str = "last") -> dict[str, Any]:
         """The fields about the run in config.json: its step, recipe, losses and best evaluation once they are known,
