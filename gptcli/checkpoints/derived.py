@@ -43,7 +43,7 @@ def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> 
     )  # fmt: skip
 
 
-def create_merged(path: Path, source: Path, base: Path | None = None, force: bool = False) -> checkpoint.Checkpoint:
+def create_merged(path: Path, source: Path, base: Path | None = None, force: bool = False) -> Path:
     """Write a new checkpoint in float32: a base with the changes of an adapter.
 
     Args:
@@ -53,7 +53,7 @@ def create_merged(path: Path, source: Path, base: Path | None = None, force: boo
         force: whether a checkpoint at ``path`` may be replaced.
 
     Returns:
-        what was written, before it was written.
+        the base.
 
     Raises:
         GptcliError: ``source`` is no adapter, its base is missing or another one, ``path`` may not be replaced, or it
@@ -68,7 +68,7 @@ def create_merged(path: Path, source: Path, base: Path | None = None, force: boo
         path, loaded.config, tensors, loaded.tokenizer, loaded.training,
         force=force, populate=partial(_add_record, source), inputs=[source, found],
     )  # fmt: skip
-    return loaded
+    return found
 
 
 def _add_record(source: Path, folder: Path) -> None:

@@ -54,6 +54,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Weights": {
         "quantize": "Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other.",
+        "merge": "Write a low-rank adapter and the checkpoint that it changes as one checkpoint, which needs neither.",
         "load-gpt2": "Bring GPT-2 weights into a checkpoint, from the hub or from files that you have.",
         "checkpoints": "List the checkpoints under checkpoints/, or describe one.",
         "export": "Write a checkpoint in another dtype or format, read it back and compare it.",

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli.checkpoints.layout import CONFIG, MAKE_ONE, ROOT, WEIGHTS, find, read_config
+from gptcli.checkpoints import layout
+from gptcli.checkpoints.adapter_file import read
+from gptcli.checkpoints.layout import MAKE_ONE, ROOT, find, read_config
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
@@ -40,8 +42,8 @@ def checkpoints(
             _print_details(details)
         return
     # Every directory that holds either file: a damaged checkpoint is shown, not passed over.
-    paths = sorted({file.parent for pattern in (CONFIG, WEIGHTS) for file in ROOT.glob(f"*/{pattern}")})
-    rows = [_describe_or_say_why(path) for path in paths if not path.name.startswith(".")]
+    names = (layout.CONFIG, layout.WEIGHTS, layout.ADAPTER_CONFIG, layout.ADAPTER_WEIGHTS)
+    rows = [_describe_or_say_why(path) for path in sorted(layout.known_paths(*names))]
     rows.sort(key=lambda row: str(row.get("date", "")), reverse=True)
     if as_json:
         render.print_json(rows)
@@ -74,17 +76,19 @@ def _describe_or_say_why(path: Path) -> dict[str, Any]:
 def _describe(path: Path) -> dict[str, Any]:
     """What config.json and the header of the weights say. No weight is read, so this answers at once."""
     config, ours = read_config(path)
-    header = read_header(path / WEIGHTS)
+    file = layout.weights_file(path)
+    header = read_header(file)
     training = ours.get("training") or {}
     tokenizer = ours.get("tokenizer") or {}
-    modified = datetime.fromtimestamp((path / WEIGHTS).stat().st_mtime).astimezone()
+    modified = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
     best = training.get("best") if isinstance(training, dict) else None
     best = best if isinstance(best, dict) else {}
     return {
         "name": path.resolve().name,
         "path": str(path),
-        "size": _size(config),
+        "size": _size(config) + (" + adapter" if layout.is_adapter(path) else ""),
         "parameters": parameter_count(config),
+        "adapter": _adapter(path, ours) if layout.is_adapter(path) else None,
         "tokenizer": tokenizer.get("kind") if isinstance(tokenizer, dict) else None,
         "step": _number(training, "step"),
         "val_loss": _number(training, "val_loss"),
@@ -99,6 +103,12 @@ def _describe(path: Path) -> dict[str, Any]:
         "training": training,
         "files": {file.name: file.stat().st_size for file in sorted(path.iterdir()) if _is_shown(file)},
     }
+
+
+def _adapter(path: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
+    found, base = read(path), ours.get("base")
+    about = {"rank": found.config.rank, "alpha": found.config.alpha, "targets": list(found.config.targets)}
+    return about | {"parameters": found.parameters, "base": base.get("path") if isinstance(base, dict) else None}
 
 
 def _is_shown(path: Path) -> bool:
@@ -163,6 +173,8 @@ def _print_details(details: Mapping[str, Any]) -> None:
         ("date", details["date"].replace("T", " ")),
     ]
     shape = details["config"] | {"labels": ", ".join(details["config"]["labels"])}
+    if details["adapter"]:
+        rows += [(f"adapter: {name}", _plain(value)) for name, value in details["adapter"].items()]
     rows += [(name, str(value)) for name, value in shape.items() if value != ""]
     rows += [(f"training: {name}", _plain(value)) for name, value in details["training"].items()]
     rows += [(f"file: {name}", f"{size:,} bytes") for name, size in details["files"].items()]

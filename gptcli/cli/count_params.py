@@ -85,9 +85,13 @@ def _shape(checkpoint: Path | None, checkpoint_option: Path | None, size: str | 
         raise GptcliError(
             f"Both a checkpoint ({path}) and --size {size} are given.", "A checkpoint has its size; leave one out."
         )
-    from gptcli.checkpoints.layout import find, read_config
+    from gptcli.checkpoints.layout import find, is_adapter, read_config
 
     found = find(path)
+    if is_adapter(found):
+        from gptcli.checkpoints.adapter_file import read
+
+        render.note(f"{found} is an adapter of {read(found).parameters:,} parameters; counted is what it belongs to.")
     return str(found), read_config(found)[0]
 
 

@@ -43,6 +43,7 @@ def evaluate(
             "times, each is compared with the first.",
         ),
     ] = None,
+    adapter: options.Adapter = None,
     plot: Annotated[
         Path | None,
         window_option(
@@ -70,18 +71,19 @@ def evaluate(
 
     placement = devices.place(compute)
     if scored.task is None:
-        from gptcli.checkpoints import layout
         from gptcli.data import documents, text_record
         from gptcli.evaluation.text_results import remarks
 
         if plot is not None:
             _check_plot(plot)
         if perplexity.part is not None:
-            found = text_record.open_part(layout.find(checkpoint[0] if checkpoint else None), perplexity.part)
+            first = options.find_model(checkpoint[0] if checkpoint else None, adapter)
+            found = text_record.open_part(first[1] or first[0], perplexity.part)
         else:
             found = documents.read_documents(given, encoding=perplexity.encoding, errors=perplexity.errors)
         results = [
-            _measure(loaded, found, perplexity, placement, observe=plot is not None) for loaded in _load_all(checkpoint)
+            _measure(loaded, found, perplexity, placement, observe=plot is not None)
+            for loaded in _load_all(checkpoint, adapter)
         ]
         evaluation_view.show_texts(results, found, as_json)
         for line in remarks(results):
@@ -95,20 +97,26 @@ def evaluate(
         setting = scores.task_setting(given[0], scored, perplexity.bos)
         rows = [
             (str(loaded.path), _run_task(loaded, items, setting, out, perplexity.batch_size, placement))
-            for loaded in _load_all(checkpoint)
+            for loaded in _load_all(checkpoint, adapter)
         ]
         task_view.show_task(rows, setting, as_json)
 
 
-def _load_all(names: list[Path] | None) -> "Iterator[Checkpoint]":
+def _load_all(names: list[Path] | None, adapter: Path | None) -> "Iterator[Checkpoint]":
     """The checkpoints one after the other, so that only one is in memory."""
     from gptcli.checkpoints import checkpoint as checkpoints
     from gptcli.checkpoints import layout
 
-    paths = [checkpoints.find(name) for name in names] if names else [checkpoints.find()]
-    for path in paths:
+    if adapter is not None and names and len(names) > 1:
+        raise GptcliError(
+            f"--adapter {adapter} is given with {len(names)} checkpoints.",
+            "Give adapters with -c, each: they name their checkpoints themselves.",
+        )
+    named: list[Path | None] = list(names) if names else [None]
+    found = [options.find_model(name, adapter) for name in named]
+    for path, _ in found:
         layout.read_config(path)  # a mistyped second name is found before the first is measured
-    return (checkpoints.load(path) for path in paths)
+    return (checkpoints.load(*each) for each in found)
 
 
 def _measure(

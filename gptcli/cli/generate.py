@@ -37,6 +37,7 @@ def generate(
         int, typer.Option("--batch-size", help="How many --prompts are under way at once."), RARELY_USED
     ] = 8,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End before this text appears; may be given several times.")
     ] = None,
@@ -68,7 +69,7 @@ def generate(
 
     from random import SystemRandom
 
-    from gptcli.checkpoints import layout
+    from gptcli.checkpoints import adapters, layout
     from gptcli.cli import generate_many
     from gptcli.inference import drafting, speculative, streaming
     from gptcli.inference.decode import Scheduler
@@ -76,19 +77,20 @@ def generate(
     from gptcli.inference.sequence import Request
 
     bits = check_quantization(engine.quantize)
-    path = layout.find(checkpoint)
+    path, added = options.find_model(checkpoint, adapter)
     path = layout.last(path) if last else path
-    config, ours = layout.read_language_model(path)
+    about = adapters.described_by(path, added)
+    config, ours = layout.read_language_model(about)
     choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
     if choice.reason.startswith("numba"):
         render.note(f"The torch engine serves: {choice.reason}.")
-    tokenizer = layout.tokenizer_of(path, ours)
-    layout.check_parts(path, config, tokenizer)
+    tokenizer = layout.tokenizer_of(about, ours)
+    layout.check_parts(about, config, tokenizer)
     first_seed = generation.seed if generation.seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = as_dict(compute) | {"report": render.note}
     opening = functools.partial(
         open_scorer, path, choice, tokenizer,
-        bits=bits, contrast=generation.contrast_layer, compiled=engine.compile, **placing,
+        bits=bits, contrast=generation.contrast_layer, compiled=engine.compile, adapter=added, **placing,
     )  # fmt: skip
     eot_id = None if generation.ignore_eot else tokenizer.eot_id
     common = Request(
@@ -113,7 +115,7 @@ def generate(
         drafter = speculative.OnTrial(drafting.quantized_drafter("int8", scorer, render.detail), tally)
     else:
         drafter = None
-    if checkpoint is None:
+    if checkpoint is None and adapter is None:
         render.note(f"Using {path}, the newest checkpoint.")
     render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")
 

@@ -22,6 +22,7 @@ def inspect_attn(
     text: options.Text = None,
     file: options.TextFile = None,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     layer: Annotated[
         int | None, typer.Option("--layer", "-l", help="Show this layer, from 0; without --head the mean of its heads.")
     ] = None,
@@ -47,7 +48,7 @@ def inspect_attn(
         )
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
-    subject = looking.read(text, checkpoint, device, threads)
+    subject = looking.read(text, checkpoint, adapter, device, threads)
     config = subject.checkpoint.config
     looking.check_range("--layer", layer, config.n_layers)
     looking.check_range("--head", head, config.n_heads)

@@ -37,6 +37,7 @@ def inspect_embeddings(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the words from this file.")] = None,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     analogy: Annotated[
         tuple[str, str, str] | None,
         typer.Option("--analogy", help="What is to the third word as the first is to the second: king man woman."),
@@ -69,7 +70,7 @@ def inspect_embeddings(
         raise GptcliError("There is no word to look at.", "Give some: gptcli inspect-embeddings king queen river")
     if within is not None and not named:
         raise GptcliError("--within needs a word to find in the text.", 'Like this: bank --within "bank … bank"')
-    loaded, model = looking.open_model(checkpoint, device, threads)
+    loaded, model = looking.open_model(checkpoint, adapter, device, threads)
 
     import torch
 

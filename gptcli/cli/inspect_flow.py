@@ -17,6 +17,7 @@ def inspect_flow(
     text: options.Text = None,
     file: options.TextFile = None,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     position: Annotated[
         int | None, typer.Option("--position", "-p", help="Follow this token, from 0 (default: the last).")
     ] = None,
@@ -33,7 +34,7 @@ def inspect_flow(
     """Follow one token from its id to the choice of the next: what each step adds, and every shape on the way."""
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
-    subject = looking.read_to_predict(text, checkpoint, device, threads)
+    subject = looking.read_to_predict(text, checkpoint, adapter, device, threads)
     looking.check_range("--position", position, len(subject.pieces))
 
     from gptcli.inspection import html as pages

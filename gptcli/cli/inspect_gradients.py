@@ -16,6 +16,7 @@ def inspect_gradients(
     text: options.Text = None,
     file: options.TextFile = None,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     without_shortcuts: Annotated[
         bool, typer.Option("--without-shortcuts", help="Beside it, the same model with its residual connections cut.")
     ] = False,
@@ -35,7 +36,7 @@ def inspect_gradients(
     """Show the gradient's norm by layer and component after one backward pass over a text."""
     outputs = looking.Outputs(png, html, json, npz)
     if demo:
-        if text is not None or file is not None or checkpoint is not None:
+        if text is not None or file is not None or checkpoint or adapter:
             raise GptcliError(
                 "--demo takes no text and no checkpoint.", "It is the course's own example: leave them out."
             )
@@ -44,7 +45,7 @@ def inspect_gradients(
         title, unit, about = "The course's five layers", "mean |gradient| of a layer's weights", _DEMO_ABOUT
     else:
         text = options.read_text(text, file, what="text")
-        subject = looking.read_to_predict(text, checkpoint, device, threads)
+        subject = looking.read_to_predict(text, checkpoint, adapter, device, threads)
         if len(subject.pieces) < 2:
             raise GptcliError(
                 "The text is a single token: there is no next token to learn from.", "Give at least two tokens."

@@ -17,6 +17,7 @@ def inspect_logits(
     text: options.Text = None,
     file: options.TextFile = None,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     layers: Annotated[
         bool,
         typer.Option("--layers", help="Also what each layer would say, read through the output head (logit lens)."),
@@ -34,7 +35,7 @@ def inspect_logits(
     """Show what the model expects next after each token, and how surprised it was by what came."""
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
-    subject = looking.read_to_predict(text, checkpoint, device, threads)
+    subject = looking.read_to_predict(text, checkpoint, adapter, device, threads)
 
     from gptcli.inspection import html as pages
     from gptcli.inspection import plots, predictions

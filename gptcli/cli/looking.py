@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.checkpoints import overwrite
-from gptcli.cli import render
+from gptcli.cli import options, render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -107,8 +107,10 @@ class Subject:
         return {"checkpoint": str(self.checkpoint.path), "tokens": tokens, **more}
 
 
-def open_model(checkpoint: Path | None, device: str, threads: int | None) -> tuple["Checkpoint", "GPTModel"]:
-    """The checkpoint that ``--checkpoint`` means, and its model in float32."""
+def open_model(
+    checkpoint: Path | None, adapter: Path | None, device: str, threads: int | None
+) -> tuple["Checkpoint", "GPTModel"]:
+    """The checkpoint that --checkpoint and --adapter mean, and its model in float32."""
     import torch
 
     from gptcli.checkpoints import checkpoint as checkpoints
@@ -116,14 +118,14 @@ def open_model(checkpoint: Path | None, device: str, threads: int | None) -> tup
 
     placement = devices.choose(device, "float32")
     devices.set_threads(threads)
-    path = checkpoints.find(checkpoint)
-    loaded = checkpoints.load(path)
-    if checkpoint is None:
+    path, added = options.find_model(checkpoint, adapter)
+    loaded = checkpoints.load(path, added)
+    if checkpoint is None and adapter is None:
         render.note(f"Using {path}, the newest checkpoint.")
     return loaded, loaded.model(placement.device, torch.float32)
 
 
-def read(text: str, checkpoint: Path | None, device: str, threads: int | None) -> Subject:
+def read(text: str, checkpoint: Path | None, adapter: Path | None, device: str, threads: int | None) -> Subject:
     """``text`` as tokens of the checkpoint's model; what is beyond its context is left out, and said.
 
     Raises:
@@ -131,7 +133,7 @@ def read(text: str, checkpoint: Path | None, device: str, threads: int | None) -
     """
     import torch
 
-    loaded, model = open_model(checkpoint, device, threads)
+    loaded, model = open_model(checkpoint, adapter, device, threads)
     ids = tokens_of(loaded.tokenizer, text)
     context = loaded.config.context_length
     if len(ids) > context:
@@ -142,12 +144,14 @@ def read(text: str, checkpoint: Path | None, device: str, threads: int | None) -
     return Subject(loaded, model, torch.tensor(ids), [loaded.tokenizer.piece(i) for i in ids])
 
 
-def read_to_predict(text: str, checkpoint: Path | None, device: str, threads: int | None) -> Subject:
+def read_to_predict(
+    text: str, checkpoint: Path | None, adapter: Path | None, device: str, threads: int | None
+) -> Subject:
     """`read` for a model that predicts the next token; a classifier raises GptcliError as well."""
-    from gptcli.checkpoints import layout
+    from gptcli.checkpoints import adapters, layout
 
-    layout.read_language_model(layout.find(checkpoint))
-    return read(text, checkpoint, device, threads)
+    layout.read_language_model(adapters.described_by(*options.find_model(checkpoint, adapter)))
+    return read(text, checkpoint, adapter, device, threads)
 
 
 def tokens_of(tokenizer: "Tokenizer", text: str) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import render
-from gptcli.cli.settings import option_of
+from gptcli.cli.settings import RARELY_USED, option_of
 from gptcli.config.compute import ComputeConfig
 from gptcli.config.text import TextConfig
 from gptcli.errors import GptcliError, SettingError
@@ -34,6 +34,11 @@ Checkpoint = Annotated[
         "--checkpoint", "-c", help="A checkpoint directory, or its name under checkpoints/ (default: the newest there)."
     ),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", help="A low-rank adapter for the checkpoint; alone, for the one that it names."),
+    RARELY_USED,
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str, option_of(ComputeConfig, "device")]
 AllowSpecial = Annotated[bool, option_of(TextConfig, "allow_special")]
@@ -53,6 +58,26 @@ Png = Annotated[Path | None, typer.Option("--png", help="Draw it into this pictu
 Html = Annotated[Path | None, typer.Option("--html", help="Write one page that works offline.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write it as JSON to this file; - for stdout.")]
 Npz = Annotated[Path | None, typer.Option("--npz", help="Write the numbers, whole, as NumPy arrays.")]
+
+
+def find_model(checkpoint: Path | None, adapter: Path | None) -> tuple[Path, Path | None]:
+    """What --checkpoint and --adapter mean: a checkpoint, and an adapter for it unless the checkpoint names its base.
+
+    Raises:
+        GptcliError: one of them is not there, ``adapter`` is no adapter, or it does not say for which checkpoint.
+    """
+    from gptcli.checkpoints import adapters, layout
+
+    if adapter is None:
+        return layout.find(checkpoint), None
+    found = layout.find(adapter)
+    if not layout.is_adapter(found):
+        raise GptcliError(
+            f"{found} is no adapter: it has no {layout.ADAPTER_CONFIG}.", "Open a whole checkpoint with -c alone."
+        )
+    if checkpoint is not None:
+        return layout.find(checkpoint), found
+    return (found, None) if adapters.is_ours(found) else (adapters.find_base(found), found)
 
 
 def read_text(text: str | None, file: Path | None, what: str) -> str:

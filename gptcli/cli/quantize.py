@@ -29,5 +29,8 @@ def quantize(
     target = api.quantize(source, out, bits=cast(Literal[8, 4], bits), force=force)
     sizes = [layout.weights_file(path).stat().st_size for path in (source, target)]
     old, new = (render.human_bytes(size) for size in sizes)
-    render.print_text(f"{target}: {new}, {sizes[0] / sizes[1]:.1f} times smaller than {old}.")
+    if layout.is_adapter(source):
+        render.print_text(f"{target}: {new}, {source} is merged into it.")
+    else:
+        render.print_text(f"{target}: {new}, {sizes[0] / sizes[1]:.1f} times smaller than {old}.")
     next_steps.suggest_generate(target)

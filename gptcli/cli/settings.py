@@ -26,7 +26,7 @@ OF_THE_PROCESS = {"quiet", "verbose", "debug"}  # a printed file has them only w
 RARE = {"quiet", "verbose", "debug", "print_config"}  # hidden by --help where settings are hidden
 RARELY_USED = {"rare": True}  # marks an option that is no setting, as `Setting.common` marks settings
 # What is no Path, or may be a name.
-PATHS = {"texts": "path", "checkpoint": "name", "init_from": "name", "tokenizer": "name"}
+PATHS = {"texts": "path", "checkpoint": "name", "init_from": "name", "tokenizer": "name", "adapter": "name"}
 FEW = 10  # options a command has without --config and --help-all
 WITH_CONFIG = {"train", "generate", "evaluate", "prepare", "bench"}  # whatever their number
 
