@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.checkpoints import layout
-from gptcli.checkpoints.adapter_file import read
 from gptcli.checkpoints.layout import MAKE_ONE, ROOT, find, read_config
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
@@ -106,6 +105,8 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _adapter(path: Path, ours: Mapping[str, Any]) -> dict[str, Any]:
+    from gptcli.checkpoints.adapter_file import read
+
     found, base = read(path), ours.get("base")
     about = {"rank": found.config.rank, "alpha": found.config.alpha, "targets": list(found.config.targets)}
     return about | {"parameters": found.parameters, "base": base.get("path") if isinstance(base, dict) else None}
