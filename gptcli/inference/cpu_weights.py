@@ -15,6 +15,7 @@ from gptcli.model import quantization
 from gptcli.model.quantization import GROUP, Packed, Tensors
 
 PORTION = 64  # blocks of a matrix (`LANES` outputs each) that one task quantises
+_PER_CELL = {"float32": 1, "int8": 1, "int16": 2, "uint8": 2, "uint32": 8}  # weights in an element of data
 _KINDS = (
     (c.QKV, "attn.c_attn"),
     (c.ATTENTION, "attn.c_proj"),
@@ -96,7 +97,7 @@ class Matrices:
         """Allocate the arrays and write the matrices' offsets to the table: (matrix, layer, name) of each matrix."""
         config, table = self.config, self._table
         data_type = DATA_TYPES[bits]
-        self._in_pairs = data_type == np.int16
+        self._per_cell = _PER_CELL[np.dtype(data_type).name]
         width, hidden = padded(config.emb_dim, GROUP), padded(config.hidden_dim, GROUP)
         out = {
             c.QKV: padded(3 * config.emb_dim, LANES),
@@ -113,13 +114,12 @@ class Matrices:
         if not config.tie_weights:
             jobs += [(c.WTE, 0, "wte")]
         cells = scales = biases = 0
-        per_cell = 2 if bits == 4 or self._in_pairs else 1
         for matrix, layer, _ in jobs:
             inputs = hidden if matrix == c.CONTRACT else width
             if layer == 0:
                 table[matrix : matrix + 5] = cells, scales, biases, inputs, out[matrix]
             size = inputs * out[matrix]
-            cells += size // per_cell
+            cells += size // self._per_cell
             scales += size // GROUP if bits == 4 else out[matrix]
             biases += out[matrix]
         if config.tie_weights:
@@ -143,8 +143,9 @@ class Matrices:
         elif quantization.is_transposed(f"{name}.weight"):
             weight = weight.T
         values = weight.values if isinstance(weight, Packed) else weight
-        if isinstance(weight, Packed) and self._in_pairs:
-            self._kernels.pack_pairs(values, self.data, data + layer * inputs // 2 * outputs, inputs)
+        if isinstance(weight, Packed) and self.data.dtype in (np.int16, np.uint32):
+            pack = self._kernels.pack_pairs if self.data.dtype == np.int16 else self._kernels.pack_nibbles
+            pack(values, self.data, data + layer * inputs // self._per_cell * outputs, inputs)
         elif isinstance(weight, Packed) or self.data.dtype == np.float32:
             rows = inputs // 2 if four_bits else inputs
             self._kernels.pack(values, self.data, data + layer * rows * outputs, rows)
@@ -169,6 +170,6 @@ class Matrices:
         """Quantise ``count`` float32 blocks from source[start:] into a matrix, from its block ``block`` on."""
         data, scale, _, inputs, _ = (int(cell) for cell in self._table[matrix : matrix + 5])
         four_bits = self.data.dtype == DATA_TYPES[4]
-        data += block * inputs * LANES // (2 if four_bits or self._in_pairs else 1)
+        data += block * inputs * LANES // self._per_cell
         scale += block * (inputs // GROUP if four_bits else 1) * LANES
         self._kernels.quantize(source, start, self.data, data, self.scale, scale, inputs, count)

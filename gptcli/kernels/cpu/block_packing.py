@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import overload
 
 from gptcli.kernels.cpu import simd as v
+from gptcli.kernels.cpu.int4_matmul import store_nibbles
 from gptcli.kernels.cpu.matmul import GROUP, LANES
 from gptcli.kernels.cpu.simd import OPTIONS, jit
 
@@ -44,6 +45,23 @@ def pack_pairs(source, target, first, inputs):
                     cells[i] |= source[k + 1, block * LANES + i] << 8
 
 
+def pack_nibbles(source, target, first, inputs):
+    """Write int4 values (in / 2, out), as quantization.py has them, into uint32 blocks (inputs / 8, 16).
+
+    int4_matmul.py describes the layout; ``first`` is the target's first element.
+    """
+    rows, columns = source.shape
+    for block in range((columns + LANES - 1) // LANES):
+        kept = min(LANES, columns - block * LANES)
+        start = first + block * inputs // 8 * LANES
+        for row in range(rows):  # inputs 2 row and 2 row + 1
+            cells = target[start + row // 4 * LANES :]
+            place = np.uint32(4 * (row % 4))
+            for i in range(kept):
+                byte = np.uint32(source[row, block * LANES + i])
+                cells[i] |= ((byte & np.uint32(15)) | (byte >> np.uint32(4)) << np.uint32(16)) << place
+
+
 def quantize(source, source_at, target, at, scale, scale_at, inputs, count):
     """Pack ``count`` blocks (inputs, 16) of float32 from source[source_at:] into target[at:] and scale[scale_at:]."""
     for block in range(count):
@@ -59,6 +77,8 @@ def quantize_block(source, start, target, at, scale, scale_at, inputs, block):
 def _quantize_block_of(source, start, target, at, scale, scale_at, inputs, block):
     if target.dtype == types.uint8:
         return _int4_block
+    if target.dtype == types.uint32:
+        return _int4_block_of_eights
     if target.dtype == types.int16:
         return _int8_block_of_pairs
     return _int8_block
@@ -94,30 +114,57 @@ def _int8_block(source, start, target, at, scale, scale_at, inputs, block):
         v.store(target, at + (block * inputs + k) * LANES, values)
 
 
-def _int4_block(source, start, target, at, scale, scale_at, inputs, block):
-    """Give each group and output the scale w / s, s in {-8, -7.3, 7.5}, with the smallest squared error.
+@jit
+def _group_scale(source, here):
+    """The scale w / s, s in {-8, -7.3, 7.5}, of each output of a group, with the smallest squared error.
 
-    w is the weight of the largest magnitude in the group.
+    w is the weight of the largest magnitude in the group at source[here:].
     """
+    low = high = v.load(source, here)
+    for k in range(1, GROUP):
+        weights = v.load(source, here + k * LANES)
+        low, high = v.where_less(weights, low, weights, low), v.maximum(high, weights)
+    largest = v.where_less(high, _minus(low), low, high)
+    factor, least = _fit(source, here, largest, np.float32(-8.0))
+    for steps in (np.float32(-7.3), np.float32(7.5)):
+        other, error = _fit(source, here, largest, steps)
+        factor = v.where_less(error, least, other, factor)
+        least = v.where_less(error, least, error, least)
+    return factor
+
+
+@jit
+def _unsigned(source, at, inverse):
+    """16 weights times ``inverse`` as whole numbers in 0 … 15: their integers plus 8."""
+    return v.add(_whole(v.load(source, at), inverse), v.splat(np.float32(8.0)))
+
+
+def _int4_block(source, start, target, at, scale, scale_at, inputs, block):
     for group in range(inputs // GROUP):
         here = start + group * GROUP * LANES
-        low = high = v.load(source, here)
-        for k in range(1, GROUP):
-            weights = v.load(source, here + k * LANES)
-            low, high = v.where_less(weights, low, weights, low), v.maximum(high, weights)
-        largest = v.where_less(high, _minus(low), low, high)
-        factor, least = _fit(source, here, largest, np.float32(-8.0))
-        for steps in (np.float32(-7.3), np.float32(7.5)):
-            other, error = _fit(source, here, largest, steps)
-            factor = v.where_less(error, least, other, factor)
-            least = v.where_less(error, least, error, least)
+        factor = _group_scale(source, here)
         v.store(scale, scale_at + (block * (inputs // GROUP) + group) * LANES, factor)
         inverse, first = _inverse(factor), at + (block * inputs + group * GROUP) // 2 * LANES
-        eight = v.splat(np.float32(8.0))
         for k in range(0, GROUP, 2):
-            low = v.add(_whole(v.load(source, here + k * LANES), inverse), eight)
-            high = v.add(_whole(v.load(source, here + (k + 1) * LANES), inverse), eight)
+            low, high = _unsigned(source, here + k * LANES, inverse), _unsigned(source, here + (k + 1) * LANES, inverse)
             v.store(target, first + k // 2 * LANES, v.fma(high, v.splat(np.float32(16.0)), low))
+
+
+def _int4_block_of_eights(source, start, target, at, scale, scale_at, inputs, block):
+    for group in range(inputs // GROUP):
+        here = start + group * GROUP * LANES
+        factor = _group_scale(source, here)
+        v.store(scale, scale_at + (block * (inputs // GROUP) + group) * LANES, factor)
+        inverse, first = _inverse(factor), at + (block * inputs + group * GROUP) // 8 * LANES
+        for k in range(0, GROUP, 8):
+            p = here + k * LANES
+            values = (
+                _unsigned(source, p, inverse), _unsigned(source, p + LANES, inverse),
+                _unsigned(source, p + 2 * LANES, inverse), _unsigned(source, p + 3 * LANES, inverse),
+                _unsigned(source, p + 4 * LANES, inverse), _unsigned(source, p + 5 * LANES, inverse),
+                _unsigned(source, p + 6 * LANES, inverse), _unsigned(source, p + 7 * LANES, inverse),
+            )  # fmt: skip
+            store_nibbles(target, first + k // 8 * LANES, values)
 
 
 @jit

@@ -145,8 +145,12 @@ def _mark(marker: Path | None) -> None:
             _prune(marker.parent)
 
 
-# Bits of a weight -> dtype of data, by which decode_step.py selects its functions; an int16 holds two int8 weights.
-DATA_TYPES: dict[int, Any] = {32: np.float32, 8: np.int16 if int16_matmul.AVAILABLE else np.int8, 4: np.uint8}
+# Bits of a weight -> dtype of data, by which decode_step.py selects its functions. An int16 holds two int8 weights, a
+# uint8 two and a uint32 eight int4 weights.
+_IN_INTEGERS = int16_matmul.AVAILABLE
+DATA_TYPES: dict[int, Any] = {
+    32: np.float32, 8: np.int16 if _IN_INTEGERS else np.int8, 4: np.uint32 if _IN_INTEGERS else np.uint8,
+}  # fmt: skip
 SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
@@ -165,6 +169,7 @@ class Kernels:
             self.run = numba.njit(decode_step.run, nogil=True, cache=cached, error_model="numpy")
             self.pack = numba.njit(block_packing.pack, nogil=True, cache=cached)
             self.pack_pairs = numba.njit(block_packing.pack_pairs, nogil=True, cache=cached)
+            self.pack_nibbles = numba.njit(block_packing.pack_nibbles, nogil=True, cache=cached)
             self.quantize = numba.njit(block_packing.quantize, nogil=True, cache=cached, error_model="numpy")
         self.directory = directory if cached else None
         self._report = report

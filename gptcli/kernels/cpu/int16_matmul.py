@@ -140,7 +140,7 @@ def row_size(inputs):
 
 @v.jit
 def quantise(work, source, inputs, chunk, target, pitch):
-    """Quantize one chunk of the floats work[source : + inputs] into the row that begins at work[target]."""
+    """Quantize one chunk of the floats work[source : + inputs] into the row at work[target]; return 1 / its scale."""
     first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, inputs)
     peaks = v.splat(np.float32(0.0))
     for i in range(first, last, LANES):
@@ -151,11 +151,12 @@ def quantise(work, source, inputs, chunk, target, pitch):
     pairs = target + chunks(inputs) * pitch
     for i in range(first, last, LANES):
         store_pairs(work, pairs + i // 2 * pitch, pitch, v.multiply(v.load(work, source + i), factor))
+    return factor
 
 
 @v.jit
-def rows_times_block(sums, data, start, inputs, x, at, pitch):
-    """sums[i] + row i @ block, for each i; row i begins at x[at + i]."""
+def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+    """sums[i] + row i @ block, without the scale, for each i; row i begins at x[at + i]."""
     pairs = at + chunks(inputs) * pitch
     for first in range(0, inputs, CHUNK):
         whole = row_vectors.zeros_like(sums)
@@ -166,7 +167,7 @@ def rows_times_block(sums, data, start, inputs, x, at, pitch):
 
 
 @v.jit
-def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
+def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, pitch):
     """As `rows_times_block` for two adjacent blocks: each pair loaded multiplies two vectors of weights."""
     a, b = sums, sums
     pairs, step = at + chunks(inputs) * pitch, inputs // 2 * LANES
@@ -184,7 +185,7 @@ def rows_times_two_blocks(sums, data, start, inputs, x, at, pitch):
 
 
 @v.jit
-def row_times_four_blocks(data, start, inputs, x, at):
+def row_times_four_blocks(data, start, scale, scale_start, inputs, x, at):
     """One row of pitch 1 times four adjacent blocks: four independent chains of sums hide the latency."""
     sums = row_vectors.zeros(4)
     pairs, step = at + chunks(inputs), inputs // 2 * LANES

@@ -1,14 +1,14 @@
 """The matrix products of decode_step.py: one function per dtype of weights and per number of blocks or rows.
 
-A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16 or two int4 in a
-uint8; numba selects the function by the array's dtype. An int8 scale multiplies the complete sum (`output_scale`); an
-int4 scale multiplies the sum of its group. All sums stay in registers, and all functions add up a row's products in the
-same order.
+A block is 16 outputs of a matrix, laid out (in, 16). Weights are float32, int8, two int8 in an int16, two int4 in a
+uint8 or eight in a uint32; numba selects the function by the array's dtype. An int8 scale multiplies the complete sum
+(`output_scale`); an int4 scale multiplies the sum of its group. All sums stay in registers, and all functions add up a
+row's products in the same order.
 
 Rows are stored in tiles (in, TILE), so that the elements multiplied by one vector of weights are adjacent: from
 row-major rows, the address arithmetic alone would take a quarter of the time of the products. A single row is stored
 (in, 1). A row's inputs are thus ``pitch`` elements apart, `TILE` or 1 (`write_part`). They are float32, except for int8
-weights in int16: int16_matmul.py multiplies those by rows of int16.
+weights in int16 and int4 weights in uint32: int16_matmul.py and int4_matmul.py multiply those by rows of int16.
 """
 
 # mypy: ignore-errors
@@ -17,13 +17,14 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from gptcli.kernels.cpu import int16_matmul
+from gptcli.kernels.cpu import int4_matmul, int16_matmul
 from gptcli.kernels.cpu import row_vectors as r
 from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu.simd import OPTIONS, jit
 
 LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
+IN_INTEGERS = {types.int16: int16_matmul, types.uint32: int4_matmul}  # products by VNNI, with rows of int16
 # Prefetch distance in float32 weights (2 KiB) for several rows: their products fill the core's instruction queue, so
 # that by itself it loads too few cache lines ahead. int8 and int4 need none: arithmetic is their limit.
 # int16 has a distance of its own (int16_matmul.py).
@@ -52,12 +53,13 @@ def _rows_times_block_of(sums, data, start, scale, scale_start, inputs, x, at, p
 
         return four_bits
 
-    if data.dtype == types.int16:
+    if data.dtype in IN_INTEGERS:
+        product = IN_INTEGERS[data.dtype].rows_times_block
 
-        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
-            return int16_matmul.rows_times_block(sums, data, start, inputs, x, at, pitch)
+        def integers(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return product(sums, data, start, scale, scale_start, inputs, x, at, pitch)
 
-        return pairs
+        return integers
 
     floats = data.dtype == types.float32
 
@@ -97,12 +99,13 @@ def _rows_times_two_blocks_of(sums, data, start, scale, scale_start, inputs, x, 
 
         return four_bits
 
-    if data.dtype == types.int16:
+    if data.dtype in IN_INTEGERS:
+        product = IN_INTEGERS[data.dtype].rows_times_two_blocks
 
-        def pairs(sums, data, start, scale, scale_start, inputs, x, at, pitch):
-            return int16_matmul.rows_times_two_blocks(sums, data, start, inputs, x, at, pitch)
+        def integers(sums, data, start, scale, scale_start, inputs, x, at, pitch):
+            return product(sums, data, start, scale, scale_start, inputs, x, at, pitch)
 
-        return pairs
+        return integers
 
     floats = data.dtype == types.float32
 
@@ -192,12 +195,11 @@ def _row_times_four_blocks_of(data, start, scale, scale_start, inputs, x, at):
 
         return four_bits
 
-    if data.dtype == types.int16:
-
-        def pairs(data, start, scale, scale_start, inputs, x, at):
-            return int16_matmul.row_times_four_blocks(data, start, inputs, x, at)
-
-        return pairs
+    if data.dtype in IN_INTEGERS:
+        product = IN_INTEGERS[data.dtype].row_times_four_blocks
+        return lambda data, start, scale, scale_start, inputs, x, at: product(
+            data, start, scale, scale_start, inputs, x, at
+        )
 
     def whole(data, start, scale, scale_start, inputs, x, at):
         return row_times_four_panels(data, start, inputs * LANES, LANES, inputs, x, at)
@@ -272,6 +274,14 @@ def _weight_of(data, start, scale, scale_start, inputs, k, n):
 
         return eight_bits
 
+    if data.dtype == types.uint32:
+
+        def nibbles(data, start, scale, scale_start, inputs, k, n):
+            scales = v.load(scale, scale_start + (n // LANES * (inputs // GROUP) + k // GROUP) * LANES)
+            return np.float32(int4_matmul.value(data, start, inputs, k, n)) * v.lane(scales, n % LANES)
+
+        return nibbles
+
     if data.dtype == types.int16:
 
         def pairs(data, start, scale, scale_start, inputs, k, n):
@@ -293,6 +303,8 @@ def block_size(data, inputs):
 def _block_size_of(data, inputs):
     if data.dtype in (types.uint8, types.int16):
         return lambda data, inputs: inputs // 2 * LANES
+    if data.dtype == types.uint32:
+        return lambda data, inputs: inputs // int4_matmul.NIBBLES * LANES
     return lambda data, inputs: inputs * LANES
 
 
@@ -302,7 +314,7 @@ def scale_size(data, inputs):
 
 @overload(scale_size, jit_options=OPTIONS)
 def _scale_size_of(data, inputs):
-    if data.dtype == types.uint8:
+    if data.dtype in (types.uint8, types.uint32):
         return lambda data, inputs: inputs // GROUP * LANES
     return lambda data, inputs: LANES
 
@@ -313,8 +325,9 @@ def row_size(data, inputs):
 
 @overload(row_size, jit_options=OPTIONS)
 def _row_size_of(data, inputs):
-    if data.dtype == types.int16:
-        return lambda data, inputs: int16_matmul.row_size(inputs)
+    if data.dtype in IN_INTEGERS:
+        size = IN_INTEGERS[data.dtype].row_size
+        return lambda data, inputs: size(inputs)
     return lambda data, inputs: inputs
 
 
@@ -324,12 +337,11 @@ def write_part(data, work, source, inputs, part, target, pitch):
 
 @overload(write_part, jit_options=OPTIONS)
 def _write_part_of(data, work, source, inputs, part, target, pitch):
-    if data.dtype == types.int16:
-
-        def pairs(data, work, source, inputs, part, target, pitch):
-            int16_matmul.quantise(work, source, inputs, part, target, pitch)
-
-        return pairs
+    if data.dtype in IN_INTEGERS:
+        quantise = IN_INTEGERS[data.dtype].quantise
+        return lambda data, work, source, inputs, part, target, pitch: quantise(
+            work, source, inputs, part, target, pitch
+        )
 
     def whole(data, work, source, inputs, part, target, pitch):
         for k in range(part * PART, min((part + 1) * PART, inputs)):

@@ -1,7 +1,7 @@
 """The layout of the flat arrays of the kernels: indices into the table, its program and control.
 
 All kernels share six arrays:
-    data     packed weights: float32, int8, int16 holding two int8, or uint8 holding two int4
+    data     packed weights: float32, int8, int16 holding two int8, uint8 holding two int4, or uint32 eight
     scale    for int8 float32, one per output; for int4 uint16 bits of bfloat16, 16 per group of 32 inputs of a block
     floats   float32: biases, layer norms (weight, bias), positions (context, C), epsilon, each layer's attention scale
     work     float32: activations, logits and the key-value cache

@@ -27,15 +27,17 @@ def products(data: Any, work: Any, rows: int, inputs: int, quantised: int, sums:
     block = inputs // 2 * 16
     for row in range(rows):
         x = quantised + row * size
-        row_vectors.store_rows(work, sums + row * 64, 16, int16_matmul.row_times_four_blocks(data, 0, inputs, work, x))
+        row_vectors.store_rows(
+            work, sums + row * 64, 16, int16_matmul.row_times_four_blocks(data, 0, work, 0, inputs, work, x)
+        )
     for half in range(2):
         a, b = int16_matmul.rows_times_two_blocks(
-            row_vectors.zeros(3), data, 2 * half * block, inputs, work, tile, rows
+            row_vectors.zeros(3), data, 2 * half * block, work, 0, inputs, work, tile, rows
         )
         row_vectors.store_rows(work, sums + rows * 64 + 32 * half, 64, a)
         row_vectors.store_rows(work, sums + rows * 64 + 32 * half + 16, 64, b)
     for i in range(4):
-        a = int16_matmul.rows_times_block(row_vectors.zeros(3), data, i * block, inputs, work, tile, rows)
+        a = int16_matmul.rows_times_block(row_vectors.zeros(3), data, i * block, work, 0, inputs, work, tile, rows)
         row_vectors.store_rows(work, sums + 2 * rows * 64 + 16 * i, 64, a)
 
 
