@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gptcli.config.runtime import RuntimeConfig
     from gptcli.config.sampling import SamplingConfig
     from gptcli.errors import GptcliError
+    from gptcli.evaluation.classification import evaluate_labels
+    from gptcli.inference.classifier import Classifier
     from gptcli.inference.completion import Completion
     from gptcli.inference.text_model import TextModel
     from gptcli.model.gpt import GPTModel
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "Classifier",
     "Completion",
     "GPTConfig",
     "GPTModel",
@@ -37,6 +40,7 @@ __all__ = [
     "__version__",
     "convert",
     "evaluate",
+    "evaluate_labels",
     "events",
     "load",
     "load_checkpoint",
@@ -48,6 +52,7 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "gptcli.checkpoints.checkpoint",
+    "Classifier": "gptcli.inference.classifier",
     "Completion": "gptcli.inference.completion",
     "GPTConfig": "gptcli.config.model",
     "GPTModel": "gptcli.model.gpt",
@@ -58,6 +63,7 @@ _HOMES = {
     "SamplingConfig": "gptcli.config.sampling",
     "StopTraining": "gptcli.training.session",
     "TextModel": "gptcli.inference.text_model",
+    "evaluate_labels": "gptcli.evaluation.classification",
     "resume": "gptcli.training.session",
     "train": "gptcli.training.session",
 }

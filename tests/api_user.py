@@ -33,6 +33,16 @@ def look(path: Path) -> None:
         assert loss > 0
 
 
+def classify() -> None:
+    classifier = gptcli.Classifier("animals", device="cpu", threads=1)
+    for found in classifier.classify(["the cat", "the dog"]):
+        assert found.probabilities[found.label] == found.probability
+    scores = gptcli.evaluate_labels(classifier, ["rows.jsonl"])
+    recall: float | None = scores.figures[0].recall
+    assert recall is not None
+    assert scores.after is None
+
+
 def train() -> None:
     steps: list[int] = []
 
@@ -66,6 +76,7 @@ def main() -> None:
     assert isinstance(event, gptcli.events.Noted)
     speak(Path("checkpoints/demo"))
     look(Path("checkpoints/demo"))
+    classify()
     train()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import doctest
 import importlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import tiny_model
 from runs import TEXT, TINY
 
 import gptcli as api
@@ -28,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the text story.txt and checkpoints/demo, which has learnt it."""
+    """A folder with story.txt and checkpoints/demo, which has learnt it, animals and rows.jsonl."""
     from gptcli.cli import main
 
     home = tmp_path_factory.mktemp("home")
@@ -37,6 +39,10 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps += ("--final", "last")  # those that have learnt it
     words = ["train", home / "story.txt", "--out", home / "checkpoints" / "demo", *TINY, *steps, "--quiet"]
     assert main([str(word) for word in words]) == 0
+    classifier = tiny_model(vocab_size=257, labels=("cat", "dog"))
+    api.save_checkpoint(home / "animals", classifier, tokenizers.build("byte"))
+    rows = [{"text": f"the {animal} sat", "label": animal} for animal in ("cat", "dog")] * 2
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return home
 
 
@@ -86,7 +92,13 @@ def test_documentation_and_its_examples(home: Path, capfd: pytest.CaptureFixture
     """Every public function and class is documented, every example runs, and none of it prints."""
     flags = doctest.NORMALIZE_WHITESPACE
     examples = 0
-    for module in ("gptcli.api", "gptcli.inference.text_model", "gptcli.training.session"):
+    for module in (
+        "gptcli.api",
+        "gptcli.inference.text_model",
+        "gptcli.inference.classifier",
+        "gptcli.training.session",
+        "gptcli.evaluation.classification",
+    ):
         result = doctest.testmod(importlib.import_module(module), optionflags=flags)
         examples += result.attempted
         assert result.failed == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.model import GPTConfig
+from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.gpt2 import CONFIG_FILE
 
@@ -43,3 +44,15 @@ def name_padding(directory: Path, config: GPTConfig, tokenizer: Tokenizer) -> No
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings["pad_token"] = settings.get("eos_token", PADDING)
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def text_ids(text: str, tokenizer: Tokenizer, context_length: int) -> tuple[list[int], bool]:
+    """The tokens that a classifier reads of a text, and whether it is longer: then they are its first ones.
+
+    Raises:
+        GptcliError: the text is empty or white space alone, or has a character that the tokenizer does not know.
+    """
+    ids = tokenizer.encode(text) if text.strip() else []
+    if not ids:
+        raise GptcliError("The text is empty: there is nothing to classify.", "Give a text with a word in it.")
+    return ids[:context_length], len(ids) > context_length

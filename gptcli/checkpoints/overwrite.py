@@ -203,6 +203,7 @@ RESULTS: dict[str, tuple[tuple[bytes, ...], bytes]] = {
     "jpg": ((b"\xff\xd8\xff",), b"Matplotlib"),
     "html": ((b"<!doctype html>",), b"default-src 'none'"),
     "json": ((b'{\n "checkpoint": ', b'{\n "demo": '), b""),
+    "jsonl": ((b'{"file": ',), b'"predicted": '),
     "npz": ((b"PK\x03\x04",), b".npy"),
 }
 

@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Speak": {
         "generate": "Continue a prompt with a checkpoint. The text goes to stdout, and nothing else does.",
+        "classify": "Say which label a text has, with its probability; of a file of rows, for every row.",
         "tokenize": "Show a text as tokens: their pieces, their ids and how many there are.",
     },
     "Look inside": {

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import evaluation_view, options, render, task_view
+from gptcli.cli import classification_view, evaluation_view, options, render, task_view
+from gptcli.cli.settings import option_of
 from gptcli.cli.settings_command import flag
 from gptcli.config.compute import ComputeConfig
-from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_together
+from gptcli.config.evaluation import PerplexityConfig, RowsConfig, TaskConfig, check_together
 from gptcli.errors import GptcliError, SettingError, with_names
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def evaluate(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TEXT...", help="Files, folders (.txt and .md), globs, - for stdin; a task's FILE.jsonl."
+            metavar="TEXT...",
+            help="Files, folders (.txt and .md), globs, - for stdin; a task's FILE.jsonl; rows with labels.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -48,19 +50,33 @@ def evaluate(
         Path | None,
         window_option(
             "--plot",
-            help="Draw loss by position, and how well probabilities are calibrated, in FILE.png, .svg, .pdf or .jpg.",
+            help="Draw loss by position (of a classifier: the confusion matrix), and how well probabilities are "
+            "calibrated, in FILE.png, .svg, .pdf or .jpg.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         task_option("--out", "-o", help="Write a line for every item, FILE.jsonl; an interrupted run goes on there."),
     ] = None,
+    fields: Annotated[str | None, option_of(RowsConfig, "fields")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured."""
+    """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured.
+
+    Of a classifier: accuracy, precision, recall, F1, confusions and calibration on rows of texts with their labels.
+    """
+    path = _classifier(checkpoint)
+    if path is not None:
+        classification_view.check_settings(perplexity, scored, checkpoint or [])
+        if plot is not None:
+            _check_plot(plot)
+        classification_view.evaluate(path, texts or [], fields, perplexity, compute, plot, out, as_json)
+        return
+    if fields is not None:
+        raise SettingError("{fields} is for a classifier's rows.", "Leave {fields} out, or give a classifier.")
     check_together(scored, perplexity, plot=plot, out=out)
     if bool(texts) == (perplexity.part is not None):
         what = "{part} measures the run's own text, and no other" if texts else "There is no text to measure"
@@ -100,6 +116,17 @@ def evaluate(
             for loaded in _load_all(checkpoint, adapter)
         ]
         task_view.show_task(rows, setting, as_json)
+
+
+def _classifier(names: list[Path] | None) -> Path | None:
+    """The first of the named checkpoints, or the newest, if it is a classifier."""
+    from gptcli.checkpoints import layout
+
+    try:
+        path = layout.find(names[0] if names else None)
+        return path if layout.read_config(path)[0].labels else None
+    except GptcliError:  # told where the model is opened
+        return None
 
 
 def _load_all(names: list[Path] | None, adapter: Path | None) -> "Iterator[Checkpoint]":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from gptcli.config.fields import check, in_panel, like
+from gptcli.config.fields import check, in_panel, like, setting
 from gptcli.config.text import DecodingErrors, TextConfig
 from gptcli.errors import SettingError
 
@@ -40,6 +40,24 @@ class PerplexityConfig:
     part: Part | None = window(
         None, "Instead of a text, a part of the run's own: validation (held out) or train.", common=True
     )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """How rows of texts are read.
+
+    Raises:
+        SettingError: a value is outside its range.
+    """
+
+    fields: str | None = setting(
+        None, "Other names of the rows' fields, as in text=body,label=kind.", panel="Rows", metavar="NAMES", common=True
+    )
+    encoding: str | None = like(TextConfig, "encoding", panel="Rows")
+    errors: DecodingErrors = like(TextConfig, "errors", "strict", panel="Rows")
 
     def __post_init__(self) -> None:
         check(self)

@@ -27,6 +27,12 @@ class BadRowError(SettingError):
     """A row that cannot be used; the rows after it can."""
 
 
+def refuse(error: BadRowError) -> None:
+    """Raise ``error``, without the way out of leaving the row out: an ``on_bad`` for a reader that skips none."""
+    message, hint = error.templates
+    raise BadRowError(message, hint.partition(" {skip_bad}")[0]) from error
+
+
 @dataclass(frozen=True)
 class Row:
     """One row: ``file`` and the ``line`` that it begins in, counted from 1, and its fields by name."""
