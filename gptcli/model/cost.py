@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPT3_PRESETS, PRESETS, GPTConfig
 from gptcli.errors import GptcliError, nearest
-from gptcli.model.parameters import components
+from gptcli.model.parameters import adapter_size, components
 
 SIZES: dict[str, GPTConfig] = PRESETS | GPT3_PRESETS
 
@@ -250,8 +251,8 @@ class TrainingMemory:
 
     Attributes:
         weights: 4 a parameter.
-        gradients: 4 a parameter, at the end of the backward pass.
-        optimizer: AdamW's two moments, 8 a parameter.
+        gradients: 4 a trained parameter, at the end of the backward pass.
+        optimizer: AdamW's two moments, 8 a trained parameter.
         activations: see `activation_bytes`.
         logits: see `logits_bytes`.
         peak: the most that exists at once: there are no gradients in the forward pass, and the backward pass frees
@@ -276,10 +277,29 @@ class TrainingMemory:
         return self.peak + TORCH_BYTES + int(FRAGMENTED * transient)
 
 
+def _packed_base_bytes(config: GPTConfig, weight_format: WeightFormat) -> int:
+    """Bytes of the weights of `quantized.packed_base`: the embeddings and the head are float32."""
+    return sum(
+        part.layers * (_packed_bytes(name, shape, weight_format) if name.startswith("h.") else 4 * prod(shape))
+        for part in components(config)
+        for name, shape in part.tensors.items()
+    )
+
+
 def training_memory(
-    config: GPTConfig, batch_size: int, context: int, recompute: bool = False, on_cpu: bool = True, itemsize: int = 4
+    config: GPTConfig,
+    batch_size: int,
+    context: int,
+    recompute: bool = False,
+    on_cpu: bool = True,
+    itemsize: int = 4,
+    adapter: LoRAConfig | None = None,
+    bits: int = 32,
 ) -> TrainingMemory:
     """Memory of an AdamW step on ``batch_size`` windows of ``context`` tokens; arguments as `activation_bytes`.
+
+    With an ``adapter``, the model's own weights and head have no gradients and no moments, and the matrices of its
+    blocks may be packed in 8 or 4 ``bits``.
 
     Weights and moments exist throughout; the peak is where the rest is largest, at one of four moments:
 
@@ -292,7 +312,8 @@ def training_memory(
     """
     parameters, L = parameter_count(config), config.n_layers
     stream = itemsize * batch_size * context * config.emb_dim
-    head = 4 * config.n_outputs * config.emb_dim
+    trained = parameters if adapter is None else adapter_size(config, adapter)
+    head = 4 * config.n_outputs * config.emb_dim if adapter is None else 0
     activations = activation_bytes(config, batch_size, context, recompute, on_cpu, itemsize)
     logits = logits_bytes(config, batch_size, context, on_cpu, itemsize)
     in_loss = _bytes_after_forward(config, batch_size, context, recompute, on_cpu, itemsize) + head + stream + logits
@@ -300,14 +321,15 @@ def training_memory(
         in_loss += 2 * itemsize * config.n_outputs * config.emb_dim
     last_block = activations + head + itemsize * batch_size * context * config.hidden_dim
     freed = stream if recompute else _block_bytes(config, batch_size, context, on_cpu, itemsize)
-    made = 4 * non_embedding_parameter_count(config) // L
+    made = 4 * (non_embedding_parameter_count(config) if adapter is None else trained) // L
     first_block = last_block + (L - 1) * (made - freed)
-    end = 4 * parameters + (head if config.embedding_is_head else 0)
+    end = 4 * trained + (head if config.embedding_is_head else 0)
+    weights = 4 * parameters if bits == 32 else _packed_base_bytes(config, "int8" if bits == 8 else "int4")
     return TrainingMemory(
-        weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=8 * parameters,
+        weights=weights,
+        gradients=4 * trained,
+        optimizer=8 * trained,
         activations=activations,
         logits=logits,
-        peak=12 * parameters + max(in_loss, last_block, first_block, end),
+        peak=weights + 8 * trained + max(in_loss, last_block, first_block, end),
     )

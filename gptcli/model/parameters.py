@@ -6,6 +6,7 @@ Letters: C emb_dim, F hidden_dim, L n_layers.
 from dataclasses import dataclass
 from math import prod
 
+from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPTConfig
 
 
@@ -55,6 +56,16 @@ def components(config: GPTConfig) -> list[Component]:
     elif not config.tie_weights:
         parts.append(Component("output head", {"lm_head.weight": (config.vocab_size, C)}))
     return parts
+
+
+def adapter_size(config: GPTConfig, adapter: LoRAConfig) -> int:
+    """Numbers in low-rank adapters for a model of this shape."""
+    changed = [
+        shape
+        for name, shape in parameter_shapes(config).items()
+        if name.endswith(tuple(f"{target}.weight" for target in adapter.targets))
+    ]
+    return sum(adapter.rank * sum(shape) for shape in changed)
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gptcli.config.model import GPTConfig
 from gptcli.model.gpt import GPTModel
-from gptcli.model.quantization import GROUP, Packed, Tensors, check_bits, is_packed_name, packed
+from gptcli.model.quantization import GROUP, Packed, Tensors, check_bits, is_packed_name, packed, unpacked
 
 SLICE = 2**22  # widened weights that exist at once, at most
 
@@ -47,12 +47,12 @@ class PackedLinear(nn.Module):
         parts = zip(self.values.split(width, dim=1), self.scale.split(width, dim=-1), strict=True)
         products = [self._product(rows, values, scale) for values, scale in parts]
         y = products[0] if len(products) == 1 else torch.cat(products, dim=1)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+        return (y if self.bias is None else y + self.bias.to(y.dtype)).view(*x.shape[:-1], -1)
 
     def _product(self, rows: Tensor, values: Tensor, scale: Tensor) -> Tensor:
         if self.four_bits:
             return rows @ widened(values, scale, rows.dtype)[: self.inputs]
-        return (rows @ values.to(rows.dtype)) * scale
+        return (rows @ values.to(rows.dtype)) * scale.to(rows.dtype)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """grad Wᵀ: (rows, in) of the gradient (rows, out) of the products of rows."""
@@ -64,7 +64,7 @@ class PackedLinear(nn.Module):
             if self.four_bits:
                 found.addmm_(part, widened(values, scale, grad.dtype)[: self.inputs].T)
             else:
-                found.addmm_(part * scale, values.to(grad.dtype).T)
+                found.addmm_(part * scale.to(part.dtype), values.to(grad.dtype).T)
         return found
 
     def columns(self, numbers: Tensor) -> Tensor:
@@ -111,11 +111,9 @@ class PackedModel(GPTModel):
         plain = {name: weights[name] for name in weights if not is_packed_name(name)}
         tensors = {name: torch.tensor(weight).to(device, dtype) for name, weight in plain.items()}
         for name in filter(is_packed_name, weights):
-            weight = weights[name]
-            if not isinstance(weight, Packed):
-                weight = packed(name, weight, check_bits(bits), torch.get_num_threads())
             place = name.removesuffix(".weight")
-            linear = PackedLinear(weight, tensors.pop(f"{place}.bias", None), device, dtype)
+            bias = tensors.pop(f"{place}.bias", None)
+            linear = PackedLinear(_packed(name, weights, bits), bias, device, dtype)
             self.set_submodule(place, PackedEmbedding(linear, dtype) if place == "wte" else linear)
         self.load_state_dict(tensors, strict=False, assign=True)
         self.eval().requires_grad_(False)
@@ -126,3 +124,27 @@ class PackedModel(GPTModel):
         head: PackedLinear = self.wte.linear if self.config.tie_weights else self.lm_head  # type: ignore[assignment]
         logits: Tensor = head(hidden)
         return logits
+
+
+def packed_base(config: GPTConfig, weights: Tensors, bits: int, device: torch.device | str) -> GPTModel:
+    """A model to train adapters on: the matrices of its blocks stay packed, all else is float32, the head as well.
+
+    Args:
+        config, weights, bits, device: as `PackedModel` takes them.
+    """
+    with torch.device("meta"):
+        model = GPTModel(config, init=None)
+    inside = [name for name in weights if is_packed_name(name) and name.startswith("h.")]
+    outside = [name for name in weights if name not in set(inside)]
+    tensors = {name: torch.from_numpy(unpacked(name, weights[name])).to(device) for name in outside}
+    for name in inside:
+        place = name.removesuffix(".weight")
+        bias = tensors.pop(f"{place}.bias", None)
+        model.set_submodule(place, PackedLinear(_packed(name, weights, bits), bias, device, torch.float32))
+    model.load_state_dict(tensors, strict=False, assign=True)
+    return model.requires_grad_(False)
+
+
+def _packed(name: str, weights: Tensors, bits: int) -> Packed:
+    weight = weights[name]
+    return weight if isinstance(weight, Packed) else packed(name, weight, check_bits(bits), torch.get_num_threads())

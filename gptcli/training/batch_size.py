@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import torch
 
+from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.device.placement import available_memory
 from gptcli.model.cost import parameter_count, training_memory
 from gptcli.model.gpt import GPTModel
+from gptcli.model.lora import add_adapters
+from gptcli.model.parameters import adapter_size
 from gptcli.training.distributed import World
 from gptcli.training.step import Stepper
 
@@ -27,6 +30,7 @@ def fewest_parts(
     context: int,
     device: torch.device,
     world: World,
+    adapter: LoRAConfig | None = None,
 ) -> int | None:
     """The fewest parts, as equal in size as possible, into which a step must be split to fit into memory.
 
@@ -41,6 +45,7 @@ def fewest_parts(
         context: T.
         device: the device of this process.
         world: the processes; all of them get the same result, the largest that any process needs.
+        adapter: the adapters that are trained, if not the model's own weights.
 
     Returns:
         from 1 to ``windows``; None where not even one window fits.
@@ -48,11 +53,11 @@ def fewest_parts(
     if device.type == "cuda" and not runtime.shard:
 
         def fits(rows: int) -> bool:
-            return step_fits(model, recipe, runtime, rows, context, device, world.size)
+            return step_fits(model, recipe, runtime, rows, context, device, world.size, adapter)
     else:
 
         def fits(rows: int) -> bool:
-            return forecast_fits(model, recipe, runtime, rows, context, device, world)
+            return forecast_fits(model, recipe, runtime, rows, context, device, world, adapter)
 
     found = world.gather(smallest(lambda parts: fits(-(-windows // parts)), windows))
     return None if None in found else max(parts for parts in found if parts is not None)
@@ -79,13 +84,14 @@ def step_fits(
     context: int,
     device: torch.device,
     size: int,
+    adapter: LoRAConfig | None = None,
 ) -> bool:
     """Whether two steps on ``rows`` windows fit, beside DDP's float32 gradient buckets where ``size`` is over 1.
 
     The only side effect: torch's random number generators advance.
     """
     try:
-        _take_steps(model, recipe, runtime, rows, context, device, size)
+        _take_steps(model, recipe, runtime, rows, context, device, size, adapter)
         return True
     except torch.OutOfMemoryError:
         return False
@@ -103,13 +109,17 @@ def _take_steps(
     context: int,
     device: torch.device,
     size: int,
+    adapter: LoRAConfig | None,
 ) -> None:
     """Train a new model for two steps: the first allocates the optimizer's moments, the second runs beside them."""
     spare = int(SPARE * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
-    spare += 4 * parameter_count(model) if size > 1 else 0
+    trained = parameter_count(model) if adapter is None else adapter_size(model, adapter)
+    spare += 4 * trained if size > 1 else 0
     ballast = torch.empty(spare, dtype=torch.uint8, device=device)
     with device:
         tried = GPTModel(model, "gpt2").train()
+    if adapter is not None:
+        add_adapters(tried, adapter, recipe.seed)
     stepper = Stepper(tried, replace(recipe, batch_size=rows), replace(runtime, accumulate=1, compile=False))
     tokens = torch.randint(model.vocab_size, (rows, context + 1))
     for _ in range(2):
@@ -125,11 +135,12 @@ def forecast_fits(
     context: int,
     device: torch.device,
     world: World,
+    adapter: LoRAConfig | None = None,
 ) -> bool:
     """Whether a step on ``rows`` windows needs, by the forecast, at most `ROOM` of this process's free memory."""
     on_cpu = device.type == "cpu"
     itemsize = 4 if on_cpu or recipe.dtype in ("auto", "float32") else 2
-    need = training_memory(model, rows, context, runtime.recompute, on_cpu=on_cpu, itemsize=itemsize)
+    need = training_memory(model, rows, context, runtime.recompute, on_cpu=on_cpu, itemsize=itemsize, adapter=adapter)
     bytes_needed = need.resident if on_cpu else need.peak
     if runtime.shard:
         bytes_needed -= int((need.weights + need.optimizer) * (1 - 1 / world.size))

@@ -8,6 +8,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
 from gptcli.model.gpt import GPTModel
 from gptcli.model.lora import add_adapters
+from gptcli.model.quantized import packed_base
 
 
 def initial_model(
@@ -26,7 +27,7 @@ def initial_model(
         seed: decides what is drawn, adapters included.
         origin: the checkpoint with the weights; None to draw them.
         adapter: the adapters to put on ``origin``, whose weights are then frozen; None for none.
-        device: on a CPU, frozen weights stay where they are, mapped from the file.
+        device: on a CPU, frozen weights stay where they are, mapped from the file; packed ones stay packed.
     """
     torch.manual_seed(seed)
     if origin is None:
@@ -35,9 +36,12 @@ def initial_model(
         model = GPTModel(config, init=None)
         model.load_state_dict(origin.tensors)
         return model.to(device)
-    with torch.device("meta"):
-        model = GPTModel(config, init=None)
-    weights = {name: tensor.to(device, torch.float32) for name, tensor in origin.tensors.items()}
-    model.load_state_dict(weights, assign=True)
+    if origin.arrays is not None and origin.arrays.bits < 32:
+        model = packed_base(config, origin.arrays, origin.arrays.bits, device)
+    else:
+        with torch.device("meta"):
+            model = GPTModel(config, init=None)
+        weights = {name: tensor.to(device, torch.float32) for name, tensor in origin.tensors.items()}
+        model.load_state_dict(weights, assign=True)
     add_adapters(model, adapter, seed)
     return model

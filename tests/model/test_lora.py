@@ -1,17 +1,24 @@
 """Adapters: their gradients and first step by the formula, what is frozen, and the memory that they do not take."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from models import tiny_config, tiny_model
 
 from gptcli.config.lora import TARGETS, LoRAConfig
+from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.errors import SettingError
+from gptcli.model import quantized
+from gptcli.model.cost import training_memory
 from gptcli.model.gpt import GPTModel, Linear
 from gptcli.model.lora import LoRALinear, add_adapters, is_adapted
 from gptcli.model.loss import chunked_cross_entropy
+from gptcli.model.parameters import adapter_size
+from gptcli.model.quantization import is_packed_name, packed, unpacked
+from gptcli.model.quantized import packed_base
 from gptcli.training.step import Stepper
 
 IDS = torch.randint(61, (3, 21), generator=torch.Generator().manual_seed(4))
@@ -117,3 +124,44 @@ def test_targets_by_their_shortest_clear_names() -> None:
     for settings, words in (({"rank": 0}, "rank 0"), ({"alpha": 0.0}, "lora_alpha"), ({"alpha": float("nan")}, "nan")):
         with pytest.raises(SettingError, match=words):
             LoRAConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_base_has_the_gradients_of_its_unpacked_weights(bits: Any, tied: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(quantized, "SLICE", 42 * 50)  # a matrix in several slices
+    source = tiny_model(tie_weights=tied)
+    arrays = {name: tensor.numpy() for name, tensor in source.state_dict().items()}
+    arrays = {name: packed(name, a, bits) if is_packed_name(name) else a for name, a in arrays.items()}  # type: ignore[misc]
+    packed_model = packed_base(source.config, arrays, bits, "cpu")
+    plain = GPTModel(source.config, init=None)
+    plain.load_state_dict({name: torch.from_numpy(unpacked(name, array)) for name, array in arrays.items()})
+    losses, gradients = [], []
+    for model in (packed_model, plain):
+        add_adapters(model, LoRAConfig(3, 6.0), seed=1)
+        torch.manual_seed(5)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in trained.values():
+            torch.nn.init.normal_(parameter, std=0.1)
+        losses.append(loss_of(model))
+        losses[-1].backward()
+        gradients.append({name: p.grad for name, p in trained.items()})
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
+    assert len(gradients[0]) == 16
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
+    held = sum(b.nbytes for b in packed_model.buffers())
+    assert held < sum(p.nbytes for name, p in plain.named_parameters() if ".base." in name) / 2.5
+
+
+def test_the_forecast_counts_what_is_trained() -> None:
+    config, adapter = GPTConfig(), LoRAConfig()
+    model = GPTModel(tiny_config())
+    add_adapters(model, adapter, 1)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_size(tiny_config(), adapter) == trained
+    full, low = training_memory(config, 4, 256), training_memory(config, 4, 256, adapter=adapter)
+    assert low.optimizer == 8 * adapter_size(config, adapter)
+    assert low.peak < 0.55 * full.peak
+    packed_too = training_memory(config, 4, 256, adapter=adapter, bits=8)
+    assert 0.5 < packed_too.weights / low.weights < 0.6, "half of small are its embeddings"
