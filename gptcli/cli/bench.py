@@ -98,7 +98,7 @@ def bench(
             bar.set_description(each.title)
             found += works.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
     sheet = peak_flops.data_sheet(placement.device, precision.dtype)
-    product = peak_flops.Peak(max(limits.product_rate() for _ in range(3)), "measured")
+    product = peak_flops.Peak(max(limits.product_rate() for _ in range(3)), f"measured, by {limits.library}")
     known = {"data_sheet": sheet, "measured": product} if sheet else {"measured": product}
     trained = {row.subject: row.rate for row in found if row.work == works.works(setting)[-1].title}
     flops = {
@@ -110,11 +110,12 @@ def bench(
         machine = {"machine": platform.platform(), "device": str(placement.device), "device_name": placement.name}
         render.print_json({
             **machine, "dtype": precision.name, "threads": count, "against": against,
+            "product_by": limits.library,
             "peaks": {name: asdict(peak) for name, peak in known.items()}, "training_flops": flops,
             "rows": [asdict(row) for row in found],
         })  # fmt: skip
     else:
-        _print_table(found, repetitions, against)
+        _print_table(found, repetitions, against, limits.library)
         if flops:
             _print_utilization(flops, list(known.values()))
 
@@ -138,11 +139,12 @@ def _config(checkpoint: Path | None, size: str | None) -> GPTConfig:
     return config
 
 
-def _print_table(rows: list["Row"], repetitions: int, against: str | None) -> None:
+def _print_table(rows: list["Row"], repetitions: int, against: str | None, library: str) -> None:
     columns = [("work", "left"), ("with", "left"), ("median", "right"), ("slowest", "right"), ("fastest", "right")]
     columns += [("unit", "left"), ("limit", "right"), ("of the limit", "right")]
     columns += [(f"beside {against}", "right")] if against else []
-    caption = f"{repetitions} repetitions in turns; the last two columns are medians of the ratios within a turn."
+    caption = f"{repetitions} repetitions in turns; the last two columns are medians of the ratios within a turn. "
+    caption += f"Limits: reading from memory, and a large matrix product by {library}, the fastest library here."
     render.print_table("", columns, (_cells(row, against) for row in rows), caption=caption)
 
 

@@ -13,7 +13,7 @@ from models import tiny_checkpoint, tiny_model
 from gptcli.checkpoints import checkpoint
 from gptcli.cli import bench
 from gptcli.device import peak_flops
-from gptcli.evaluation.benchmark import baselines, engines, works
+from gptcli.evaluation.benchmark import baselines, engines, products, works
 from gptcli.evaluation.benchmark.engines import Contender, Setting, Task
 from gptcli.evaluation.benchmark.works import Limits, Work
 from gptcli.model.cost import flops_per_token, training_flops_rule
@@ -235,3 +235,44 @@ def test_a_wrong_option_is_named(gptcli: Any, run: Path, options: tuple[Any, ...
 def test_a_packed_checkpoint_is_refused(gptcli: Any, run: Path) -> None:
     assert gptcli("quantize", run).code == 0
     gptcli("bench", f"{run}-int8").assert_user_error("packed already")
+
+
+def test_the_limit_is_the_product_of_the_fastest_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick = Ticking(5), Ticking(1)
+    monkeypatch.setattr(works, "libraries", lambda square: {"slow": slow, "quick": quick})
+    monkeypatch.setattr(works, "seconds", lambda call, device: (call(), Ticking.took)[1])
+    limits = Limits(CPU, torch.float32)
+    assert limits.library == "quick"
+    assert limits.product_rate() == 2 * 64**3
+    assert (slow.calls, quick.calls) == (works.TRIALS + 1, works.TRIALS + 2)
+
+
+class Ticking:
+    """A product that takes so many seconds of a clock of its own."""
+
+    took = 0.0
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        Ticking.took = self.seconds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_library_gives_a_product(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    square = torch.rand(33, 33).to(dtype)
+    found = products.libraries(square)
+    assert "torch's default" in found
+    for name, product in found.items():
+        result = torch.as_tensor(product())
+        by = square.T if name == "oneDNN" else square  # a linear layer's weight is transposed
+        torch.testing.assert_close(result, square @ by, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+
+
+def test_a_torch_without_onednn_has_the_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_onednn", lambda square: None)
+    monkeypatch.setattr(products, "usable_cpus", lambda: 10**6)  # more than torch's threads: numpy would use them all
+    assert list(products.libraries(torch.rand(3, 3))) == ["torch's default"]

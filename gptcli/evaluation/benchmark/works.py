@@ -1,7 +1,8 @@
 """The speed of this machine on each work (a timed workload), and the limit that the hardware sets to it.
 
 Decoding one sequence reads every weight once per token: its limit is the read bandwidth of memory. Prefill and training
-consist of matrix products: their limit is the rate of a large product. A batch is limited by the lower of the two.
+consist of matrix products: their limit is the rate of a large product, by the fastest library that is at hand
+(products.py). A batch is limited by the lower of the two.
 
 The speed of a shared machine changes by half within minutes. So in each turn every contender (engine in one precision)
 does the work once, and ratios between contenders are computed within a turn.
@@ -17,8 +18,10 @@ import torch
 
 from gptcli.device import placement
 from gptcli.evaluation.benchmark.engines import Contender, Setting, Task
+from gptcli.evaluation.benchmark.products import libraries
 from gptcli.model import cost
 
+TRIALS = 3  # products of each library before the fastest is chosen
 LIMIT_SIZES = {"cpu": (2**28, 1024, 1), "cuda": (2**30, 8192, 5), "mps": (2**29, 2048, 5)}
 TRAINING_COPIES = 4  # of the weights' size: weights, gradients and two moments
 SHARE_OF_MEMORY = 0.8
@@ -98,6 +101,9 @@ class Limits:
     Args:
         device: the device to measure.
         dtype: the dtype of the matrix products.
+
+    Attributes:
+        library: the name of the library that multiplies; chosen once, when the object is made.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -106,7 +112,8 @@ class Limits:
         self._long = torch.ones(self._bytes // 4, device=device)
         # Random numbers, because a GPU multiplies ones faster: fewer bits switch, so it draws less power.
         numbers = torch.rand(self._side, self._side, generator=torch.Generator().manual_seed(0))
-        self._square = numbers.to(device, dtype)
+        candidates = libraries(numbers.to(device, dtype))
+        self.library, self._product = min(candidates.items(), key=lambda each: self._best_of(each[1]))
 
     def read_rate(self) -> float:
         """Bytes per second of a sum over a float32 vector larger than the caches."""
@@ -114,7 +121,12 @@ class Limits:
 
     def product_rate(self) -> float:
         """FLOP/s of a square matrix product."""
-        return 2 * self._side**3 * self._times / self._seconds(lambda: self._square @ self._square)
+        return 2 * self._side**3 * self._times / self._seconds(self._product)
+
+    def _best_of(self, product: Callable[[], Any]) -> float:
+        """Seconds of the quickest of `TRIALS` runs, after one that includes the library's initialization."""
+        product()
+        return min(self._seconds(product) for _ in range(TRIALS))
 
     def allowed(self, work: Work, weight_bytes: int) -> float | None:
         """The limit of ``work`` in tokens per second, measured now; None where nothing limits it."""
