@@ -310,8 +310,19 @@ def write_config(
     }
     if adapter is not None:
         adapter.write_config(path)
-    with atomic_write(path / CONFIG) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(everything, file, indent=2)
+    _write_json(path / CONFIG, everything)
+
+
+def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add JSON values about the run to config.json in the directory ``path``. Raises OSError."""
+    everything = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    everything["gptcli"]["training"] |= facts
+    _write_json(path / CONFIG, everything)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as opened:
+        json.dump(content, opened, indent=2)
 
 
 def cannot_write(path: Path, error: OSError) -> GptcliError:

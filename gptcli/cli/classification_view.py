@@ -15,7 +15,8 @@ from gptcli.config.fields import fields_of
 from gptcli.errors import GptcliError, SettingError
 
 if TYPE_CHECKING:
-    from gptcli.evaluation.classification import Calibration, LabelScores
+    from gptcli.evaluation.classification import LabelScores
+    from gptcli.inference.calibration import Calibration
 
 MOST_COLUMNS = 12  # labels up to which the whole confusion matrix is printed
 WORST = 10  # pairs of labels that are printed where there are more

@@ -112,6 +112,7 @@ class ExampleSet:
         characters: of all examples as they were rendered.
         notes: what was cut or left out, one line each.
         documents: the files' records.
+        label_weights: of a classifier's labels in the loss; empty where all weigh the same.
     """
 
     train: Examples
@@ -119,6 +120,7 @@ class ExampleSet:
     characters: int
     notes: tuple[str, ...] = ()
     documents: tuple[DocumentRecord, ...] = ()
+    label_weights: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -14,10 +14,10 @@ from gptcli.data import forms, labels, rows
 from gptcli.data.labels import Labelled
 from gptcli.data.rows import BadRowError
 from gptcli.errors import GptcliError
-from gptcli.inference.classifier import Classifier, label_logits, probabilities
+from gptcli.inference.calibration import Calibration, calibration, probabilities
+from gptcli.inference.classifier import Classifier, label_logits
 
 AnyPath = str | os.PathLike[str]
-BINS = 15
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,6 @@ class LabelFigures:
     precision: float | None
     recall: float | None
     f1: float | None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far probabilities can be trusted at one temperature.
-
-    Attributes:
-        temperature: what the logits were divided by.
-        error: the expected calibration error (Guo et al., 2017): mean |confidence - accuracy| over `BINS` equal bins.
-        nats: mean negative log-likelihood of the actual labels.
-        bins: mean probability of the likeliest label, share of rows where it was right, and rows, of every bin that has
-            some.
-    """
-
-    temperature: float
-    error: float
-    nats: float
-    bins: list[tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -208,23 +190,6 @@ def measure(
             for each, place, share in zip(found, predicted.tolist(), shares.tolist(), strict=True)
         ],
     )  # fmt: skip
-
-
-def calibration(logits: Tensor, actual: Tensor, temperature: float) -> Calibration:
-    """How far softmax(logits (n, labels) / temperature) can be trusted, by the actual labels (n) int64."""
-    shares = probabilities(logits, temperature)
-    sure, likeliest = shares.max(dim=-1)
-    right = (likeliest == actual).double()
-    places = (sure * BINS).long().clamp(max=BINS - 1)
-    counts, hits, confidence = (
-        torch.zeros(BINS, dtype=torch.float64).index_add_(0, places, values)
-        for values in (torch.ones_like(sure), right, sure)
-    )
-    nats = -shares.gather(1, actual[:, None]).log().mean()
-    bins = [
-        (float(confidence[n] / counts[n]), float(hits[n] / counts[n]), int(counts[n])) for n in range(BINS) if counts[n]
-    ]
-    return Calibration(temperature, float((confidence - hits).abs().sum() / len(actual)), float(nats), bins)
 
 
 def _figures(label: str, number: int, confusion: Tensor) -> LabelFigures:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from gptcli.evaluation.classification import Calibration, LabelScores
+from gptcli.evaluation.classification import LabelScores
+from gptcli.inference.calibration import Calibration
 from gptcli.inspection import pictures
 
 MOST_NUMBERS = 12  # labels up to which every cell of the matrix shows its number

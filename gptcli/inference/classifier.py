@@ -1,6 +1,5 @@
 """A classifier and its texts: read in batches of similar length, each text at its last token."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from gptcli.checkpoints.classifier import text_ids
 from gptcli.config.compute import ComputeConfig
 from gptcli.device import placement
 from gptcli.errors import GptcliError
+from gptcli.inference.calibration import probabilities
 from gptcli.inference.sampling import not_finite
 from gptcli.model.gpt import GPTModel
 
@@ -169,33 +169,6 @@ def label_logits(
     if not bool(found.isfinite().all()):
         raise not_finite()
     return found
-
-
-def probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature) in float64, (n, labels)."""
-    return (logits.double() / temperature).softmax(dim=-1)
-
-
-def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature with the smallest mean negative log-likelihood (Guo et al., 2017).
-
-    The targets are Platt's (1999), a little less than certain, so that the temperature of a classifier that is right
-    on all n texts does not fall to 0: 1 - ε for the actual label and ε / (labels - 1) for each other one, ε being
-    1 / (n + 2).
-
-    Args:
-        logits: (n, labels).
-        targets: (n) int64.
-    """
-    z, count = logits.double(), len(logits)
-    doubt = 1 / (count + 2)
-    wanted = torch.full_like(z, doubt / (z.size(1) - 1)).scatter_(1, targets[:, None], 1 - doubt)
-    low, high = -7.0, 7.0  # of the logarithm of 1 / temperature, in which the slope changes its sign once
-    for _ in range(60):
-        middle = (low + high) / 2
-        slope = ((z * math.exp(middle)).softmax(dim=-1) - wanted).mul(z).sum()
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return math.exp(-low)
 
 
 def _numbered(texts: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptcli.kernels.gpu.triton_support import triton_reason
 
@@ -122,6 +123,22 @@ class _TritonCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_head = ctx.grads
         del ctx.grads
         return grad_hidden.mul_(grads[0]), None if grad_head is None else grad_head.mul_(grads[0]), None, None
+
+
+def weighted_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """As `chunked_cross_entropy` with ``has_ignored``, for a classifier: each loss times its label's weight.
+
+    The mean is over the number of targets, so that parts of a step add up as without weights.
+
+    Args:
+        hidden: (..., C), after the final norm.
+        head: (labels, C).
+        targets: (...) int64, labels or `IGNORED`.
+        weights: (labels) float32.
+    """
+    chosen = targets != IGNORED
+    logits, labels = F.linear(hidden[chosen], head).float(), targets[chosen]
+    return F.cross_entropy(logits, labels, weight=weights, reduction="sum") / max(1, len(labels))
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, has_ignored: bool = False) -> Tensor:

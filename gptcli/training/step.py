@@ -1,6 +1,7 @@
 """The training step: forward, backward and update, for every precision, number of parts and of processes."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -15,7 +16,7 @@ from gptcli.device import allocator, placement
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.dropout_mask import step_seeds
 from gptcli.model.gpt import GPTModel
-from gptcli.model.loss import chunked_cross_entropy, counted
+from gptcli.model.loss import chunked_cross_entropy, counted, weighted_cross_entropy
 from gptcli.training import distributed, optimizers
 from gptcli.training.block_compiler import CompiledBlocks
 from gptcli.training.distributed import ALONE, World
@@ -43,15 +44,19 @@ class Outcome:
 class MeanLoss(nn.Module):
     """inputs and targets (B, T) -> the mean loss in nats a target; the module that DDP or FSDP wraps.
 
-    ``seeds`` are dropout's, as `GPTModel.hidden` takes them; ``has_ignored``: whether some targets have no loss.
+    ``seeds`` are dropout's, as `GPTModel.hidden` takes them; ``has_ignored``: whether some targets have no loss;
+    ``label_weights``: of a classifier's labels, empty where all weigh the same.
     """
 
-    def __init__(self, model: GPTModel, has_ignored: bool = False) -> None:
+    def __init__(self, model: GPTModel, has_ignored: bool = False, label_weights: Sequence[float] = ()) -> None:
         super().__init__()
         self.model, self.has_ignored = model, has_ignored
+        self.label_weights = torch.tensor(label_weights, device=model.device) if label_weights else None
 
     def forward(self, inputs: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         hidden = self.model.hidden(inputs, seeds=seeds)
+        if self.label_weights is not None:
+            return weighted_cross_entropy(hidden, self.model.head, targets, self.label_weights)
         return chunked_cross_entropy(hidden, self.model.head, targets, has_ignored=self.has_ignored)
 
 
@@ -111,6 +116,7 @@ class Stepper:
         runtime: how to compute; blocks are compiled where its ``compile`` is True.
         world: the processes that share every step.
         has_ignored: whether some targets have no loss.
+        label_weights: of a classifier's labels; empty where all weigh the same.
 
     Attributes:
         is_late: whether to read a step's outcome only after the launch of the next one, so that the GPU never waits
@@ -125,13 +131,16 @@ class Stepper:
         runtime: RuntimeConfig = DEFAULT_RUNTIME,
         world: World = ALONE,
         has_ignored: bool = False,
+        label_weights: Sequence[float] = (),
     ) -> None:
         self.model, self.recipe, self.runtime, self.world = model, recipe, runtime, world
         self.has_ignored = has_ignored
         self.notes: list[str] = []
         model.recompute = runtime.recompute
         self.dtype = dtype = placement.training_precision(recipe.dtype, model.device).dtype
-        self.loss: nn.Module = distributed.wrap(MeanLoss(model, has_ignored), model, world, shard=runtime.shard)
+        self.loss: nn.Module = distributed.wrap(
+            MeanLoss(model, has_ignored, label_weights), model, world, shard=runtime.shard
+        )
         self.optimizers = optimizers.make_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.is_late = (

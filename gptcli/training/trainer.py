@@ -113,7 +113,9 @@ class _Run:
         self.windows, self.validation = batches_of(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
         self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
-        self.stepper = Stepper(model, recipe, runtime, world, has_ignored=isinstance(corpus, ExampleSet))
+        separate = isinstance(corpus, ExampleSet)
+        weights = corpus.label_weights if isinstance(corpus, ExampleSet) else ()
+        self.stepper = Stepper(model, recipe, runtime, world, has_ignored=separate, label_weights=weights)
         self.progress, self.best = Progress(), BestWeights(model)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = recipe.learning_rate, 0.0

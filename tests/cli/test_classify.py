@@ -12,7 +12,8 @@ from models import tiny_checkpoint, tiny_model
 from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint
 from gptcli.errors import GptcliError
-from gptcli.inference.classifier import Classifier, fitted_temperature, label_logits
+from gptcli.inference.calibration import fitted_temperature
+from gptcli.inference.classifier import Classifier, label_logits
 
 LABELS = ("ham", "spam", "9")
 TEXTS = ["a cab", "bead", "dad faced a cabbage", "a", "b" * 19, "cab cab", "fed"]

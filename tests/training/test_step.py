@@ -18,6 +18,7 @@ from gptcli.checkpoints import checkpoint
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import split
 from gptcli.model.gpt import GPTModel
+from gptcli.model.loss import IGNORED
 from gptcli.training import step as stepping
 from gptcli.training import trainer
 from gptcli.training.optimizers import Muon, learning_rate, make_optimizers, orthogonalised, plain, total_norm
@@ -323,3 +324,21 @@ def test_memory_that_runs_out_while_a_block_is_compiled_is_told_as_such(inner: E
     with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory\."):
         stepper.step(*batches(1)[0], 1e-2)
     assert stepper.notes == []
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_row_counts_in_the_loss_what_its_label_weighs(parts: int) -> None:
+    model = tiny_model(labels=("a", "b", "c"))
+    inputs, targets = batches(1)[0][0], torch.full((6, 20), IGNORED)
+    actual = targets[:, -1] = torch.tensor([0, 1, 2, 0, 1, 1])
+    weights = (0.5, 1.0, 3.0)
+    nats = F.cross_entropy(model.next_logits(inputs), actual, reduction="none")
+    expected = (nats * torch.tensor(weights)[actual]).sum() / 6
+    (gradient,) = torch.autograd.grad(expected, model.score.weight, retain_graph=True)
+    stepper = Stepper(model, *split({"batch_size": 6, "accumulate": parts}), has_ignored=True, label_weights=weights)
+    loss = stepper._gradients(inputs, targets, total=6.0)
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(model.score.weight.grad, gradient, atol=1e-6, rtol=1e-5)
+    plain_stepper = Stepper(model, *split({"batch_size": 6}), has_ignored=True)
+    found = float(plain_stepper.forward(inputs, targets).detach())
+    assert found == pytest.approx(float(nats.mean().detach()), rel=1e-5)
