@@ -36,7 +36,7 @@ def tiny_checkpoint(path: Path, kind: str = "byte", text: str = "", seed: int = 
     return path
 
 
-def tiny_adapter(path: Path, base: Path, rank: int = 3, **settings: Any) -> GPTModel:
+def tiny_adapter(path: Path, base: Path, rank: int = 3, labels: tuple[str, ...] = (), **settings: Any) -> GPTModel:
     """An adapter directory on the checkpoint ``base``, none of whose factors is 0; the unmerged model."""
     from gptcli.checkpoints import checkpoint
     from gptcli.checkpoints.adapters import Base, NewAdapter
@@ -44,13 +44,14 @@ def tiny_adapter(path: Path, base: Path, rank: int = 3, **settings: Any) -> GPTM
     from gptcli.model.lora import add_adapters
 
     loaded, config = checkpoint.load(base), LoRAConfig(rank, **settings)
+    loaded = loaded.as_classifier(labels, seed=1) if labels else loaded
     model = loaded.model()
     add_adapters(model, config, seed=1)
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.2)
+                parameter.normal_(0, 0.1)
     tensors, adapter = checkpoint.to_file(model), NewAdapter(config, Base.of(base))
     checkpoint.create_from(path, loaded.config, tensors, loaded.tokenizer, {}, adapter=adapter)
     return model

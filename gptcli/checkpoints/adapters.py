@@ -94,14 +94,15 @@ class MergedWeights(Mapping[str, NDArray[Any] | Packed]):
     Args:
         base: the weights of the base.
         adapter: its names and shapes must be those of ``base``.
+        vocab_size: V; a classifier may have a row more than its base, of zeros, for padding.
 
     Attributes:
         bits: per weight of the base's matrices: 32, 8 or 4.
     """
 
-    def __init__(self, base: WeightFile, adapter: Adapter) -> None:
+    def __init__(self, base: WeightFile, adapter: Adapter, vocab_size: int) -> None:
         self.bits = base.bits
-        self._base, self._adapter = base, adapter
+        self._base, self._adapter, self._vocab_size = base, adapter, vocab_size
         self._names = [name for name in base if not (name == "lm_head.weight" and HEAD in adapter.tensors)]
         self._names += [HEAD] if HEAD in adapter.tensors and HEAD not in base else []
 
@@ -109,6 +110,8 @@ class MergedWeights(Mapping[str, NDArray[Any] | Packed]):
         if name == HEAD and HEAD in self._adapter.tensors:
             return self._adapter.array(HEAD)
         weight = self._base[name]
+        if name == "wte.weight" and (rows := _rows(weight)) < self._vocab_size:
+            return np.pad(unpacked(name, weight), ((0, self._vocab_size - rows), (0, 0)))
         place = name.removesuffix(".weight")
         if f"{place}.lora_A" not in self._adapter.tensors:
             return weight
@@ -144,7 +147,7 @@ def open_weights(path: Path, adapter: Path | None = None) -> WeightFile | Merged
         return weights
     found = read(adapter)
     check_shapes(found, config, path)
-    return MergedWeights(weights, found)
+    return MergedWeights(weights, found, read_config(described_by(path, adapter))[0].vocab_size)
 
 
 def find_base(adapter: Path) -> Path:
@@ -206,6 +209,10 @@ def _record(adapter: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
         raise GptcliError(f"{adapter / CONFIG} does not say which checkpoint the adapter changes.", "Copy it again.")
     return record
+
+
+def _rows(embedding: NDArray[Any] | Packed) -> int:
+    return int(embedding.values.shape[1] if isinstance(embedding, Packed) else len(embedding))
 
 
 def _sum_of(path: Path) -> dict[str, Any]:

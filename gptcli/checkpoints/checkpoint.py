@@ -309,7 +309,7 @@ def write_config(
         },
     }
     if adapter is not None:
-        adapter.write_config(path)
+        adapter.write_config(path, is_classifier=bool(config.labels))
     _write_json(path / CONFIG, everything)
 
 

@@ -211,3 +211,26 @@ def test_a_packed_base_stays_packed_but_for_what_changes(tmp_path: Path, base: P
     with torch.no_grad():
         assert (loaded.model()(IDS) - unmerged(IDS)).abs().max() < 1e-5
         assert (loaded.runner()(IDS) - unmerged(IDS)).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["byte", "char"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_an_adapter_may_make_a_classifier_of_its_base(tmp_path: Path, kind: str, tied: bool, bits: int) -> None:
+    base = tiny_checkpoint(tmp_path / "base", kind, "abc", tie_weights=tied)
+    if bits == 8:
+        derived.create_packed(tmp_path / "packed", base, 8)
+        base = tmp_path / "packed"
+    unmerged = tiny_adapter(tmp_path / "adapter", base, labels=("ham", "spam", "eggs"))
+    loaded, ids = checkpoint.load(tmp_path / "adapter"), IDS % unmerged.config.vocab_size
+    assert loaded.config.labels == ("ham", "spam", "eggs")
+    with torch.no_grad():
+        expected = unmerged(ids)
+        assert expected.shape[-1] == 3
+        assert (loaded.model()(ids) - expected).abs().max() < 1e-5
+        derived.create_merged(tmp_path / "merged", tmp_path / "adapter")
+        assert (checkpoint.load(tmp_path / "merged").model()(ids) - expected).abs().max() < 1e-5
+    fields = json.loads((tmp_path / "adapter" / layout.ADAPTER_CONFIG).read_text())
+    assert (fields["task_type"], fields["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    header = safetensors_file.read_header(tmp_path / "adapter" / layout.ADAPTER_WEIGHTS).tensors
+    assert header["base_model.model.score.weight"].shape == (3, 42)
