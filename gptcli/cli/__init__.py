@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from gptcli import __version__
 from gptcli.cli import mistakes, next_steps, render, settings_command, streams
+from gptcli.cli.clock import command_clock
 from gptcli.cli.lazy import LazyCommand
 from gptcli.device.allocator import out_of_memory
 from gptcli.errors import GptcliError
@@ -117,6 +118,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Where stdout is full or closed that is 2; a reader who has left (head, less) has what he wanted: 0.
     """
     atexit.register(gc.freeze)  # a last search for garbage among a million objects of torch takes a second
+    command_clock.begin(of_process=args is None)
     render.verbosity.reset()
     render.use_utf8()
     with streams.guarded():

@@ -96,7 +96,7 @@ def _from_field(field: Field, default: Any) -> inspect.Parameter:
 
 def _info_of(field: Field, default: Any, panel: str | None) -> Any:
     about = field.setting
-    words = [flag(field.name), *([about.also] if about.also else [])]
+    words = [flag(about.called or field.name), *([about.also] if about.also else [])]
     if field.kind is bool and default is not False:
         words[0] += f"/{flag('no_' + field.name)}"
     parser = None if about.parser is None else functools.partial(_parsed, field, about.parser)

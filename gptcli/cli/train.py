@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli import options, prepare, render, settings_command, training_view
+from gptcli.cli.clock import command_clock
 from gptcli.config.fields import as_dict
 from gptcli.config.model import PRESETS, GPTConfig, ShapeChanges
 from gptcli.config.recipe import RecipeConfig
@@ -17,6 +18,7 @@ from gptcli.errors import GptcliError, SettingError
 
 if TYPE_CHECKING:
     from gptcli.data.open import Callbacks
+    from gptcli.training.budget import Budget
     from gptcli.training.distributed import World
 
 OF_THIS_PROCESS = {"resume", "quiet", "verbose", "debug", "texts_sha256"}  # no settings of the run
@@ -130,15 +132,23 @@ def train(
     from gptcli.training.new_run import new_run
 
     world = _world()
+    budget = None if recipe.for_time is None else _budget(recipe.for_time, settings_command.changed(context))
     run = new_run(
         out or layout.ROOT / _run_name(texts),
         TextOptions(texts, recipe.train_share, text.encoding, text.errors, text.allow_special), recipe, runtime, base,
         shape=shape, named=settings_command.changed(context), tokenizer=tokenizer, init_from=init_from, force=force,
-        world=world, callbacks=_callbacks(),
+        world=world, callbacks=_callbacks(), budget=budget,
     )  # fmt: skip
     if texts_sha256 not in (None, run.source["sha256"]) and "texts" not in given:
         render.warn(f"The texts ({', '.join(texts)}) are not what they were: the run will differ.")
     training_view.show(run)
+
+
+def _budget(seconds: float, given: set[str]) -> "Budget":
+    from gptcli.training.budget import Budget
+
+    given = given | {"emb_dim", "n_layers", "n_heads"} if "size" in given else given
+    return Budget(seconds, command_clock.started, given, render.note)
 
 
 def _refuse_auto(batch_size: int | str, combined: bool, with_option: str) -> None:
@@ -159,7 +169,7 @@ def _go_on(run: Path, given: dict[str, Any], offered: dict[str, Any]) -> None:
     if ignored:
         render.warn(f"The run keeps its own: what a file or variables say is ignored for {', '.join(ignored)}.")
     given = {name: value for name, value in offered.items() if name in resume.MAY_CHANGE} | given
-    with resume.resumed(run, given, world=world, callbacks=_callbacks()) as resumed:
+    with resume.resumed(run, given, world=world, callbacks=_callbacks(), started=command_clock.started) as resumed:
         training_view.show(resumed)
 
 

@@ -108,12 +108,16 @@ class ProgressBar:
         elif isinstance(event, events.Evaluated):
             validation = f", Val loss {event.val_loss:.3f}" if event.val_loss is not None else ""
             self.say(f"Ep {event.epoch} (Step {event.step:06d}): Train loss {event.train_loss:.3f}{validation}")
+        elif isinstance(event, events.CooldownBegan):
+            self.plan = self.run.plan
+            self.bar.total = event.total_steps
+            self.say(f"The learning rate falls from step {event.step:,} on; the run ends after {event.total_steps:,}.")
         elif isinstance(event, events.Noted):
             self.say(event.text)
 
     def _forecast_time(self, seconds_left: float) -> None:
         """How long the run will take, in a line once that is known and whenever it turns out to be otherwise."""
-        if not self.forecast.is_news(seconds_left):
+        if self.run.recipe.for_time is not None or not self.forecast.is_news(seconds_left):
             return
         self.say(f"Forecast: about {render.human_time(seconds_left)} to go.")
         if seconds_left > SLOW_RUN_SECONDS and not self.advised:

@@ -24,6 +24,7 @@ class Setting:
         hint: the way out where a value is out of range; "" for a general one. Markers as in `SettingError`.
         on_resume: whether it may change when a run is resumed.
         common: whether a command's short help shows it.
+        called: the name of the option in files and, with hyphens, on the command line; "" for the field's.
         also: another name of the option on the command line, beside the field's name with hyphens.
         metavar: what the option's value is called in help.
         shown_default: what help shows as the default, where None stands for something else.
@@ -41,6 +42,7 @@ class Setting:
     hint: str = ""
     on_resume: bool = False
     common: bool = False
+    called: str = ""
     also: str = ""
     metavar: str | None = None
     shown_default: str = ""
@@ -178,3 +180,10 @@ def duration(text: str) -> float:
         return float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         raise ValueError("which is no duration") from None
+
+
+def duration_with_unit(text: str) -> float:
+    """Seconds of 90s, 10m or 2h; ValueError for another text, a number without a unit included."""
+    if text[-1:] not in ("s", "m", "h"):
+        raise ValueError("which has no unit" if text.replace(".", "", 1).isdecimal() else "which is no duration")
+    return duration(text)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gptcli.config.fields import check, duration, in_panel, like, require
+from gptcli.config.fields import check, duration, duration_with_unit, in_panel, like, require
 from gptcli.config.model import GPTConfig
 
 Init = Literal["gpt2", "course"]
-Schedule = Literal["constant", "cosine", "linear"]
+Schedule = Literal["constant", "cosine", "linear", "wsd"]
 Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
 Final = Literal["best", "last"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -27,8 +27,8 @@ class RecipeConfig:
     (beta2 is 0.999), and the loss stays on its plateau for longer.
 
     Lengths are in tokens, `train_share` is a fraction of the characters, learning rates are per optimizer step,
-    `max_time` is in seconds. `dtype` "auto" becomes the name of a dtype once the device is known. Evaluations belong
-    to the recipe because `early_stop` depends on them.
+    `max_time` and `for_time` are in seconds. `dtype` "auto" becomes the name of a dtype once the device is known.
+    Evaluations belong to the recipe because `early_stop` depends on them.
 
     Raises:
         SettingError: a value is outside its range.
@@ -37,6 +37,11 @@ class RecipeConfig:
     context_length: int = like(GPTConfig, "context_length", 256)
     stride: int | None = training(None, "Tokens from one window to the next; the context by default.", at_least=1)
     batch_size: int = training(4, "Windows a step.", at_least=1, common=True)
+    for_time: float | None = training(
+        None, "Train for so long, as in 30s, 10m, 2h, from the start of the process to its end; what you do not set is "
+        "chosen to suit text, time and machine.", at_least=30, common=True, called="for", metavar="TIME",
+        parser=duration_with_unit, hint="Give at least 30s, as in 90s, 10m or 2h.",
+    )  # fmt: skip
     epochs: int = training(10, "Times through the text.", at_least=1, on_resume=True, common=True)
     max_steps: int | None = training(
         None, "Stop after so many steps, whatever {epochs} says.", at_least=1, on_resume=True, common=True
@@ -54,9 +59,17 @@ class RecipeConfig:
     )  # fmt: skip
     min_learning_rate: float | None = training(None, "Where the schedule ends; a tenth of the peak by default.")
     warmup_steps: int = training(0, "Steps of linear warm-up.", at_least=0, hint="0 turns it off.")
-    schedule: Schedule = training("constant", "After the warm-up: constant, cosine or linear.")
+    schedule: Schedule = training(
+        "constant", "After the warm-up: constant, cosine, linear, or wsd (constant, then a linear cooldown)."
+    )
     schedule_steps: int | None = training(
         None, "Steps that {schedule} is planned for; all steps of the run by default.", at_least=1, on_resume=True
+    )
+    cooldown_start: int | None = training(
+        None, "Step at which wsd's cooldown begins; by default so that it ends with the schedule.", at_least=1
+    )
+    cooldown_share: float = training(
+        0.5, "Length of wsd's cooldown, as a share of the steps before it.", above=0, hint="0.5 is the default."
     )
     optimizer: Optimizer = training("adamw", "adamw, adam, sgd (with momentum), adafactor or muon.")
     weight_decay: float = training(0.1, "On matrices only.", at_least=0, hint="0.1 is usual, 0 turns it off.")
@@ -68,6 +81,12 @@ class RecipeConfig:
         0.999, "AdamW's second decay rate.", at_least=0, below=1,
         hint="AdamW's usual values are 0.9 and 0.999 (0.95 for long runs).",
     )  # fmt: skip
+    embedding_rate: float = training(
+        1.0, "Muon's rate of embeddings and head, as a multiple of {learning_rate}.", above=0, hint="1 is the default."
+    )
+    momentum_warmup: int = training(
+        0, "Steps in which Muon's momentum grows from 0.85 to 0.95.", at_least=0, hint="0 turns it off."
+    )
     grad_clip: float = training(
         1.0, "Largest gradient norm, 0 for no limit.", at_least=0, hint="1.0 is usual, 0 turns it off."
     )

@@ -78,6 +78,7 @@ def open_texts(
     replace: bool,
     processes: int,
     advice: str | None = None,
+    trained: Callable[[Sequence[str]], Tokenizer] | None = None,
 ) -> tuple[Corpus, Tokenizer, list[str]]:
     """The tokens, the tokenizer, and the absolute paths (or ``-``) by which a resumed run opens the texts again.
 
@@ -90,6 +91,7 @@ def open_texts(
         replace: whether a cache of other texts may be replaced.
         processes: number of processes that open these texts; with more than one, none writes shards.
         advice: the hint where the cache holds other texts; None for one that names --out and --force.
+        trained: makes the tokenizer of texts in memory, where none is given, from their training part.
 
     Raises:
         GptcliError: a text cannot be read; a folder of shards is incomplete or has another tokenizer.
@@ -116,7 +118,8 @@ def open_texts(
         corpus, its_tokenizer = _open_prepared(folder, options.train_share, chosen, tokenizer)
         names = [str(folder.absolute())]
     else:
-        corpus, its_tokenizer = _read(options, new, tokenizer, callbacks.report)
+        train = trained if chosen is None else None
+        corpus, its_tokenizer = _read(options, new, tokenizer, callbacks.report, train)
         names = [text if text == "-" else str(Path(text).absolute()) for text in options.texts]
     for line in corpus.notes:
         callbacks.warn(line)
@@ -168,15 +171,18 @@ def _size(options: TextOptions) -> int:
 
 
 def _read(
-    options: TextOptions, new: Choice, tokenizer: Tokenizer | None, report: Callable[[str], None]
-) -> tuple[Corpus, Tokenizer]:
+    options: TextOptions, new: Choice, tokenizer: Tokenizer | None, report: Callable[[str], None],
+    trained: Callable[[Sequence[str]], Tokenizer] | None,
+) -> tuple[Corpus, Tokenizer]:  # fmt: skip
     found = documents.find(options.texts, readmes=options.readmes)
     for source in found:
         if source.folder is not None or len(source.files) > 1:
             report(_listed(source))
     read = documents.read_documents(found, encoding=options.encoding, errors=options.errors)
     texts = [document.text for document in read]
-    if tokenizer is None and new.vocab_size is not None:
+    if tokenizer is None and trained is not None:
+        tokenizer = trained(split_characters(texts, options.train_share)[0])
+    elif tokenizer is None and new.vocab_size is not None:
         seen, _ = split_characters(texts, options.train_share)
         tokenizer = train_bpe(in_pieces(seen), new.vocab_size, allow_special=options.allow_special)
     tokenizer = tokenizer or tokenizers.build(new.kind, "\n".join(texts))

@@ -66,6 +66,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class CooldownBegan:
+    """A run for a fixed time begins its cooldown with step ``step``; it has ``total_steps`` steps."""
+
+    step: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
 class EpochEnded:
     """Epoch ``epoch`` (from 1) has trained on all of its batches; ``step`` steps are done."""
 
@@ -88,4 +96,4 @@ class Noted:
     text: str
 
 
-Event = Stepped | Skipped | RolledBack | Evaluated | EpochEnded | Saved | Noted
+Event = Stepped | Skipped | RolledBack | Evaluated | CooldownBegan | EpochEnded | Saved | Noted

@@ -21,6 +21,7 @@ from gptcli.data.open import (
     refuse_decoding,
 )
 from gptcli.errors import SettingError
+from gptcli.training.budget import Budget
 from gptcli.training.distributed import World
 from gptcli.training.run import Run
 
@@ -43,6 +44,7 @@ def new_run(
     force: bool,
     world: World,
     callbacks: Callbacks,
+    budget: Budget | None = None,
 ) -> Run:
     """A run at ``path``; so far only the token shards of a large text have been written, beside ``path``.
 
@@ -58,6 +60,7 @@ def new_run(
         init_from: a checkpoint, or its name under checkpoints/, to take weights, tokenizer and shape from.
         runtime, force, world: as `Run` takes them.
         callbacks: called while texts are opened, and later by the run.
+        budget: chooses what a recipe with a ``for_time`` leaves open.
 
     Raises:
         GptcliError: ``path`` must not be overwritten; a text or the checkpoint cannot be read, or contradicts the
@@ -66,6 +69,8 @@ def new_run(
     origin_path = checkpoint.find(init_from) if init_from is not None else None
     if prepared_folder(texts.texts) is None:
         documents.find(texts.texts)  # a text that is not there is told before a run that is
+    if budget is not None:
+        budget.check(origin_path, world.size)
     inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
     begun = any((path / layout.SNAPSHOTS).glob("step-*"))
     instead = f"Go on with it (gptcli train --resume {path})" if begun else ""
@@ -76,8 +81,10 @@ def new_run(
         layout.require_language_model(origin.path, origin.config)
     corpus, its_tokenizer, names = open_texts(
         texts, tokenizer, origin.tokenizer if origin else None, cache_beside(path), callbacks,
-        replace=force, processes=world.size,
+        replace=force, processes=world.size, trained=budget.tokenizer if budget else None,
     )  # fmt: skip
+    if budget is not None:
+        model_config, recipe, runtime = budget.choose(corpus, its_tokenizer, model_config, recipe, runtime)
     if origin is None:
         window = min(recipe.context_length, len(corpus.train) - 1)
         model_config = model_config.with_changes(vocab_size=its_tokenizer.vocab_size, context_length=window)
@@ -95,6 +102,7 @@ def new_run(
     return Run(
         path, recipe, runtime, corpus, its_tokenizer, model_config, origin,
         source=source, force=force, world=world, report=callbacks.report, warn=callbacks.warn,
+        started=budget.started if budget else None,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from gptcli.device.placement import placed_like, whole
 _WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 SKIP_ON_DEVICE = frozenset({"adamw", "adam"})  # see step_on_device; SGD's kernel skips wrongly
-MUON_MOMENTUM = 0.95
+MUON_MOMENTUM, MUON_FIRST_MOMENTUM = 0.95, 0.85
+EMBEDDINGS = ("wte.weight", "wpe.weight", "lm_head.weight")
 MUON_SCALE = 0.2  # the typical root mean square of an AdamW update (Liu et al., 2025)
 
 
@@ -37,7 +38,10 @@ def make_optimizers(model: nn.Module, recipe: RecipeConfig) -> list[torch.optim.
     if recipe.optimizer == "muon":
         inside = [p for name, p in named if ".h." in f".{name}" and p.dim() == 2]
         chosen = {id(p) for p in inside}
-        rest = _decay_groups([p for _, p in named if id(p) not in chosen], recipe.weight_decay)
+        outside = {name: p for name, p in named if id(p) not in chosen}
+        tables = [p for name, p in outside.items() if name.endswith(EMBEDDINGS)]
+        rest = _decay_groups([p for p in outside.values() if not any(p is t for t in tables)], recipe.weight_decay)
+        rest.append({"params": tables, "weight_decay": recipe.weight_decay, "factor": recipe.embedding_rate})
         muon = plain(Muon)(inside, lr=rate, weight_decay=recipe.weight_decay, momentum=MUON_MOMENTUM)
         return [muon, plain(torch.optim.AdamW)(rest, lr=rate, betas=betas, fused=True)]
     groups = _decay_groups([p for _, p in named], recipe.weight_decay)
@@ -53,6 +57,20 @@ def make_optimizers(model: nn.Module, recipe: RecipeConfig) -> list[torch.optim.
         return [adam(groups, lr=rate, betas=betas, fused=True)]
     # A learning rate in device memory, so that a captured step can be replayed with another value.
     return [adam(groups, lr=torch.tensor(rate, device=device), betas=betas, fused=True, capturable=True)]
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], recipe: RecipeConfig, rate: float, step: int) -> None:
+    """Set the learning rate of ``step``, and Muon's momentum, which may grow in the first steps."""
+    grown = min(1.0, step / recipe.momentum_warmup) if recipe.momentum_warmup else 1.0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            its_rate = rate * group.get("factor", 1.0)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(its_rate)
+            else:
+                group["lr"] = its_rate
+            if isinstance(optimizer, Muon):
+                group["momentum"] = MUON_MOMENTUM - (MUON_MOMENTUM - MUON_FIRST_MOMENTUM) * (1 - grown)
 
 
 @cache
@@ -201,9 +219,10 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
 
 
 def learning_rate(recipe: RecipeConfig, step: int, schedule_steps: int) -> float:
-    """The learning rate of ``step`` (from 0): linear warm-up, then constant, cosine or linear decay.
+    """The learning rate of ``step`` (from 0): linear warm-up, then constant, cosine or linear decay, or wsd.
 
     The decay ends after ``schedule_steps`` steps at ``min_learning_rate``, which is a tenth of the peak unless given.
+    wsd (warm-up, stable, decay; Hu et al., 2024) is constant up to its cooldown, which is linear.
     """
     peak = recipe.learning_rate
     if step < recipe.warmup_steps:
@@ -211,6 +230,22 @@ def learning_rate(recipe: RecipeConfig, step: int, schedule_steps: int) -> float
     if recipe.schedule == "constant":
         return peak
     lowest = peak / 10 if recipe.min_learning_rate is None else recipe.min_learning_rate
+    if recipe.schedule == "wsd":
+        start, length = cooldown(recipe, schedule_steps)
+        return lowest + (peak - lowest) * (1 - min(1.0, max(0, step + 1 - start) / length))
     progress = min(1.0, (step - recipe.warmup_steps) / max(1, schedule_steps - 1 - recipe.warmup_steps))
     share = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
     return lowest + (peak - lowest) * share
+
+
+def cooldown(recipe: RecipeConfig, schedule_steps: int) -> tuple[int, int]:
+    """The first step of wsd's cooldown, and the number of its steps."""
+    if recipe.cooldown_start is None:
+        length = max(1, round(schedule_steps * recipe.cooldown_share / (1 + recipe.cooldown_share)))
+        return schedule_steps - length, length
+    return recipe.cooldown_start, cooldown_length(recipe, recipe.cooldown_start)
+
+
+def cooldown_length(recipe: RecipeConfig, start: int) -> int:
+    """The steps of a cooldown after ``start`` steps."""
+    return max(1, math.ceil(recipe.cooldown_share * start))

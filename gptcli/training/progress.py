@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gptcli.config.recipe import RecipeConfig
+from gptcli.training.deadline import is_undecided
 from gptcli.training.run_plan import Plan
 
 
@@ -31,6 +32,7 @@ class Progress:
         best_loss: the lowest validation loss; ``waited`` evaluations since then have not been lower.
         best: the evaluation whose weights are kept: the first with ``best_loss``; None without a validation text.
         skipped: steps that changed no weight; ``bad_in_a_row``: the latest of them, without excused ones.
+        cooldown_start: the step at which the cooldown began, in a run for a fixed time.
         rate_factor: factor of the schedule's learning rate; under 1 after a rollback.
         seconds: wall-clock time of all sessions.
     """
@@ -44,6 +46,7 @@ class Progress:
     best: Best | None = None
     skipped: int = 0
     bad_in_a_row: int = 0
+    cooldown_start: int | None = None
     rate_factor: float = 1.0
     seconds: float = 0.0
 
@@ -83,9 +86,10 @@ class Progress:
 
     def ended(self, recipe: RecipeConfig, total_steps: int) -> str | None:
         """Why the run has ended, or None if it has not."""
-        if self.step > total_steps:
+        has_total = not is_undecided(recipe)
+        if has_total and self.step > total_steps:
             return f"{self.step} steps are done, more than the {total_steps} that it is to have"
-        if self.step == total_steps:
+        if has_total and self.step == total_steps:
             return f"all {total_steps} steps are done"
         if recipe.early_stop is not None and self.waited >= recipe.early_stop:
             return f"the validation loss was no better for {self.waited} evaluations (early_stop)"

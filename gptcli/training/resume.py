@@ -17,9 +17,11 @@ from gptcli.config.runtime import RuntimeConfig, split
 from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
 from gptcli.device.resources import usable_cpus
 from gptcli.errors import GptcliError, SettingError
+from gptcli.model.dropout_mask import MASKS
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.choice import Choice, choose
 from gptcli.training import snapshots
+from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
 from gptcli.training.progress import Progress
 from gptcli.training.run import Run
@@ -31,12 +33,15 @@ MAY_CHANGE = tuple(
 )
 Settings = TypeVar("Settings", RecipeConfig, RuntimeConfig)
 TEXTS = ("texts", "encoding", "errors", "allow_special")  # compared with the snapshot's facts["source"]
-CONTRADICTIONS = ("out", "force", "init_from", "size")
+LENGTHS = frozenset({"epochs", "max_steps", "max_time"})
+CONTRADICTIONS = ("out", "force", "init_from", "size", "for_time")
 _NEW = "Give the text that the run began with, or start a new run from its weights with {init_from}."
 
 
 @contextmanager
-def resumed(run: Path, given: Mapping[str, Any], *, world: World, callbacks: Callbacks) -> Iterator[Run]:
+def resumed(
+    run: Path, given: Mapping[str, Any], *, world: World, callbacks: Callbacks, started: float | None = None
+) -> Iterator[Run]:
     """The run ``run`` at its newest whole snapshot; within the context this process holds the run's lock.
 
     Args:
@@ -46,6 +51,7 @@ def resumed(run: Path, given: Mapping[str, Any], *, world: World, callbacks: Cal
             best one of this machine.
         world: the processes that share every step.
         callbacks: called while the run is opened, and later by the run.
+        started: `time.perf_counter` when this session's time began; None for when it trains.
 
     Raises:
         GptcliError: there is no such run, another process holds its lock, it has ended, or its text or settings
@@ -62,15 +68,19 @@ def resumed(run: Path, given: Mapping[str, Any], *, world: World, callbacks: Cal
     with run_lock.held(path) if world.is_first else nullcontext() as no_locks:
         if no_locks is not None:
             callbacks.warn(no_locks)
-        yield _opened(path, given, world, callbacks)
+        yield _opened(path, given, world, callbacks, started)
 
 
-def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callbacks) -> Run:
+def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callbacks, started: float | None) -> Run:
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
     began, runtime = _settings(snapshot.facts)
     _refuse_changes(path, began, opened.config, opened.tokenizer, given)
+    progress = Progress.of(snapshot.progress)
+    began = decided(began, progress.cooldown_start)
     recipe, runtime = _changed_by(began, given), _changed_by(runtime, given)
+    if began.for_time is not None and LENGTHS & given.keys():  # it is no longer for a fixed time
+        recipe = replace(recipe, for_time=None, cooldown_start=None)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     texts = given.get("texts") or source["texts"]
@@ -88,7 +98,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     origin, adapter = None, None
     if layout.is_adapter(snapshot.path):
         origin, adapter = checkpoint.load(find_base(snapshot.path)), read(snapshot.path).config
-    progress, plan = Progress.of(snapshot.progress), make_plan(corpus, recipe)
+    plan = make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:
         more = (f"--{name.replace('_', '-')} {value}" for name, value in progress.to_go_on(recipe, plan).items())
@@ -106,11 +116,18 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
         known = "precision" in snapshot.facts
         how = ", as it began" if known else ": its snapshots do not say what that was"
         callbacks.report(f"The run was begun with dtype auto and goes on in {recipe.dtype}{how}.")
-    return Run(
+    run = Run(
         path, recipe, runtime, corpus, opened.tokenizer, opened.config, origin,
         source=source, snapshot=snapshot, force=False, world=world,
-        report=callbacks.report, warn=callbacks.warn, adapter=adapter,
+        report=callbacks.report, warn=callbacks.warn, adapter=adapter, started=started,
     )  # fmt: skip
+    is_on_cpu = run.placement.device.type == "cpu"
+    if snapshot.facts.get("dropout") != MASKS and opened.config.drop_rate > 0 and is_on_cpu:
+        callbacks.report(
+            "This run was begun by an older version, whose dropout had other random numbers: from here on they are "
+            "a hash of seed, step and place."
+        )
+    return run
 
 
 def _refuse_changes(

@@ -40,8 +40,9 @@ from gptcli.training import (
     tensorboard,
     trainer,
 )
+from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
-from gptcli.training.events import Event, RolledBack, Saved, Skipped, Stepped
+from gptcli.training.events import CooldownBegan, Event, RolledBack, Saved, Skipped, Stepped
 from gptcli.training.initial_model import initial_model
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import make_plan
@@ -69,6 +70,7 @@ class Run:
         report: called with a line on a choice that was made, or on work that takes some time.
         warn: called with a line that even a quiet command prints.
         adapter: train low-rank adapters on ``origin``, which stays as it is; None: train the model's weights.
+        started: `time.perf_counter` when this session's time began; None for when it trains.
 
     Attributes:
         placement: the device and dtype; ``threads`` is the number of CPU threads.
@@ -79,7 +81,7 @@ class Run:
 
         Once `prepared` is entered:
         recipe: as given, with the dtype that is used.
-        runtime: as given, with the threads and, once `prepared` is entered, the ``accumulate`` that are used.
+        runtime: as given, with the threads and the ``accumulate`` that are used.
         precision: the dtype of matrix products.
         kernels: the numba kernels of a step; None where torch computes all of it.
         compiles: whether torch.compile compiles the blocks.
@@ -123,13 +125,14 @@ class Run:
         report: Callable[[str], None],
         warn: Callable[[str], None],
         adapter: LoRAConfig | None = None,
+        started: float | None = None,
     ) -> None:
         runtime.check_with(recipe)
         if runtime.log == "tensorboard":
             tensorboard.require()
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
         self.model_config, self.origin, self.snapshot, self.adapter = model_config, origin, snapshot, adapter
-        self.world, self.report, self.warn = world, report, warn
+        self.world, self.report, self.warn, self.started = world, report, warn, started
         self.placement = distributed.place(self.world, placement.choose(runtime.device, recipe.dtype))
         self.dtype = recipe.dtype
         self.threads = placement.set_threads(runtime.threads)
@@ -154,7 +157,6 @@ class Run:
         """
         for line in self.plan.notes:
             self.warn(line)
-        self._say_if_dropout_changes()
         distributed.join(self.world, self.placement.device)
         try:
             self.precision = self.world.gather(self._choose_precision())[0]  # the first one's: GPUs may differ
@@ -240,6 +242,11 @@ class Run:
                     self.step = event.step + 1
                 elif isinstance(event, RolledBack):
                     self.step = event.step
+                elif isinstance(event, CooldownBegan):
+                    self.recipe = decided(self.recipe, event.step)
+                    self.plan = make_plan(self.corpus, self.recipe)
+                    if self.world.is_first:
+                        run_config.write(self.path, self._used())
                 following.publish(event)
                 if isinstance(event, Saved):
                     last_snapshot = event.path
@@ -256,8 +263,9 @@ class Run:
         runtime = replace(self.runtime, compile=self.compiles)
         peak = self.peak.flops * self.world.size if self.peak else None
         yield from trainer.train(
-            self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world, peak
-        )
+            self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world, peak,
+            self.started,
+        )  # fmt: skip
 
     def sampler(self, show: Callable[[str], None]) -> samples.Sampler | None:
         """The subscriber that hands sample texts to ``show``, each on one line; None where this process draws none."""
@@ -276,15 +284,6 @@ class Run:
         return run_config.Used(
             self.source, self.tokenizer.kind, self.model_config, self.recipe, runtime, self.plan, self.world.size
         )
-
-    def _say_if_dropout_changes(self) -> None:
-        if self.snapshot is None or self.snapshot.facts.get("dropout") == MASKS:
-            return
-        if self.model_config.drop_rate > 0 and self.placement.device.type == "cpu":
-            self.report(
-                "This run was begun by an older version, whose dropout had other random numbers: from here on they are "
-                "a hash of seed, step and place."
-            )
 
     def _choose_precision(self) -> Precision:
         """The precision of ``dtype``; a resumed run keeps the one it began with."""

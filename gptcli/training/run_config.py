@@ -19,6 +19,7 @@ from gptcli.config.sources import to_toml
 from gptcli.config.text import TextConfig
 from gptcli.data.open import prepared_folder
 from gptcli.tokenizers.bpe import BPETokenizer
+from gptcli.training.deadline import is_undecided
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import Plan
 
@@ -67,6 +68,8 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
         lines.append(f"max_time or early_stop ended it after {steps} steps, which max_steps stands for.")
         if run.recipe.schedule != "constant":
             lines.append(f"Its schedule was planned for {run.plan.schedule_steps} steps, schedule_steps.")
+    if run.recipe.for_time is not None and not is_undecided(run.recipe):
+        lines.append(f"Its {run.recipe.for_time:g} seconds gave it cooldown_start and max_steps.")
     file = path / SETTINGS
     try:
         with atomic_write(file) as partial:
@@ -97,8 +100,13 @@ def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str
         shape = {name: shape[name] for name in WITH_ORIGIN}
     yield from _section(ShapeChanges, shape)
     recipe = as_dict(run.recipe)
+    if is_undecided(run.recipe):
+        recipe["max_steps"] = None
+    elif run.recipe.for_time is not None:
+        recipe["for_time"] = None
     if steps is not None:
         recipe |= {"max_steps": steps, "max_time": None, "early_stop": None}
+        recipe |= {"for_time": None}
         recipe["schedule_steps"] = None if run.recipe.schedule == "constant" else run.plan.schedule_steps
     yield from _section(RecipeConfig, {name: value for name, value in recipe.items() if name not in shape})
     yield from _section(RuntimeConfig, as_dict(run.runtime))
@@ -106,7 +114,8 @@ def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str
 
 def _section(config: type, values: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for name, value in values.items():
-        yield fields_of(config)[name].setting.panel or "", name, value
+        about = fields_of(config)[name].setting
+        yield about.panel or "", about.called or name, value
 
 
 def _beside(text: str, run: Path) -> str:

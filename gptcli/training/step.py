@@ -170,11 +170,7 @@ class Stepper:
             total: how many targets have a loss in all processes' parts together; None where every window has as many.
         """
         inputs, targets = (placement.sent(tensor, self.model.device) for tensor in (inputs, targets))
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        optimizers.set_rates(self.optimizers, self.recipe, rate, number)
         if not self.is_late:
             loss = self._gradients(inputs, targets, number, total)
             result = self._update(loss)

@@ -21,8 +21,19 @@ from gptcli.errors import GptcliError, SettingError
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
 from gptcli.training.best_weights import BestWeights
+from gptcli.training.deadline import Deadline, decided, is_undecided
 from gptcli.training.distributed import ALONE, World
-from gptcli.training.events import EpochEnded, Evaluated, Event, Noted, RolledBack, Saved, Skipped, Stepped
+from gptcli.training.events import (
+    CooldownBegan,
+    EpochEnded,
+    Evaluated,
+    Event,
+    Noted,
+    RolledBack,
+    Saved,
+    Skipped,
+    Stepped,
+)
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
 from gptcli.training.progress import Progress
@@ -76,6 +87,7 @@ def train(
     snapshot: Snapshot | None = None,
     world: World = ALONE,
     peak: float | None = None,
+    started: float | None = None,
 ) -> Iterator[Event]:
     """Train ``model`` in place, by the plan of `make_plan`.
 
@@ -92,15 +104,16 @@ def train(
         snapshot: the one to resume from; None for a new run.
         world: the processes that share every step.
         peak: peak FLOP/s of all devices together, for `Stepped.mfu`; None where not known.
+        started: `time.perf_counter` when this session's time began; None for now.
 
     Yields:
         a `Stepped` or `Skipped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded`
-        an epoch, a `Saved` when `Store.due` is True and at the end.
+        an epoch, a `CooldownBegan` where a clock decides that, a `Saved` when `Store.due` is True and at the end.
 
     Raises:
         GptcliError: loss or gradient was infinite or NaN in `BAD_STEPS` steps in a row, again after one rollback.
     """
-    return _Run(model, corpus, recipe, runtime, store, world, peak).events(should_stop, snapshot)
+    return _Run(model, corpus, recipe, runtime, store, world, peak).events(should_stop, snapshot, started)
 
 
 class _Run:
@@ -109,6 +122,7 @@ class _Run:
         store: Store | None, world: World, peak: float | None,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.runtime, self.store, self.world = model, recipe, runtime, store, world
+        self.given, self.corpus = recipe, corpus
         self.plan = make_plan(corpus, recipe)
         self.windows, self.validation = batches_of(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
@@ -120,25 +134,31 @@ class _Run:
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = recipe.learning_rate, 0.0
         self.pace = Pace()
+        self.deadline = None if recipe.for_time is None else Deadline(recipe, runtime.save_every)
+        self.began = 0.0
         self.order: tuple[int, Sequence[int]] = (0, [])
         self.launched: deque[tuple[int, int, float, Launched]] = deque()  # step, epoch, rate, result
         self.step_seconds = 0.0  # spent on launching since the last outcome was read
         self.saved_at = 0
 
-    def events(self, should_stop: Callable[[], bool], snapshot: Snapshot | None) -> Iterator[Event]:
+    def events(
+        self, should_stop: Callable[[], bool], snapshot: Snapshot | None, started: float | None
+    ) -> Iterator[Event]:
         torch.manual_seed(self.recipe.seed + self.world.rank)
         self.model.train()
         if snapshot is not None:
             self._restore(snapshot)
-        began = time.perf_counter() - self.progress.seconds
+        self.began = (time.perf_counter() if started is None else started) - self.progress.seconds
         stopped = self.world.any(should_stop())
         while not stopped and not self.world.first_says(self._ended()):
             step, epoch = self.progress.step, self._epoch(self.progress.step)
+            if self.deadline is not None:
+                yield from self._cooldown_if_due(self.deadline)
             self._launch(step, epoch)
             evaluates = step % self.recipe.eval_every == 0
             ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
             yield from self._finished(but=0 if evaluates or ends_epoch else int(self.stepper.is_late))
-            self.progress.seconds = time.perf_counter() - began
+            self.progress.seconds = time.perf_counter() - self.began
             if self.progress.bad_in_a_row >= BAD_STEPS:
                 yield self._roll_back()
                 continue
@@ -148,7 +168,7 @@ class _Run:
                 told = time.perf_counter()
                 yield EpochEnded(epoch, self.progress.step)
                 self.pace.epoch_ended(time.perf_counter() - told)
-            if self.progress.step < self.plan.total_steps and self._save_due():
+            if not self._has_all_steps() and self._save_due():
                 yield from self._finished()
                 if not self.progress.bad_in_a_row:
                     yield self._save()
@@ -163,6 +183,22 @@ class _Run:
 
     def _ended(self) -> bool:
         return self.progress.ended(self.recipe, self.plan.total_steps) is not None
+
+    def _has_all_steps(self) -> bool:
+        return self.progress.step >= self.plan.total_steps and not is_undecided(self.recipe)
+
+    def _cooldown_if_due(self, deadline: Deadline) -> Iterator[Event]:
+        step, elapsed = self.progress.step, time.perf_counter() - self.began
+        deadline.reached(elapsed)
+        if is_undecided(self.recipe) and self.world.first_says(deadline.is_due(step, elapsed)):
+            self._begin_cooldown(step)
+            yield CooldownBegan(step, self.plan.total_steps)
+
+    def _begin_cooldown(self, step: int | None) -> None:
+        """Give a run for a fixed time its number of steps; None: take it back."""
+        self.progress.cooldown_start = step
+        self.recipe = decided(self.given, step)
+        self.plan = make_plan(self.corpus, self.recipe)
 
     def _epoch(self, step: int) -> int:
         return step // self.plan.steps_per_epoch + 1
@@ -215,6 +251,8 @@ class _Run:
         ahead = Ahead.after(
             step, plan.total_steps, plan.steps_per_epoch, tokens, recipe.eval_every, self.runtime.save_every
         )
+        if recipe.for_time is not None:
+            return max(recipe.for_time - self.progress.seconds, 0.0)
         left = self.pace.seconds_left(ahead)
         if left is None or recipe.max_time is None:
             return left
@@ -235,6 +273,8 @@ class _Run:
         progress.seconds += took
         tokens = sum(map(len, self.evaluated)) * self.plan.tokens_per_step // self.plan.batch_size
         self.pace.evaluated(tokens, took)
+        if self.deadline is not None:
+            self.deadline.evaluated(took)
         return Evaluated(
             progress.step - 1, epoch, progress.step * self.plan.tokens_per_step, train_loss, val_loss, self.rate,
             self.pace.tokens_per_second, progress.seconds, self.grad_norm, peak_memory(self.model.device),
@@ -262,12 +302,15 @@ class _Run:
         save = partial(self.store.save, weights, state, asdict(progress), scaler, best)
         path = self.world.while_first(save) or self.store.run
         self.pace.saved(time.perf_counter() - started)
+        if self.deadline is not None:
+            self.deadline.saved(time.perf_counter() - started)
         return Saved(progress.step, path)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.launched.clear()
         self.progress = Progress.of(snapshot.progress)
         self.saved_at = self.progress.step
+        self._begin_cooldown(self.progress.cooldown_start)
         if "format" not in snapshot.facts.get("source", {"format": 0}):  # a run that began before they were scored
             self.scores_rest = False
         self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)

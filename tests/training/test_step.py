@@ -15,13 +15,22 @@ from runs import TINY
 from torch.nn import functional as F
 
 from gptcli.checkpoints import checkpoint
+from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import split
 from gptcli.model.gpt import GPTModel
 from gptcli.model.loss import IGNORED
 from gptcli.training import step as stepping
 from gptcli.training import trainer
-from gptcli.training.optimizers import Muon, learning_rate, make_optimizers, orthogonalised, plain, total_norm
+from gptcli.training.optimizers import (
+    Muon,
+    learning_rate,
+    make_optimizers,
+    orthogonalised,
+    plain,
+    set_rates,
+    total_norm,
+)
 from gptcli.training.step import Stepper
 
 
@@ -204,13 +213,13 @@ def test_muon_takes_torchs_own_steps() -> None:
     torch.testing.assert_close(mine, theirs, atol=0.03 * moved, rtol=0)  # theirs is in bfloat16
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
 def test_the_schedule_warms_up_and_ends_where_it_should(schedule: str) -> None:
     config = RecipeConfig(schedule=schedule, warmup_steps=4, learning_rate=1.0, min_learning_rate=0.2)  # type: ignore[arg-type]
     rates = [learning_rate(config, step, 24) for step in range(24)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)
-    middle = {"constant": 1.0, "linear": 1 - 0.8 * 9 / 19, "cosine": rates[13]}[schedule]
+    middle = {"constant": 1.0, "linear": 1 - 0.8 * 9 / 19, "cosine": rates[13], "wsd": 1.0}[schedule]
     assert rates[13] == pytest.approx(middle)
 
 
@@ -342,3 +351,22 @@ def test_a_row_counts_in_the_loss_what_its_label_weighs(parts: int) -> None:
     plain_stepper = Stepper(model, *split({"batch_size": 6}), has_ignored=True)
     found = float(plain_stepper.forward(inputs, targets).detach())
     assert found == pytest.approx(float(nats.mean().detach()), rel=1e-5)
+
+
+def test_muon_has_a_rate_for_embeddings_and_a_momentum_that_grows() -> None:
+    recipe = RecipeConfig(optimizer="muon", embedding_rate=2.0, momentum_warmup=10)
+    for tie in (True, False):
+        model = GPTModel(GPTConfig(vocab_size=11, context_length=4, emb_dim=8, n_heads=2, n_layers=1, tie_weights=tie))
+        made = make_optimizers(model, recipe)
+        names = {id(p): name for name, p in model.named_parameters()}
+        for step, momentum in ((0, 0.85), (5, 0.9), (10, 0.95), (11, 0.95)):
+            set_rates(made, recipe, 0.5, step)
+            rates = {
+                names[id(p)]: group["lr"] for optimizer in made for group in optimizer.param_groups
+                for p in group["params"]
+            }  # fmt: skip
+            assert len(rates) == len(names)
+            twice = {"wte.weight", "wpe.weight"} | (set() if tie else {"lm_head.weight"})
+            assert {name for name, rate in rates.items() if rate == 1.0} == twice
+            assert set(rates.values()) == {0.5, 1.0}
+            assert made[0].param_groups[0]["momentum"] == pytest.approx(momentum)

@@ -1,0 +1,114 @@
+"""gptcli train --for TIME: a run by a clock, its config.toml, its resuming, and what is refused."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.checkpoints import checkpoint
+from gptcli.cli import clock
+from gptcli.training import budget, trainer
+
+SMALL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 1, "--batch-size", 2, "--threads", 1)
+
+
+class Ticking:
+    """A clock that goes on by so many seconds with every look at it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now = seconds, 0.0
+
+    def perf_counter(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
+    made = Ticking(0.05)
+    for module in (budget, trainer, clock):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def weights(run: str) -> bytes:
+    return (Path(run) / "model.safetensors").read_bytes()
+
+
+def test_a_run_by_the_clock_and_the_file_that_repeats_it(gptcli: Any, story: Path, ticking: Ticking) -> None:
+    result = gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed")
+    assert result.code == 0, result.err
+    assert ticking.now == pytest.approx(30, abs=3)
+    for said in ("Vocabulary:", "Model:", "dropout", "steps of 2 windows", "The learning rate falls from step"):
+        assert said in result.err
+    settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
+    assert "for" not in settings
+    assert settings["max_steps"] == settings["cooldown_start"] + math.ceil(0.75 * settings["cooldown_start"])
+    assert checkpoint.load(Path("timed")).training["step"] == settings["max_steps"]
+    ticking.seconds = 3.0  # of no effect
+    assert gptcli("train", "--config", "timed/config.toml", "--out", "again").code == 0
+    assert weights("timed") == weights("again")
+    rows = [[{k: v for k, v in row.items() if "loss" in k} for row in checkpoint.read_metrics(Path(run))]
+            for run in ("timed", "again")]  # fmt: skip
+    assert rows[0] == rows[1]
+
+
+def test_a_run_that_was_stopped_keeps_its_remaining_time(
+    gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.cli.stopping import Stop
+
+    monkeypatch.setattr(Stop, "asked", lambda self: ticking.now > 15)
+    assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed").code == 0
+    settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
+    assert settings["for"] == 30
+    assert "max_steps" not in settings
+    before, ticking.now = ticking.now, 100.0
+    monkeypatch.setattr(Stop, "asked", lambda self: False)
+    assert gptcli("train", "--resume", "timed").code == 0
+    assert before + ticking.now - 100 == pytest.approx(30, abs=4)
+    settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
+    assert settings["max_steps"] == checkpoint.load(Path("timed")).training["step"]
+    gptcli("train", "--resume", "timed").assert_user_error("has ended", "--max-steps")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--for", "29s"), ("--for is 29.0, but it must be at least 30.", "30s")),
+        (("--for", "60"), ("--for is '60', which has no unit.", "90s, 10m or 2h")),
+        (("--for", "soon"), ("--for is 'soon', which is no duration.", "90s, 10m or 2h")),
+        (("--for", "30s", "--max-steps", 5), ("--for cannot be combined with --max-steps", "Leave one")),
+        (("--for", "30s", "--max-time", "40s"), ("--for cannot be combined with --max-time", "Leave one")),
+        (("--for", "30s", "--epochs", 3), ("--for cannot be combined with --epochs", "Leave one")),
+        (("--for", "30s", "--resume", "run"), ("--for cannot be combined with --resume", "Leave one")),
+        (("--for", "30s", "--init-from", "run"), ("--for cannot be combined with --init-from", "--max-time")),
+        (("--for", "30s", "--tokenizer", "bpe:4096"), ("The text has pairs", "Ask for at most")),
+    ],
+)
+def test_what_is_refused(gptcli: Any, story: Path, options: tuple[Any, ...], words: tuple[str, ...]) -> None:
+    if "--init-from" in options:
+        assert gptcli("train", story, "--max-steps", 1, "--out", "run", "--tokenizer", "char", *SMALL).code == 0
+    if "bpe:4096" in options:
+        pytest.importorskip("tokenizers")
+    rest = () if "--resume" in options else (story, "--out", "new")
+    gptcli("train", *options, *rest).assert_user_error(*words)
+    assert not Path("new").exists()
+
+
+def test_a_text_of_two_tokens_is_too_short(gptcli: Any, tmp_path: Path) -> None:
+    (tmp_path / "two.txt").write_text("ab", encoding="utf-8")
+    gptcli("train", "two.txt", "--for", "30s").assert_user_error("has 1 bytes", "--for", "Give a longer text")
+    (tmp_path / "fifty.txt").write_text("ab" * 25, encoding="utf-8")
+    result = gptcli("train", "fifty.txt", "--for", "30s", "--tokenizer", "byte")
+    result.assert_user_error("has 45 tokens", "--for", "Give a longer text")
+    assert not Path("checkpoints").exists()
+
+
+def test_the_file_of_print_config_names_it(gptcli: Any) -> None:
+    printed = tomllib.loads(gptcli("train", "a.txt", "--for", "2m", "--print-config").out)
+    assert printed["for"] == 120
+    Path("file.toml").write_text('for = "2m"\n', encoding="utf-8")
+    assert tomllib.loads(gptcli("train", "a.txt", "--config", "file.toml", "--print-config").out)["for"] == 120

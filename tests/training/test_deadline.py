@@ -1,0 +1,64 @@
+"""The one number that a clock decides: when the cooldown of a run for a fixed time begins."""
+
+import pytest
+
+from gptcli.config.recipe import RecipeConfig
+from gptcli.training.deadline import CLOSING, Deadline, decided, is_undecided
+from gptcli.training.optimizers import cooldown, learning_rate
+
+RECIPE = RecipeConfig(for_time=60, schedule="wsd", eval_every=10, min_learning_rate=0.0, learning_rate=1.0)
+
+
+def run(recipe: RecipeConfig, seconds: list[float], evaluation: float = 0.0, save: float = 0.0) -> tuple[int, float]:
+    """The steps of a run whose n-th step takes ``seconds[n]``, and its end by the clock."""
+    deadline, elapsed, step = Deadline(recipe, None), 2.0, 0
+    while True:
+        deadline.reached(elapsed)
+        if is_undecided(recipe) and deadline.is_due(step, elapsed):
+            recipe = decided(recipe, step)
+        if not is_undecided(recipe) and step == recipe.max_steps:
+            break
+        took = seconds[min(step, len(seconds) - 1)]
+        elapsed += took
+        if step % recipe.eval_every == 0:
+            elapsed += evaluation
+            deadline.evaluated(evaluation)
+        step += 1
+    return step, elapsed + (evaluation if (step - 1) % recipe.eval_every else 0) + save + CLOSING
+
+
+@pytest.mark.parametrize("step", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("evaluation", [0.0, 0.5])
+def test_a_run_ends_at_its_time(step: float, evaluation: float) -> None:
+    _, end = run(RECIPE, [step], evaluation)
+    assert 60 - 1.5 * step <= end <= 60 + 1.5 * step + evaluation
+
+
+def test_a_slow_first_step_is_no_measure() -> None:
+    _, end = run(RECIPE, [5.0, 0.1])
+    assert end == pytest.approx(60, abs=0.5)
+
+
+def test_a_machine_that_becomes_slower_before_the_cooldown_ends_in_time() -> None:
+    _, end = run(RECIPE, [0.1] * 250 + [0.2])  # from 27 s on
+    assert end == pytest.approx(60, abs=1.8)
+
+
+def test_steps_that_are_longer_than_the_time() -> None:
+    steps, _ = run(RECIPE, [100.0])
+    assert steps == 2
+
+
+def test_the_cooldown_is_a_share_of_the_steps_before_it() -> None:
+    recipe = decided(RECIPE, 100)
+    assert (recipe.cooldown_start, recipe.max_steps) == (100, 150)
+    assert cooldown(recipe, 150) == (100, 50)
+    assert [learning_rate(recipe, step, 150) for step in (0, 99, 124, 149)] == [1.0, 1.0, 0.5, 0.0]
+    assert decided(recipe, 120) is recipe  # it is decided once
+    assert decided(RECIPE, None) is RECIPE
+
+
+def test_by_hand_the_cooldown_ends_with_the_schedule() -> None:
+    recipe = RecipeConfig(schedule="wsd", max_steps=90, cooldown_share=0.5)
+    assert cooldown(recipe, 90) == (60, 30)
+    assert not is_undecided(recipe)
