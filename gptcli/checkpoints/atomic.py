@@ -45,6 +45,22 @@ def put_in_place(partial: Path, path: Path) -> None:
     sync_directory(path.parent)
 
 
+def link_in_place(source: Path, target: Path) -> None:
+    """Replace ``target`` atomically by a hard link to ``source``, or a copy where the file system has no links."""
+    for old in target.parent.glob(f".{target.name}*.link"):
+        old.unlink()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    temporary.replace(target)
+
+
 def partial_path(path: Path) -> Path:
     """The temporary path for ``path``: in the same folder, hidden, with the process's id in its name."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -33,6 +33,7 @@ from gptcli.checkpoints.layout import (
 from gptcli.checkpoints.layout import ROOT as ROOT
 from gptcli.checkpoints.layout import find as find
 from gptcli.checkpoints.numpy_weights import WeightFile
+from gptcli.checkpoints.safetensors_file import Streamed
 from gptcli.checkpoints.verify import file_shapes, nonzero_bias, not_finite, plain_names, verify
 from gptcli.config.fields import as_dict
 from gptcli.config.model import HUGGING_FACE_FIELDS, GPTConfig
@@ -193,9 +194,12 @@ def in_file_form(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, 
     if not config.qkv_bias:
         for layer in range(config.n_layers):
             found[f"h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.emb_dim)
-    if config.labels:
-        found = {name if name == "score.weight" else f"transformer.{name}": found[name] for name in found}
-    return found
+    return {file_name(config, name): tensor for name, tensor in found.items()}
+
+
+def file_name(config: GPTConfig, name: str) -> str:
+    """The file's name of the model's parameter ``name`` (see `in_file_form`)."""
+    return f"transformer.{name}" if config.labels and name != "score.weight" else name
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -211,7 +215,7 @@ def create(path: Path, model: GPTModel, tokenizer: Tokenizer, training: Mapping[
 def create_from(
     path: Path,
     config: GPTConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | Streamed,
     tokenizer: Tokenizer,
     training: Mapping[str, Any],
     dtype: torch.dtype | None = torch.float32,

@@ -14,10 +14,11 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptcli.checkpoints.atomic import atomic_write
 from gptcli.errors import GptcliError
@@ -67,6 +68,18 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     size: int
+
+
+class Streamed(NamedTuple):
+    """Tensors that are made one at a time, while a file of them is written.
+
+    Attributes:
+        shapes: every tensor by name, on the meta device.
+        values: the same names with their values, in any order.
+    """
+
+    shapes: "dict[str, torch.Tensor]"
+    values: "Iterable[tuple[str, torch.Tensor]]"
 
 
 def read_header(path: Path) -> Header:
@@ -120,18 +133,22 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     return {name: found[name] for name in header.tensors}
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", dtype: "torch.dtype | None" = None) -> None:
+def write_tensors(
+    path: Path, tensors: "Mapping[str, torch.Tensor] | Streamed", dtype: "torch.dtype | None" = None
+) -> None:
     """Write a safetensors file atomically; the same tensors give the same bytes.
 
     Floating-point tensors are cast to ``dtype`` if it is given. Tensors that must be cast, moved to the CPU or made
-    contiguous are converted one at a time, so that at most one of them is in memory twice.
+    contiguous are converted one at a time, so that at most one of them is in memory twice; of `Streamed` tensors one
+    is in memory at a time.
 
     Raises:
         GptcliError: the disk is full or not writable, or the format has no name for a tensor's dtype. The old file is
             then unchanged.
     """
     plan: dict[str, tuple[torch.Tensor, torch.dtype]] = {}
-    for name, tensor in tensors.items():
+    values = tensors.values if isinstance(tensors, Streamed) else ()
+    for name, tensor in (tensors.shapes if isinstance(tensors, Streamed) else tensors).items():
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         if str(target).removeprefix("torch.") not in _ITEM_BYTES or name == METADATA:
             raise GptcliError(
@@ -144,7 +161,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", dtype: "tor
         if shutil.disk_usage(path.parent).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with atomic_write(path) as partial:
-            _serialize(partial, plan)
+            _serialize(partial, plan, values)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
@@ -157,8 +174,13 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", dtype: "tor
         ) from error
 
 
-def _serialize(path: Path, plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]") -> None:
-    """Write the tensors, each cast to its dtype, with the safetensors library. Raises OSError.
+def _serialize(
+    path: Path,
+    plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]",
+    values: "Iterable[tuple[str, torch.Tensor]]",
+) -> None:
+    """Write the tensors, each cast to its dtype, with the safetensors library; ``values`` are of those on the meta
+    device. Raises OSError.
 
     The library takes a pointer to each tensor's final bytes. One that has to be converted is written as any bytes and
     then replaced in the file: all converted tensors in memory at once would be a second copy of the model.
@@ -188,15 +210,20 @@ def _serialize(path: Path, plan: "Mapping[str, tuple[torch.Tensor, torch.dtype]]
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code) if number else str(error)) from error
+    del specs, blank
     if not later:
         return
     places = read_header(path).tensors
+    made = ((name, tensor) for name, (tensor, _) in later.items() if tensor.device.type != "meta")
     with path.open("r+b") as file:
-        for name, (tensor, target) in later.items():
+        for name, tensor in chain(made, values):
             if tensor.numel():
                 file.seek(places[name].begin)
                 # As uint8, because numpy has no bfloat16.
-                file.write(tensor.to("cpu", target).contiguous().view(-1).view(torch.uint8).numpy().data)
+                raw = tensor.detach().to("cpu", plan[name][1]).contiguous().view(-1).view(torch.uint8)
+                file.write(raw.numpy().data)
+                del raw
+            del tensor  # before the next one is made
 
 
 def _wrong_length(path: Path, start: bytes, length: int, size: int) -> GptcliError:

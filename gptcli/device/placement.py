@@ -167,14 +167,17 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def placed_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """``tensor``, full in every process, on ``parameter``'s device, and sharded like it if it is a DTensor."""
+    """``tensor``, full in every process, on ``parameter``'s device, and sharded like it if it is a DTensor.
+
+    The shard may be a view of ``tensor``.
+    """
     tensor = tensor.to(parameter.device)
     if not hasattr(parameter, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor  # the import takes a second
 
     assert isinstance(parameter, DTensor)
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def set_threads(threads: int | None) -> int:

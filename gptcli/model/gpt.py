@@ -19,6 +19,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
 from gptcli.kernels.cpu.train_kernels import TrainKernels
 from gptcli.model.dropout import RANDOM, Seeds, dropout, dropout_attention, gelu, split_heads
+from gptcli.model.initial_values import initial_values
 
 
 class Linear(nn.Module):
@@ -280,20 +281,6 @@ class GPTModel(nn.Module):
     @torch.no_grad()
     def initialise(self, init: Init) -> None:
         """Initialise every parameter by the scheme ``init`` (see the class)."""
-        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0.0, 0.02 if init == "gpt2" else 1.0)
-            elif isinstance(module, Linear | nn.Linear):
-                bound = 1 / math.sqrt(module.weight.size(0 if isinstance(module, Linear) else 1))  # 1 / √in
-                if init == "gpt2":
-                    module.weight.normal_(0.0, residual_std if name.endswith("c_proj") else 0.02)
-                elif isinstance(module, Linear):  # drawn (out, in), torch's layout: a seed gives the course's weights
-                    drawn = torch.empty_like(module.weight.T, memory_format=torch.contiguous_format)
-                    module.weight.copy_(drawn.uniform_(-bound, bound).T)
-                else:
-                    module.weight.uniform_(-bound, bound)
-                if module.bias is not None:
-                    module.bias.zero_() if init == "gpt2" else module.bias.uniform_(-bound, bound)
+        own = dict(self.named_parameters())
+        for name, values in initial_values(self, self.config.n_layers, init):
+            own[name].copy_(values)

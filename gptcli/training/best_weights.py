@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gptcli.checkpoints.checkpoint import to_file
-from gptcli.device.placement import available_memory
+from gptcli.checkpoints.checkpoint import in_file_form, to_file
+from gptcli.device.placement import available_memory, placed_like
 from gptcli.model.gpt import GPTModel
+from gptcli.training.distributed import ALONE, World, is_sharded, own_rows
 
 SPARE = 2  # a GPU holds the copy where it has this many times its size free, else main memory does
 
@@ -17,10 +18,11 @@ class BestWeights:
 
     Args:
         model: the one that is trained.
+        world: the processes that share it.
     """
 
-    def __init__(self, model: GPTModel) -> None:
-        self.model = model
+    def __init__(self, model: GPTModel, world: World = ALONE) -> None:
+        self.model, self.world, self._is_sharded = model, world, is_sharded(model)
         self._kept: dict[str, Tensor] = {}
         self._written = False
 
@@ -37,16 +39,22 @@ class BestWeights:
 
     def take(self, tensors: Mapping[str, Tensor] | None) -> None:
         """Replace the copy by the tensors of a file; None for nothing."""
-        names = self._trained().keys()
-        self._kept = {name: tensor.clone() for name, tensor in (tensors or {}).items() if name in names}
+        own, whole = self._trained(), tensors or {}
+        self._kept = {}
+        for name in (name for name in whole if name in own):
+            tensor = whole[name]
+            self._kept[name] = (placed_like(tensor, own[name]) if self._is_sharded else tensor).clone()
         self._written = False
 
     def unwritten(self) -> dict[str, Tensor]:
-        """The copy in the file's form, if it has changed since the last call; every process must call it."""
+        """The copy in the file's form, if it has changed since the last call; of shards what this process writes."""
         if self._written or not self._kept:
             return {}
         self._written = True
-        return to_file(self.model, self.model.state_dict() | self._kept)
+        weights = self.model.state_dict() | self._kept
+        if not self._is_sharded:
+            return to_file(self.model, weights)
+        return own_rows(in_file_form(self.model.config, weights), self.world)
 
     def _trained(self) -> dict[str, Tensor]:
         names = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -54,5 +62,4 @@ class BestWeights:
 
     def _place(self, size: int) -> torch.device:
         device = self.model.device
-        shards = any(hasattr(tensor, "full_tensor") for tensor in self.model.state_dict().values())
-        return device if shards or available_memory(device) > SPARE * size else torch.device("cpu")
+        return device if self._is_sharded or available_memory(device) > SPARE * size else torch.device("cpu")

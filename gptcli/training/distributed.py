@@ -1,7 +1,7 @@
 """torchrun's process group: this process's rank, its share of a step, and the collective operations."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -72,6 +72,22 @@ class World:
             while not self.first_says(job is not None and bool(wait([job], timeout=HEARTBEAT).done)):
                 pass
         return job.result() if job is not None else None
+
+    def while_all(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in every process, for as long as the slowest takes; the result of this one's.
+
+        Raises:
+            GptcliError: ``work`` failed in another process.
+        """
+        if self.size == 1:
+            return work()
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work)
+            while self.any(not wait([job], timeout=HEARTBEAT).done):
+                pass
+        if self.any(job.exception() is not None) and job.exception() is None:
+            raise GptcliError("Another process has failed; its own lines say why.", "Mend that, then resume the run.")
+        return job.result()
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in the order of their ranks."""
@@ -153,22 +169,41 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def wrap(loss: nn.Module, model: GPTModel, world: World, *, shard: bool) -> nn.Module:
-    """``loss``, wrapped so that its backward pass gives every process the mean gradient.
+def wrap(loss: nn.Module, model: GPTModel, world: World) -> nn.Module:
+    """``loss``, which calls ``model``, wrapped so that its backward pass gives every process the mean gradient.
 
-    Args:
-        loss: calls ``model``.
-        model: each of its blocks becomes one FSDP unit.
-        world: the processes; with one, ``loss`` is returned as it is.
-        shard: FSDP2: each process holds a part of weights, gradients and moments; else DDP: each holds all.
+    A model of shards needs no wrapping, and one process needs none.
     """
-    if world.size == 1:
-        return loss
-    if not shard:
-        return nn.parallel.DistributedDataParallel(loss)
-    from torch.distributed.fsdp import fully_shard
+    return loss if world.size == 1 or is_sharded(model) else nn.parallel.DistributedDataParallel(loss)
 
+
+def shard(model: GPTModel, world: World, device: torch.device) -> GPTModel:
+    """``model``, from the meta device, as FSDP2's shards on ``device``: this process holds its rows of every tensor.
+
+    Weights, gradients and moments are shards; a block's weights are gathered while it computes. The rows have no values
+    yet.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # these imports take a second
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (world.size,))
     for block in model.h:
-        fully_shard(block)
-    fully_shard(loss)
-    return loss
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "hidden")
+    return model.to_empty(device=device)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ``model`` has been sharded."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def own_rows(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """What this process writes of ``tensors``, on the CPU: its rows of the shards, and if it is the first, the others.
+
+    A tensor has no rows in the last processes if it has fewer rows than there are processes.
+    """
+    local = {name: cast(Any, t).to_local() if hasattr(t, "to_local") else t for name, t in tensors.items()}
+    own = {name: t for name, t in local.items() if world.is_first or (t is not tensors[name] and t.numel())}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}

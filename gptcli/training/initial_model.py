@@ -1,14 +1,21 @@
 """The model that a run begins with: drawn, from a checkpoint, or a checkpoint with adapters on it."""
 
+from itertools import chain
+
 import torch
 
-from gptcli.checkpoints.checkpoint import Checkpoint
+from gptcli.checkpoints.checkpoint import Checkpoint, file_name, in_file_form
+from gptcli.checkpoints.safetensors_file import Streamed
 from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
+from gptcli.errors import SettingError
 from gptcli.model.gpt import GPTModel
+from gptcli.model.initial_values import initial_values
 from gptcli.model.lora import add_adapters
 from gptcli.model.quantized import packed_base
+from gptcli.training import distributed
+from gptcli.training.distributed import World
 
 
 def initial_model(
@@ -18,6 +25,7 @@ def initial_model(
     origin: Checkpoint | None,
     adapter: LoRAConfig | None,
     device: torch.device,
+    shared_by: World | None = None,
 ) -> GPTModel:
     """The model on ``device``, before the first step or before a snapshot's weights are copied into it.
 
@@ -28,7 +36,18 @@ def initial_model(
         origin: the checkpoint with the weights; None to draw them.
         adapter: the adapters to put on ``origin``, whose weights are then frozen; None for none.
         device: on a CPU, frozen weights stay where they are, mapped from the file; packed ones stay packed.
+        shared_by: the processes of which each holds its rows, which get their values from a snapshot; None: the whole.
+
+    Raises:
+        SettingError: adapters are not shared.
     """
+    if shared_by is not None and adapter is not None:
+        raise SettingError(
+            "{shard} shares out a model of which all weights are trained, and adapters leave most as they are.",
+            "Leave {shard} out: adapters take little memory.",
+        )
+    if shared_by is not None:
+        return distributed.shard(_without_values(config), shared_by, device)
     torch.manual_seed(seed)
     if origin is None:
         return GPTModel(config, init).to(device)
@@ -39,9 +58,24 @@ def initial_model(
     if origin.arrays is not None and origin.arrays.bits < 32:
         model = packed_base(config, origin.arrays, origin.arrays.bits, device)
     else:
-        with torch.device("meta"):
-            model = GPTModel(config, init=None)
+        model = _without_values(config)
         weights = {name: tensor.to(device, torch.float32) for name, tensor in origin.tensors.items()}
         model.load_state_dict(weights, assign=True)
     add_adapters(model, adapter, seed)
     return model
+
+
+def streamed_weights(config: GPTConfig, init: Init, seed: int, origin: Checkpoint | None) -> Streamed:
+    """The weights of `initial_model` in the file's form, each made when it is written."""
+    model = _without_values(config)
+    own = model.state_dict()
+    shapes = {name: tensor.to("meta") for name, tensor in in_file_form(config, own).items()}
+    zeros = ((name, torch.zeros(shapes[name].shape)) for name in shapes.keys() - {file_name(config, n) for n in own})
+    torch.manual_seed(seed)
+    values = iter(origin.tensors.items()) if origin is not None else initial_values(model, config.n_layers, init)
+    return Streamed(shapes, chain(((file_name(config, name), value) for name, value in values), zeros))
+
+
+def _without_values(config: GPTConfig) -> GPTModel:
+    with torch.device("meta"):
+        return GPTModel(config, init=None)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -180,7 +181,7 @@ def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[d
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of the optimizers, by "parameter/field": whole tensors, on the CPU."""
+    """The state of the optimizers, by "parameter/field", where it is: DTensors where it is shards."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     found = {}
     for optimizer in optimizers:
@@ -188,32 +189,36 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
             for field, value in state.items():
                 if value is not None:
                     tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-                    found[f"{names[parameter]}/{field}"] = whole(tensor).detach().cpu()
+                    found[f"{names[parameter]}/{field}"] = tensor.detach()
     return found
 
 
-def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Replace the state of the optimizers by ``tensors``, in the format of `state_tensors`."""
+def load_state_tensors(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Replace the state of the optimizers by ``tensors``, named as in `state_tensors`; all of them are whole.
+
+    Other names are ignored. One tensor is asked for at a time.
+    """
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    by_parameter: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    fields: dict[str, list[str]] = {}
+    for key in tensors:
         name, _, field = key.rpartition("/")
-        by_parameter.setdefault(name, {})[field] = tensor
+        fields.setdefault(name, []).append(field)
     for optimizer in optimizers:
         saved = optimizer.state_dict()
         saved["state"] = {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, parameter in enumerate(parameters):
-            fields = by_parameter.get(names[parameter])
-            if fields is None:
+            if names[parameter] not in fields:
                 continue
-            # Copies in memory that torch aligns: the alignment of a mapped file could change the order of sums, and the
-            # mapping would keep the file open.
-            state = {field: tensor.clone() for field, tensor in fields.items()}
-            if not isinstance(optimizer, ShardedAdafactor):
-                for field, tensor in state.items():
-                    if tensor.dim() > 0:
-                        state[field] = placed_like(tensor, parameter)
+            state = {}
+            for field in fields[names[parameter]]:
+                tensor = tensors[f"{names[parameter]}/{field}"]
+                is_like_it = tensor.dim() > 0 and not isinstance(optimizer, ShardedAdafactor)
+                # A copy in memory that torch aligns: the alignment of a mapped file could change the order of sums, and
+                # the mapping would keep the file open.
+                state[field] = (placed_like(tensor, parameter) if is_like_it else tensor).clone()
             saved["state"][index] = state
         optimizer.load_state_dict(saved)
 

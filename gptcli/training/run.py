@@ -37,13 +37,14 @@ from gptcli.training import (
     recorded_texts,
     run_config,
     samples,
+    snapshot_rows,
     tensorboard,
     trainer,
 )
 from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
 from gptcli.training.events import CooldownBegan, Event, RolledBack, Saved, Skipped, Stepped
-from gptcli.training.initial_model import initial_model
+from gptcli.training.initial_model import initial_model, streamed_weights
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot, Store
@@ -146,7 +147,7 @@ class Run:
             self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
         self.step = self.first_step
-        self._lock = ExitStack()
+        self._shards, self._lock = runtime.shard and world.size > 1, ExitStack()
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -188,21 +189,24 @@ class Run:
         """
         self.peak = peak_flops.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
         init = None if self.snapshot else self.recipe.init
-        self.model = initial_model(
-            self.model_config, init, self.recipe.seed, self.origin, self.adapter, self.placement.device
-        )
+        config, device, shared_by = self.model_config, self.placement.device, self.world if self._shards else None
+        self.model = initial_model(config, init, self.recipe.seed, self.origin, self.adapter, device, shared_by)
         self.model.use(self.kernels)
         facts = {
             "recipe": as_dict(self.recipe), "runtime": as_dict(self.runtime), "source": self.source,
             "threads": self.threads, "device": self.placement.device.type, "dropout": MASKS,
         }  # fmt: skip
         keep, every = self.runtime.keep, self.runtime.save_every
-        self.store = Store(self.path, self.model_config, self.tokenizer, facts, keep, every, self._new_adapter())
+        self.store = Store(self.path, config, self.tokenizer, facts, keep, every, self._new_adapter())
         self.world.while_first(self._begin_directory)
+        if self._shards and self.snapshot is None:
+            self.snapshot = snapshot_rows.first(self.path, self.world.rank)
 
     def _begin_directory(self) -> None:
         if self.snapshot is None:
-            self.store.begin(checkpoint.to_file(self.model), asdict(Progress()), self.force)
+            config, recipe = self.model_config, self.recipe
+            streamed = streamed_weights(config, recipe.init, recipe.seed, self.origin) if self._shards else None
+            self.store.begin(streamed or checkpoint.to_file(self.model), asdict(Progress()), self.force)
             no_locks = self._lock.enter_context(run_lock.held(self.path))  # resume.py locks a resumed run
             if no_locks is not None:
                 self.warn(no_locks)
@@ -334,13 +338,12 @@ class Run:
         if on_cpu:
             allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
-        if self.plan.validation_windows:  # a copy of the best weights
-            self.memory_needed += 4 * cost.parameter_count(self.model_config)
+        best = memory.weights if self.plan.validation_windows else 0  # a copy of the best weights
+        elsewhere = 1 - 1 / self.world.size if self._shards else 0.0
+        self.memory_needed += best - int(elsewhere * (best + memory.weights + memory.optimizer))
         self.memory_free = placement.available_memory(device)
         self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep)
         self.disk_free = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists())).free
 
     def _new_adapter(self) -> NewAdapter | None:
-        if self.adapter is None or self.origin is None:
-            return None
-        return NewAdapter(self.adapter, Base.of(self.origin.path))
+        return NewAdapter(self.adapter, Base.of(self.origin.path)) if self.adapter and self.origin else None

@@ -24,10 +24,12 @@ from torch import Tensor
 from gptcli.checkpoints import checkpoint, layout, overwrite, safetensors_file
 from gptcli.checkpoints.adapter_file import own_name
 from gptcli.checkpoints.adapters import NewAdapter
-from gptcli.checkpoints.atomic import atomic_write, partial_path, sync_directory
+from gptcli.checkpoints.atomic import atomic_write, link_in_place, partial_path, sync_directory
 from gptcli.checkpoints.checksum import file_sum, matches
 from gptcli.checkpoints.layout import BEST_WEIGHTS, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
+from gptcli.checkpoints.mapped_tensors import MappedTensors
+from gptcli.checkpoints.safetensors_file import Streamed, read_header
 from gptcli.checkpoints.verify import plain_names
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
@@ -37,6 +39,7 @@ from gptcli.training.disk import is_pruned
 HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
 FIRST_SAVE = 60.0  # seconds before the first save, when the cost of a save is not known yet
 COST = 0.02  # most share of the time spent on saving
+Tensors = Mapping[str, Tensor] | Streamed
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,16 @@ class Snapshot:
     scaler: dict[str, float]
     metrics_bytes: int
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """The model's tensors, or those of its adapter, by the model's names and in the shapes of the file."""
         return _tensors(layout.weights_file(self.path))
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Mapping[str, Tensor]:
         """The state of the optimizers and of the random number generators; empty at step 0."""
         file = self.path / OPTIMIZER
-        return safetensors_file.read_tensors(file) if file.exists() else {}
+        return MappedTensors(file) if file.exists() else {}
 
-    def best_weights(self, step: int) -> dict[str, Tensor] | None:
+    def best_weights(self, step: int) -> Mapping[str, Tensor] | None:
         """The weights of the best evaluation, which followed step ``step`` (from 0); None where they are not kept.
 
         Older versions kept them in a snapshot of their own.
@@ -104,7 +107,7 @@ class Store:
         self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
         self._best: tuple[Path, dict[str, Any]] | None = None  # the file with the best weights, and its checksum
 
-    def begin(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any], force: bool) -> None:
+    def begin(self, weights: Tensors, progress: Mapping[str, Any], force: bool) -> None:
         """Make the run's directory with the snapshot of step 0 in it, atomically."""
 
         def add_snapshot(partial: Path) -> None:
@@ -123,11 +126,11 @@ class Store:
 
     def save(
         self,
-        weights: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
+        weights: Tensors,
+        state: Tensors,
         progress: Mapping[str, Any],
         scaler: Mapping[str, float],
-        best: Mapping[str, Tensor],
+        best: Tensors,
     ) -> Path:
         """Write a snapshot, make the run's checkpoint from it, and remove older ones.
 
@@ -146,7 +149,7 @@ class Store:
         is_best = self._best is not None and self.facts["recipe"].get("final") != "last"
         try:
             file = self.run / self._weights
-            _link(self._best[0] if is_best and self._best else path / file.name, file)
+            link_in_place(self._best[0] if is_best and self._best else path / file.name, file)
             os.utime(file)  # the newest checkpoint is found by it; the best may have been written long ago
             self._write_config(self.run, self._about(progress, "best" if is_best else "last"))
             self._let_go()
@@ -166,23 +169,23 @@ class Store:
     def _write(
         self,
         run: Path,
-        weights: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
+        weights: Tensors,
+        state: Tensors,
         progress: Mapping[str, Any],
         scaler: Mapping[str, float],
-        best: Mapping[str, Tensor],
+        best: Tensors,
     ) -> Path:
         folder = run / FOLDER
         path = _folder(folder, progress["step"])
         partial = partial_path(path)
         try:
             folder.mkdir(exist_ok=True)
-            _clear(folder)
+            _clear(folder, but=path)
             partial.mkdir()
             self._write_config(partial, self._about(progress))
             name = self._weights
             if (run / name).exists() and progress["step"] == 0:
-                _link(run / name, partial / name)
+                link_in_place(run / name, partial / name)
                 sums = {name: file_sum(partial / name)}
             else:
                 is_best = progress["best"] is not None and progress["best"]["step"] == progress["step"] - 1
@@ -191,13 +194,13 @@ class Store:
                 if is_best:
                     self._best = path / name, sums[name]
                 elif BEST_WEIGHTS not in sums and self._best is not None:
-                    _link(self._best[0], partial / BEST_WEIGHTS)
+                    link_in_place(self._best[0], partial / BEST_WEIGHTS)
                     sums[BEST_WEIGHTS] = self._best[1]
                 if BEST_WEIGHTS in sums:
                     self._best = path / BEST_WEIGHTS, sums[BEST_WEIGHTS]
             for file in (run / name for name in TOKENIZER_FILES):
                 if file.is_file():
-                    _link(file, partial / file.name)
+                    link_in_place(file, partial / file.name)
             said = {
                 "progress": dict(progress),
                 "scaler": dict(scaler),
@@ -210,6 +213,7 @@ class Store:
             if path.exists():  # a damaged snapshot, which `newest` skipped
                 shutil.rmtree(path)
             partial.rename(path)
+            _clear(folder)
             sync_directory(folder)
         except OSError as error:
             raise checkpoint.cannot_write(path, error) from error
@@ -274,6 +278,11 @@ def _folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def rows_folder(run: Path, step: int, rank: int) -> Path:
+    """Where a process writes its rows: a name like that of a partly written snapshot, whose number is no process id."""
+    return run / FOLDER / f".{_folder(run, step).name}.{rank:08d}.partial"
+
+
 def _steps(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("step-*"), reverse=True)
 
@@ -293,43 +302,35 @@ def _read(path: Path) -> Snapshot:
     return snapshot
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    tensors = plain_names(safetensors_file.read_tensors(file), str(file))
-    return {own_name(name): tensor for name, tensor in tensors.items()}
+def _tensors(file: Path) -> MappedTensors:
+    found = plain_names(read_header(file).tensors, str(file))
+    return MappedTensors(file, {own_name(name): info for name, info in found.items()})
 
 
-def _write_together(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    """Write the files that have tensors, in parallel: one copies in memory while another writes. Checksums by name."""
+def _write_together(files: Mapping[Path, Tensors]) -> dict[str, dict[str, Any]]:
+    """Write the files that have tensors, in parallel: one copies in memory while another writes. Checksums by name.
 
-    def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    Where tensors are made while they are written, one file after the other: one tensor is in memory.
+    """
+    at_once = 1 if any(isinstance(tensors, Streamed) for tensors in files.values()) else len(files)
+
+    def write(path: Path, tensors: Tensors) -> dict[str, Any]:
         safetensors_file.write_tensors(path, tensors)
         return file_sum(path)
 
-    with ThreadPoolExecutor(len(files)) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         jobs = {path.name: pool.submit(write, path, tensors) for path, tensors in files.items() if tensors}
     return {name: job.result() for name, job in jobs.items()}
 
 
-def _link(source: Path, target: Path) -> None:
-    """Replace ``target`` atomically by a hard link to ``source``, or a copy where the file system has no links."""
-    for old in target.parent.glob(f".{target.name}*.link"):
-        old.unlink()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        try:
-            shutil.copyfile(source, temporary)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.replace(target)
+def _clear(folder: Path, but: Path | None = None) -> None:
+    """Remove partly written or partly removed snapshots of a killed run; the run's lock excludes other writers.
 
-
-def _clear(folder: Path) -> None:
-    """Remove partly written or partly removed snapshots of a killed run; the run's lock excludes other writers."""
+    The rows of the snapshot ``but`` stay.
+    """
     for path in folder.iterdir():
-        if HALF_A_SNAPSHOT.fullmatch(path.name) and not path.is_symlink():
+        is_needed = but is not None and path.name.startswith(f".{but.name}.0")
+        if HALF_A_SNAPSHOT.fullmatch(path.name) and not is_needed and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 

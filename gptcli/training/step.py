@@ -1,7 +1,7 @@
 """The training step: forward, backward and update, for every precision, number of parts and of processes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from gptcli.checkpoints.checkpoint import to_file
+from gptcli.checkpoints.checkpoint import in_file_form, to_file
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from gptcli.device import allocator, placement
@@ -111,7 +111,7 @@ class Stepper:
     """A model with its optimizers, gradient scaler and compiled or captured step.
 
     Args:
-        model: on its device; with ``runtime.shard`` its parameters become shards.
+        model: on its device; its parameters may be shards (`distributed.shard`).
         recipe: how to train.
         runtime: how to compute; blocks are compiled where its ``compile`` is True.
         world: the processes that share every step.
@@ -138,9 +138,8 @@ class Stepper:
         self.notes: list[str] = []
         model.recompute = runtime.recompute
         self.dtype = dtype = placement.training_precision(recipe.dtype, model.device).dtype
-        self.loss: nn.Module = distributed.wrap(
-            MeanLoss(model, has_ignored, label_weights), model, world, shard=runtime.shard
-        )
+        self.loss: nn.Module = distributed.wrap(MeanLoss(model, has_ignored, label_weights), model, world)
+        self.is_sharded = distributed.is_sharded(model)
         self.optimizers = optimizers.make_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.is_late = (
@@ -282,28 +281,34 @@ class Stepper:
             return loss
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors in a checkpoint's format; with shards a collective: every process must call it."""
-        return to_file(self.model)
+        """The model's tensors in a checkpoint's format; of shards what this process writes (`distributed.own_rows`)."""
+        if not self.is_sharded:
+            return to_file(self.model)
+        return distributed.own_rows(in_file_form(self.model.config, self.model.state_dict()), self.world)
 
     def state(self) -> dict[str, Tensor]:
-        """The state of the optimizers and of every GPU's random number generator; every process must call it."""
+        """The state of the optimizers and of every GPU's random number generator; every process must call it.
+
+        Of shards it is what this process writes (`distributed.own_rows`).
+        """
         tensors = optimizers.state_tensors(self.model, self.optimizers)
         if self.model.device.type == "cuda":
             for rank, state in enumerate(self.world.gather(torch.cuda.get_rng_state(self.model.device))):
                 tensors[f"{RANDOM}/cuda/{rank}"] = state
-        return tensors
+        if self.is_sharded:
+            return distributed.own_rows(tensors, self.world)
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def restore(self, weights: dict[str, Tensor], state: dict[str, Tensor], scaler: dict[str, float]) -> None:
-        """Restore the results of `weights` and `state`; an empty state gives new optimizers and seeds."""
+    def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], scaler: Mapping[str, float]) -> None:
+        """Restore the results of `weights` and `state`, whole; an empty state gives new optimizers and seeds."""
         self._steps, self._graph = 0, None  # the graph holds addresses of the old optimizer state
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad or name in weights:
                 parameter.copy_(placement.placed_like(weights[name], parameter))
-        own = {name: tensor for name, tensor in state.items() if not name.startswith(RANDOM + "/")}
-        optimizers.load_state_tensors(self.model, self.optimizers, own)
+        optimizers.load_state_tensors(self.model, self.optimizers, state)
         if scaler:
-            self.scaler.load_state_dict(scaler)
+            self.scaler.load_state_dict(dict(scaler))
         torch.manual_seed(self.recipe.seed + self.world.rank)
         generator = state.get(f"{RANDOM}/cuda/{self.world.rank}")
         if generator is not None and self.model.device.type == "cuda":

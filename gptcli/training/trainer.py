@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from gptcli.device.placement import peak_memory, sent
 from gptcli.errors import GptcliError, SettingError
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
+from gptcli.training import snapshot_rows
 from gptcli.training.best_weights import BestWeights
 from gptcli.training.deadline import Deadline, decided, is_undecided
 from gptcli.training.distributed import ALONE, World
@@ -38,7 +40,7 @@ from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import Plan, batches_of, evaluation_windows, make_plan
-from gptcli.training.snapshots import Snapshot, Store, newest
+from gptcli.training.snapshots import Snapshot, Store, Tensors, newest
 from gptcli.training.step import Launched, MeanLoss, Stepper
 
 __all__ = ["Plan", "make_plan"]  # re-exported for callers of train
@@ -95,7 +97,7 @@ def train(
     the next step was launched; an evaluation, an epoch's end and a snapshot wait for every step before them.
 
     Args:
-        model: on its device, the same in every process.
+        model: on its device, the same in every process, or its shards; those need a ``snapshot`` to take values from.
         corpus: the tokens or the examples to train on.
         recipe: how to train.
         runtime: how to compute and when to save.
@@ -130,7 +132,7 @@ class _Run:
         separate = isinstance(corpus, ExampleSet)
         weights = corpus.label_weights if isinstance(corpus, ExampleSet) else ()
         self.stepper = Stepper(model, recipe, runtime, world, has_ignored=separate, label_weights=weights)
-        self.progress, self.best = Progress(), BestWeights(model)
+        self.progress, self.best = Progress(), BestWeights(model, world)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = recipe.learning_rate, 0.0
         self.pace = Pace()
@@ -293,18 +295,26 @@ class _Run:
         assert self.store is not None
         started = time.perf_counter()
         weights, state, progress = self.stepper.weights(), self.stepper.state(), self.progress
-        if not all(all_finite(tensor) for tensor in weights.values()):
+        if self.world.any(not all(map(all_finite, weights.values()))):
             if self._ended():
                 raise self._diverged(progress.step - 1)
             return self._roll_back()
         self.saved_at = progress.step
-        scaler, best = self.stepper.scaler.state_dict(), self.best.unwritten()
-        save = partial(self.store.save, weights, state, asdict(progress), scaler, best)
-        path = self.world.while_first(save) or self.store.run
+        tensors: Sequence[Tensors] = (weights, state, self.best.unwritten())
+        if self.stepper.is_sharded:
+            self.world.while_all(partial(snapshot_rows.write, self.store.run, progress.step, self.world.rank, tensors))
+        path = self.world.while_first(partial(self._write, self.store, tensors)) or self.store.run
         self.pace.saved(time.perf_counter() - started)
         if self.deadline is not None:
             self.deadline.saved(time.perf_counter() - started)
         return Saved(progress.step, path)
+
+    def _write(self, store: Store, tensors: Sequence[Tensors]) -> Path:
+        """Write a snapshot of the tensors that `Store.save` takes, or of their rows that the processes have written."""
+        if self.stepper.is_sharded:
+            tensors = snapshot_rows.read(store.run, self.progress.step, self.world.size)
+        weights, state, best = tensors
+        return store.save(weights, state, asdict(self.progress), self.stepper.scaler.state_dict(), best)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.launched.clear()
