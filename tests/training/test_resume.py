@@ -97,8 +97,9 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(tmp_path: 
 
 @posix
 @pytest.mark.slow
-def test_killed_at_twenty_random_instants(tmp_path: Path, story: Path) -> None:
-    assert kill_until_done(tmp_path, story, kills=20, seed=2) == 20
+@pytest.mark.parametrize("kills", [40, 200])
+def test_killed_at_many_random_instants(tmp_path: Path, story: Path, kills: int) -> None:
+    assert kill_until_done(tmp_path, story, kills, seed=kills) == kills
 
 
 # Stopped
