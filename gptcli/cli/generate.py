@@ -73,7 +73,7 @@ def generate(
     from gptcli.cli import generate_many
     from gptcli.inference import drafting, speculative, streaming
     from gptcli.inference.decode import Scheduler
-    from gptcli.inference.open import check_quantization, choose_engine, open_scorer
+    from gptcli.inference.open import check_quantization, choose_engine, if_it_compiles, open_scorer
     from gptcli.inference.sequence import Request
 
     bits = check_quantization(engine.quantize)
@@ -82,6 +82,8 @@ def generate(
     about = adapters.described_by(path, added)
     config, ours = layout.read_language_model(about)
     choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
+    held_bits = min(bits, layout.packed_bits(path, ours))
+    choice = if_it_compiles(choice, held_bits, engine.engine == "auto", render.note)
     if choice.reason.startswith("numba"):
         render.note(f"The torch engine serves: {choice.reason}.")
     tokenizer = layout.tokenizer_of(about, ours)
@@ -104,14 +106,13 @@ def generate(
     if not ids:
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     view.check_overflow(generation.overflow, len(ids), max_new_tokens, config.context_length)
-    held_bits = min(bits, layout.packed_bits(path, ours))
     drafting.check_draft(draft, path, held_bits)
     scorer = opening(capacity=len(ids) + max_new_tokens)
     tally = speculative.Tally()
     if draft != "auto":
         capacity = len(ids) + max_new_tokens
         drafter = drafting.open_drafter(draft, scorer, tokenizer, engine.engine, capacity, placing, render.detail)
-    elif drafting.drafts_itself(choice, config, held_bits, max_new_tokens * generation.num_samples):
+    elif drafting.drafts_itself(choice, config, held_bits, max_new_tokens * generation.num_samples, render.note):
         drafter = speculative.OnTrial(drafting.quantized_drafter("int8", scorer, render.detail), tally)
     else:
         drafter = None

@@ -95,8 +95,10 @@ def _decoding_kernels(report: Report) -> str:
 
     if (reason := numba_reason()) is not None:
         raise RuntimeError(reason)
-    from gptcli.kernels.cpu import compile_cache
+    from gptcli.kernels.cpu import compile_cache, first_compilation
 
+    if (reason := first_compilation.failure("float32", report)) is not None:
+        raise RuntimeError(reason)
     compile_cache.Kernels(report).prepare(32)
     return "compiled, and kept" if compile_cache.are_kept() else "compiled; the cache directory cannot be written"
 

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.config.model import GPTConfig
+from gptcli.errors import SettingError
 from gptcli.inference.cpu_weights import Matrices
+from gptcli.kernels.cpu import first_compilation
 from gptcli.kernels.cpu import memory_layout as c
 from gptcli.kernels.cpu.compile_cache import Kernels
 from gptcli.kernels.cpu.matmul import LANES, TILE
@@ -55,7 +57,7 @@ class CpuEngine:
         self.at_once, self.verifies = AT_ONCE, True
         self.threads = min(threads, c.MAX_THREADS)
         self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
-        self._kernels = Kernels(report)
+        self._report, self._kernels = report, Kernels(report)
         self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
         self._matrices = Matrices(config, self._table, self._kernels, bits, self.threads)
         self._matrices.fill(tensors)
@@ -68,7 +70,13 @@ class CpuEngine:
 
         The two engines share the cache and the logits buffer: each can continue the other's sequences, and they must
         not run at the same time.
+
+        Raises:
+            GptcliError: the kernels for such a copy cannot be compiled.
         """
+        reason = first_compilation.failure(f"int{bits}", self._report)
+        if reason is not None:
+            raise SettingError(f"No copy in int{bits} can be made: {reason}.", "Leave {draft} out, or take another.")
         packed = copy.copy(self)
         packed._table = self._table.copy()
         packed._matrices = self._matrices.packed_anew(packed._table, bits)

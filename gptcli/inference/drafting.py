@@ -10,7 +10,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError, SettingError
 from gptcli.inference import speculative
 from gptcli.inference.engine import Scorer
-from gptcli.inference.open import QUANTIZATIONS, Choice, choose_engine, open_scorer
+from gptcli.inference.open import QUANTIZATIONS, Choice, choose_engine, if_it_compiles, open_scorer
 from gptcli.inference.speculative import Drafter
 from gptcli.tokenizers import Tokenizer
 
@@ -37,11 +37,14 @@ def check_draft(draft: str, path: Path, bits: int) -> None:
         )
 
 
-def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> bool:
+def drafts_itself(
+    choice: Choice, config: GPTConfig, bits: int, tokens: int, report: Callable[[str], None] = lambda line: None
+) -> bool:
     """Whether ``--draft auto`` uses an int8 copy of the model as the draft for ``tokens`` new tokens.
 
     The conditions: the CPU engine, float32 weights (``bits`` 32) of at least `BEYOND_CACHES` bytes, at least
-    `WORTH_DRAFTING` tokens, free memory of twice the copy's size, and a disk cache for compiled kernels.
+    `WORTH_DRAFTING` tokens, free memory of twice the copy's size, and a disk cache for compiled kernels, which are
+    compiled now if they are not there; ``report`` gets a line before.
     """
     from gptcli.model.cost import weight_bytes
 
@@ -53,9 +56,10 @@ def drafts_itself(choice: Choice, config: GPTConfig, bits: int, tokens: int) -> 
     ):
         return False
     from gptcli.device import resources
-    from gptcli.kernels.cpu import compile_cache
+    from gptcli.kernels.cpu import compile_cache, first_compilation
 
-    return compile_cache.are_kept() and resources.available_memory() > 2 * weight_bytes(config, "int8")
+    fits = compile_cache.are_kept() and resources.available_memory() > 2 * weight_bytes(config, "int8")
+    return fits and first_compilation.failure("int8", report) is None
 
 
 def open_drafter(
@@ -99,6 +103,7 @@ def open_drafter(
             "Give a draft that was trained with the same tokenizer, or {draft} ngram.",
         )
     choice = choose_engine(engine, placing["device"], placing["dtype"], config)
+    choice = if_it_compiles(choice, layout.packed_bits(path, ours), engine == "auto", placing["report"])
     return speculative.ModelDrafter(open_scorer(path, choice, its, capacity=capacity, **placing))
 
 

@@ -65,6 +65,33 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
     return Choice("cpu", "no GPU asked for or found")
 
 
+def if_it_compiles(
+    choice: Choice, bits: int, may_change: bool = True, report: Callable[[str], None] = lambda line: None
+) -> Choice:
+    """``choice``, or torch where it is "cpu" and its kernels for ``bits`` bits are not there and cannot be compiled.
+
+    Args:
+        choice: of `choose_engine`.
+        bits: of the weights: 32, 8 or 4.
+        may_change: whether torch may serve instead.
+        report: called with a line before a compilation.
+
+    Raises:
+        GptcliError: the compilation failed, and torch may not serve.
+    """
+    if choice.engine != "cpu":
+        return choice
+    from gptcli.kernels.cpu import compile_cache, first_compilation
+
+    what = next(what for what, each in compile_cache.BITS.items() if each == bits)
+    reason = first_compilation.failure(what, report)
+    if reason is None:
+        return choice
+    if not may_change:
+        raise SettingError(f"{{engine}} cpu cannot serve: {reason}.", "Use {engine} torch, or auto to let it choose.")
+    return Choice("torch", reason)
+
+
 def gpu_is_possible() -> bool:
     """Whether there may be a GPU: a driver's files exist, or this is macOS. Avoids importing torch to find out."""
     if sys.platform == "darwin":

@@ -14,7 +14,7 @@ from gptcli.inference import drafting, sequence, speculative, streaming
 from gptcli.inference.completion import Completion, Prompt, Settings, completion_of, stop_texts, with_defaults
 from gptcli.inference.decode import Scheduler
 from gptcli.inference.engine import Scorer
-from gptcli.inference.open import check_layer, check_quantization, choose_engine, open_scorer
+from gptcli.inference.open import check_layer, check_quantization, choose_engine, if_it_compiles, open_scorer
 
 _TORCH = threading.Lock()  # while a CUDA graph is captured, no other thread may use the device
 
@@ -55,8 +55,8 @@ class TextModel:
         self.config, ours = layout.read_language_model(path)
         self.tokenizer = layout.tokenizer_of(path, ours)
         layout.check_parts(path, self.config, self.tokenizer)
-        self._choice = choose_engine("auto", device, dtype, self.config)
         self._bits = min(bits, layout.packed_bits(path, ours))
+        self._choice = if_it_compiles(choose_engine("auto", device, dtype, self.config), self._bits, report=report)
         self._placing: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "report": report}
         self._report = report
         self._scorer = open_scorer(path, self._choice, self.tokenizer, bits=bits, **self._placing)
@@ -234,7 +234,7 @@ class TextModel:
 
     def _choose_scheduler(self, layer: int | None, draft: str, tokens: int) -> None:
         """Make another scheduler if this one has another draft or layer, once its texts are whole."""
-        if draft == "auto" and not drafting.drafts_itself(self._choice, self.config, self._bits, tokens):
+        if draft == "auto" and not drafting.drafts_itself(self._choice, self.config, self._bits, tokens, self._report):
             draft = "auto" if self._mode == (layer, "auto") else "none"
         if self._mode == (layer, draft):
             return

@@ -58,7 +58,7 @@ def _sources() -> str:
 
 @cache
 def _machine() -> str:
-    """8 hexadecimal digits that depend on the processor and the versions of Python, numba and llvmlite.
+    """8 hexadecimal digits: of the processor, the versions of Python, numba and llvmlite, and the sources' places.
 
     numba compiles again when one of them changes.
     """
@@ -72,6 +72,7 @@ def _machine() -> str:
         platform.python_version(),
         numba.__version__,
         llvmlite.__version__,
+        [(str(source), source.stat().st_mtime_ns) for source in sorted(Path(__file__).parent.glob("*.py"))],
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()[:8]
 
@@ -107,16 +108,40 @@ def _kept_in(directory: Path) -> Iterator[bool]:
             numba.config.CACHE_DIR = before
 
 
-def _announce(kind: str, marker: Path | None, report: Callable[[str], None]) -> None:
+def _announce(what: str, marker: Path | None, report: Callable[[str], None]) -> None:
     if marker is None:
-        report(f"Compiling the CPU kernels for {kind} (10 to 30 s, each time: the cache directory cannot be written) …")
+        report(f"Compiling the CPU kernels for {what} (10 to 30 s, each time: the cache directory cannot be written) …")
     elif not marker.exists():
-        report(f"Compiling the CPU kernels for {kind} on this machine, once (10 to 30 s) …")
+        announce(what, report)
+
+
+def announce(what: str, report: Callable[[str], None]) -> None:
+    """Report that the kernels ``what`` are compiled now, to be kept."""
+    report(f"Compiling the CPU kernels for {what} on this machine, once (10 to 30 s) …")
 
 
 def are_kept() -> bool:
     """Whether the cache directory is writable, so that later processes need not compile."""
     return _can_write(cache_directory())
+
+
+def is_kept(what: str) -> bool:
+    """Whether the kernels ``what`` ("training", or a key of `BITS`) are in the cache."""
+    return _marker(cache_directory(), _kind(what)).exists()
+
+
+def compile_into_cache(what: str) -> None:
+    """Compile the kernels ``what`` ("training", or a key of `BITS`) in this process, and keep them."""
+    if what == "training":
+        training_passes()
+    else:
+        kernels = Kernels()
+        kernels.prepare_quantizing(BITS[what])
+        kernels.prepare(BITS[what])  # at last, because its marker stands for all of them
+
+
+def _kind(what: str) -> str:
+    return what if what == "training" else np.dtype(DATA_TYPES[BITS[what]]).name
 
 
 def training_passes(report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -145,6 +170,7 @@ def _mark(marker: Path | None) -> None:
             _prune(marker.parent)
 
 
+BITS = {"float32": 32, "int8": 8, "int4": 4}
 # Bits of a weight -> dtype of data, by which decode_step.py selects its functions. An int16 holds two int8 weights, a
 # uint8 two and a uint32 eight int4 weights.
 _IN_INTEGERS = int16_matmul.AVAILABLE
@@ -174,11 +200,17 @@ class Kernels:
         self.directory = directory if cached else None
         self._report = report
 
+    def prepare_quantizing(self, bits: int) -> None:
+        """Compile `quantize` for weights of ``bits`` bits, or load it from the cache; float32 weights need none."""
+        if bits < 32:
+            floats, data, scale = np.zeros(1, np.float32), np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
+            self.quantize(floats, 0, data, 0, scale, 0, 1, 0)  # no blocks
+
     def prepare(self, bits: int) -> None:
         """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or load it from the cache."""
         data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
         marker = None if self.directory is None else _marker(self.directory, f"{data.dtype}")
-        _announce("float32" if bits == 32 else f"int{bits}", marker, self._report)
+        _announce(next(what for what in BITS if BITS[what] == bits), marker, self._report)
         floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
         table, control = (
             np.zeros(memory_layout.PROGRAM, np.int64),

@@ -120,8 +120,11 @@ def open_kernels(report: Callable[[str], None] = lambda line: None) -> TrainKern
     if reason is not None:
         return reason
     try:
-        from gptcli.kernels.cpu import compile_cache, train_attention, train_passes
+        from gptcli.kernels.cpu import compile_cache, first_compilation, train_attention, train_passes
 
+        reason = first_compilation.failure("training", report)
+        if reason is not None:
+            return reason
         functions = compile_cache.training_passes(report)
     except Exception as error:  # numba and LLVM raise many types; torch can compute instead
         return " ".join(str(error).split())[:200] or type(error).__name__
