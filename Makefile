@@ -56,8 +56,9 @@ format: $(BIN)/.installed-dev ## let ruff format the code
 bench: $(BIN)/.installed-dev ## measure this machine's limits and the code against them
 	$(BIN)/gptcli bench --size small
 
-reference: $(BIN)/.installed ## write the guide's page of every command from their --help
+reference: $(BIN)/.installed ## write the guide's page of every command, and the screens that tests compare with --help
 	$(BIN)/python -c "from gptcli.cli.reference import page; print(page(), end='')" > gptcli/guide/commands.md
+	PYTHONPATH=. $(BIN)/python tests/help_screens.py
 
 package: ## build the wheel and the source archive into dist/
 	$(PYTHON) -m venv $(VENV)/build

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,9 @@ class SettingsCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         hidden = () if ctx.meta.get(ALL) else [param for param in self.params if param.name in self.rare]
-        spare = [(param, param.secondary_opts) for param in self.params if param.name in self.spare]
+        most = shutil.get_terminal_size().columns // 2  # of the names of a flag; help would cut longer ones
+        too_long = {each.name for each in self.params if len("".join((*each.opts, *each.secondary_opts))) > most}
+        spare = [(each, each.secondary_opts) for each in self.params if each.name in self.spare | too_long]
         for param in hidden:
             param.hidden = True  # type: ignore[attr-defined]
         for param, _ in spare:
