@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gptcli.api import convert, evaluate, events, load, load_checkpoint, quantize, save_checkpoint
     from gptcli.checkpoints.checkpoint import Checkpoint
+    from gptcli.config.finetune import FinetuneConfig
     from gptcli.config.generation import GenerationConfig
     from gptcli.config.model import GPTConfig
     from gptcli.config.recipe import RecipeConfig
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from gptcli.inference.completion import Completion
     from gptcli.inference.text_model import TextModel
     from gptcli.model.gpt import GPTModel
-    from gptcli.training.session import StopTraining, resume, train
+    from gptcli.training.session import StopTraining, finetune, resume, train
 
 __all__ = [
     "Checkpoint",
     "Classifier",
     "Completion",
+    "FinetuneConfig",
     "GPTConfig",
     "GPTModel",
     "GenerationConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "evaluate",
     "evaluate_labels",
     "events",
+    "finetune",
     "load",
     "load_checkpoint",
     "quantize",
@@ -54,6 +57,7 @@ _HOMES = {
     "Checkpoint": "gptcli.checkpoints.checkpoint",
     "Classifier": "gptcli.inference.classifier",
     "Completion": "gptcli.inference.completion",
+    "FinetuneConfig": "gptcli.config.finetune",
     "GPTConfig": "gptcli.config.model",
     "GPTModel": "gptcli.model.gpt",
     "GenerationConfig": "gptcli.config.generation",
@@ -64,6 +68,7 @@ _HOMES = {
     "StopTraining": "gptcli.training.session",
     "TextModel": "gptcli.inference.text_model",
     "evaluate_labels": "gptcli.evaluation.classification",
+    "finetune": "gptcli.training.session",
     "resume": "gptcli.training.session",
     "train": "gptcli.training.session",
 }

@@ -60,6 +60,9 @@ def train() -> None:
     )
     assert gptcli.resume(run, on_event=watch, max_steps=5, threads=1) == run
     assert steps == [0, 1, 2, 3, 4]
+    settings = gptcli.FinetuneConfig(max_steps=1, train="last:1", loss_on="all")
+    taught: Path = gptcli.finetune(["story.txt"], "user/taught", init_from=run, settings=settings, runtime=runtime)
+    assert gptcli.load_checkpoint(taught).training["step"] == 1
 
 
 def main() -> None:

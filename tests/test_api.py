@@ -83,7 +83,6 @@ def test_every_name_is_there_and_is_shown() -> None:
     for name in api.__all__:
         assert getattr(api, name) is not None
         assert name in dir(api)
-    assert not hasattr(api, "finetune")
     with pytest.raises(AttributeError, match="'gptcli' has no attribute 'lod'"):
         api.lod  # type: ignore[attr-defined]  # noqa: B018
 

@@ -74,6 +74,7 @@ def generate(
     from gptcli.inference import drafting, speculative, streaming
     from gptcli.inference.decode import Scheduler
     from gptcli.inference.open import check_quantization, choose_engine, if_it_compiles, open_scorer
+    from gptcli.inference.prompting import Prompting
     from gptcli.inference.sequence import Request
 
     bits = check_quantization(engine.quantize)
@@ -95,14 +96,17 @@ def generate(
         bits=bits, contrast=generation.contrast_layer, compiled=engine.compile, adapter=added, **placing,
     )  # fmt: skip
     eot_id = None if generation.ignore_eot else tokenizer.eot_id
+    ignore_eot = generation.ignore_eot
+    prompting = Prompting(tokenizer, raw=generation.raw, allow_special=allow_special, ignore_eot=ignore_eot)
     common = Request(
-        (), max_new_tokens, sampling, first_seed, generation.min_new_tokens, eot_id, generation.overflow, stops=stops,
+        (), max_new_tokens, sampling, first_seed, generation.min_new_tokens, eot_id, generation.overflow,
+        stops=stops + prompting.stops,
         n_candidates=CANDIDATES if steps else 0,
     )  # fmt: skip
     if prompts is not None:
-        generate_many.generate_many(prompts, common, tokenizer, opening, batch_size, allow_special, as_json)
+        generate_many.generate_many(prompts, common, prompting, opening, batch_size, as_json)
         return
-    ids = tokenizer.encode(text, allow_special=allow_special)
+    ids = prompting.encode(text)
     if not ids:
         raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
     view.check_overflow(generation.overflow, len(ids), max_new_tokens, config.context_length)
@@ -123,7 +127,8 @@ def generate(
     scheduler = Scheduler(scorer, drafter, tally)
     requests = [replace(common, prompt=ids, seed=first_seed + number) for number in range(generation.num_samples)]
     samples = (streaming.stream(scheduler, request, tokenizer) for request in requests)
-    records = view.show_samples(text, samples, tokenizer, as_json=as_json, steps=steps, stream=not no_stream)
+    shown = text if prompting.template is None else ""  # an answer stands alone
+    records = view.show_samples(shown, samples, tokenizer, as_json=as_json, steps=steps, stream=not no_stream)
     if drafter is not None and tally.proposed:
         (render.detail if draft == "auto" else render.note)(view.draft_report(tally))
     if as_json:

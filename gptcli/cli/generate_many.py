@@ -10,18 +10,17 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.inference.engine import Scorer
+    from gptcli.inference.prompting import Prompting
     from gptcli.inference.sequence import Request
     from gptcli.inference.streaming import TextStream
-    from gptcli.tokenizers import Tokenizer
 
 
 def generate_many(
     file: Path,
     common: "Request",
-    tokenizer: "Tokenizer",
+    prompting: "Prompting",
     opening: Callable[..., "Scorer"],
     batch_size: int,
-    allow_special: bool,
     as_json: bool,
 ) -> None:
     """Print every prompt of ``file`` with its continuation; the n-th is seeded with the common seed plus n."""
@@ -34,13 +33,14 @@ def generate_many(
 
     (document,) = documents.read_documents([str(file)])
     prompts = read_prompts(document.text, file)
-    requests = [make_request(prompt, common, tokenizer, allow_special, file) for prompt in prompts]
+    requests = [make_request(prompt, common, prompting, file) for prompt in prompts]
     capacity = max(len(request.prompt) + request.max_new_tokens for request in requests)
     scheduler = Scheduler(opening(capacity=capacity, slots=min(batch_size, len(requests), 128)))
     with render.progress(None, "token") as bar:
-        results = complete_all(scheduler, requests, tokenizer, bar.update)
+        results = complete_all(scheduler, requests, prompting.tokenizer, bar.update)
         for number, (prompt, request, result) in enumerate(zip(prompts, requests, results, strict=True)):
-            _print(prompt.text, request, result, as_json, first=number == 0)
+            shown = prompt.text if as_json or prompting.template is None else ""
+            _print(shown, request, result, as_json, first=number == 0)
 
 
 def _print(prompt: str, request: "Request", result: "TextStream", as_json: bool, first: bool) -> None:

@@ -16,7 +16,8 @@ NEAR = 0.7  # similarity of a name that is suggested
 
 # What other programs call a command -> what stands here for it.
 COMMANDS_MEANT = {
-    **dict.fromkeys(("finetune", "fine-tune", "tune", "continue"), "train TEXT --init-from CHECKPOINT"),
+    **dict.fromkeys(("fine-tune", "tune", "teach", "sft", "instruct"), "finetune DATA --init-from CHECKPOINT"),
+    **dict.fromkeys(("continue",), "train TEXT --init-from CHECKPOINT"),
     **dict.fromkeys(("resume",), "train --resume RUN"),
     **dict.fromkeys(("pretrain", "fit", "learn"), "train TEXT"),
     **dict.fromkeys(("list", "ls", "models", "runs", "show", "info"), "checkpoints"),

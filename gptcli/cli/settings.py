@@ -28,7 +28,7 @@ RARELY_USED = {"rare": True}  # marks an option that is no setting, as `Setting.
 # What is no Path, or may be a name.
 PATHS = {"texts": "path", "checkpoint": "name", "init_from": "name", "tokenizer": "name", "adapter": "name"}
 FEW = 10  # options a command has without --config and --help-all
-WITH_CONFIG = {"train", "generate", "evaluate", "prepare", "bench"}  # whatever their number
+WITH_CONFIG = {"train", "finetune", "generate", "evaluate", "prepare", "bench"}  # whatever their number
 
 
 def build(function: Callable[..., Any], name: str, typer_settings: dict[str, Any]) -> SettingsCommand:

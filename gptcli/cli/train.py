@@ -107,7 +107,7 @@ def train(
     if resume is not None:
         _refuse_auto(batch_size, "batch_size" in given, "--resume")
         given = {name: value for name, value in given.items() if name not in OF_THIS_PROCESS}
-        _go_on(resume, given, settings_command.by_file_or_variable(context))
+        go_on(resume, given, settings_command.by_file_or_variable(context))
         return
     _refuse_auto(batch_size, "accumulate" in given, "--accumulate")
     if not texts:
@@ -131,13 +131,13 @@ def train(
     from gptcli.data.open import TextOptions
     from gptcli.training.new_run import new_run
 
-    world = _world()
+    processes = world()
     budget = None if recipe.for_time is None else _budget(recipe.for_time, settings_command.changed(context))
     run = new_run(
-        out or layout.ROOT / _run_name(texts),
+        out or layout.ROOT / run_name(texts),
         TextOptions(texts, recipe.train_share, text.encoding, text.errors, text.allow_special), recipe, runtime, base,
         shape=shape, named=settings_command.changed(context), tokenizer=tokenizer, init_from=init_from, force=force,
-        world=world, callbacks=_callbacks(), budget=budget,
+        world=processes, callbacks=callbacks(), budget=budget,
     )  # fmt: skip
     if texts_sha256 not in (None, run.source["sha256"]) and "texts" not in given:
         render.warn(f"The texts ({', '.join(texts)}) are not what they were: the run will differ.")
@@ -160,20 +160,21 @@ def _refuse_auto(batch_size: int | str, combined: bool, with_option: str) -> Non
         )
 
 
-def _go_on(run: Path, given: dict[str, Any], offered: dict[str, Any]) -> None:
+def go_on(run: Path, given: dict[str, Any], offered: dict[str, Any]) -> None:
     """Resume ``run`` with the options ``given``, and what a file or variables say as far as it may change."""
     from gptcli.training import resume
 
-    world = _world()
+    processes = world()
     ignored = [name for name in offered if name not in (*resume.MAY_CHANGE, *OF_THIS_PROCESS)]
     if ignored:
         render.warn(f"The run keeps its own: what a file or variables say is ignored for {', '.join(ignored)}.")
     given = {name: value for name, value in offered.items() if name in resume.MAY_CHANGE} | given
-    with resume.resumed(run, given, world=world, callbacks=_callbacks(), started=command_clock.started) as resumed:
+    started = command_clock.started
+    with resume.resumed(run, given, world=processes, callbacks=callbacks(), started=started) as resumed:
         training_view.show(resumed)
 
 
-def _world() -> "World":
+def world() -> "World":
     """The processes of this run; from here on only the first one prints."""
     from gptcli.training import distributed
 
@@ -182,13 +183,13 @@ def _world() -> "World":
     return world
 
 
-def _callbacks() -> "Callbacks":
+def callbacks() -> "Callbacks":
     from gptcli.data.open import Callbacks
 
     return Callbacks(render.note, render.warn, prepare.run)
 
 
-def _run_name(texts: list[str]) -> str:
+def run_name(texts: list[str]) -> str:
     """What a run is called: the name of its (first) text."""
     if texts[0] == "-":
         return "stdin"

@@ -51,7 +51,7 @@ def train_tokenizer(
     import time
 
     from gptcli.checkpoints import layout, overwrite
-    from gptcli.cli.train import _run_name
+    from gptcli.cli.train import run_name
     from gptcli.data import documents, tokenizer_training
     from gptcli.tokenizers import bpe_training
 
@@ -60,7 +60,7 @@ def train_tokenizer(
     documents.check_decoding(encoding, errors)
     found, started = documents.find(texts), time.perf_counter()
     files = [path for source in found for path in source.files if path is not None]
-    path = out or layout.ROOT / f"{_run_name(texts)}.bpe-{vocab_size}"
+    path = out or layout.ROOT / f"{run_name(texts)}.bpe-{vocab_size}"
     overwrite.check_output(path, tokenizer_training.FOLDER, force=force, inputs=files)
     sample: list[str] = []
     total = sum(file.stat().st_size for file in files)

@@ -25,7 +25,8 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
     if stop.number is not None:
         what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
         render.warn(f"Stopped by {what} after step {run.step} of {run.plan.total_steps}. Go on with:")
-        render.note(f"  gptcli train --resume {render.quoted(str(run.path))}")
+        command = "train" if run.finetune is None else "finetune"
+        render.note(f"  gptcli {command} --resume {render.quoted(str(run.path))}")
     elif run.step < run.plan.total_steps:
         render.note(
             f"The run ended after step {run.step} of {run.plan.total_steps}, as --max-time or --early-stop says."
@@ -56,7 +57,8 @@ def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[st
     if best is None:
         why = "no text is held out" if not run.plan.validation_windows else "no evaluation could be ranked"
         return f"The last weights are kept: {why}, so that nothing says which are the best."
-    line = f"Best on unseen text: {_loss(run, best['val_loss'])} at step {best['step']}"
+    where = f"at step {best['step']}" if best["step"] >= 0 else "before the first step, by the weights it began with"
+    line = f"Best on unseen text: {_loss(run, best['val_loss'])} {where}"
     is_last = not rows or rows[-1]["step"] <= best["step"]
     if training["weights"] == "last":
         return f"{line}{', the last one' if is_last else ''}. The last weights are kept, as --final says."
@@ -104,7 +106,8 @@ def _again(run: "Run", what: str, *options: str) -> str:
 
     if "-" in run.source["texts"]:
         return f"What helps most: {what} ({' '.join(options)})."
-    words = ["gptcli", "train", "--config", str(run.path / SETTINGS), "--out", str(_next(run.path)), *options]
+    command = "train" if run.finetune is None else "finetune"
+    words = ["gptcli", command, "--config", str(run.path / SETTINGS), "--out", str(_next(run.path)), *options]
     return f"What helps most: {what}. {' '.join(map(render.quoted, words))}"
 
 

@@ -107,7 +107,8 @@ class ProgressBar:
             self.say(f"Training has diverged: the run goes back to the snapshot after step {event.step}, with {share}.")
         elif isinstance(event, events.Evaluated):
             validation = f", Val loss {event.val_loss:.3f}" if event.val_loss is not None else ""
-            self.say(f"Ep {event.epoch} (Step {event.step:06d}): Train loss {event.train_loss:.3f}{validation}")
+            when = f"Ep {event.epoch} (Step {event.step:06d})" if event.step >= 0 else "Before the first step"
+            self.say(f"{when}: Train loss {event.train_loss:.3f}{validation}")
         elif isinstance(event, events.CooldownBegan):
             self.plan = self.run.plan
             self.bar.total = event.total_steps
@@ -148,8 +149,9 @@ def print_header(run: "Run") -> None:
         f"({run.tokenizer.kind}, vocabulary {config.vocab_size:,}): {len(run.corpus.train):,} to train on, "
         f"{0 if held_out is None else len(held_out):,} to validate."
     )
+    kind = "windows of" if run.finetune is None else "examples of at most"
     render.note(
-        f"{plan.train_windows:,} windows of {plan.context_length} tokens, {plan.batch_size} a step: "
+        f"{plan.train_windows:,} {kind} {plan.context_length} tokens, {plan.batch_size} a step: "
         f"{plan.steps_per_epoch:,} steps an epoch, {plan.total_steps:,} in all."
     )
     render.note(

@@ -21,6 +21,12 @@ class GenerationConfig:
     num_samples: int = text(1, "How many texts.", at_least=1, common=True)
     seed: int | None = text(None, "Seed of the random numbers: same seed, same result.", common=True)
     ignore_eot: bool = text(False, "Go on past the end-of-text token.")
+    raw: bool = text(
+        False,
+        "Continue the prompt itself; else a fine-tuned checkpoint answers it, through the template that it was taught "
+        "with.",
+        common=True,
+    )
     overflow: Overflow = text(
         "slide",
         "When the context is full: slide drops the older half, crop one token a step (exact and slow), error refuses.",

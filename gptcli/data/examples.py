@@ -113,6 +113,7 @@ class ExampleSet:
         notes: what was cut or left out, one line each.
         documents: the files' records.
         label_weights: of a classifier's labels in the loss; empty where all weigh the same.
+        prompt: of an example, as a user would type it; empty for running text.
     """
 
     train: Examples
@@ -121,6 +122,7 @@ class ExampleSet:
     notes: tuple[str, ...] = ()
     documents: tuple[DocumentRecord, ...] = ()
     label_weights: tuple[float, ...] = ()
+    prompt: str = ""
 
     @property
     def tokens(self) -> int:

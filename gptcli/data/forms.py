@@ -6,8 +6,8 @@ from typing import Any
 
 from gptcli.data.rows import BadRowError, Row
 from gptcli.errors import GptcliError, SettingError, nearest
+from gptcli.tokenizers.template import Messages
 
-Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")
 _SKIP = "{skip_bad} leaves such rows out."
 _SHOWN = 10  # fields that a message lists

@@ -18,6 +18,7 @@ from gptcli.errors import GptcliError, SettingError
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROW_SUFFIXES = JSON_SUFFIXES + TABLE_SUFFIXES
+SUFFIXES = (*documents.SUFFIXES, *ROW_SUFFIXES)
 DELIMITERS = (",", ";", "\t", "|")
 _SHOWN = 10  # names that a message lists
 _SPACE = re.compile(r"\s*")
@@ -86,7 +87,7 @@ def read_files(sources: Sequence[str], *, encoding: str | None = None, errors: s
     Raises:
         GptcliError: as `documents.read_documents`.
     """
-    found = documents.find(sources, (*documents.SUFFIXES, *ROW_SUFFIXES))
+    found = documents.find(sources, SUFFIXES)
     return documents.read_documents(found, encoding=encoding, errors=errors)
 
 

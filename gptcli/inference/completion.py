@@ -34,6 +34,8 @@ class Settings(TypedDict, total=False):
         seed: of the random numbers: same seed, same text; None, a random one.
         stop: end before this text, or before the first of several; ().
         ignore_eot: continue past the end-of-text token; False.
+        raw: continue a text itself, where a fine-tuned checkpoint else answers it, through the template that it was
+            taught with; token ids are always continued; False.
         allow_special: read <|endoftext|> in the prompt as the token; False.
         overflow: with a full context, "slide" drops the older half, "crop" one token a step, "error" raises; "slide".
         candidates: how many of the likeliest tokens to report with each token; 0.
@@ -54,6 +56,7 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     ignore_eot: bool
+    raw: bool
     allow_special: bool
     overflow: Overflow
     candidates: int

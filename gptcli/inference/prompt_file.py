@@ -8,8 +8,8 @@ from typing import Any
 from gptcli.config.fields import fields_of
 from gptcli.config.sampling import SamplingConfig
 from gptcli.errors import GptcliError, nearest
+from gptcli.inference.prompting import Prompting
 from gptcli.inference.sequence import Request
-from gptcli.tokenizers import Tokenizer
 
 _SAMPLING = tuple(fields_of(SamplingConfig))
 _WHOLE = (
@@ -60,13 +60,13 @@ def read_prompts(content: str, file: Path) -> list[Prompt]:
     return prompts
 
 
-def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_special: bool, file: Path) -> Request:
+def make_request(prompt: Prompt, common: Request, prompting: Prompting, file: Path) -> Request:
     """``common`` with the prompt's tokens, stops and settings; the seed of line n is the common one plus n - 1.
 
     Raises:
         GptcliError: the prompt is empty, has characters outside the vocabulary, or a setting is out of range.
     """
-    ids = tokenizer.encode(prompt.text, allow_special=allow_special)
+    ids = prompting.encode(prompt.text)
     if not ids:
         raise GptcliError(f"{file}, line {prompt.line}: the prompt is empty.", "Give at least one character.")
     own = prompt.settings
@@ -79,7 +79,7 @@ def make_request(prompt: Prompt, common: Request, tokenizer: Tokenizer, allow_sp
         if value < (1 if key == "max_new_tokens" else 0):
             raise GptcliError(f"{file}, line {prompt.line}: {key} is {value}.", "Leave it out for the common one.")
     seed = own.get("seed", common.seed + prompt.line - 1)
-    stops = common.stops if prompt.stops is None else prompt.stops
+    stops = common.stops if prompt.stops is None else prompt.stops + prompting.stops
     return replace(common, prompt=ids, sampling=sampling, seed=seed, stops=stops, **counts)
 
 

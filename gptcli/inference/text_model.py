@@ -15,6 +15,7 @@ from gptcli.inference.completion import Completion, Prompt, Settings, completion
 from gptcli.inference.decode import Scheduler
 from gptcli.inference.engine import Scorer
 from gptcli.inference.open import check_layer, check_quantization, choose_engine, if_it_compiles, open_scorer
+from gptcli.inference.prompting import Prompting
 
 _TORCH = threading.Lock()  # while a CUDA graph is captured, no other thread may use the device
 
@@ -172,8 +173,11 @@ class TextModel:
             return [completion_of(text) for text in streaming.complete_all(scheduler, requests, self.tokenizer)]
 
     def _request(self, prompt: Prompt, values: Settings) -> sequence.Request:
+        stops = stop_texts(values)
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, allow_special=values["allow_special"])
+            how = {name: values[name] for name in ("raw", "allow_special", "ignore_eot")}
+            prompting = Prompting(self.tokenizer, **how)
+            ids, stops = prompting.encode(prompt), stops + prompting.stops
         else:
             ids = list(prompt)
             wrong = next((i for i in ids if not 0 <= i < self.config.vocab_size), None)
@@ -197,7 +201,7 @@ class TextModel:
         assert values["seed"] is not None
         return sequence.Request(
             ids, new, sampling, values["seed"], values["min_new_tokens"], eot_id, values["overflow"],
-            values["candidates"], stop_texts(values),
+            values["candidates"], stops,
         )  # fmt: skip
 
     def _check_draft(self, draft: str) -> None:

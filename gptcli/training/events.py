@@ -43,7 +43,7 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of metrics.jsonl.
+    """One row of metrics.jsonl. ``step`` is the last step that was done, from 0; -1 before the first.
 
     ``train_loss`` and ``val_loss`` are in nats a token, over the same windows in every evaluation. ``seconds`` counts
     from the run's start, evaluations included. ``grad_norm`` is that of the last step, ``memory`` the peak so far in

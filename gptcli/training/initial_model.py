@@ -6,7 +6,7 @@ import torch
 
 from gptcli.checkpoints.checkpoint import Checkpoint, file_name, in_file_form
 from gptcli.checkpoints.safetensors_file import Streamed
-from gptcli.config.lora import LoRAConfig
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
 from gptcli.errors import SettingError
@@ -16,6 +16,7 @@ from gptcli.model.lora import add_adapters
 from gptcli.model.quantized import packed_base
 from gptcli.training import distributed
 from gptcli.training.distributed import World
+from gptcli.training.trainable import freeze
 
 
 def initial_model(
@@ -23,7 +24,7 @@ def initial_model(
     init: Init | None,
     seed: int,
     origin: Checkpoint | None,
-    adapter: LoRAConfig | None,
+    finetune: FinetuneConfig | None,
     device: torch.device,
     shared_by: World | None = None,
 ) -> GPTModel:
@@ -34,26 +35,29 @@ def initial_model(
         init: how to draw the weights; None where a snapshot's will replace them.
         seed: decides what is drawn, adapters included.
         origin: the checkpoint with the weights; None to draw them.
-        adapter: the adapters to put on ``origin``, whose weights are then frozen; None for none.
+        finetune: says which weights are trained: those of adapters put on ``origin``, or some of its own; the others
+            are frozen. None for all.
         device: on a CPU, frozen weights stay where they are, mapped from the file; packed ones stay packed.
         shared_by: the processes of which each holds its rows, which get their values from a snapshot; None: the whole.
 
     Raises:
-        SettingError: adapters are not shared.
+        SettingError: a model with frozen weights is not shared.
     """
-    if shared_by is not None and adapter is not None:
+    trained = finetune.train if finetune is not None else "all"
+    if shared_by is not None and trained != "all":
         raise SettingError(
-            "{shard} shares out a model of which all weights are trained, and adapters leave most as they are.",
-            "Leave {shard} out: adapters take little memory.",
+            f"{{shard}} shares out a model of which all weights are trained, but {{train}} is {trained}.",
+            "Leave {shard} out: frozen weights take little memory.",
         )
     if shared_by is not None:
         return distributed.shard(_without_values(config), shared_by, device)
     torch.manual_seed(seed)
-    if origin is None:
-        return GPTModel(config, init).to(device)
-    if adapter is None:
-        model = GPTModel(config, init=None)
-        model.load_state_dict(origin.tensors)
+    adapter = finetune.adapter if finetune is not None else None
+    if origin is None or adapter is None:
+        model = GPTModel(config, init if origin is None else None)
+        if origin is not None:
+            model.load_state_dict(origin.tensors)
+        freeze(model, trained)
         return model.to(device)
     if origin.arrays is not None and origin.arrays.bits < 32:
         model = packed_base(config, origin.arrays, origin.arrays.bits, device)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.checkpoints import checkpoint, layout, run_lock
-from gptcli.checkpoints.adapter_file import read
 from gptcli.checkpoints.adapters import find_base
 from gptcli.config.fields import fields_of
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig, split
+from gptcli.data.dataset import Corpus
+from gptcli.data.examples import ExampleSet
 from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
 from gptcli.device.resources import usable_cpus
 from gptcli.errors import GptcliError, SettingError
@@ -23,6 +25,7 @@ from gptcli.tokenizers.choice import Choice, choose
 from gptcli.training import snapshots
 from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
+from gptcli.training.finetune import open_examples, settings_of
 from gptcli.training.progress import Progress
 from gptcli.training.run import Run
 from gptcli.training.run_plan import changed_horizon, make_plan
@@ -75,7 +78,8 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     snapshot, passed_over = snapshots.newest(path)
     opened = checkpoint.load(snapshot.path)
     began, runtime = _settings(snapshot.facts)
-    _refuse_changes(path, began, opened.config, opened.tokenizer, given)
+    finetune = settings_of(snapshot.facts)
+    _refuse_changes(path, began, opened.config, opened.tokenizer, finetune, given)
     progress = Progress.of(snapshot.progress)
     began = decided(began, progress.cooldown_start)
     recipe, runtime = _changed_by(began, given), _changed_by(runtime, given)
@@ -83,28 +87,24 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
         recipe = replace(recipe, for_time=None, cooldown_start=None)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
-    texts = given.get("texts") or source["texts"]
-    options = TextOptions(
-        texts, recipe.train_share, source["encoding"], source["errors"], source["allow_special"],
-        readmes="format" not in source,
-    )  # fmt: skip
-    corpus, _, _ = open_texts(
-        options, None, opened.tokenizer, cache_beside(path), callbacks,
-        replace=False, processes=world.size, advice=_NEW,
-    )  # fmt: skip
+    corpus: Corpus | ExampleSet
+    if finetune is not None:
+        texts = given.get("texts") or source["texts"]
+        corpus = open_examples(texts, finetune, opened.tokenizer, recipe.context_length, recipe.batch_size)
+    else:
+        corpus = _open_texts(path, source, recipe, opened.tokenizer, given, world, callbacks)
     if corpus.fingerprint != source["sha256"]:
-        tokens = len(corpus.train) + len(corpus.validation)
-        raise SettingError(_changed(path, source, corpus.characters, tokens), _NEW)
-    origin, adapter = None, None
-    if layout.is_adapter(snapshot.path):
-        origin, adapter = checkpoint.load(find_base(snapshot.path)), read(snapshot.path).config
+        raise SettingError(_changed(path, source, corpus.characters, corpus.tokens), _NEW)
+    origin = checkpoint.load(find_base(snapshot.path)) if layout.is_adapter(snapshot.path) else None
     plan = make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:
+        name = shlex.quote(str(path))
+        again = f"gptcli train --resume {name}" if finetune is None else f"gptcli finetune --resume {name}"
         more = (f"--{name.replace('_', '-')} {value}" for name, value in progress.to_go_on(recipe, plan).items())
         raise GptcliError(
             f"{path} has ended: {ended}.",
-            f"To go on, give it more: gptcli train --resume {shlex.quote(str(path))} {' '.join(more)}",
+            f"To go on, give it more: {again} {' '.join(more)}",
         )
     for line in passed_over:
         callbacks.warn(line)
@@ -119,7 +119,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     run = Run(
         path, recipe, runtime, corpus, opened.tokenizer, opened.config, origin,
         source=source, snapshot=snapshot, force=False, world=world,
-        report=callbacks.report, warn=callbacks.warn, adapter=adapter, started=started,
+        report=callbacks.report, warn=callbacks.warn, started=started, finetune=finetune,
     )  # fmt: skip
     is_on_cpu = run.placement.device.type == "cpu"
     if snapshot.facts.get("dropout") != MASKS and opened.config.drop_rate > 0 and is_on_cpu:
@@ -130,8 +130,27 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     return run
 
 
+def _open_texts(
+    path: Path, source: dict[str, Any], recipe: RecipeConfig, tokenizer: Tokenizer, given: Mapping[str, Any],
+    world: World, callbacks: Callbacks,
+) -> Corpus:  # fmt: skip
+    options = TextOptions(
+        given.get("texts") or source["texts"], recipe.train_share, source["encoding"], source["errors"],
+        source["allow_special"], readmes="format" not in source,
+    )  # fmt: skip
+    corpus, _, _ = open_texts(
+        options, None, tokenizer, cache_beside(path), callbacks, replace=False, processes=world.size, advice=_NEW
+    )
+    return corpus
+
+
 def _refuse_changes(
-    path: Path, recipe: RecipeConfig, config: GPTConfig, tokenizer: Tokenizer, given: Mapping[str, Any]
+    path: Path,
+    recipe: RecipeConfig,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    finetune: FinetuneConfig | None,
+    given: Mapping[str, Any],
 ) -> None:
     for name, value in given.items():
         if name in (*MAY_CHANGE, *TEXTS) or (name, value) == ("dtype", "auto"):
@@ -141,7 +160,7 @@ def _refuse_changes(
             same = chosen.matches(tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size)
             value, before = (value, value) if same else (str(chosen), str(Choice(tokenizer.kind, tokenizer=tokenizer)))
         else:
-            before = getattr(recipe if hasattr(recipe, name) else config, name)
+            before = getattr(next(each for each in (recipe, config, finetune) if hasattr(each, name)), name)
         if value != before:
             raise SettingError(
                 f"{{{name}}} is {value}, but {path} began with {before}.",

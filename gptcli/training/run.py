@@ -13,7 +13,7 @@ from gptcli.checkpoints import checkpoint, layout, run_lock
 from gptcli.checkpoints.adapters import Base, NewAdapter
 from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.fields import as_dict
-from gptcli.config.lora import LoRAConfig
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
@@ -70,8 +70,8 @@ class Run:
         world: the processes that share every step.
         report: called with a line on a choice that was made, or on work that takes some time.
         warn: called with a line that even a quiet command prints.
-        adapter: train low-rank adapters on ``origin``, which stays as it is; None: train the model's weights.
         started: `time.perf_counter` when this session's time began; None for when it trains.
+        finetune: the settings of a run on examples; None for a run on texts.
 
     Attributes:
         placement: the device and dtype; ``threads`` is the number of CPU threads.
@@ -125,15 +125,16 @@ class Run:
         world: World,
         report: Callable[[str], None],
         warn: Callable[[str], None],
-        adapter: LoRAConfig | None = None,
         started: float | None = None,
+        finetune: FinetuneConfig | None = None,
     ) -> None:
         runtime.check_with(recipe)
         if runtime.log == "tensorboard":
             tensorboard.require()
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
-        self.model_config, self.origin, self.snapshot, self.adapter = model_config, origin, snapshot, adapter
+        self.model_config, self.origin, self.snapshot, self.finetune = model_config, origin, snapshot, finetune
         self.world, self.report, self.warn, self.started = world, report, warn, started
+        self.adapter = finetune.adapter if finetune is not None else None
         self.placement = distributed.place(self.world, placement.choose(runtime.device, recipe.dtype))
         self.dtype = recipe.dtype
         self.threads = placement.set_threads(runtime.threads)
@@ -141,13 +142,12 @@ class Run:
         allocator.reuse_freed_memory()  # before the trial steps of --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
-        self.source = source
         self.sample_ids: list[int] = []
         if runtime.sample_every:
             self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
         self.step = self.first_step
-        self._shards, self._lock = runtime.shard and world.size > 1, ExitStack()
+        self._shards, self._lock, self.source = runtime.shard and world.size > 1, ExitStack(), source
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -190,14 +190,16 @@ class Run:
         self.peak = peak_flops.peak(self.placement.device, self.precision.dtype) if self.world.is_first else None
         init = None if self.snapshot else self.recipe.init
         config, device, shared_by = self.model_config, self.placement.device, self.world if self._shards else None
-        self.model = initial_model(config, init, self.recipe.seed, self.origin, self.adapter, device, shared_by)
+        self.model = initial_model(config, init, self.recipe.seed, self.origin, self.finetune, device, shared_by)
         self.model.use(self.kernels)
         facts = {
             "recipe": as_dict(self.recipe), "runtime": as_dict(self.runtime), "source": self.source,
             "threads": self.threads, "device": self.placement.device.type, "dropout": MASKS,
+            **({"finetune": as_dict(self.finetune)} if self.finetune else {}),
         }  # fmt: skip
         keep, every = self.runtime.keep, self.runtime.save_every
-        self.store = Store(self.path, config, self.tokenizer, facts, keep, every, self._new_adapter())
+        added = NewAdapter(self.adapter, Base.of(self.origin.path)) if self.adapter and self.origin else None
+        self.store = Store(self.path, config, self.tokenizer, facts, keep, every, added)
         self.world.while_first(self._begin_directory)
         if self._shards and self.snapshot is None:
             self.snapshot = snapshot_rows.first(self.path, self.world.rank)
@@ -286,8 +288,9 @@ class Run:
     def _used(self) -> run_config.Used:
         runtime = replace(self.runtime, device=str(self.placement.device), compile=self.compiles)
         return run_config.Used(
-            self.source, self.tokenizer.kind, self.model_config, self.recipe, runtime, self.plan, self.world.size
-        )
+            self.source, self.tokenizer.kind, self.model_config, self.recipe, runtime, self.plan, self.world.size,
+            self.finetune,
+        )  # fmt: skip
 
     def _choose_precision(self) -> Precision:
         """The precision of ``dtype``; a resumed run keeps the one it began with."""
@@ -297,8 +300,9 @@ class Run:
     def _fitting_parts(self) -> int:
         """The fewest parts into which a step must be split to fit into memory."""
         windows = self.plan.batch_size // self.world.size
-        device, T = self.placement.device, self.plan.context_length
-        parts = batch_size.fewest_parts(self.model_config, self.recipe, self.runtime, windows, T, device, self.world)
+        config, device, T = self.model_config, self.placement.device, self.plan.context_length
+        recipe, runtime, world = self.recipe, self.runtime, self.world
+        parts = batch_size.fewest_parts(config, recipe, runtime, windows, T, device, world, self.adapter)
         if parts is None:
             raise SettingError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
@@ -332,9 +336,9 @@ class Run:
     def _forecast_memory(self) -> None:
         rows = -(-self.plan.batch_size // (self.world.size * (self.runtime.accumulate or 1)))
         device, length, again = self.placement.device, self.plan.context_length, self.runtime.recompute
-        on_cpu = device.type == "cpu"
+        config, adapter, on_cpu = self.model_config, self.adapter, device.type == "cpu"
         itemsize = 4 if on_cpu else self.precision.dtype.itemsize
-        memory = cost.training_memory(self.model_config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize)
+        memory = cost.training_memory(config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize, adapter=adapter)
         if on_cpu:
             allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
@@ -344,6 +348,3 @@ class Run:
         self.memory_free = placement.available_memory(device)
         self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep)
         self.disk_free = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists())).free
-
-    def _new_adapter(self) -> NewAdapter | None:
-        return NewAdapter(self.adapter, Base.of(self.origin.path)) if self.adapter and self.origin else None

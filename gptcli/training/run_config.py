@@ -12,6 +12,7 @@ from gptcli.checkpoints.atomic import atomic_write
 from gptcli.checkpoints.checkpoint import cannot_write
 from gptcli.checkpoints.layout import SETTINGS, STATE
 from gptcli.config.fields import as_dict, fields_of
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import GPTConfig, ShapeChanges
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
@@ -37,6 +38,7 @@ class Used:
         recipe, runtime: with the dtype, the device, the threads and the parts that were used.
         plan: its numbers of steps.
         processes: how many shared every step.
+        finetune: the settings of a run on examples.
     """
 
     source: dict[str, Any]
@@ -46,6 +48,14 @@ class Used:
     runtime: RuntimeConfig
     plan: Plan
     processes: int
+    finetune: FinetuneConfig | None = None
+
+    @property
+    def again(self) -> str:
+        """The command that repeats it."""
+        if self.finetune is None:
+            return "gptcli train --config FILE --out ANOTHER"
+        return "gptcli finetune --config FILE --out ANOTHER"
 
 
 def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
@@ -60,7 +70,7 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
     Raises:
         GptcliError: the disk is full or not writable.
     """
-    lines = [f"What this run used; gptcli train --config FILE --out ANOTHER repeats it (gptcli {__version__})."]
+    lines = [f"What this run used; {run.again} repeats it (gptcli {__version__})."]
     if run.processes > 1:
         lines.append(f"It ran in {run.processes} processes.")
     steps = None if last_snapshot is None else _steps_of_an_early_end(run, last_snapshot)
@@ -85,6 +95,9 @@ def _steps_of_an_early_end(run: Used, snapshot: Path) -> int | None:
 
 
 def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str, Any]]:
+    if run.finetune is not None:
+        yield from _finetuning(path, run, run.finetune, steps)
+        return
     yield "Input", "texts", [_beside(text, path) for text in run.source["texts"]]
     yield "Input", "texts_sha256", run.source["sha256"]
     if prepared_folder(run.source["texts"]) is None:
@@ -99,6 +112,27 @@ def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str
         yield "Model", "init_from", _beside(origin, path)
         shape = {name: shape[name] for name in WITH_ORIGIN}
     yield from _section(ShapeChanges, shape)
+    recipe = _recipe(run, steps)
+    yield from _section(RecipeConfig, {name: value for name, value in recipe.items() if name not in shape})
+    yield from _section(RuntimeConfig, as_dict(run.runtime))
+
+
+def _finetuning(path: Path, run: Used, settings: FinetuneConfig, steps: int | None) -> Iterator[tuple[str, str, Any]]:
+    yield "Input", "texts", [_beside(text, path) for text in run.source["texts"]]
+    yield "Input", "texts_sha256", run.source["sha256"]
+    yield "Input", "init_from", _beside(run.source["init_from"], path)
+    values = as_dict(settings)
+    recipe = _recipe(run, steps) | {"drop_rate": run.model.drop_rate}
+    values |= {name: value for name, value in recipe.items() if name in values}
+    values["early_stop"] = values["early_stop"] or 0
+    if settings.template is not None and Path(settings.template).is_absolute():
+        values["template"] = _beside(settings.template, path)
+    yield from _section(FinetuneConfig, values)
+    yield from _section(RuntimeConfig, as_dict(run.runtime))
+
+
+def _recipe(run: Used, steps: int | None) -> dict[str, Any]:
+    """The recipe; where ``steps`` is given, a run that ends after so many steps."""
     recipe = as_dict(run.recipe)
     if is_undecided(run.recipe):
         recipe["max_steps"] = None
@@ -108,8 +142,7 @@ def _values(path: Path, run: Used, steps: int | None) -> Iterator[tuple[str, str
         recipe |= {"max_steps": steps, "max_time": None, "early_stop": None}
         recipe |= {"for_time": None}
         recipe["schedule_steps"] = None if run.recipe.schedule == "constant" else run.plan.schedule_steps
-    yield from _section(RecipeConfig, {name: value for name, value in recipe.items() if name not in shape})
-    yield from _section(RuntimeConfig, as_dict(run.runtime))
+    return recipe
 
 
 def _section(config: type, values: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -14,6 +14,7 @@ from gptcli.inference.speculative import NgramDrafter
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.gpt import GPTModel
 from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.template import stored
 from gptcli.training.events import EpochEnded, Event
 
 TOKENS = 50
@@ -22,8 +23,18 @@ TOKENS = 50
 def prompt_ids(
     prompt: str, tokenizer: Tokenizer, corpus: Corpus | ExampleSet, report: Callable[[str], None]
 ) -> list[int]:
-    """The ids of ``prompt``; the text's first 8 tokens, and a line to ``report``, where it cannot be encoded."""
+    """The ids of ``prompt``; the text's first 8 tokens, and a line to ``report``, where it cannot be encoded.
+
+    A model with a template reads the prompt through it, and an empty prompt stands for that of an example.
+    """
     try:
+        template = stored(tokenizer)
+        if isinstance(corpus, ExampleSet) and not prompt:
+            prompt = corpus.prompt
+            if not prompt:
+                return corpus.beginning(8)
+        if template is not None:
+            return tokenizer.encode(template.wrap(prompt), allow_special=True)
         return list(tokenizer.encode(prompt))
     except GptcliError as error:
         ids = corpus.beginning(8)
@@ -32,7 +43,9 @@ def prompt_ids(
 
 
 def known_prompt(prompt: str, tokenizer: Tokenizer, corpus: Corpus | ExampleSet) -> str:
-    """``prompt``, or a word of the text's first 64 tokens where the tokenizer cannot encode ``prompt``."""
+    """``prompt``, or that of an example; or a word of the text's first 64 tokens where they cannot be encoded."""
+    if isinstance(corpus, ExampleSet) and corpus.prompt:
+        return corpus.prompt
     try:
         if tokenizer.encode(prompt):
             return prompt

@@ -11,6 +11,7 @@ from typing import Literal, TypedDict, Unpack
 import torch
 
 from gptcli.checkpoints import layout
+from gptcli.config.finetune import FINETUNE_RUNTIME, FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
@@ -18,6 +19,7 @@ from gptcli.data.open import Callbacks, TextOptions
 from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.training import distributed, events
 from gptcli.training import resume as resuming
+from gptcli.training.finetune import new_finetuning
 from gptcli.training.new_run import new_run
 from gptcli.training.run import Run
 
@@ -145,6 +147,50 @@ def train(
             replace(recipe, context_length=window), runtime, base, shape={"context_length": window},
             named={name for name, value in given.items() if value}, tokenizer=tokenizer,
             init_from=None if init_from is None else Path(init_from), force=force,
+            world=distributed.from_environment(), callbacks=Callbacks(LOG.info, LOG.warning),
+        ), on_event,
+    )  # fmt: skip
+
+
+def finetune(
+    data: AnyPath | Sequence[AnyPath],
+    out: AnyPath,
+    *,
+    init_from: AnyPath,
+    settings: FinetuneConfig = FinetuneConfig(),  # noqa: B008, frozen
+    runtime: RuntimeConfig = FINETUNE_RUNTIME,
+    force: bool = False,
+    on_event: Callable[[events.Event], object] | None = None,
+) -> Path:
+    """Teach a checkpoint your texts, pairs or chats, in a run of its own; the checkpoint is never changed.
+
+    Args:
+        data: .jsonl, .json, .csv or .tsv files with an example a row; .txt and .md files of running text; folders of
+            them, and globs. A row has ``text``; ``prompt`` and ``completion``; ``instruction``, ``input`` and
+            ``output``; or ``messages``.
+        out: the run's directory; its parents are made.
+        init_from: the checkpoint.
+        settings: how to read and to learn the examples.
+        runtime, force, on_event: as for `train`; an empty ``sample_prompt`` stands for that of an example.
+
+    Returns:
+        the run's directory, which `resume` goes on with.
+
+    Raises:
+        GptcliError: an example cannot be used (its file and line are named); and what `train` raises.
+
+    Example:
+        >>> import gptcli, json, pathlib
+        >>> rows = [{"prompt": "the cat", "completion": " sat"}, {"prompt": "the dog", "completion": " sat"}]
+        >>> _ = pathlib.Path("pairs.json").write_text(json.dumps(rows))
+        >>> run = gptcli.finetune("pairs.json", "taught", init_from="checkpoints/demo",
+        ...                       settings=gptcli.FinetuneConfig(max_steps=2))
+        >>> gptcli.load_checkpoint(run).training["step"]
+        2
+    """
+    return _trained(
+        lambda: new_finetuning(
+            Path(out), path_names(data), settings, runtime, init_from=Path(init_from), force=force,
             world=distributed.from_environment(), callbacks=Callbacks(LOG.info, LOG.warning),
         ), on_event,
     )  # fmt: skip

@@ -109,8 +109,8 @@ def train(
         started: `time.perf_counter` when this session's time began; None for now.
 
     Yields:
-        a `Stepped` or `Skipped` every step, an `Evaluated` every ``eval_every`` steps and at the end, an `EpochEnded`
-        an epoch, a `CooldownBegan` where a clock decides that, a `Saved` when `Store.due` is True and at the end.
+        a `Stepped` or `Skipped` a step, an `Evaluated` every ``eval_every`` steps, at the end and with examples before
+        the first, an `EpochEnded` an epoch, a `CooldownBegan` where a clock decides it, a `Saved` when due and at last.
 
     Raises:
         GptcliError: loss or gradient was infinite or NaN in `BAD_STEPS` steps in a row, again after one rollback.
@@ -129,9 +129,8 @@ class _Run:
         self.windows, self.validation = batches_of(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
         self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
-        separate = isinstance(corpus, ExampleSet)
-        weights = corpus.label_weights if isinstance(corpus, ExampleSet) else ()
-        self.stepper = Stepper(model, recipe, runtime, world, has_ignored=separate, label_weights=weights)
+        self.separate, weights = (True, corpus.label_weights) if isinstance(corpus, ExampleSet) else (False, ())
+        self.stepper = Stepper(model, recipe, runtime, world, has_ignored=self.separate, label_weights=weights)
         self.progress, self.best = Progress(), BestWeights(model, world)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
         self.rate, self.grad_norm = recipe.learning_rate, 0.0
@@ -150,6 +149,8 @@ class _Run:
         self.model.train()
         if snapshot is not None:
             self._restore(snapshot)
+        if self.separate and self.progress.step == 0:  # what it begins with may be the best
+            yield self._evaluate(1)
         self.began = (time.perf_counter() if started is None else started) - self.progress.seconds
         stopped = self.world.any(should_stop())
         while not stopped and not self.world.first_says(self._ended()):
@@ -157,7 +158,7 @@ class _Run:
             if self.deadline is not None:
                 yield from self._cooldown_if_due(self.deadline)
             self._launch(step, epoch)
-            evaluates = step % self.recipe.eval_every == 0
+            evaluates = (step + self.separate) % self.recipe.eval_every == 0
             ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
             yield from self._finished(but=0 if evaluates or ends_epoch else int(self.stepper.is_late))
             self.progress.seconds = time.perf_counter() - self.began

@@ -65,7 +65,7 @@ class Trouble:
         elif lowest is not None and row.train_loss > lowest.train_loss + RISE:
             self._once(
                 "rising",
-                f"The training loss has risen from {lowest.train_loss:.3f} at step {lowest.step} to "
+                f"The training loss has risen from {lowest.train_loss:.3f} {_at(lowest.step)} to "
                 f"{row.train_loss:.3f}: the learning rate is probably too high, try {rate}.",
             )
         if lowest is None or row.train_loss < lowest.train_loss:
@@ -79,7 +79,7 @@ class Trouble:
         if self._waited == WAIT and self._lowest is row:
             self._once(
                 "memorising",
-                f"It memorises: the validation loss was lowest at step {self._best[0]} ({self._best[1]:.3f}), and only "
+                f"It memorises: the validation loss was lowest {_at(self._best[0])} ({self._best[1]:.3f}), and only "
                 f"the training loss still falls. Those weights are kept; {{early_stop}} {WAIT} would end the run here.",
             )
 
@@ -87,3 +87,7 @@ class Trouble:
         if kind not in self._said:
             self._said.add(kind)
             self.say(line)
+
+
+def _at(step: int) -> str:
+    return f"at step {step}" if step >= 0 else "before the first step"

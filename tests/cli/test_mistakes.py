@@ -13,7 +13,7 @@ MISTAKES = [
     ("tokenize two words", ["The text has several words", 'gptcli tokenize "two words"']),
     ("inspect-attn two words", ['gptcli inspect-attn "two words"']),
     ("checkpoints one two", ["does not take so many words: two", "gptcli checkpoints --help"]),
-    ("finetune story.txt", ["no command 'finetune'", "gptcli train TEXT --init-from CHECKPOINT"]),
+    ("fine-tune story.txt", ["no command 'fine-tune'", "gptcli finetune DATA --init-from CHECKPOINT"]),
     ("list", ["no command 'list'", "gptcli checkpoints"]),
     ("ls", ["gptcli checkpoints"]),
     ("chat", ['gptcli generate "PROMPT"']),

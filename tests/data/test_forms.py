@@ -7,13 +7,14 @@ import pytest
 from gptcli.data import forms
 from gptcli.data.rows import BadRowError, Row
 from gptcli.errors import GptcliError, SettingError
+from gptcli.tokenizers.template import Messages
 
 
 def row(**fields: Any) -> Row:
     return Row("rows.jsonl", 3, fields)
 
 
-def messages(**fields: Any) -> forms.Messages:
+def messages(**fields: Any) -> Messages:
     found = row(**fields)
     form = forms.recognise(found, {})
     return forms.messages_of(forms.mapped(found, form, {}), form)

@@ -10,11 +10,11 @@ from vocabularies import directory, trained
 from gptcli import tokenizers
 from gptcli.config.model import GPTConfig
 from gptcli.data import forms, templates
-from gptcli.data.forms import Messages
-from gptcli.data.templates import TEMPLATES, Template
+from gptcli.data.templates import TEMPLATES
 from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers import Tokenizer, offsets
 from gptcli.tokenizers.choice import read
+from gptcli.tokenizers.template import Messages, Template, special_in, stored
 
 GPT2, CHAR = tokenizers.build("gpt2"), tokenizers.build("char", "abc\n:#UserAistnt.")
 TALK: Messages = [
@@ -98,13 +98,13 @@ def test_templates_are_rendered_as_transformers_does(tmp_path: Path) -> None:
 def test_the_template_of_a_checkpoint_goes_before_that_of_the_form() -> None:
     tokenizer = tokenizers.build("byte")
     assert templates.choose(None, forms.CHAT, tokenizer).name == "chat"
-    assert templates.stored(tokenizer) is None
+    assert stored(tokenizer) is None
     tokenizer.chat_template = "{{ messages[0].content }}!"
     assert templates.choose(None, forms.CHAT, tokenizer).wrap("Hi") == "Hi!"
     assert templates.choose("alpaca", forms.CHAT, tokenizer).name == "alpaca"
-    stored = templates.stored(tokenizer)
-    assert stored is not None
-    assert stored.wrap("Hi") == "Hi!"
+    own = stored(tokenizer)
+    assert own is not None
+    assert own.wrap("Hi") == "Hi!"
 
 
 BAD = [
@@ -134,9 +134,9 @@ def test_a_template_that_is_not_there() -> None:
 
 
 def test_special_tokens_are_found_in_texts() -> None:
-    assert templates.special_in(["plain", "a <|endoftext|>"], GPT2) == "<|endoftext|>"
-    assert templates.special_in(["a <|endoftext|>"], CHAR) is None
-    assert templates.special_in(["<|unk|>"], tokenizers.build("word", "a b")) == "<|unk|>"
+    assert special_in(["plain", "a <|endoftext|>"], GPT2) == "<|endoftext|>"
+    assert special_in(["a <|endoftext|>"], CHAR) is None
+    assert special_in(["<|unk|>"], tokenizers.build("word", "a b")) == "<|unk|>"
 
 
 PIECES = (
@@ -192,7 +192,7 @@ def test_autotokenizer_gives_the_same_ids_and_answers(kind: str, name: str, tmp_
     checkpoint.create(tmp_path / "run", GPTModel(shape), tokenizer, {})
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     ours = checkpoint.load(tmp_path / "run").tokenizer
-    template = templates.stored(ours)
+    template = stored(ours)
     assert template is not None
     for messages in conversations(500):
         rendered = template.render(messages)
