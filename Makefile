@@ -29,9 +29,8 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 
 install: $(BIN)/.installed ## make .venv and install gptcli into it
 
-demo: install ## train a small model on the bundled story and let it speak (three minutes)
-	$(BIN)/gptcli train data/story.txt --size tiny --epochs 16 --stride 64 --learning-rate 2e-3 --schedule cosine \
-		--eval-every 50 --sample-every 4 --out checkpoints/demo --force
+demo: install ## train a small model on the bundled story and let it speak (two minutes)
+	$(BIN)/gptcli train data/story.txt --for 90s --out checkpoints/demo --force
 	$(BIN)/gptcli generate "When the bell rings" --checkpoint checkpoints/demo --temperature 0.5 --top-k 3 --seed 1
 
 test: $(BIN)/.installed-dev ## run the tests (a few minutes)

@@ -215,3 +215,31 @@ def test_the_run_keeps_a_config_that_the_command_repeats_it_from(gptcli: Any) ->
     )
     assert gptcli("train", "--config", run / "config.toml", "--out", "again").code == 0
     assert weights("again") == weights(run)
+
+
+def test_a_time_is_enough_to_train(story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptcli.training import budget, session, trainer
+
+    class Ticking:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 0.1
+            return self.now
+
+    clock = Ticking()
+    for module in (budget, session, trainer):
+        monkeypatch.setattr(module, "time", clock)
+    recipe = api.RecipeConfig(for_time=30, learning_rate=0.02, batch_size=2)
+    run = api.train(story, tmp_path / "run", recipe=recipe, runtime=api.RuntimeConfig(threads=1))
+    assert clock.now == pytest.approx(30, abs=4)
+    found = api.load_checkpoint(run)
+    assert found.tokenizer.kind == "bpe"
+    used = found.training["recipe"]
+    assert (used["learning_rate"], used["batch_size"], used["schedule"]) == (0.02, 2, "wsd")
+    shape = api.GPTConfig(emb_dim=16, n_heads=2, n_layers=1, context_length=16)
+    run = api.train(story, tmp_path / "small", model=shape, tokenizer="char", recipe=recipe)
+    small = api.load_checkpoint(run)
+    assert (small.config.emb_dim, small.config.n_layers, small.tokenizer.kind) == (16, 1, "char")
+    with pytest.raises(api.GptcliError, match="for_time cannot be combined with max_steps"):
+        api.train(story, tmp_path / "other", recipe=api.RecipeConfig(for_time=30, max_steps=3))

@@ -17,6 +17,7 @@ BLOCKS = "\n".join(re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | r
 OURS = list(dict.fromkeys(re.findall(r"`(gptcli [^`]+)`", README) + re.findall(r"^gptcli .+$", BLOCKS, re.MULTILINE)))
 NOT_RUN = {
     "gptcli COMMAND --help": "a placeholder",
+    "gptcli train my.txt --for 10m": "tests/cli/test_for_time.py runs it by a clock of its own",
     "gptcli load-gpt2 --size small": "tests/checkpoints/formats/test_hub.py runs it against a server of its own",
 }
 # What makes a command short; all else of it is run as it stands.

@@ -16,7 +16,16 @@ import typer
 from typer.core import TyperOption
 
 from gptcli.cli import render
-from gptcli.cli.settings_command import CONFIG, HELP_ALL, PRINT, PRINT_CONFIG, SettingsCommand, as_toml, flag
+from gptcli.cli.settings_command import (
+    CONFIG,
+    HELP_ALL,
+    PRINT,
+    PRINT_CONFIG,
+    SettingsCommand,
+    as_toml,
+    flag,
+    source,
+)
 from gptcli.config.fields import Field, fields_of
 from gptcli.config.sources import Option
 from gptcli.errors import GptcliError, SettingError, with_names
@@ -90,7 +99,7 @@ def _from_field(field: Field, default: Any) -> inspect.Parameter:
     about = field.setting
     option = _info_of(field, default, about.panel)
     kind: Any = Any if about.parser else field.kind | None
-    about_it = {"rare": not about.common, "path": about.path, "kind": field.kind}
+    about_it = {"rare": not about.common, "path": about.path, "kind": field.kind, "in_file": about.in_file}
     return _keyword(field.name, Annotated[kind, option, about_it], default)
 
 
@@ -130,7 +139,7 @@ def _info(parameter: inspect.Parameter) -> Any:
 
 
 def _about(parameter: inspect.Parameter) -> dict[str, Any]:
-    """What we say about a parameter beside that: rare, path, kind, key."""
+    """What we say about a parameter beside that: rare, path, kind, key; decides: the defaults that its values imply."""
     return next((each for each in get_args(parameter.annotation) if isinstance(each, dict)), {})
 
 
@@ -149,7 +158,9 @@ def _option(parameter: inspect.Parameter) -> Option:
     stored = key not in NEVER_STORED
     panel = info.rich_help_panel or ("Input" if is_argument else "Options")
     shown = not getattr(info, "hidden", False) and key not in OF_THE_PROCESS
-    return Option(key, parameter.name, kinds, several, path, default, stored, stored and not is_argument, shown, panel)
+    in_file = about.get("in_file", lambda value: value)
+    has_variable = stored and not is_argument
+    return Option(key, parameter.name, kinds, several, path, default, stored, has_variable, shown, panel, in_file)
 
 
 def _kind(annotation: Any) -> tuple[type, bool]:
@@ -169,6 +180,9 @@ def _with_signature(
     def call(settings_context: typer.Context, **values: Any) -> Any:
         command: SettingsCommand = settings_context.command  # type: ignore[assignment]
         arguments: dict[str, Any] = {}
+        decided = _decided(settings_context, parameters)
+        values |= decided
+        settings_context.params |= decided
         try:
             for name, each in own.items():
                 if each.annotation is typer.Context:
@@ -196,6 +210,17 @@ def _with_signature(
     call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     call.__annotations__ = {each.name: each.annotation for each in signature}
     return call
+
+
+def _decided(context: typer.Context, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """The values of options that were not given, where the value of another option has one for them."""
+    found = {}
+    for parameter in parameters:
+        for name, by_value in _about(parameter).get("decides", {}).items():
+            value = context.params.get(parameter.name)
+            if value in by_value and source(context, name) == "DEFAULT":
+                found[name] = by_value[value]
+    return found
 
 
 def _made(config: Any, values: dict[str, Any], own: Any) -> Any:

@@ -128,8 +128,9 @@ def as_toml(context: Any) -> str:
     """A file that does what the command line does, with absolute paths."""
     command: SettingsCommand = context.command
     values = [
-        (option, _absolute(option, context.params.get(option.name))) for option in command.options if option.stored
-    ]
+        (option, option.in_file(_absolute(option, context.params.get(option.name))))
+        for option in command.options if option.stored
+    ]  # fmt: skip
     values = [(option, value) for option, value in values if option.shown or value]
     heading = f"Settings of gptcli {command.name}, for its option --config (gptcli {__version__})."
     return sources.to_toml(((option.panel, option.key, value) for option, value in values), heading)

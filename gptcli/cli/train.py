@@ -10,7 +10,7 @@ import typer
 from gptcli.cli import options, prepare, render, settings_command, training_view
 from gptcli.cli.clock import command_clock
 from gptcli.config.fields import as_dict
-from gptcli.config.model import PRESETS, GPTConfig, ShapeChanges
+from gptcli.config.model import PRESET_RATES, PRESETS, GPTConfig, ShapeChanges
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.config.text import TextConfig
@@ -69,7 +69,9 @@ def train(
         ),
     ] = None,
     size: Annotated[
-        str | None, model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default).")
+        str | None,
+        model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default)."),
+        {"decides": {"learning_rate": PRESET_RATES}},
     ] = None,
     tokenizer: Annotated[
         str | None,

@@ -30,6 +30,7 @@ class Setting:
         shown_default: what help shows as the default, where None stands for something else.
         path: whether a text is a path; as of `sources.Option`.
         parser: makes a value of the text on the command line or in a file; raises ValueError.
+        text: makes the text of a value that files have, where they are not to have the value itself.
     """
 
     help: str = ""
@@ -48,6 +49,11 @@ class Setting:
     shown_default: str = ""
     path: str = ""
     parser: Callable[[str], Any] | None = None
+    text: Callable[[Any], str] | None = None
+
+    def in_file(self, value: Any) -> Any:
+        """A value as files have it."""
+        return value if self.text is None or value is None else self.text(value)
 
 
 def setting(default: Any, help: str = "", **about: Any) -> Any:  # noqa: A002
@@ -180,6 +186,11 @@ def duration(text: str) -> float:
         return float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         raise ValueError("which is no duration") from None
+
+
+def seconds_text(seconds: float) -> str:
+    """The duration as `duration_with_unit` reads it."""
+    return f"{seconds:g}s"
 
 
 def duration_with_unit(text: str) -> float:

@@ -159,6 +159,10 @@ PRESETS: dict[str, GPTConfig] = {
 }
 
 
+# Peak learning rates that suit them: from medium on GPT-3's (table 2.1, as below), for small the course's.
+PRESET_RATES = {"tiny": 2e-3, "mini": 1e-3, "small": 5e-4, "medium": 3e-4, "large": 2.5e-4, "xl": 2e-4}
+
+
 # Table 2.1 of "Language Models are Few-Shot Learners" (Brown et al., 2020); for parameter counts only.
 # Two rows are corrected: 13B has emb_dim 5140 there, but 40 heads of 128 make 5120; XL has 24 heads, which do not
 # divide 2048 (16 do).

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gptcli.config.fields import check, duration, duration_with_unit, in_panel, like, require
+from gptcli.config.fields import check, duration, duration_with_unit, in_panel, like, require, seconds_text
 from gptcli.config.model import GPTConfig
 
 Init = Literal["gpt2", "course"]
@@ -40,7 +40,7 @@ class RecipeConfig:
     for_time: float | None = training(
         None, "Train for so long, as in 30s, 10m, 2h, from the start of the process to its end; what you do not set is "
         "chosen to suit text, time and machine.", at_least=30, common=True, called="for", metavar="TIME",
-        parser=duration_with_unit, hint="Give at least 30s, as in 90s, 10m or 2h.",
+        parser=duration_with_unit, text=seconds_text, hint="Give at least 30s, as in 90s, 10m or 2h.",
     )  # fmt: skip
     epochs: int = training(10, "Times through the text.", at_least=1, on_resume=True, common=True)
     max_steps: int | None = training(
@@ -54,7 +54,7 @@ class RecipeConfig:
         None, "Stop after N evaluations without a better validation loss.", at_least=1, on_resume=True
     )
     learning_rate: float = training(
-        5e-4, "The optimizer's peak rate.", also="--lr", above=0, common=True,
+        5e-4, "The optimizer's peak rate; with {size} by default what suits that.", also="--lr", above=0, common=True,
         hint="The course trains with 5e-4; GPT-2-sized models take 1e-4 to 1e-3.",
     )  # fmt: skip
     min_learning_rate: float | None = training(None, "Where the schedule ends; a tenth of the peak by default.")

@@ -34,6 +34,7 @@ class Option:
         has_variable: whether a variable may give it.
         shown: whether a printed file has it where it is not set.
         panel: its heading in help and in files.
+        in_file: makes of a value what a printed file has.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Option:
     has_variable: bool = True
     shown: bool = True
     panel: str = "Options"
+    in_file: Callable[[Any], Any] = lambda value: value
 
     @property
     def variable(self) -> str:

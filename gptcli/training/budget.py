@@ -230,7 +230,7 @@ class Budget:
         """Dropout and weight decay by the number of times that the text is seen; the rate by the width."""
         drop, decay = regularisation(epochs)
         config = self._set(config, drop_rate=drop)
-        recipe = self._set(recipe, learning_rate=learning_rate(config.emb_dim), weight_decay=decay)
+        recipe = self._set(recipe, learning_rate=learning_rate(config.emb_dim, epochs), weight_decay=decay)
         self.report(
             f"The text is seen {epochs:.1f} times: dropout {config.drop_rate:g}, weight decay {recipe.weight_decay:g}; "
             f"{recipe.optimizer} at {recipe.learning_rate:g}."
@@ -293,9 +293,9 @@ def context_length(tokens: int, documents: int) -> int:
 def regularisation(epochs: float) -> tuple[float, float]:
     """Dropout and weight decay for a text that is seen so many times."""
     doublings = max(0.0, math.log2(max(epochs, 1.0)))
-    return round(min(0.3, 0.06 * doublings), 2), round(min(3.0, 0.1 * 2**doublings), 1)
+    return round(min(0.3, 0.06 * doublings), 2), round(min(5.0, 0.12 * 2**doublings), 1)
 
 
-def learning_rate(width: int) -> float:
-    """Of Muon, for a model of that width."""
-    return float(f"{0.01 * (128 / width) ** 0.5:.2g}")
+def learning_rate(width: int, epochs: float) -> float:
+    """Of Muon, for a model of that width and a text that is seen so many times."""
+    return float(f"{0.012 * (128 / width) ** 0.5 * max(1 / 8, max(epochs, 1.0) ** -0.5):.2g}")

@@ -148,7 +148,7 @@ def _recipe(run: Used, steps: int | None) -> dict[str, Any]:
 def _section(config: type, values: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for name, value in values.items():
         about = fields_of(config)[name].setting
-        yield about.panel or "", about.called or name, value
+        yield about.panel or "", about.called or name, about.in_file(value)
 
 
 def _beside(text: str, run: Path) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal, TypedDict, Unpack
 import torch
 
 from gptcli.checkpoints import layout
+from gptcli.config.fields import fields_of
 from gptcli.config.finetune import FINETUNE_RUNTIME, FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
@@ -19,6 +21,7 @@ from gptcli.data.open import Callbacks, TextOptions
 from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.training import distributed, events
 from gptcli.training import resume as resuming
+from gptcli.training.budget import Budget
 from gptcli.training.finetune import new_finetuning
 from gptcli.training.new_run import new_run
 from gptcli.training.run import Run
@@ -99,7 +102,9 @@ def train(
             smaller one of the model's and the recipe's. None for GPT-2 small as the course trains it (no qkv bias, an
             output head of its own), or for the shape of ``init_from``.
         tokenizer: "gpt2", "char", "byte" or "word"; None for gpt2, that of prepared tokens, or that of ``init_from``.
-        recipe: what decides the weights. Lengths are in tokens, losses in nats a token, times in seconds.
+        recipe: what decides the weights. Lengths are in tokens, losses in nats a token, times in seconds. With a
+            ``for_time``, what it and ``runtime`` have at the default is chosen, and where they are None also ``model``
+            and ``tokenizer``; the time counts from the call.
         runtime: where and how to compute, and what to keep.
         init_from: a checkpoint to take weights, shape and tokenizer from.
         force: whether a run at ``out`` may be replaced.
@@ -140,6 +145,9 @@ def train(
         base = layout.read_config(layout.find(os.fspath(init_from)))[0]
         window = min(recipe.context_length, base.context_length)
     runtime.check_with(recipe)
+    budget = None
+    if recipe.for_time is not None:
+        budget = Budget(recipe.for_time, time.perf_counter(), _set(model, recipe, runtime), LOG.info)
     given = {"encoding": encoding, "errors": errors if errors != "strict" else None, "allow_special": allow_special}
     return _trained(
         lambda: new_run(
@@ -147,7 +155,7 @@ def train(
             replace(recipe, context_length=window), runtime, base, shape={"context_length": window},
             named={name for name, value in given.items() if value}, tokenizer=tokenizer,
             init_from=None if init_from is None else Path(init_from), force=force,
-            world=distributed.from_environment(), callbacks=Callbacks(LOG.info, LOG.warning),
+            world=distributed.from_environment(), callbacks=Callbacks(LOG.info, LOG.warning), budget=budget,
         ), on_event,
     )  # fmt: skip
 
@@ -229,6 +237,15 @@ def resume(
     world, callbacks = distributed.from_environment(), Callbacks(LOG.info, LOG.warning)
     with resuming.resumed(Path(run), changes, world=world, callbacks=callbacks) as resumed:
         return _trained(lambda: resumed, on_event)
+
+
+def _set(model: GPTConfig | None, recipe: RecipeConfig, runtime: RuntimeConfig) -> set[str]:
+    """The settings that a run for a fixed time leaves as they are: a given shape, and what is not the default."""
+    changed = {
+        name for config in (recipe, runtime) for name, each in fields_of(type(config)).items()
+        if getattr(config, name) != each.default
+    }  # fmt: skip
+    return changed if model is None else changed | set(fields_of(GPTConfig))
 
 
 class _Callback:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from gptcli.config.model import PRESETS, GPTConfig
+from gptcli.config.model import PRESET_RATES, PRESETS, GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.events import Evaluated, Event
 
@@ -11,15 +11,11 @@ FIRST_STEPS = 20  # an untrained model is worse than guessing: no word on that b
 RISE = 0.3  # nats by which the training loss exceeds its lowest value so far before it counts as rising
 WAIT = 3  # evaluations without a better validation loss before the run counts as memorising
 TOO_HIGH = 5  # times the suitable rate
-SUITED = {"tiny": 2e-3, "mini": 1e-3, "small": 5e-4, "medium": 3e-4, "large": 2.5e-4, "xl": 2e-4}
 
 
 def suited_rate(config: GPTConfig) -> float:
-    """A peak learning rate for AdamW, Adam and Muon that suits a model of this width: that of the nearest preset.
-
-    From medium on they are GPT-3's (table 2.1 of Brown et al., 2020); small has the course's.
-    """
-    return SUITED[min(SUITED, key=lambda name: abs(math.log(PRESETS[name].emb_dim / config.emb_dim)))]
+    """A peak learning rate for AdamW and Adam that suits a model of this width: that of the nearest preset."""
+    return PRESET_RATES[min(PRESET_RATES, key=lambda name: abs(math.log(PRESETS[name].emb_dim / config.emb_dim)))]
 
 
 class Trouble:

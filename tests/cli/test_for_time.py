@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_keeps_its_remaining_time(
     monkeypatch.setattr(Stop, "asked", lambda self: ticking.now > 15)
     assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed").code == 0
     settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
-    assert settings["for"] == 30
+    assert settings["for"] == "30s"
     assert "max_steps" not in settings
     before, ticking.now = ticking.now, 100.0
     monkeypatch.setattr(Stop, "asked", lambda self: False)
@@ -109,6 +109,6 @@ def test_a_text_of_two_tokens_is_too_short(gptcli: Any, tmp_path: Path) -> None:
 
 def test_the_file_of_print_config_names_it(gptcli: Any) -> None:
     printed = tomllib.loads(gptcli("train", "a.txt", "--for", "2m", "--print-config").out)
-    assert printed["for"] == 120
+    assert printed["for"] == "120s"
     Path("file.toml").write_text('for = "2m"\n', encoding="utf-8")
-    assert tomllib.loads(gptcli("train", "a.txt", "--config", "file.toml", "--print-config").out)["for"] == 120
+    assert tomllib.loads(gptcli("train", "a.txt", "--config", "file.toml", "--print-config").out)["for"] == "120s"

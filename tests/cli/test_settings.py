@@ -38,6 +38,7 @@ CHOICES = {
     "init": ("gpt2", "course", "gpt2"),
     "activation": ("gelu_new", "gelu", "relu"),
     "dtype": ("float32", "bfloat16", "float16"),
+    "for": ("31s", "32s", "33s"),
     "final": ("best", "last", "best"),
     "part": ("validation", "train", "validation"),
     "log": ("none", "tensorboard", "none"),
@@ -270,3 +271,21 @@ def test_help_shows_what_people_use_and_help_all_the_rest(gptcli: Any) -> None:
     for name in ("--size", "--epochs", "--batch-size", "--learning-rate", "--out", "--resume", "--config"):
         assert name in short
     assert sum(line.startswith("│ --") for line in short.splitlines()) <= 20
+
+
+def test_a_preset_has_a_rate_that_suits_it(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(*options: object) -> float:
+        return float(tomllib.loads(gptcli("train", story, *options, "--print-config").out)["learning_rate"])
+
+    assert rate() == 5e-4
+    assert rate("--size", "tiny") == 2e-3
+    assert rate("--size", "tiny", "--lr", 0.01) == 0.01
+    Path("rate.toml").write_text('learning_rate = 0.003\nsize = "xl"\n', encoding="utf-8")
+    assert rate("--config", "rate.toml") == 0.003
+    Path("size.toml").write_text('size = "xl"\n', encoding="utf-8")
+    assert rate("--config", "size.toml") == 2e-4
+    monkeypatch.setenv("GPTCLI_LEARNING_RATE", "0.004")
+    assert rate("--size", "tiny") == 0.004
+    monkeypatch.delenv("GPTCLI_LEARNING_RATE")
+    assert gptcli("train", story, "--size", "tiny", *TINY, *SHORT, "--out", "run").code == 0
+    assert tomllib.loads(Path("run/config.toml").read_text(encoding="utf-8"))["learning_rate"] == 2e-3
