@@ -43,11 +43,7 @@ class Base:
     @classmethod
     def of(cls, path: Path) -> "Base":
         """The checkpoint ``path`` as a base; raises GptcliError if it is an adapter itself, or has no weights."""
-        if is_adapter(path):
-            raise GptcliError(
-                f"{path} is an adapter: its weights are those of its base, and no base for another adapter.",
-                f"Merge it first: gptcli merge {path} --out NEW",
-            )
+        refuse_adapter(path)
         return cls(path.absolute(), _sum_of(path), packed_bits(path, read_config(path)[1]))
 
     def record(self, folder: Path) -> dict[str, Any]:
@@ -150,6 +146,15 @@ def open_weights(path: Path, adapter: Path | None = None) -> WeightFile | Merged
     return MergedWeights(weights, found, read_config(described_by(path, adapter))[0].vocab_size)
 
 
+def refuse_adapter(path: Path) -> None:
+    """Raise GptcliError if ``path`` is an adapter, which can be no base for another one."""
+    if is_adapter(path):
+        raise GptcliError(
+            f"{path} is an adapter itself, and no base for another one.",
+            f"Merge it into its own base first: gptcli merge {path} --out NEW",
+        )
+
+
 def find_base(adapter: Path) -> Path:
     """The directory of an adapter's base: by its recorded path, or from the adapter's own place.
 
@@ -170,10 +175,7 @@ def find_base(adapter: Path) -> Path:
 
 def check_base(base: Path, adapter: Path) -> None:
     """Raise GptcliError if ``base`` is an adapter, or has other weights than those that ``adapter`` was trained on."""
-    if is_adapter(base):
-        raise GptcliError(
-            f"{base} is an adapter, and {adapter} another one.", f"Merge one first: gptcli merge {base} --out NEW"
-        )
+    refuse_adapter(base)
     record = _record(adapter)
     file = base / WEIGHTS
     if record is None or not file.exists():

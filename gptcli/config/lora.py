@@ -18,6 +18,7 @@ class LoRAConfig:
         rank: r, the rows of A (r, in) and the columns of B (out, r).
         alpha: scale = alpha / rank.
         targets: suffixes of the matrices' names, of `TARGETS`.
+        base_bits: per weight of the frozen matrices in memory: 32, or 8 or 4 if they are packed.
 
     Raises:
         SettingError: the rank is below 1, alpha is not above 0, or there is no such target, or none at all.
@@ -26,6 +27,7 @@ class LoRAConfig:
     rank: int = DEFAULT_RANK
     alpha: float = 2.0 * DEFAULT_RANK
     targets: tuple[str, ...] = TARGETS
+    base_bits: int = 32
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -294,12 +294,10 @@ def training_memory(
     on_cpu: bool = True,
     itemsize: int = 4,
     adapter: LoRAConfig | None = None,
-    bits: int = 32,
 ) -> TrainingMemory:
     """Memory of an AdamW step on ``batch_size`` windows of ``context`` tokens; arguments as `activation_bytes`.
 
-    With an ``adapter``, the model's own weights and head have no gradients and no moments, and the matrices of its
-    blocks may be packed in 8 or 4 ``bits``.
+    With an ``adapter``, the model's own weights and head have no gradients and no moments.
 
     Weights and moments exist throughout; the peak is where the rest is largest, at one of four moments:
 
@@ -324,6 +322,7 @@ def training_memory(
     made = 4 * (non_embedding_parameter_count(config) if adapter is None else trained) // L
     first_block = last_block + (L - 1) * (made - freed)
     end = 4 * trained + (head if config.embedding_is_head else 0)
+    bits = 32 if adapter is None else adapter.base_bits
     weights = 4 * parameters if bits == 32 else _packed_base_bytes(config, "int8" if bits == 8 else "int4")
     return TrainingMemory(
         weights=weights,

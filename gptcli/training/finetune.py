@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.checkpoints import checkpoint, layout, overwrite
+from gptcli.checkpoints.adapters import refuse_adapter
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.data import documents, example_files, rows
@@ -55,6 +56,8 @@ def new_finetuning(
     shape = {"context_length": settings.context_length, "drop_rate": settings.drop_rate}
     config = continued_shape(origin, shape)
     trainable.check(config, settings.train)
+    if settings.adapter is not None:
+        refuse_adapter(origin_path)
     context = settings.context_length or config.context_length
     encoded = example_files.encode(texts, settings, origin.tokenizer, context)
     for line in encoded.said:

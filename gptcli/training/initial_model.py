@@ -1,5 +1,6 @@
 """The model that a run begins with: drawn, from a checkpoint, or a checkpoint with adapters on it."""
 
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from gptcli.checkpoints.checkpoint import Checkpoint, file_name, in_file_form
 from gptcli.checkpoints.safetensors_file import Streamed
 from gptcli.config.finetune import FinetuneConfig
+from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
 from gptcli.errors import SettingError
@@ -67,6 +69,13 @@ def initial_model(
         model.load_state_dict(weights, assign=True)
     add_adapters(model, adapter, seed)
     return model
+
+
+def new_adapter(finetune: FinetuneConfig | None, origin: Checkpoint | None) -> LoRAConfig | None:
+    """The adapters that a run trains on ``origin``; None where it trains the model's own weights."""
+    if finetune is None or finetune.adapter is None:
+        return None
+    return replace(finetune.adapter, base_bits=origin.arrays.bits if origin is not None and origin.arrays else 32)
 
 
 def streamed_weights(config: GPTConfig, init: Init, seed: int, origin: Checkpoint | None) -> Streamed:

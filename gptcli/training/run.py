@@ -44,7 +44,7 @@ from gptcli.training import (
 from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
 from gptcli.training.events import CooldownBegan, Event, RolledBack, Saved, Skipped, Stepped
-from gptcli.training.initial_model import initial_model, streamed_weights
+from gptcli.training.initial_model import initial_model, new_adapter, streamed_weights
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot, Store
@@ -134,7 +134,7 @@ class Run:
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
         self.model_config, self.origin, self.snapshot, self.finetune = model_config, origin, snapshot, finetune
         self.world, self.report, self.warn, self.started = world, report, warn, started
-        self.adapter = finetune.adapter if finetune is not None else None
+        self.adapter = new_adapter(finetune, origin)
         self.placement = distributed.place(self.world, placement.choose(runtime.device, recipe.dtype))
         self.dtype = recipe.dtype
         self.threads = placement.set_threads(runtime.threads)
@@ -342,7 +342,7 @@ class Run:
         if on_cpu:
             allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
-        best = memory.weights if self.plan.validation_windows else 0  # a copy of the best weights
+        best = memory.gradients if self.plan.validation_windows else 0  # a copy of the best trained weights
         elsewhere = 1 - 1 / self.world.size if self._shards else 0.0
         self.memory_needed += best - int(elsewhere * (best + memory.weights + memory.optimizer))
         self.memory_free = placement.available_memory(device)

@@ -138,7 +138,7 @@ def test_a_missing_or_another_base_is_refused(tmp_path: Path, adapter: Path, bas
     refused(adapter, "no adapter for", "(3, 42)", "(3, 24)", base=small)
     shallow = tiny_checkpoint(tmp_path / "shallow", n_layers=1)
     refused(adapter, "no adapter for", "h.1.", "which it has not", base=shallow)
-    refused(adapter, "is an adapter, and", base=adapter)
+    refused(adapter, "is an adapter itself", base=adapter)
     with pytest.raises(GptcliError, match="does not say which checkpoint it changes"):
         checkpoint.load(adapter)
 

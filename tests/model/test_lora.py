@@ -163,5 +163,5 @@ def test_the_forecast_counts_what_is_trained() -> None:
     full, low = training_memory(config, 4, 256), training_memory(config, 4, 256, adapter=adapter)
     assert low.optimizer == 8 * adapter_size(config, adapter)
     assert low.peak < 0.55 * full.peak
-    packed_too = training_memory(config, 4, 256, adapter=adapter, bits=8)
+    packed_too = training_memory(config, 4, 256, adapter=LoRAConfig(base_bits=8))
     assert 0.45 < packed_too.weights / low.weights < 0.5, "a third of small are its embeddings"
