@@ -7,6 +7,7 @@ old directory is removed.
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -37,6 +38,7 @@ from gptcli.errors import GptcliError, SettingError
 
 _NAMED = 5  # number of files that a message lists
 _JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT: a Windows junction, a link to a directory
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:[ .].*)?", re.IGNORECASE)
 _STEP = r"\.?step-\d{8}(?:\.\d+)?(?:\.partial|\.old)?"
 
 
@@ -121,6 +123,8 @@ def check_replaceable(path: Path, kind: Kind, inputs: Iterable[Path] = ()) -> No
     """
     if _is_or_holds(path, Path.cwd()):
         raise GptcliError(f"{path} is the working directory, or a folder above it.", "Choose another folder.")
+    if sys.platform == "win32" and _RESERVED.fullmatch(path.name):
+        raise GptcliError(f"{path}: Windows keeps the name {path.name} for a device.", "Choose another name.")
     if path.name in ("", ".."):
         raise GptcliError(f"{path} does not end in the name of a folder.", "Choose a folder by its name.")
     if _is_link(path):

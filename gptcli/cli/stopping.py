@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered between two steps."""
+"""Ctrl-C, SIGTERM and on Windows Ctrl-Break, answered between two steps."""
 
 import signal
 from collections.abc import Iterator
@@ -18,10 +18,26 @@ class Stop:
     def asked(self) -> bool:
         return self.number is not None
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether whoever sent it does not wait for an evaluation."""
+        return self.number is not None and self.number != signal.SIGINT
+
+    @property
+    def name(self) -> str:
+        """What the signal is called."""
+        return signals().get(self.number or 0, "")
+
+
+def signals() -> dict[int, str]:
+    """The signals that stop a run on this system, and what they are called."""
+    known = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGBREAK": "Ctrl-Break"}
+    return {getattr(signal, name): told for name, told in known.items() if hasattr(signal, name)}
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """The first Ctrl-C or SIGTERM ends the run after the step under way; a second Ctrl-C ends it at once."""
+    """The first of `signals` ends the run after the step under way; a second Ctrl-C ends it at once."""
     stop = Stop()
 
     def handle(signum: int, frame: Any) -> None:
@@ -31,7 +47,7 @@ def stop_on_signals() -> Iterator[Stop]:
             stop.number = signum
             render.warn("Finishing this step and writing a checkpoint; Ctrl-C again stops at once.")
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in signals()}
     try:
         yield stop
     finally:

@@ -1,7 +1,6 @@
 """The lines after a run's last step: what its best weights reached, and the one change that helps most."""
 
 import math
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,7 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
     from gptcli.device.placement import peak_memory
 
     if stop.number is not None:
-        what = "Ctrl-C" if stop.number == signal.SIGINT else "SIGTERM"
-        render.warn(f"Stopped by {what} after step {run.step} of {run.plan.total_steps}. Go on with:")
+        render.warn(f"Stopped by {stop.name} after step {run.step} of {run.plan.total_steps}. Go on with:")
         command = "train" if run.finetune is None else "finetune"
         render.note(f"  gptcli {command} --resume {render.quoted(str(run.path))}")
     elif run.step < run.plan.total_steps:

@@ -1,6 +1,5 @@
 """A training run as its user sees it: header, bar, evaluation lines, samples, checkpoint, picture."""
 
-import signal
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -42,8 +41,7 @@ def show(run: "Run") -> None:
         with stop_on_signals() as stop:
             subscribers: list[Subscriber] = [bar, trouble]
             subscribers += [] if sampler is None else [sampler]
-            # Whoever sends SIGTERM does not wait for an evaluation.
-            run.train(subscribers, stop.asked, lambda: stop.number == signal.SIGTERM)
+            run.train(subscribers, stop.asked, lambda: stop.is_urgent)
         print_end(run, stop, bar.speed)
     if stop.number is not None:
         raise typer.Exit(128 + stop.number)

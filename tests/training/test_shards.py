@@ -171,7 +171,7 @@ def run_measured(folder: Path, processes: int, *arguments: Any) -> list[dict[str
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a part is read from /proc")
 def test_a_process_takes_its_share_and_one_tensor(gptcli: Any, tmp_path: Path, story: Path) -> None:
-    """143 MB of weights, of which the largest tensor has 9.4: four processes, then three, then one without shards."""
+    """143 MB of weights, of which the largest tensor has 9.4: four processes, then two, then one without shards."""
     text = tmp_path / "text.txt"
     text.write_text(story.read_text(encoding="utf-8")[:4000], encoding="utf-8")
     slack = 18 * MEGABYTE  # code that is loaded, buffers of a save, heaps of threads
@@ -183,9 +183,9 @@ def test_a_process_takes_its_share_and_one_tensor(gptcli: Any, tmp_path: Path, s
         assert peaks["shard"] + peaks.get("_begin_directory", 0) <= weights / 4 + one_tensor + slack
         assert peaks["shard"] + peaks["_restore"] <= weights / 4 + one_tensor + slack
         assert peaks["_save"] <= one_tensor + slack
-    three = run_measured(tmp_path, 3, "train", "--resume", "run", "--max-steps", 3)
-    for peaks in three:  # the weights, the two moments, and the best weights
-        assert peaks["shard"] + peaks["_restore"] <= 4 * weights / 3 + one_tensor + slack
+    two = run_measured(tmp_path, 2, "train", "--resume", "run", "--max-steps", 3)
+    for peaks in two:  # the weights, the two moments, and the best weights
+        assert peaks["shard"] + peaks["_restore"] <= 4 * weights / 2 + one_tensor + slack
     assert gptcli("train", text, *options, "--max-steps", 4, "--out", "whole").code == 0
     assert gptcli("train", "--resume", "run", "--max-steps", 4).code == 0
     ours, theirs = (checkpoint.read_metrics(Path(name)) for name in ("run", "whole"))
