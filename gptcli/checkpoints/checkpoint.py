@@ -85,9 +85,13 @@ class Checkpoint:
         return PackedModel(self.config, weights, min(stored, bits), device, dtype)
 
     def as_classifier(self, labels: Sequence[str], seed: int) -> "Checkpoint":
-        """The start of a classifier: this model with a new head, drawn from N(0, 0.02²), and a token for padding.
+        """The start of a classifier: this model with a new head, drawn from N(0, 0.02²); the same labels keep theirs.
 
-        A classifier of the same labels stays as it is.
+        A model whose tokenizer has no end of text gets one row more, for padding.
+
+        Args:
+            labels: in the order of the logits.
+            seed: decides what is drawn.
 
         Raises:
             GptcliError: there is no tokenizer, or ``labels`` are one, equal, empty or no texts.

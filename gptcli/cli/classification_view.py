@@ -29,12 +29,13 @@ def check_settings(perplexity: PerplexityConfig, scored: TaskConfig, checkpoints
         raise GptcliError("A classifier is measured alone.", "Give --checkpoint once.")
     for settings in (perplexity, scored):
         for name, each in fields_of(type(settings)).items():
-            if name not in ("encoding", "errors") and getattr(settings, name) != each.default:
+            if name not in ("encoding", "errors", "part") and getattr(settings, name) != each.default:
                 raise SettingError(f"{{{name}}} is not for a classifier.", f"Leave {{{name}}} out.")
 
 
 def evaluate(
     checkpoint: Path,
+    adapter: Path | None,
     texts: list[str],
     fields: str | None,
     reading: PerplexityConfig,
@@ -47,12 +48,22 @@ def evaluate(
     from gptcli.evaluation import classification, classification_plots
     from gptcli.inference.classifier import Classifier
 
-    if not texts:
-        raise GptcliError("There are no rows to measure on.", "Give a file of rows with the fields text and label.")
+    if bool(texts) == (reading.part is not None):
+        what = "{part} measures the run's own rows, and no others" if texts else "There are no rows to measure on"
+        raise SettingError(
+            f"{what}.", "Give rows with text and label, or {part} validation for what a run held out, and not both."
+        )
     if out is not None:
         overwrite.check_result(out, "jsonl")
-    classifier = Classifier(checkpoint, device=compute.device, dtype=compute.dtype, threads=compute.threads)
-    rows = classification.read(classifier, texts, fields, reading.encoding, reading.errors)
+    classifier = Classifier(
+        checkpoint, adapter=adapter, device=compute.device, dtype=compute.dtype, threads=compute.threads
+    )
+    checkpoint = classifier.path
+    if reading.part is not None:
+        rows = classification.read_part(classifier, reading.part, fields)
+        texts = [f"its own {reading.part} part"]
+    else:
+        rows = classification.read(classifier, texts, fields, reading.encoding, reading.errors)
     started = perf_counter()
     with render.progress(len(rows), "row", checkpoint.name) as bar:
         scores = classification.measure(classifier, rows, bar.update)

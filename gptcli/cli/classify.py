@@ -25,6 +25,7 @@ def classify(
         typer.Argument(help="A text, a file (.jsonl, .json, .csv, .tsv: each row's text), or - for stdin."),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    adapter: options.Adapter = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -38,13 +39,14 @@ def classify(
         raise GptcliError("There is no text to classify.", "Give it in quotes, a file of rows, or - for stdin.")
     from time import perf_counter
 
-    from gptcli.checkpoints import layout
     from gptcli.inference.classifier import Classifier
 
-    path = layout.find(checkpoint)
+    path, its_adapter = options.find_model(checkpoint, adapter)
     document = _document(text, reading)
-    classifier = Classifier(path, device=compute.device, dtype=compute.dtype, threads=compute.threads)
-    if checkpoint is None:
+    classifier = Classifier(
+        path, adapter=its_adapter, device=compute.device, dtype=compute.dtype, threads=compute.threads
+    )
+    if checkpoint is None and adapter is None:
         render.note(f"Using {path}, the newest checkpoint.")
     if isinstance(document, str):
         (found,) = classifier.stream([("", document)])

@@ -68,12 +68,12 @@ def evaluate(
 
     Of a classifier: accuracy, precision, recall, F1, confusions and calibration on rows of texts with their labels.
     """
-    path = _classifier(checkpoint)
+    path, its_adapter = _classifier(checkpoint, adapter)
     if path is not None:
         classification_view.check_settings(perplexity, scored, checkpoint or [])
         if plot is not None:
             _check_plot(plot)
-        classification_view.evaluate(path, texts or [], fields, perplexity, compute, plot, out, as_json)
+        classification_view.evaluate(path, its_adapter, texts or [], fields, perplexity, compute, plot, out, as_json)
         return
     if fields is not None:
         raise SettingError("{fields} is for a classifier's rows.", "Leave {fields} out, or give a classifier.")
@@ -118,15 +118,16 @@ def evaluate(
         task_view.show_task(rows, setting, as_json)
 
 
-def _classifier(names: list[Path] | None) -> Path | None:
-    """The first of the named checkpoints, or the newest, if it is a classifier."""
-    from gptcli.checkpoints import layout
+def _classifier(names: list[Path] | None, adapter: Path | None) -> tuple[Path | None, Path | None]:
+    """The first of the named checkpoints, or the newest, and the adapter for it; None where it is no classifier."""
+    from gptcli.checkpoints import adapters, layout
 
     try:
-        path = layout.find(names[0] if names else None)
-        return path if layout.read_config(path)[0].labels else None
+        path, found = options.find_model(names[0] if names else None, adapter)
+        is_one = bool(layout.read_config(adapters.described_by(path, found))[0].labels)
     except GptcliError:  # told where the model is opened
-        return None
+        is_one = False
+    return (path, found) if is_one else (None, None)
 
 
 def _load_all(names: list[Path] | None, adapter: Path | None) -> "Iterator[Checkpoint]":

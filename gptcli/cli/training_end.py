@@ -38,8 +38,9 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
         if line:
             render.note(line)
     peak_bytes = render.human_bytes(peak_memory(run.placement.device))
-    render.note(f"The checkpoint is in {run.path} (peak memory {peak_bytes}). Speak with it:")
-    render.note(f"  gptcli generate {render.quoted(run.known_prompt())} --checkpoint {render.quoted(str(run.path))}")
+    what, command = ("Classify", "classify") if run.model_config.labels else ("Speak", "generate")
+    render.note(f"The checkpoint is in {run.path} (peak memory {peak_bytes}). {what} with it:")
+    render.note(f"  gptcli {command} {render.quoted(run.known_prompt())} --checkpoint {render.quoted(str(run.path))}")
     render.print_text(str(run.path))
 
 
@@ -78,7 +79,7 @@ def advice(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, 
     lowest = min(row["train_loss"] for row in rows)
     suited = suited_rate(run.model_config)
     too_high = run.recipe.optimizer in ("adamw", "adam") and run.recipe.learning_rate > TOO_HIGH * suited
-    if too_high or rows[-1]["train_loss"] > min(math.log(run.model_config.vocab_size), lowest + 0.3):
+    if too_high or rows[-1]["train_loss"] > min(math.log(run.model_config.n_outputs), lowest + 0.3):
         rate = min(suited, run.recipe.learning_rate / 10)
         return _again(run, f"a lower learning rate than {run.recipe.learning_rate:g}", "--learning-rate", f"{rate:g}")
     if best is None or best["train_loss"] is None:
@@ -127,4 +128,4 @@ def _loss(run: "Run", nats: float) -> str:
     record = text_record.read(run.path)
     part = record and record.validation
     bits = f" ({nats * NATS_TO_BITS / part.bytes_per_token:.2f} bits a byte)" if part and part.bytes_per_token else ""
-    return f"{nats:.3f} nats a token{bits}"
+    return f"{nats:.3f} nats a {'text' if run.model_config.labels else 'token'}{bits}"

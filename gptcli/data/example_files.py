@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import ParamSpec, TypeVar
 
 from gptcli.config.finetune import FinetuneConfig, LossOn
-from gptcli.data import forms, rows, templates
+from gptcli.data import forms, labels, rows, templates
 from gptcli.data.documents import Document
 from gptcli.data.examples import Example
 from gptcli.data.forms import CONVERSATIONS, LABEL, PREFERENCE, TEXT, Form
@@ -34,6 +34,7 @@ class Encoded:
         characters: of all texts as they are encoded.
         template: the source of the template; None for running text.
         prompt: of an example, as a user would type it; empty for running text.
+        labels, label_weights: of labelled texts, and how much each counts in the loss; else empty.
         said: lines on what was read; ``notes``: lines on what was cut or left out.
     """
 
@@ -42,6 +43,8 @@ class Encoded:
     characters: int = 0
     template: str | None = None
     prompt: str = ""
+    labels: tuple[str, ...] = ()
+    label_weights: tuple[float, ...] = ()
     said: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -101,6 +104,11 @@ def encode(texts: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer,
             "Put {% generation %} and {% endgeneration %} around them, or learn all of the text: {loss_on} all",
         )
     encoded = Encoded(template=None if template is None else template.source)
+    if form is LABEL:
+        _labelled(found, settings, tokenizer, context, encoded, on_bad)
+        encoded.said.insert(0, _summary(read, form, None, [[each] for each in (*encoded.train, *encoded.validation)]))
+        encoded.notes += counts.lines(context)
+        return encoded
     groups = (
         _windows(found, tokenizer, context, encoded, on_bad)
         if template is None
@@ -136,11 +144,9 @@ def _read(
 
 
 def _check_form(form: Form, file: str) -> None:
-    has = f"{file} has {form.name} ({', '.join(form.fields)}), which gptcli does not learn from yet."
     if form is PREFERENCE:
+        has = f"{file} has {form.name} ({', '.join(form.fields)}), which gptcli does not learn from yet."
         raise SettingError(has, "To learn the chosen answers alone: {fields} prompt=prompt,completion=chosen")
-    if form is LABEL:
-        raise SettingError(has, "To learn the texts alone: {fields} text=text")
 
 
 def _summary(
@@ -252,6 +258,25 @@ def _windows(
     return groups if len(groups) >= LEAST_WINDOWS else [[example] for group in groups for example in group]
 
 
+def _labelled(
+    found: Sequence[Row], settings: FinetuneConfig, tokenizer: Tokenizer, context: int, encoded: Encoded,
+    on_bad: Callable[[BadRowError], None],
+) -> None:  # fmt: skip
+    read = labels.read(found, tokenizer, context, on_bad)
+    if not read:
+        raise GptcliError(f"No row of {found[0].file} can be used.", "Give rows with the fields text and label.")
+    names = encoded.labels = labels.labels_of(read)
+    train, validation = labels.split(read, settings.train_share, settings.seed)
+    encoded.train, encoded.validation = ([labels.example(each, names) for each in part] for part in (train, validation))
+    encoded.label_weights = labels.weights(train, names)
+    encoded.characters, encoded.prompt = sum(len(each.text) for each in read), read[0].text
+    encoded.said = labels.lines(read, names, encoded.label_weights)
+    cut = sum(each.cut for each in read)
+    if cut:
+        encoded.notes.append(f"{cut:,} texts have more than {context:,} tokens: only their first {context:,} are read.")
+    _note_few(len(read), len(validation), encoded)
+
+
 def _refuse_special(texts: Sequence[str], row: Row, tokenizer: Tokenizer) -> None:
     special = special_in(texts, tokenizer)
     if special is not None:
@@ -272,7 +297,11 @@ def _split(groups: list[list[Example]], settings: FinetuneConfig, encoded: Encod
     chosen = set(numbers[:held_out])
     for number, group in enumerate(groups):
         (encoded.validation if number in chosen else encoded.train).extend(group)
-    if len(groups) < FEW:
-        few = f"{len(groups)} example{'s are' if len(groups) > 1 else ' is'} few"
+    _note_few(len(groups), held_out, encoded)
+
+
+def _note_few(count: int, held_out: int, encoded: Encoded) -> None:
+    if count < FEW:
+        few = f"{count} example{'s are' if count > 1 else ' is'} few"
         judge = f"{held_out} held out say which weights are best" if held_out else "none is held out to judge them by"
         encoded.notes.append(f"{few}: they may be learned by heart, and {judge}.")

@@ -14,6 +14,7 @@ from gptcli.data.rows import BadRowError, Row
 from gptcli.errors import GptcliError
 from gptcli.model.loss import IGNORED
 from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.offsets import special_texts
 
 UNBALANCED = 1.5  # times the rows of the rarest label that the most frequent one has, above which labels are weighted
 MOST_SHARE = 0.5  # of the rows: with more labels than that, they are no classes
@@ -70,6 +71,7 @@ def read(
     for row in rows:
         try:
             text, label = forms.text_of(row), label_of(row)
+            _refuse_special(row, text, tokenizer)
             ids, cut = text_ids(text, tokenizer, context)
         except BadRowError as error:
             on_bad(error)
@@ -78,6 +80,13 @@ def read(
         else:
             found.append(Labelled(row, text, label, ids, cut))
     return found
+
+
+def _refuse_special(row: Row, text: str, tokenizer: Tokenizer) -> None:
+    """Raise BadRowError for the text of a special token: AutoTokenizer takes it for the token, which pads."""
+    special = next((token for token in special_texts(tokenizer) if token in text), None)
+    if special is not None:
+        raise BadRowError(f"{row.place} has {special!r} in it, which is a special token.", f"Remove it. {_SKIP}")
 
 
 def labels_of(found: Sequence[Labelled]) -> tuple[str, ...]:

@@ -1,16 +1,20 @@
 """A classifier on labelled rows: accuracy, precision, recall and F1 by label, the confusion matrix, and calibration."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from gptcli.checkpoints import layout
+from gptcli.config.evaluation import Part
 from gptcli.config.text import DecodingErrors
-from gptcli.data import forms, labels, rows
+from gptcli.data import forms, labels, rows, text_record
+from gptcli.data.examples import Examples
 from gptcli.data.labels import Labelled
 from gptcli.data.rows import BadRowError
 from gptcli.errors import GptcliError
@@ -148,6 +152,38 @@ def read(
     if not found:
         raise GptcliError(f"{', '.join(files)} holds no row.", "Give rows with the fields text and label.")
     return found
+
+
+def read_part(classifier: Classifier, part: Part, fields: str | None) -> list[Labelled]:
+    """The rows that the classifier's run was trained on, or those that it held out, read again from where they were.
+
+    Args:
+        classifier: one that gptcli trained.
+        part: train or validation.
+        fields: as of `read`, as the run had them.
+
+    Raises:
+        GptcliError: the run does not know its rows, held none out, or they are not what they were.
+    """
+    record = text_record.read(classifier.path)
+    recipe = layout.read_config(classifier.path)[1].get("training", {}).get("recipe")
+    if record is None or recipe is None:
+        raise GptcliError(
+            f"{classifier.path} does not say which rows it was trained on.", "Give rows to measure it on instead."
+        )
+    found = record.train if part == "train" else record.validation
+    if found is None:
+        raise GptcliError(f"{classifier.path} held no rows out.", "Give rows to measure it on instead.")
+    every = read(classifier, record.texts, fields, record.encoding, cast(DecodingErrors, record.errors))
+    parts = labels.split(every, record.train_share, recipe["seed"])
+    chosen = parts[0 if part == "train" else 1]
+    examples = Examples([labels.example(each, classifier.labels) for each in chosen], 1) if chosen else None
+    if examples is None or hashlib.sha256(examples.identity).hexdigest() != found.sha256:
+        raise GptcliError(
+            f"The rows of {classifier.path} ({', '.join(record.texts)}) are not what they were.",
+            "Give rows to measure it on instead.",
+        )
+    return chosen
 
 
 def measure(

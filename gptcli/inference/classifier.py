@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptcli.checkpoints import checkpoint, layout
+from gptcli.checkpoints import adapters, checkpoint, layout
 from gptcli.checkpoints.classifier import text_ids
 from gptcli.config.compute import ComputeConfig
 from gptcli.device import placement
@@ -46,7 +46,8 @@ class Classifier:
     """An opened classifier.
 
     Args:
-        path: a checkpoint that was fine-tuned on labels.
+        path: a checkpoint that was fine-tuned on labels; of an adapter of gptcli's, its base is found.
+        adapter: a low-rank adapter for ``path``, which then may be the language model that it was trained on.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N" or "mps".
         dtype: of weights and activations.
         threads: CPU threads; None for the physical cores.
@@ -73,14 +74,17 @@ class Classifier:
         self,
         path: str | os.PathLike[str],
         *,
+        adapter: str | os.PathLike[str] | None = None,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
         threads: int | None = None,
     ) -> None:
-        self.path = layout.find(os.fspath(path))
-        require_classifier(self.path)
+        found = layout.find(os.fspath(path))
+        its_adapter = None if adapter is None else layout.find(os.fspath(adapter))
+        require_classifier(adapters.described_by(found, its_adapter))
         placed = placement.place(ComputeConfig(device, dtype, threads))
-        loaded = checkpoint.load(self.path)
+        loaded = checkpoint.load(found, its_adapter)
+        self.path = loaded.path
         self.config, self.tokenizer, self.labels = loaded.config, loaded.tokenizer, loaded.config.labels
         fitted = loaded.training.get("calibration")
         self.is_calibrated = fitted is not None

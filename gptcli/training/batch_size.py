@@ -121,7 +121,7 @@ def _take_steps(
     if adapter is not None:
         add_adapters(tried, adapter, recipe.seed)
     stepper = Stepper(tried, replace(recipe, batch_size=rows), replace(runtime, accumulate=1, compile=False))
-    tokens = torch.randint(model.vocab_size, (rows, context + 1))
+    tokens = torch.randint(min(model.vocab_size, model.n_outputs), (rows, context + 1))
     for _ in range(2):
         stepper.step(tokens[:, :-1], tokens[:, 1:], recipe.learning_rate)
     del ballast

@@ -52,14 +52,17 @@ def new_finetuning(
     instead = f"Go on with it (gptcli finetune --resume {path})" if begun else ""
     overwrite.check_output(path, force=force, inputs=[*input_paths(texts), origin_path], instead=instead)
     origin = checkpoint.load(origin_path)
-    layout.require_language_model(origin.path, origin.config)
     shape = {"context_length": settings.context_length, "drop_rate": settings.drop_rate}
-    config = continued_shape(origin, shape)
-    trainable.check(config, settings.train)
     if settings.adapter is not None:
         refuse_adapter(origin_path)
-    context = settings.context_length or config.context_length
+    context = settings.context_length or continued_shape(origin, shape).context_length
     encoded = example_files.encode(texts, settings, origin.tokenizer, context)
+    if encoded.labels:
+        origin = origin.as_classifier(encoded.labels, settings.seed)
+    else:
+        layout.require_language_model(origin.path, origin.config)
+    config = continued_shape(origin, shape)
+    trainable.check(config, settings.train)
     for line in encoded.said:
         callbacks.report(line)
     for line in encoded.notes:
@@ -101,4 +104,7 @@ def open_examples(
 
 def _example_set(encoded: Encoded, batch_size: int) -> ExampleSet:
     validation = Examples(encoded.validation, batch_size) if encoded.validation else None
-    return ExampleSet(Examples(encoded.train, batch_size), validation, encoded.characters, prompt=encoded.prompt)
+    return ExampleSet(
+        Examples(encoded.train, batch_size), validation, encoded.characters,
+        prompt=encoded.prompt, label_weights=encoded.label_weights,
+    )  # fmt: skip

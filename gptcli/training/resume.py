@@ -96,6 +96,8 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     if corpus.fingerprint != source["sha256"]:
         raise SettingError(_changed(path, source, corpus.characters, corpus.tokens), _NEW)
     origin = checkpoint.load(find_base(snapshot.path)) if layout.is_adapter(snapshot.path) else None
+    if origin is not None and opened.config.labels:
+        origin = origin.as_classifier(opened.config.labels, recipe.seed)
     plan = make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
     if ended is not None:

@@ -32,6 +32,7 @@ from gptcli.tokenizers import Tokenizer
 from gptcli.training import (
     batch_size,
     block_compiler,
+    calibration,
     disk,
     distributed,
     recorded_texts,
@@ -143,7 +144,7 @@ class Run:
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.sample_ids: list[int] = []
-        if runtime.sample_every:
+        if runtime.sample_every and not model_config.labels:
             self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
         self.step = self.first_step
@@ -260,6 +261,8 @@ class Run:
                         break
         if self.world.is_first and last_snapshot is not None:
             run_config.write(self.path, self._used(), last_snapshot)
+            if self.model_config.labels and isinstance(self.corpus, ExampleSet) and self.corpus.validation:
+                self.report(calibration.calibrate(self.path, self.corpus.validation, self.placement.device))
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
         """The events of `trainer.train`, which trains as they are taken; for `train`, and for tests.

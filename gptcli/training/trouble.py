@@ -49,14 +49,15 @@ class Trouble:
         pass
 
     def _judge(self, row: Evaluated) -> None:
-        guessing, lowest = math.log(self.config.vocab_size), self._lowest
+        guessing, lowest = math.log(self.config.n_outputs), self._lowest
         loss = row.train_loss if row.val_loss is None else max(row.train_loss, row.val_loss)
         rate = f"{{learning_rate}} {min(suited_rate(self.config), self.recipe.learning_rate / 10):g}"
         if row.step >= self.recipe.warmup_steps + FIRST_STEPS and row.train_loss > guessing:
             self._once(
                 "guessing",
                 f"The loss, {loss:.2f}, is above that of guessing, {guessing:.2f} (the log of "
-                f"{self.config.vocab_size:,} tokens): the learning rate is too high, try {rate}.",
+                f"{self.config.n_outputs:,} {'labels' if self.config.labels else 'tokens'}): the learning rate is too "
+                f"high, try {rate}.",
             )
         elif lowest is not None and row.train_loss > lowest.train_loss + RISE:
             self._once(
