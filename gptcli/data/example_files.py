@@ -262,6 +262,12 @@ def _labelled(
     found: Sequence[Row], settings: FinetuneConfig, tokenizer: Tokenizer, context: int, encoded: Encoded,
     on_bad: Callable[[BadRowError], None],
 ) -> None:  # fmt: skip
+    for name, default in (("loss_on", "answers"), ("template", None)):
+        if getattr(settings, name) != default:
+            raise SettingError(
+                f"{{{name}}} is for texts that a model writes, and {found[0].file} has labels.",
+                f"Leave {{{name}}} out; to learn the texts alone: {{fields}} text=text",
+            )
     read = labels.read(found, tokenizer, context, on_bad)
     if not read:
         raise GptcliError(f"No row of {found[0].file} can be used.", "Give rows with the fields text and label.")

@@ -58,6 +58,10 @@ def new_finetuning(
     context = settings.context_length or continued_shape(origin, shape).context_length
     encoded = example_files.encode(texts, settings, origin.tokenizer, context)
     if encoded.labels:
+        if origin.config.labels not in ((), encoded.labels):
+            callbacks.warn(
+                f"{origin.path} has other labels, {', '.join(origin.config.labels)}: its head is drawn anew."
+            )
         origin = origin.as_classifier(encoded.labels, settings.seed)
     else:
         layout.require_language_model(origin.path, origin.config)

@@ -130,6 +130,10 @@ def test_numbers_are_taken_as_names(gptcli: Any, base: Path, tmp_path: Path) -> 
     again = finetune(gptcli, Path("run"), table, "--max-steps", 2, out="again")
     assert again.code == 0, again.err
     assert layout.read_config(Path("again"))[0].labels == ("0", "1", "2")
+    assert "drawn anew" not in again.err
+    others = finetune(gptcli, Path("run"), write_rows(tmp_path / "others.jsonl", 40, seed=1), "--max-steps", 2, out="3")
+    assert "run has other labels, 0, 1, 2: its head is drawn anew." in others.err
+    assert layout.read_config(Path("3"))[0].labels == LABELS
 
 
 def test_what_labels_refuse(gptcli: Any, base: Path, tmp_path: Path) -> None:
@@ -152,6 +156,9 @@ def test_what_labels_refuse(gptcli: Any, base: Path, tmp_path: Path) -> None:
     done = finetune(gptcli, base, data, "--skip-bad", "--max-steps", 1)
     assert done.code == 0
     assert "1 row is left out." in done.err
+    for option, value in (("--loss-on", "all"), ("--template", "chat")):
+        refused_too = finetune(gptcli, base, data, option, value, out="other")
+        refused_too.assert_user_error(f"{option} is for texts that a model writes", "--fields text=text")
     story = tmp_path / "story.txt"
     story.write_text("the cat saw the dog. " * 30, encoding="utf-8")
     finetune(gptcli, Path("run"), story, out="more").assert_user_error("run is a classifier of 3 labels")
