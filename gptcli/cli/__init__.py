@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 COMMANDS: dict[str, dict[str, str]] = {
     "Make": {
         "train": "Train a GPT on your texts. With no option but a file it is the course's pretraining run.",
-        "finetune": "Teach a checkpoint your texts, pairs or chats, in a run of its own.",
+        "finetune": "Teach a checkpoint your texts, pairs, chats or labels, in a run of its own.",
         "prepare": "Encode texts of any size into token shards, which gptcli train reads by memory map.",
         "train-tokenizer": "Train a vocabulary of your own on texts: byte-level BPE, as GPT-2's, of any size.",
         "plot": "Draw the losses of runs over one another, as a picture and in the terminal.",

@@ -170,12 +170,12 @@ def finetune(
     force: bool = False,
     on_event: Callable[[events.Event], object] | None = None,
 ) -> Path:
-    """Teach a checkpoint your texts, pairs or chats, in a run of its own; the checkpoint is never changed.
+    """Teach a checkpoint your texts, pairs, chats or labels, in a run of its own; the checkpoint is never changed.
 
     Args:
         data: .jsonl, .json, .csv or .tsv files with an example a row; .txt and .md files of running text; folders of
             them, and globs. A row has ``text``; ``prompt`` and ``completion``; ``instruction``, ``input`` and
-            ``output``; or ``messages``.
+            ``output``; ``messages``; or ``text`` and ``label``, which makes a classifier.
         out: the run's directory; its parents are made.
         init_from: the checkpoint.
         settings: how to read and to learn the examples.
