@@ -1,24 +1,34 @@
 """The temperature of a classifier, fitted on a run's validation part when it has ended, and kept in its config.json."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from gptcli.checkpoints import checkpoint
-from gptcli.data.examples import Examples
+from gptcli.checkpoints import checkpoint, layout
+from gptcli.data.dataset import Corpus
+from gptcli.data.examples import ExampleSet
 from gptcli.inference.calibration import calibration, fitted_temperature
 from gptcli.inference.classifier import label_logits
 
 
-def calibrate(run: Path, validation: Examples, device: torch.device) -> str:
-    """Fit the temperature of the weights that ``run`` holds, write it, and return a line about it.
+def calibrate(run: Path, corpus: Corpus | ExampleSet, device: torch.device, report: Callable[[str], None]) -> None:
+    """Fit the temperature of the weights that ``run`` holds and write it; nothing where it is no classifier.
+
+    Args:
+        run: the run's directory.
+        corpus: what it was trained on; the temperature is fitted on the validation part.
+        device: where to compute.
+        report: called with a line about the temperature.
 
     Raises:
         GptcliError: config.json cannot be written.
     """
-    model = checkpoint.load(run).model(device)
-    logits = label_logits(model, [example.ids for example in validation.examples])
-    actual = torch.tensor([example.targets[-1] for example in validation.examples])
+    if not layout.read_config(run)[0].labels or not isinstance(corpus, ExampleSet) or corpus.validation is None:
+        return
+    model, held_out = checkpoint.load(run).model(device), corpus.validation.examples
+    logits = label_logits(model, [example.ids for example in held_out])
+    actual = torch.tensor([example.targets[-1] for example in held_out])
     temperature = fitted_temperature(logits, actual)
     before, after = (calibration(logits, actual, each).error for each in (1.0, temperature))
     facts = {"temperature": temperature, "rows": len(actual), "error_before": before, "error_after": after}
@@ -27,7 +37,7 @@ def calibrate(run: Path, validation: Examples, device: torch.device) -> str:
     except OSError as error:
         raise checkpoint.cannot_write(run, error) from error
     right = float((logits.argmax(dim=-1) == actual).double().mean())
-    return (
+    report(
         f"{right:.1%} of the {len(actual):,} validation rows get their label. A temperature of {temperature:.2f} is "
         f"fitted on them; it changes their calibration error from {before:.3f} to {after:.3f}."
     )

@@ -238,9 +238,8 @@ class Run:
         """
         files: list[Subscriber] = []
         if self.world.is_first:
-            files = [Metrics(self.path)]
+            files = [Metrics(self.path), LossPicture(self.path, self.plan.steps_per_epoch * self.plan.tokens_per_step)]
             files += [tensorboard.EventFiles(self.path, self.first_step)] if self.runtime.log == "tensorboard" else []
-            files += [LossPicture(self.path, self.plan.steps_per_epoch * self.plan.tokens_per_step)]
         following = Subscribers([*files, *subscribers], self.warn)
         last_snapshot: Path | None = None
         with following.started(), closing(self.events(should_stop)) as events:
@@ -261,8 +260,7 @@ class Run:
                         break
         if self.world.is_first and last_snapshot is not None:
             run_config.write(self.path, self._used(), last_snapshot)
-            if self.model_config.labels and isinstance(self.corpus, ExampleSet) and self.corpus.validation:
-                self.report(calibration.calibrate(self.path, self.corpus.validation, self.placement.device))
+            calibration.calibrate(self.path, self.corpus, self.placement.device, self.report)
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
         """The events of `trainer.train`, which trains as they are taken; for `train`, and for tests.
@@ -270,10 +268,9 @@ class Run:
         A caller that stops after a `Saved` loses only the last evaluation.
         """
         runtime = replace(self.runtime, compile=self.compiles)
-        peak = self.peak.flops * self.world.size if self.peak else None
         yield from trainer.train(
-            self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world, peak,
-            self.started,
+            self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world,
+            self.peak.flops * self.world.size if self.peak else None, self.started,
         )  # fmt: skip
 
     def sampler(self, show: Callable[[str], None]) -> samples.Sampler | None:
@@ -281,8 +278,8 @@ class Run:
         # A sharded model cannot generate in one process: each forward pass gathers weights from all.
         if not (self.world.is_first and self.sample_ids) or self.runtime.shard:
             return None
-        every, seed = self.runtime.sample_every, self.recipe.seed
-        return samples.Sampler(self.model, self.tokenizer, self.sample_ids, every, seed, show)
+        every = self.runtime.sample_every
+        return samples.Sampler(self.model, self.tokenizer, self.sample_ids, every, self.recipe.seed, show)
 
     def known_prompt(self) -> str:
         """A prompt that the tokenizer can encode: that of the samples, else a word of the text."""
