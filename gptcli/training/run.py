@@ -278,8 +278,8 @@ class Run:
         # A sharded model cannot generate in one process: each forward pass gathers weights from all.
         if not (self.world.is_first and self.sample_ids) or self.runtime.shard:
             return None
-        every = self.runtime.sample_every
-        return samples.Sampler(self.model, self.tokenizer, self.sample_ids, every, self.recipe.seed, show)
+        every, seed = self.runtime.sample_every, self.recipe.seed
+        return samples.Sampler(self.model, self.tokenizer, self.sample_ids, every, seed, show)
 
     def known_prompt(self) -> str:
         """A prompt that the tokenizer can encode: that of the samples, else a word of the text."""
