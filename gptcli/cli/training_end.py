@@ -31,7 +31,8 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
         )
     if run.peak is not None and speed:
         most = f"{render.human_flops(run.peak.flops)} in {run.precision.name}, {run.peak.source}"
-        render.note(f"{speed} ({most}), counting 6 FLOPs a parameter and token.")
+        each = 6 if run.adapter is None else 4  # frozen weights have no gradients
+        render.note(f"{speed} ({most}), counting {each} FLOPs a parameter and token.")
     training = layout.read_config(run.path)[1]["training"]
     rows = checkpoint.read_metrics(run.path) if (run.path / layout.METRICS).exists() else []
     for line in [best_line(run, training, rows), "" if stop.number is not None else advice(run, training, rows)]:

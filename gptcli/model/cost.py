@@ -149,9 +149,10 @@ def forward_flops_rule(config: GPTConfig) -> int:
     return 2 * parameter_count(config.with_changes(tie_weights=True))
 
 
-def training_flops_rule(config: GPTConfig) -> int:
-    """FLOPs to train on one token by the 6N rule: 2N forward and 4N backward."""
-    return 3 * forward_flops_rule(config)
+def training_flops_rule(config: GPTConfig, frozen: bool = False) -> int:
+    """FLOPs to train on one token by the 6N rule: 2N forward and 4N backward, half of these for the weights' gradients,
+    which ``frozen`` ones beside adapters have not."""
+    return (2 if frozen else 3) * forward_flops_rule(config)
 
 
 def training_compute(config: GPTConfig, tokens: int = GPT3_TRAINING_TOKENS) -> int:

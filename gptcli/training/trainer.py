@@ -21,6 +21,7 @@ from gptcli.device.placement import peak_memory, sent
 from gptcli.errors import GptcliError, SettingError
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.gpt import GPTModel
+from gptcli.model.lora import is_adapted
 from gptcli.training import snapshot_rows
 from gptcli.training.best_weights import BestWeights
 from gptcli.training.deadline import Deadline, decided, is_undecided
@@ -132,9 +133,8 @@ class _Run:
         self.separate, weights = (True, corpus.label_weights) if isinstance(corpus, ExampleSet) else (False, ())
         self.stepper = Stepper(model, recipe, runtime, world, has_ignored=self.separate, label_weights=weights)
         self.progress, self.best = Progress(), BestWeights(model, world)
-        self.tokens_per_second_at_peak = peak / training_flops_rule(model.config) if peak else None
-        self.rate, self.grad_norm = recipe.learning_rate, 0.0
-        self.pace = Pace()
+        self.tokens_per_second_at_peak = peak / training_flops_rule(model.config, is_adapted(model)) if peak else None
+        self.rate, self.grad_norm, self.pace = recipe.learning_rate, 0.0, Pace()
         self.deadline = None if recipe.for_time is None else Deadline(recipe, runtime.save_every)
         self.began = 0.0
         self.order: tuple[int, Sequence[int]] = (0, [])
