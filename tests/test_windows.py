@@ -2,22 +2,28 @@
 
 import errno
 import io
+import mmap
 import os
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from models import tiny_checkpoint
 
 from gptcli.checkpoints import atomic, checkpoint, overwrite, run_lock
 from gptcli.checkpoints.safetensors_file import read_tensors, write_tensors
-from gptcli.cli import render, stopping, streams
+from gptcli.cli import main, render, stopping, streams
+from gptcli.data.dataset import open_prepared
+from gptcli.device import allocator, machine, placement
 from gptcli.errors import GptcliError
-from gptcli.kernels.cpu import compile_cache, first_compilation
+from gptcli.inference.open import gpu_is_possible
+from gptcli.kernels.cpu import compile_cache, first_compilation, memory_layout
 
 posix = pytest.mark.skipif(os.name == "nt", reason="sends itself a signal")
 
@@ -167,3 +173,43 @@ def test_compiling_needs_no_limit_of_core_files(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(compile_cache, "compile_into_cache", compiled.append)
     first_compilation.compile_here("training")
     assert compiled == ["training"]
+
+
+def test_arrays_are_allocated_without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"):
+        monkeypatch.delattr(mmap, name, raising=False)
+    array = memory_layout.allocate(5, np.float32)
+    array[:] = 2.0
+    assert array.tolist() == [2.0] * 5
+
+
+def test_shards_are_read_where_pages_cannot_be_released(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be " * 40, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "text.txt", "--out", "tokens", "--tokenizer", "byte", "-q"]) == 0
+    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
+    tokens = open_prepared(tmp_path / "tokens", 1.0).train
+    rows = [tokens.rows([start], 8)[0] for start in range(100)]
+    assert bytes(int(value) for value in rows[0]) == b"to be or"
+    assert len(rows) == 100
+
+
+def test_peak_memory_is_the_working_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SimpleNamespace(peak_wset=123_456_789)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda process: info)
+    assert placement.peak_memory(torch.device("cpu")) == 123_456_789
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_driver_is_a_library_of_the_system(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(Path, "exists", lambda path: bool(asked.append(path.name)) or there)
+    assert gpu_is_possible() == there
+    assert asked == ["nvcuda.dll"]
+
+
+def test_nothing_of_linux_is_asked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert machine.cpu_flags() == frozenset()
+    assert allocator.reuse_freed_memory(expected=2**30) is False
