@@ -214,9 +214,10 @@ def _serialize(
     if not later:
         return
     places = read_header(path).tensors
-    made = ((name, tensor) for name, (tensor, _) in later.items() if tensor.device.type != "meta")
+    made = [(name, tensor) for name, (tensor, _) in later.items() if tensor.device.type != "meta"]
     with path.open("r+b") as file:
         for name, tensor in chain(made, values):
+            later.pop(name)
             if tensor.numel():
                 file.seek(places[name].begin)
                 # As uint8, because numpy has no bfloat16.
@@ -224,6 +225,7 @@ def _serialize(
                 file.write(raw.numpy().data)
                 del raw
             del tensor  # before the next one is made
+    assert not later, f"no values for {', '.join(later)}"
 
 
 def _wrong_length(path: Path, start: bytes, length: int, size: int) -> GptcliError:

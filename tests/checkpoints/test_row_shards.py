@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gptcli.checkpoints.mapped_tensors import MappedTensors
 from gptcli.checkpoints.row_shards import merged
-from gptcli.checkpoints.safetensors_file import read_header, read_tensors, write_tensors
+from gptcli.checkpoints.safetensors_file import Streamed, read_header, read_tensors, write_tensors
 from gptcli.errors import GptcliError
 
 WHOLE = {
@@ -62,3 +62,15 @@ def test_a_mapped_tensor_is_the_one_in_the_file(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in renamed.items()} == {"other": WHOLE["vector"].tolist()}
     with pytest.raises(KeyError):
         mapped["absent"]
+
+
+def test_tensors_that_are_made_while_they_are_written_must_all_be_made(tmp_path: Path) -> None:
+    shapes = {name: torch.empty(2, device="meta") for name in ("one", "two")}
+    values = [("two", torch.ones(2)), ("one", torch.zeros(2))]
+    write_tensors(tmp_path / "file", Streamed(shapes, iter(values)))
+    assert {name: tensor.tolist() for name, tensor in read_tensors(tmp_path / "file").items()} == {
+        "one": [0, 0], "two": [1, 1],
+    }  # fmt: skip
+    with pytest.raises(AssertionError, match="no values for one"):
+        write_tensors(tmp_path / "other", Streamed(shapes, iter(values[:1])))
+    assert not (tmp_path / "other").exists()

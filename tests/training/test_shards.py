@@ -13,7 +13,7 @@ from runs import TINY
 
 from gptcli.checkpoints import checkpoint, overwrite
 from gptcli.checkpoints.safetensors_file import write_tensors
-from gptcli.config.lora import LoRAConfig
+from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import Init
 from gptcli.errors import GptcliError, SettingError
@@ -54,9 +54,10 @@ def test_streamed_weights_of_a_checkpoint_are_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "origin" / "model.safetensors").read_bytes()
 
 
-def test_adapters_are_not_shared_out() -> None:
-    with pytest.raises(SettingError, match="all weights are trained") as error:
-        initial_model(GPTConfig(**SHAPE), None, 1, None, LoRAConfig(), CPU, World(0, 2))
+def test_frozen_weights_are_not_shared_out() -> None:
+    tuned = FinetuneConfig(train="lora")
+    with pytest.raises(SettingError, match="all weights are trained, but train is lora") as error:
+        initial_model(GPTConfig(**SHAPE), None, 1, None, tuned, CPU, World(0, 2))
     assert "Leave shard out" in error.value.hint
 
 
