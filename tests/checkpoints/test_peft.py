@@ -11,7 +11,7 @@ from gptcli.checkpoints import checkpoint, derived
 from gptcli.config.lora import TARGETS
 
 pytestmark = pytest.mark.slow
-IDS = torch.randint(257, (2, 12), generator=torch.Generator().manual_seed(4))
+IDS = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(4))
 
 
 @pytest.fixture
@@ -60,3 +60,12 @@ def test_adapters_of_peft_are_opened(tmp_path: Path, base: Path, settings: dict[
     assert (of_transformers(base)(IDS).logits - expected).abs().max() > 1e-3
     found = checkpoint.load(base, tmp_path / "theirs").model()(IDS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_peft_opens_a_classifier_that_is_an_adapter(tmp_path: Path, base: Path) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    expected = tiny_adapter(tmp_path / "adapter", base, labels=("ham", "spam", "eggs"))(IDS)[:, -1]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, pad_token_id=256)
+    opened = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    torch.testing.assert_close(opened(IDS).logits, expected, atol=1e-5, rtol=1e-5)

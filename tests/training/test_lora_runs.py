@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +131,30 @@ def test_targets_and_alpha_are_kept(gptcli: Any, base: Path) -> None:
     result = gptcli("finetune", "--config", "run/config.toml", "--out", "again", "--quiet")
     assert result.code == 0, result.err
     assert Path("again", layout.ADAPTER_WEIGHTS).read_bytes() == Path("run", layout.ADAPTER_WEIGHTS).read_bytes()
+
+
+def test_a_classifier_is_trained_by_an_adapter_and_resumed_to_the_byte(gptcli: Any, base: Path) -> None:
+    rows = [{"text": f"the {animal} sat", "label": animal} for animal in ("cat", "dog")] * 16
+    Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("finetune", "labels.jsonl", "--init-from", "base", *LORA, *QUIET, "--schedule", "constant", "--max-steps")
+    assert gptcli(*words, 20, "--out", "whole").code == 0
+    assert gptcli(*words, 10, "--out", "parts").code == 0
+    result = gptcli("finetune", "--resume", "parts", "--max-steps", 20, *QUIET)
+    assert result.code == 0, result.err
+    assert Path("parts", layout.ADAPTER_WEIGHTS).read_bytes() == Path("whole", layout.ADAPTER_WEIGHTS).read_bytes()
+    assert gptcli("merge", "whole", "--out", "merged").code == 0
+    answers = [gptcli("classify", "the dog sat", "-c", run).out.split()[0] for run in ("whole", "merged")]
+    assert answers == ["dog", "dog"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun are for Unix")
+def test_two_processes_train_the_adapter_of_one(gptcli: Any, base: Path) -> None:
+    assert tune(gptcli, "one").code == 0
+    words = ["finetune", "pairs.jsonl", "--init-from", "base", "--out", "two", *LORA, *QUIET]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gptcli"]
+    command += map(str, words)
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    one, two = (safetensors_file.read_tensors(Path(run, layout.ADAPTER_WEIGHTS)) for run in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
