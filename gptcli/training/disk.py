@@ -6,10 +6,12 @@ from pathlib import Path
 
 from gptcli.checkpoints import overwrite, run_lock
 from gptcli.checkpoints.layout import BEST_WEIGHTS, CONFIG, OPTIMIZER, SNAPSHOTS, STATE, read_config, weights_file
+from gptcli.config.lora import LoRAConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.errors import GptcliError
 from gptcli.model.cost import parameter_count
+from gptcli.model.parameters import adapter_size
 
 FLOAT = 4  # bytes of a parameter in a file
 MOMENTS = {
@@ -28,10 +30,11 @@ class DiskForecast:
     for_resuming: int
 
 
-def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int) -> DiskForecast:
-    """The most that a run of this shape takes with ``keep`` snapshots."""
-    parameters = parameter_count(config)
-    inside = 12 * config.n_layers * config.emb_dim**2  # the matrices that Muon keeps one number for
+def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int, adapter: LoRAConfig | None = None) -> DiskForecast:
+    """The most that a run of this shape, or of adapters for it, takes with ``keep`` snapshots."""
+    parameters = parameter_count(config) if adapter is None else adapter_size(config, adapter)
+    # The matrices that Muon keeps one number for.
+    inside = 12 * config.n_layers * config.emb_dim**2 if adapter is None else parameters
     moments = 2 * parameters - inside if recipe.optimizer == "muon" else int(MOMENTS[recipe.optimizer] * parameters)
     weights, snapshots = FLOAT * parameters, min(keep, recipe.max_steps or keep)
     total = snapshots * (weights + FLOAT * moments) + weights

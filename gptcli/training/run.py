@@ -346,5 +346,5 @@ class Run:
         elsewhere = 1 - 1 / self.world.size if self._shards else 0.0
         self.memory_needed += best - int(elsewhere * (best + memory.weights + memory.optimizer))
         self.memory_free = placement.available_memory(device)
-        self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep)
+        self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep, adapter)
         self.disk_free = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists())).free

@@ -100,3 +100,4 @@ def test_mistakes(gptcli: Any, adapter: Path) -> None:
     assert not Path("new").exists()
     (adapter / layout.CONFIG).unlink()
     gptcli("generate", "abc", "-c", "tuned").assert_user_error("does not say which checkpoint it changes", "--adapter")
+    gptcli("load-gpt2", "--from", adapter, "--out", "new").assert_user_error("is an adapter", "gptcli merge")

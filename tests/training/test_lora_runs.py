@@ -14,6 +14,9 @@ from runs import TEXT, TINY
 
 import gptcli as api
 from gptcli.checkpoints import checkpoint, layout, safetensors_file
+from gptcli.config.lora import LoRAConfig
+from gptcli.config.recipe import RecipeConfig
+from gptcli.training import disk
 
 LORA = (
     "--train", "lora:2", "--learning-rate", 0.03, "--max-steps", 12, "--eval-every", 2, "--batch-size", 4,
@@ -64,6 +67,9 @@ def test_a_run_holds_an_adapter_alone_and_leaves_its_base_as_it_was(gptcli: Any,
     assert checkpoint.load(Path("run")).training["step"] == 12
     for words in (("generate", "the cat", "-c", "run", "--max-new-tokens", 4), ("checkpoints", "run")):
         assert gptcli(*words).code == 0
+    size = sum(file.stat().st_size for file in Path("run").rglob("*.safetensors"))
+    forecast = disk.forecast(checkpoint.load(base).config, RecipeConfig(), keep=2, adapter=LoRAConfig(2))
+    assert forecast.total == pytest.approx(size, rel=0.4)
     assert tune(gptcli, "run").code == 2
     assert tune(gptcli, "run", "--force", "--max-steps", 2).code == 0
 

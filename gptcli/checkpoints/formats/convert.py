@@ -141,6 +141,11 @@ def _read(path: Path) -> _Model:
     if path.is_dir() and (path / CONFIG).is_file() and _is_ours(path):
         loaded = checkpoint.load(path)
         return _Model("gptcli", loaded.config, loaded.tensors, loaded.tokenizer, loaded.training)
+    if layout.is_adapter(path):
+        raise GptcliError(
+            f"{path} is an adapter, and not a whole model.",
+            f"Merge it into the checkpoint that it changes: gptcli merge {path} -c CHECKPOINT --out NEW",
+        )
     read = formats.read(path)
     return _Model(read.format, read.config, read.tensors, read.tokenizer, notes=read.notes)
 
