@@ -70,7 +70,7 @@ def train(
     ] = None,
     size: Annotated[
         str | None,
-        model_option("--size", help=f"Model preset: {', '.join(PRESETS)} (small by default)."),
+        model_option("--size", help=f"Model preset, with a rate to suit: {', '.join(PRESETS)} (small by default)."),
         {"decides": {"learning_rate": PRESET_RATES}},
     ] = None,
     tokenizer: Annotated[

@@ -54,7 +54,7 @@ class RecipeConfig:
         None, "Stop after N evaluations without a better validation loss.", at_least=1, on_resume=True
     )
     learning_rate: float = training(
-        5e-4, "The optimizer's peak rate; with {size} by default what suits that.", also="--lr", above=0, common=True,
+        5e-4, "The optimizer's peak rate.", also="--lr", above=0, common=True,
         hint="The course trains with 5e-4; GPT-2-sized models take 1e-4 to 1e-3.",
     )  # fmt: skip
     min_learning_rate: float | None = training(None, "Where the schedule ends; a tenth of the peak by default.")

@@ -47,7 +47,8 @@ EMBEDDING_RATE = 2.0
 STEPS = 400  # at least; more tokens of text and of time make larger steps up to STEP_TOKENS, then more steps
 STEP_TOKENS = 1_024, 16_384
 EVALUATIONS = 20
-EVALUATED = 0.002  # share of the run's tokens that an evaluation reads, of each part
+EVALUATED, FEW = 0.002, 1_000  # share of the run's tokens that an evaluation reads of each part; tokens it always may
+EVALUATING, FORWARD = 0.06, 1 / 3  # most share of the time that evaluations take; of a forward pass in a step
 
 
 Config = TypeVar("Config", GPTConfig, RecipeConfig, RuntimeConfig)
@@ -146,8 +147,8 @@ class Budget:
         seen = found.speed * self.left
         config, recipe = self._regularised(found.config, recipe, seen / tokens)
         runtime = self._set(runtime, sample_every=0)
-        recipe = self._set(recipe, eval_all=len(corpus.validation) <= EVALUATED * seen)
-        return config, self._lengths(recipe, config, seen), runtime
+        recipe = self._set(recipe, eval_all=len(corpus.validation) <= max(EVALUATED * seen, FEW))
+        return config, self._lengths(recipe, config, seen, len(corpus.validation)), runtime
 
     def _set(self, config: Config, **values: Any) -> Config:
         """``config`` with these values, where the user has not given others."""
@@ -237,15 +238,16 @@ class Budget:
         )
         return config, recipe
 
-    def _lengths(self, recipe: RecipeConfig, config: GPTConfig, seen: float) -> RecipeConfig:
+    def _lengths(self, recipe: RecipeConfig, config: GPTConfig, seen: float, validation: int) -> RecipeConfig:
         """The tokens of a step, the number of steps as far as it is known, and the evaluations."""
         T = config.context_length
         step_tokens = min(max(seen / STEPS, STEP_TOKENS[0]), STEP_TOKENS[1])
         recipe = self._set(recipe, batch_size=max(1, round(step_tokens / T)))
         step_tokens = recipe.batch_size * T
         steps = max(1, int(seen / step_tokens))
-        every = max(1, steps // EVALUATIONS)
         batches = max(1, round(EVALUATED * seen / step_tokens))
+        read = batches * step_tokens + (validation if recipe.eval_all else min(validation, batches * step_tokens))
+        every = max(1, steps // EVALUATIONS, round(read * FORWARD / (step_tokens * EVALUATING)))
         warmup = min(100, max(1, steps // 20))
         recipe = self._set(recipe, warmup_steps=warmup, momentum_warmup=min(300, steps // 2))
         recipe = self._set(recipe, eval_every=every, eval_batches=batches)
