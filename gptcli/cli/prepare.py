@@ -38,10 +38,12 @@ def prepare(
     if out is None:
         raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
     from gptcli.checkpoints import layout
+    from gptcli.data import rows
     from gptcli.data.prepare import SHARD_TOKENS, Preparation, Request
     from gptcli.tokenizers import bpe_training
     from gptcli.tokenizers.choice import choose
 
+    rows.refuse_rows(texts, preparing.field)
     chosen = choose(preparing.tokenizer, layout.ROOT)
     if chosen.vocab_size is not None:
         bpe_training.library()
@@ -50,8 +52,6 @@ def prepare(
         tuple(texts), chosen.kind, text.encoding, text.errors, preparing.field, text.allow_special, tokens,
         chosen.vocab_size, preparing.train_share,
     )  # fmt: skip
-    if preparing.field is None and any(Path(each).suffix == ".jsonl" for each in texts):
-        render.warn("A .jsonl file is read as plain text, braces and all; --field NAME reads one field of every line.")
     run(Preparation(out, request, chosen.tokenizer, force=force), preparing.workers)
     next_steps.suggest("Train on it", "train", out)
     render.print_text(str(out))

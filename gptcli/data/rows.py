@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
@@ -79,6 +80,19 @@ def read(document: Document, on_bad: Callable[[BadRowError], None]) -> Iterator[
     for row in found:
         if any(value not in (None, "") for value in row.fields.values()):
             yield row
+
+
+def refuse_rows(texts: Sequence[str], field: str | None = None) -> None:
+    """Raise GptcliError for a file of rows, whose braces and commas are no running text; ``field`` reads .jsonl."""
+    found = next((text for text in texts if is_rows(text) and not Path(text).is_dir()), None)
+    if found is None or field is not None:
+        return
+    name = shlex.quote(found)
+    one = f"; one field as running text: gptcli prepare {name} --field NAME --out FOLDER" if ".jsonl" in found else ""
+    raise GptcliError(
+        f"{found} has rows of examples in it, not running text.",
+        f"Teach them: gptcli finetune {name} --init-from CHECKPOINT{one}",
+    )
 
 
 def read_files(sources: Sequence[str], *, encoding: str | None = None, errors: str = "strict") -> list[Document]:

@@ -10,7 +10,7 @@ from gptcli.checkpoints.checkpoint import Checkpoint
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
-from gptcli.data import documents
+from gptcli.data import documents, rows
 from gptcli.data.open import (
     Callbacks,
     TextOptions,
@@ -68,6 +68,7 @@ def new_run(
     """
     origin_path = checkpoint.find(init_from) if init_from is not None else None
     if prepared_folder(texts.texts) is None:
+        rows.refuse_rows(texts.texts)
         documents.find(texts.texts)  # a text that is not there is told before a run that is
     if budget is not None:
         budget.check(origin_path, world.size)
