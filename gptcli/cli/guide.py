@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[1] / "guide"
 PAGES = {
     "getting-started": "install, train a first model, let it write",
     "training": "texts, sizes, optimizers, snapshots, resuming",
+    "fine-tuning": "labels, and the classifier that they make",
     "tokenizers": "vocabularies, your own, other programs",
     "generating": "sampling, many prompts, long texts",
     "speed": "engines, drafts, packed weights, GPUs",
