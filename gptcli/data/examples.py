@@ -79,7 +79,7 @@ class Examples:
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of ``numbers``, (B, T) int64 with T the longest; padding has id 0 and no target."""
-        return self._padded(numbers, max(self.lengths[number] for number in numbers))
+        return self.padded(numbers, max(self.lengths[number] for number in numbers))
 
     def rest(self) -> None:
         """There is nothing between examples."""
@@ -90,10 +90,11 @@ class Examples:
 
     def step(self, numbers: Sequence[int], share: slice) -> tuple[Tensor, Tensor, float]:
         """As `Batches.step`. All processes pad to the same length, on which dropout's masks depend."""
-        inputs, targets = self._padded(numbers[share], max(self.lengths[number] for number in numbers))
+        inputs, targets = self.padded(numbers[share], max(self.lengths[number] for number in numbers))
         return inputs, targets, float(sum(self.counts[number] for number in numbers))
 
-    def _padded(self, numbers: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+    def padded(self, numbers: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of ``numbers``, (B, length) int64."""
         inputs = torch.zeros(len(numbers), length, dtype=torch.int64)
         targets = torch.full((len(numbers), length), IGNORED, dtype=torch.int64)
         for row, number in enumerate(numbers):

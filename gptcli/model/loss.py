@@ -19,8 +19,8 @@ def counted(targets: Tensor) -> int:
     return int((targets != IGNORED).sum())
 
 
-def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """The loss without gradients, in chunks of the vocabulary, so that the head is read once for all tokens."""
+def _losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Each row's loss without gradients, (N) float32: in chunks of the vocabulary, so that the head is read once."""
     parts = max(1, -(-8 * len(hidden) * head.size(0) // _chunk_bytes(hidden)))  # 4 bytes a logit, 4 for logsumexp
     rows = -(-head.size(0) // parts)
     targeted = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -35,12 +35,14 @@ def _cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         sums.append(torch.logsumexp(logits, dim=-1))
         inside = ((targets >= start) & (targets < start + len(part))).nonzero()[:, 0]
         targeted[inside] = logits[inside, targets[inside] - start]
-    return (torch.logsumexp(torch.stack(sums), dim=0) - targeted).mean()
+    return torch.logsumexp(torch.stack(sums), dim=0) - targeted
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The mean of all rows' losses, each times its factor if ``factors`` (N) is given."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, factors: Tensor | None = None) -> Tensor:
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.empty_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), device=hidden.device)
@@ -55,10 +57,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             else:
                 logits.copy_(h @ head.T)
             torch.log_softmax(logits, dim=-1, out=logits)
-            total -= logits.gather(1, y[:, None]).sum()
+            targeted = logits.gather(1, y[:, None])
+            total -= (targeted if factors is None else targeted * factors[start : start + len(h), None]).sum()
             grad_logits = logits.exp_()
             # d loss / d logits = (softmax(logits) - onehot(targets)) / N; the products below divide by N
             grad_logits.scatter_add_(1, y[:, None], grad_logits.new_full((len(h), 1), -1.0))
+            if factors is not None:
+                grad_logits *= factors[start : start + len(h), None]
             grad_logits = grad_logits.to(head.dtype)
             part, keep = grad_hidden[start : start + rows], float(start > 0)
             torch.addmm(part, grad_logits, head, beta=0, alpha=mean, out=part)
@@ -73,12 +78,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total * mean
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_head = ctx.grads
         del ctx.grads
         if grads[0].device.type == "cpu" and grads[0] == 1:  # saves a pass over the head's gradient
-            return grad_hidden, grad_head, None
-        return grad_hidden.mul_(grads[0]), None if grad_head is None else grad_head.mul_(grads[0]), None
+            return grad_hidden, grad_head, None, None
+        return grad_hidden.mul_(grads[0]), None if grad_head is None else grad_head.mul_(grads[0]), None, None
 
 
 def _chunk_bytes(hidden: Tensor) -> int:
@@ -171,6 +176,57 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, has_
             loss = _TritonCrossEntropy.apply(rows, head, targets, torch.is_grad_enabled())
             return loss
         if not torch.is_grad_enabled():
-            return _cross_entropy(rows, head, targets)
+            return _losses(rows, head, targets).mean()
         loss = _ChunkedCrossEntropy.apply(rows, head, targets)
     return loss
+
+
+@torch.no_grad()
+def log_probabilities(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Of each sequence the log probability of all its targets, in nats.
+
+    Args:
+        hidden: (S, T, C), after the final norm.
+        head: (V, C).
+        targets: (S, T) int64, the next tokens or `IGNORED`.
+
+    Returns:
+        (S) float32.
+    """
+    sequence, place = (targets != IGNORED).nonzero(as_tuple=True)
+    losses = _losses(hidden[sequence, place], head.to(hidden.dtype), targets[sequence, place])
+    return torch.zeros(len(targets), device=hidden.device).index_add_(0, sequence, losses, alpha=-1)
+
+
+def preference_loss(hidden: Tensor, head: Tensor, targets: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """The loss of direct preference optimization (Rafailov et al., 2023, equation 7), the mean over the pairs.
+
+    With r = log p(chosen) - log p(rejected), a pair's loss is -log sigmoid(beta (r - reference)). The head is
+    multiplied twice, for the log probabilities and for their gradient, so that no logits are held.
+
+    Args:
+        hidden: (2P, T, C), after the final norm: of each pair the chosen answer, then the rejected one.
+        head: (V, C).
+        targets: (2P, T) int64, the answers' tokens; `IGNORED` in prompts and padding.
+        reference: (P) float32, r by the model that training began with.
+        beta: how strongly the model is held to that one.
+
+    Returns:
+        a float32 scalar.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, head = hidden.to(dtype), head.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        chosen, rejected = log_probabilities(hidden, head, targets).view(-1, 2).unbind(1)
+        margins = beta * (chosen - rejected - reference)
+        loss = F.softplus(-margins).mean()
+        if not torch.is_grad_enabled():
+            return loss
+        # d loss / d log p(chosen) = -beta sigmoid(-margin) / P, and the opposite for the rejected answer
+        pulls = beta * torch.sigmoid(-margins) / len(margins)
+        sequence, place = (targets != IGNORED).nonzero(as_tuple=True)
+        factors = torch.stack((pulls, -pulls), 1).view(-1)[sequence] * len(sequence)  # the product below is a mean
+        slope: Tensor = _ChunkedCrossEntropy.apply(hidden[sequence, place], head, targets[sequence, place], factors)
+        return loss + (slope - slope.detach())
