@@ -129,4 +129,6 @@ def _loss(run: "Run", nats: float) -> str:
     record = text_record.read(run.path)
     part = record and record.validation
     bits = f" ({nats * NATS_TO_BITS / part.bytes_per_token:.2f} bits a byte)" if part and part.bytes_per_token else ""
-    return f"{nats:.3f} nats a {'text' if run.model_config.labels else 'token'}{bits}"
+    preferences = run.finetune is not None and run.finetune.method == "dpo"
+    unit = "pair" if preferences else "text" if run.model_config.labels else "token"
+    return f"{nats:.3f} nats a {unit}{bits}"

@@ -147,7 +147,8 @@ def print_header(run: "Run") -> None:
         f"({run.tokenizer.kind}, vocabulary {config.vocab_size:,}): {len(run.corpus.train):,} to train on, "
         f"{0 if held_out is None else len(held_out):,} to validate."
     )
-    kind = "windows of" if run.finetune is None else "examples of at most"
+    preferences = run.finetune is not None and run.finetune.method == "dpo"
+    kind = "windows of" if run.finetune is None else "pairs of at most" if preferences else "examples of at most"
     render.note(
         f"{plan.train_windows:,} {kind} {plan.context_length} tokens, {plan.batch_size} a step: "
         f"{plan.steps_per_epoch:,} steps an epoch, {plan.total_steps:,} in all."

@@ -13,6 +13,7 @@ from gptcli.config.runtime import RuntimeConfig
 from gptcli.config.text import DecodingErrors, TextConfig
 
 LossOn = Literal["answers", "all"]
+Method = Literal["sft", "dpo"]
 
 data = in_panel("Examples")
 training = in_panel("Training")
@@ -24,7 +25,7 @@ EPOCHS = ((1_000, 3), (10_000, 2))  # up to so many examples, so many epochs; el
 WARMUP = 0.06  # share of all steps
 EVALUATED = 64  # examples of each part that an evaluation looks at
 TRAINED = r"all|head|last:[1-9][0-9]*|lora(:[1-9][0-9]*)?"
-RATE, LORA_RATE = 5e-5, 2e-4
+RATES = {"sft": (5e-5, 2e-4), "dpo": (1e-6, 1e-5)}  # of all weights, and of adapters
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class FinetuneConfig:
         RecipeConfig, "train_share", 0.9, panel="Examples", help="Share of the examples to train on.",
         hint="0.9 trains on nine of ten examples and validates on the rest; 1 validates on nothing.",
     )  # fmt: skip
+    method: Method = training(
+        "sft", "sft: learn to write the answers. dpo: learn to prefer the chosen answer of each pair to the rejected.",
+        common=True,
+    )  # fmt: skip
+    dpo_beta: float = training(
+        0.1, "How strongly dpo holds the model to the one that it begins with.", above=0, hint="0.1 is usual."
+    )
     train: str = training(
         "all", "All weights; last:N, the last blocks and the head; head; or lora:RANK, adapters beside frozen weights.",
         common=True, metavar="all|last:N|head|lora[:RANK]",
@@ -81,7 +89,7 @@ class FinetuneConfig:
         help="Stop after N evaluations without a better validation loss; 0 never stops.",
     )  # fmt: skip
     learning_rate: float | None = like(
-        RecipeConfig, "learning_rate", shown_default=f"{RATE:g}; {LORA_RATE:g} for lora",
+        RecipeConfig, "learning_rate", shown_default="5e-05, 0.0002 for lora; 1e-06, 1e-05 for dpo",
         hint="5e-5 is usual for weights that are trained already, 2e-4 for adapters.",
     )  # fmt: skip
     min_learning_rate: float | None = like(RecipeConfig, "min_learning_rate")
@@ -107,6 +115,16 @@ class FinetuneConfig:
             re.fullmatch(TRAINED, self.train) is not None,
             f"{{train}} is {self.train!r}, which names no weights.",
             "Give all, head, lora, or last:2 for the last two blocks, the last norm and the head.",
+        )
+        require(
+            self.method == "dpo" or self.dpo_beta == FinetuneConfig.dpo_beta,
+            "{dpo_beta} is of {method} dpo.",
+            "Give {method} dpo, or leave {dpo_beta} out.",
+        )
+        require(
+            self.method == "sft" or self.loss_on == "answers",
+            "{method} dpo compares answers, and {loss_on} is all.",
+            "Leave {loss_on} out.",
         )
         for name in ("lora_alpha", "lora_targets"):
             require(
@@ -147,7 +165,7 @@ class FinetuneConfig:
             "warmup_steps": round(WARMUP * (self.max_steps or steps * epochs)),
             "eval_every": max(1, steps // 10),
             "eval_batches": -(-EVALUATED // batch),
-            "learning_rate": RATE if self.adapter is None else LORA_RATE,
+            "learning_rate": RATES[self.method][self.adapter is not None],
             **found,
             "batch_size": batch,
             "context_length": context_length,

@@ -15,7 +15,7 @@ from gptcli.data.rows import BadRowError, Row
 from gptcli.errors import GptcliError, SettingError
 from gptcli.model.loss import IGNORED
 from gptcli.tokenizers import Tokenizer, offsets
-from gptcli.tokenizers.template import Rendered, Template, end_text, special_in
+from gptcli.tokenizers.template import Messages, Rendered, Template, end_text, special_in
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,9 +95,10 @@ def encode(texts: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer,
     documents = rows.read_files(texts, encoding=settings.encoding, errors=settings.errors)
     read = [(document.name, *_read(document, fields, on_bad)) for document in documents]
     form = forms.check_one_form([(name, each) for name, each, _ in read])
-    _check_form(form, read[0][0])
+    _check_form(form, read[0][0], settings)
     found = [row for _, _, each in read for row in each]
-    template = templates.choose(settings.template, form, tokenizer) if form in CONVERSATIONS else None
+    has_answers = form in (*CONVERSATIONS, PREFERENCE)
+    template = templates.choose(settings.template, form, tokenizer) if has_answers else None
     if template is not None and settings.loss_on == "answers" and not template.marks_answers:
         raise SettingError(
             f"The template {template.name} has no {{% generation %}}, so nothing says what the answers are.",
@@ -143,10 +144,18 @@ def _read(
     return form, found
 
 
-def _check_form(form: Form, file: str) -> None:
-    if form is PREFERENCE:
-        has = f"{file} has {form.name} ({', '.join(form.fields)}), which gptcli does not learn from yet."
-        raise SettingError(has, "To learn the chosen answers alone: {fields} prompt=prompt,completion=chosen")
+def _check_form(form: Form, file: str, settings: FinetuneConfig) -> None:
+    has = f"{file} has {form.name} ({', '.join(form.fields)})"
+    if form is PREFERENCE and settings.method != "dpo":
+        raise SettingError(
+            f"{has}, which {{method}} {settings.method} does not learn from.",
+            "Give {method} dpo; to learn the chosen answers alone: {fields} prompt=prompt,completion=chosen",
+        )
+    if form is not PREFERENCE and settings.method == "dpo":
+        raise SettingError(
+            f"{has}, but {{method}} dpo learns from preferences.",
+            f"Give rows with {', '.join(PREFERENCE.fields)}, or leave {{method}} out.",
+        )
 
 
 def _summary(
@@ -166,24 +175,31 @@ def _conversations(
     groups = []
     for row in found:
         try:
-            messages = forms.messages_of(row, form)
-            _refuse_special([message["content"] for message in messages], row, tokenizer)
-            rendered = _at(row, template.render, messages)
-            ids, learned = _at(row, marked, tokenizer, rendered)
-            if not any(learned[1:]) or len(ids) < 2:
-                raise BadRowError(
-                    f"{row.place} has no token of an answer after a prompt.",
-                    "Expected are a prompt and an answer. " + SKIP,
-                )
+            conversations = forms.answers_of(row) if form is PREFERENCE else [forms.messages_of(row, form)]
+            read = [_tokens_of(row, messages, template, tokenizer) for messages in conversations]
         except BadRowError as error:
             on_bad(error)
             continue
-        groups.append([cut(ids, learned, loss_on, context, counts)])
-        encoded.characters += len(rendered.text)
-        prompt = messages[-2]["content"]
+        groups.append([cut(ids, learned, loss_on, context, counts) for ids, learned, _ in read])
+        encoded.characters += sum(characters for *_, characters in read)
+        prompt = conversations[0][-2]["content"]
         if not encoded.prompt or ("\n" in encoded.prompt and "\n" not in prompt):
             encoded.prompt = prompt
     return groups
+
+
+def _tokens_of(
+    row: Row, messages: Messages, template: Template, tokenizer: Tokenizer
+) -> tuple[list[int], list[bool], int]:
+    """The ids of a conversation, which of them belong to an answer, and the number of its characters."""
+    _refuse_special([message["content"] for message in messages], row, tokenizer)
+    rendered = _at(row, template.render, messages)
+    ids, learned = _at(row, marked, tokenizer, rendered)
+    if not any(learned[1:]) or len(ids) < 2:
+        raise BadRowError(
+            f"{row.place} has no token of an answer after a prompt.", "Expected are a prompt and an answer. " + SKIP
+        )
+    return ids, learned, len(rendered.text)
 
 
 def _at(row: Row, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -28,7 +28,7 @@ class Form:
 
 
 CHAT = Form("chats", ("messages",))
-PREFERENCE = Form("preferences", ("chosen", "rejected"), ("prompt",))
+PREFERENCE = Form("preferences", ("prompt", "chosen", "rejected"))
 INSTRUCTION = Form("instructions", ("instruction", "output"), ("input",))
 COMPLETION = Form("prompts with completions", ("prompt", "completion"))
 LABEL = Form("labelled texts", ("text", "label"))
@@ -126,6 +126,21 @@ def messages_of(row: Row, form: Form) -> Messages:
     if form is INSTRUCTION and row.fields.get("input") not in (None, ""):
         prompt = with_input(prompt, text_of(row, "input"))
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def answers_of(row: Row) -> tuple[Messages, Messages]:
+    """The conversations of a mapped row of preferences: the prompt with the chosen answer, and with the rejected one.
+
+    Raises:
+        BadRowError: a field is no text or empty, or the two answers are the same.
+    """
+    prompt, chosen, rejected = (text_of(row, name) for name in PREFERENCE.required)
+    if chosen == rejected:
+        raise BadRowError(
+            f"{row.place}: the chosen answer is the rejected one.", f"Expected are two answers that differ. {_SKIP}"
+        )
+    user = {"role": "user", "content": prompt}
+    return [user, {"role": "assistant", "content": chosen}], [user, {"role": "assistant", "content": rejected}]
 
 
 def with_input(instruction: str, text: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptcli.data import documents
-from gptcli.data.forms import CHAT, COMPLETION, INSTRUCTION, Form
+from gptcli.data.forms import CHAT, COMPLETION, INSTRUCTION, PREFERENCE, Form
 from gptcli.errors import SettingError, nearest
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.template import OF_CHECKPOINT, Template
@@ -50,7 +50,7 @@ _PLAIN = """\
 {%- endfor -%}
 """
 TEMPLATES = {"alpaca": _ALPACA, "chat": _CHAT, "plain": _PLAIN}
-DEFAULTS = {INSTRUCTION.name: "alpaca", CHAT.name: "chat", COMPLETION.name: "plain"}
+DEFAULTS = {INSTRUCTION.name: "alpaca", CHAT.name: "chat", COMPLETION.name: "plain", PREFERENCE.name: "plain"}
 
 
 def choose(name: str | None, form: Form, tokenizer: Tokenizer) -> Template:

@@ -11,7 +11,7 @@ from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.data import documents, example_files, rows
 from gptcli.data.example_files import Encoded
-from gptcli.data.examples import Examples, ExampleSet
+from gptcli.data.examples import Example, Examples, ExampleSet, Pairs
 from gptcli.data.open import Callbacks, input_paths
 from gptcli.data.templates import TEMPLATES
 from gptcli.tokenizers import Tokenizer
@@ -71,8 +71,9 @@ def new_finetuning(
         callbacks.report(line)
     for line in encoded.notes:
         callbacks.warn(line)
-    recipe = settings.recipe(len(encoded.train), encoded.length, context)
-    corpus, tokenizer = _example_set(encoded, recipe.batch_size), origin.tokenizer
+    per_row = 2 if settings.method == "dpo" else 1  # examples
+    recipe = settings.recipe(len(encoded.train) // per_row, encoded.length * per_row, context)
+    corpus, tokenizer = _example_set(encoded, recipe.batch_size, settings), origin.tokenizer
     tokenizer.chat_template = encoded.template or tokenizer.chat_template
     if settings.template is not None and settings.template not in TEMPLATES:
         settings = replace(settings, template=str(Path(settings.template).absolute()))
@@ -103,12 +104,20 @@ def open_examples(
         GptcliError: a file cannot be read, or an example cannot be used.
     """
     encoded = example_files.encode(texts, replace(settings, template=None), tokenizer, context)
-    return _example_set(encoded, batch_size)
+    return _example_set(encoded, batch_size, settings)
 
 
-def _example_set(encoded: Encoded, batch_size: int) -> ExampleSet:
+def _example_set(encoded: Encoded, batch_size: int, settings: FinetuneConfig) -> ExampleSet:
+    if settings.method == "dpo":
+        train = Pairs(_in_pairs(encoded.train), batch_size)
+        held_out = Pairs(_in_pairs(encoded.validation), batch_size, len(train)) if encoded.validation else None
+        return ExampleSet(train, held_out, encoded.characters, prompt=encoded.prompt, beta=settings.dpo_beta)
     validation = Examples(encoded.validation, batch_size) if encoded.validation else None
     return ExampleSet(
         Examples(encoded.train, batch_size), validation, encoded.characters,
         prompt=encoded.prompt, label_weights=encoded.label_weights,
     )  # fmt: skip
+
+
+def _in_pairs(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
+    return list(zip(examples[::2], examples[1::2], strict=True))

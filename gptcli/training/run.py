@@ -46,6 +46,7 @@ from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
 from gptcli.training.events import CooldownBegan, Event, RolledBack, Saved, Skipped, Stepped
 from gptcli.training.initial_model import initial_model, new_adapter, streamed_weights
+from gptcli.training.preference import with_reference
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import make_plan
 from gptcli.training.snapshots import Snapshot, Store
@@ -193,14 +194,14 @@ class Run:
         config, device, shared_by = self.model_config, self.placement.device, self.world if self._shards else None
         self.model = initial_model(config, init, self.recipe.seed, self.origin, self.finetune, device, shared_by)
         self.model.use(self.kernels)
+        self.corpus = with_reference(self.model, self.corpus, self.source)
         facts = {
             "recipe": as_dict(self.recipe), "runtime": as_dict(self.runtime), "source": self.source,
             "threads": self.threads, "device": self.placement.device.type, "dropout": MASKS,
             **({"finetune": as_dict(self.finetune)} if self.finetune else {}),
         }  # fmt: skip
-        keep, every = self.runtime.keep, self.runtime.save_every
         added = NewAdapter(self.adapter, Base.of(self.origin.path)) if self.adapter and self.origin else None
-        self.store = Store(self.path, config, self.tokenizer, facts, keep, every, added)
+        self.store = Store(self.path, config, self.tokenizer, facts, self.runtime.keep, self.runtime.save_every, added)
         self.world.while_first(self._begin_directory)
         if self._shards and self.snapshot is None:
             self.snapshot = snapshot_rows.first(self.path, self.world.rank)
@@ -210,8 +211,7 @@ class Run:
             config, recipe = self.model_config, self.recipe
             streamed = streamed_weights(config, recipe.init, recipe.seed, self.origin) if self._shards else None
             self.store.begin(streamed or checkpoint.to_file(self.model), asdict(Progress()), self.force)
-            no_locks = self._lock.enter_context(run_lock.held(self.path))  # resume.py locks a resumed run
-            if no_locks is not None:
+            if no_locks := self._lock.enter_context(run_lock.held(self.path)):  # resume.py locks a resumed run
                 self.warn(no_locks)
         record = recorded_texts.record_of(self.corpus, self.tokenizer, self.source, self.recipe.train_share)
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gptcli.config.recipe import RecipeConfig
 from gptcli.data.batches import Batches
 from gptcli.data.dataset import Corpus, Windows
-from gptcli.data.examples import Examples, ExampleSet
+from gptcli.data.examples import Examples, ExampleSet, Pairs
 from gptcli.training.optimizers import learning_rate
 
 
@@ -15,7 +15,7 @@ class Plan:
     """The numbers of windows and steps of a run.
 
     Attributes:
-        context_length: T of a training window, or of the longest example.
+        context_length: T of a training window, of the longest example, or of the longest pair's two answers together.
         batch_size: windows or examples per step, over all processes.
         train_windows, validation_windows: the numbers of windows or examples.
         tokens_per_step: tokens that a step reads, on average where examples differ in length.
@@ -108,7 +108,7 @@ def evaluation_windows(
     """The numbers of the train and validation windows of every evaluation: fixed, so that losses are comparable."""
     count = recipe.eval_batches * batch_size
     train = windows.order(recipe.seed, 0)[:count]
-    if isinstance(validation, Examples):
+    if isinstance(validation, Examples | Pairs):
         return train, validation.by_length() if recipe.eval_all else validation.order(recipe.seed, 0)[:count]
     validation_count = len(validation) if validation else 0
     held_out = range(validation_count if recipe.eval_all else min(count, validation_count))

@@ -1,7 +1,7 @@
 """The training step: forward, backward and update, for every precision, number of parts and of processes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -16,10 +16,11 @@ from gptcli.device import allocator, placement
 from gptcli.model.cost import training_flops_rule
 from gptcli.model.dropout_mask import step_seeds
 from gptcli.model.gpt import GPTModel
-from gptcli.model.loss import chunked_cross_entropy, counted, weighted_cross_entropy
+from gptcli.model.loss import counted
 from gptcli.training import distributed, optimizers
 from gptcli.training.block_compiler import CompiledBlocks
 from gptcli.training.distributed import ALONE, World
+from gptcli.training.losses import MeanLoss
 from gptcli.training.step_graph import HOST_BOUND, WARM_UP_STEPS, StepGraph
 
 RANDOM = "random"
@@ -39,25 +40,6 @@ class Outcome:
     grad_norm: float
     updated: bool
     excused: bool = False
-
-
-class MeanLoss(nn.Module):
-    """inputs and targets (B, T) -> the mean loss in nats a target; the module that DDP or FSDP wraps.
-
-    ``seeds`` are dropout's, as `GPTModel.hidden` takes them; ``has_ignored``: whether some targets have no loss;
-    ``label_weights``: of a classifier's labels, empty where all weigh the same.
-    """
-
-    def __init__(self, model: GPTModel, has_ignored: bool = False, label_weights: Sequence[float] = ()) -> None:
-        super().__init__()
-        self.model, self.has_ignored = model, has_ignored
-        self.label_weights = torch.tensor(label_weights, device=model.device) if label_weights else None
-
-    def forward(self, inputs: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
-        hidden = self.model.hidden(inputs, seeds=seeds)
-        if self.label_weights is not None:
-            return weighted_cross_entropy(hidden, self.model.head, targets, self.label_weights)
-        return chunked_cross_entropy(hidden, self.model.head, targets, has_ignored=self.has_ignored)
 
 
 def _line(error: Exception) -> str:
@@ -115,8 +97,8 @@ class Stepper:
         recipe: how to train.
         runtime: how to compute; blocks are compiled where its ``compile`` is True.
         world: the processes that share every step.
-        has_ignored: whether some targets have no loss.
-        label_weights: of a classifier's labels; empty where all weigh the same.
+        loss: a module over ``model`` that maps inputs, targets and dropout's seeds to a mean loss; None for that of
+            windows, in which every token has a target.
 
     Attributes:
         is_late: whether to read a step's outcome only after the launch of the next one, so that the GPU never waits
@@ -130,15 +112,14 @@ class Stepper:
         recipe: RecipeConfig,
         runtime: RuntimeConfig = DEFAULT_RUNTIME,
         world: World = ALONE,
-        has_ignored: bool = False,
-        label_weights: Sequence[float] = (),
+        loss: nn.Module | None = None,
     ) -> None:
         self.model, self.recipe, self.runtime, self.world = model, recipe, runtime, world
-        self.has_ignored = has_ignored
+        self._of_windows = loss is None
         self.notes: list[str] = []
         model.recompute = runtime.recompute
         self.dtype = dtype = placement.training_precision(recipe.dtype, model.device).dtype
-        self.loss: nn.Module = distributed.wrap(MeanLoss(model, has_ignored, label_weights), model, world)
+        self.loss: nn.Module = distributed.wrap(loss or MeanLoss(model), model, world)
         self.is_sharded = distributed.is_sharded(model)
         self.optimizers = optimizers.make_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
@@ -222,7 +203,7 @@ class Stepper:
     def _captures(self, inputs: Tensor) -> bool:
         """Whether launching a step takes longer than computing it (`HOST_BOUND`), and the step can be captured."""
         flops = training_flops_rule(self.model.config) * inputs.numel()
-        may = self.model.device.type == "cuda" and not self.has_ignored and not self.runtime.recompute
+        may = self.model.device.type == "cuda" and self._of_windows and not self.runtime.recompute
         return may and flops < HOST_BOUND
 
     def _backward(self, inputs: Tensor, targets: Tensor, share: float, seeds: Tensor | None) -> Tensor:

@@ -37,12 +37,13 @@ from gptcli.training.events import (
     Skipped,
     Stepped,
 )
+from gptcli.training.losses import MeanLoss, loss_of
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import Plan, batches_of, evaluation_windows, make_plan
 from gptcli.training.snapshots import Snapshot, Store, Tensors, newest
-from gptcli.training.step import Launched, MeanLoss, Stepper
+from gptcli.training.step import Launched, Stepper
 
 __all__ = ["Plan", "make_plan"]  # re-exported for callers of train
 
@@ -130,8 +131,8 @@ class _Run:
         self.windows, self.validation = batches_of(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
         self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
-        self.separate, weights = (True, corpus.label_weights) if isinstance(corpus, ExampleSet) else (False, ())
-        self.stepper = Stepper(model, recipe, runtime, world, has_ignored=self.separate, label_weights=weights)
+        self.separate = isinstance(corpus, ExampleSet)
+        self.stepper = Stepper(model, recipe, runtime, world, loss_of(model, corpus))
         self.progress, self.best = Progress(), BestWeights(model, world)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config, is_adapted(model)) if peak else None
         self.rate, self.grad_norm, self.pace = recipe.learning_rate, 0.0, Pace()

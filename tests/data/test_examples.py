@@ -13,7 +13,8 @@ from gptcli.model.gpt import GPTModel
 from gptcli.model.loss import IGNORED, chunked_cross_entropy
 from gptcli.training import trainer
 from gptcli.training.events import Evaluated, Stepped
-from gptcli.training.step import MeanLoss, Stepper
+from gptcli.training.losses import MeanLoss
+from gptcli.training.step import Stepper
 
 CONFIG = GPTConfig(vocab_size=19, context_length=12, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
 
@@ -121,7 +122,7 @@ def test_parts_of_a_step_move_rounding_only(drop_rate: float) -> None:
         torch.manual_seed(3)
         trained = GPTModel(CONFIG.with_changes(drop_rate=drop_rate))
         recipe = RecipeConfig(batch_size=8, optimizer="sgd", dtype="float32")
-        stepper = Stepper(trained, recipe, RuntimeConfig(accumulate=parts), has_ignored=True)
+        stepper = Stepper(trained, recipe, RuntimeConfig(accumulate=parts), loss=MeanLoss(trained, True))
         inputs, targets, total = examples.step(range(8), slice(0, 8))
         losses = [stepper.launch(inputs, targets, 0.1, number, total).outcome().loss for number in range(5)]
         found.append(losses)
@@ -153,7 +154,8 @@ def test_a_frozen_parameter_stays_as_it_is_and_has_no_state() -> None:
     for name, parameter in trained.named_parameters():
         parameter.requires_grad = name.startswith("h.1.")
     before = {name: p.detach().clone() for name, p in trained.named_parameters()}
-    stepper = Stepper(trained, RecipeConfig(batch_size=4, dtype="float32"), RuntimeConfig(), has_ignored=True)
+    recipe = RecipeConfig(batch_size=4, dtype="float32")
+    stepper = Stepper(trained, recipe, RuntimeConfig(), loss=MeanLoss(trained, True))
     inputs, targets, total = examples.step(range(4), slice(0, 4))
     stepper.launch(inputs, targets, 1e-2, 0, total).outcome()
     for name, parameter in trained.named_parameters():

@@ -1,7 +1,6 @@
 """Pairs of answers: in one batch side by side, numbered, never divided."""
 
-from gptcli.data.examples import Example
-from gptcli.data.pairs import Pairs
+from gptcli.data.examples import Example, Pairs
 from gptcli.model.loss import IGNORED
 
 
@@ -16,7 +15,7 @@ def test_a_batch_has_both_answers_and_the_number_of_each_pair() -> None:
         [[IGNORED, 3, 4], [IGNORED, 9, IGNORED]],
     ]
     assert targets[:, :, 3].tolist() == [[11, 11], [10, 10]]
-    assert (pairs.weight(targets), pairs.tokens, pairs.context_length, len(pairs), pairs.rest()) == (2.0, 7, 3, 2, None)
+    assert (pairs.weight(targets), pairs.tokens, pairs.context_length, len(pairs), pairs.rest()) == (2.0, 7, 6, 2, None)
     share, _, total = pairs.step([1, 0], slice(0, 1))
     assert (share.shape, total) == ((1, 2, 3), None)
     assert pairs.identity != Pairs([one, (two[1], two[0])], 2).identity

@@ -22,6 +22,7 @@ from gptcli.model.gpt import GPTModel
 from gptcli.model.loss import IGNORED
 from gptcli.training import step as stepping
 from gptcli.training import trainer
+from gptcli.training.losses import MeanLoss
 from gptcli.training.optimizers import (
     Muon,
     learning_rate,
@@ -344,11 +345,11 @@ def test_a_row_counts_in_the_loss_what_its_label_weighs(parts: int) -> None:
     nats = F.cross_entropy(model.next_logits(inputs), actual, reduction="none")
     expected = (nats * torch.tensor(weights)[actual]).sum() / 6
     (gradient,) = torch.autograd.grad(expected, model.score.weight, retain_graph=True)
-    stepper = Stepper(model, *split({"batch_size": 6, "accumulate": parts}), has_ignored=True, label_weights=weights)
+    stepper = Stepper(model, *split({"batch_size": 6, "accumulate": parts}), loss=MeanLoss(model, True, weights))
     loss = stepper._gradients(inputs, targets, total=6.0)
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(model.score.weight.grad, gradient, atol=1e-6, rtol=1e-5)
-    plain_stepper = Stepper(model, *split({"batch_size": 6}), has_ignored=True)
+    plain_stepper = Stepper(model, *split({"batch_size": 6}), loss=MeanLoss(model, True))
     found = float(plain_stepper.forward(inputs, targets).detach())
     assert found == pytest.approx(float(nats.mean().detach()), rel=1e-5)
 
