@@ -48,9 +48,9 @@ def finetune(
 ) -> None:
     """Teach a checkpoint your texts, pairs, chats or labels, in a run of its own.
 
-    A row has text; prompt, completion; instruction, input, output; messages (role, content); or text, label, which
-    makes a classifier. Prints the run's directory on stdout. Ctrl-C and SIGTERM write a checkpoint and stop; --resume
-    RUN goes on with it.
+    A row has text; prompt, completion; instruction, input, output; messages (role, content); text, label, which makes
+    a classifier; or prompt, chosen, rejected, for --method dpo. Prints the run's directory on stdout. Ctrl-C and
+    SIGTERM write a checkpoint and stop; --resume RUN goes on with it.
     """
     given = settings_command.by_flag(context)
     options.check_text(runtime.sample_prompt, "--sample-prompt")

@@ -175,7 +175,8 @@ def finetune(
     Args:
         data: .jsonl, .json, .csv or .tsv files with an example a row; .txt and .md files of running text; folders of
             them, and globs. A row has ``text``; ``prompt`` and ``completion``; ``instruction``, ``input`` and
-            ``output``; ``messages``; or ``text`` and ``label``, which makes a classifier.
+            ``output``; ``messages``; ``text`` and ``label``, which makes a classifier; or ``prompt``, ``chosen`` and
+            ``rejected``, for the method dpo.
         out: the run's directory; its parents are made.
         init_from: the checkpoint.
         settings: how to read and to learn the examples.

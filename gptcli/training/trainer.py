@@ -126,12 +126,11 @@ class _Run:
         store: Store | None, world: World, peak: float | None,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.runtime, self.store, self.world = model, recipe, runtime, store, world
-        self.given, self.corpus = recipe, corpus
+        self.given, self.corpus, self.separate = recipe, corpus, isinstance(corpus, ExampleSet)
         self.plan = make_plan(corpus, recipe)
         self.windows, self.validation = batches_of(corpus, recipe)
         self.evaluated = evaluation_windows(self.windows, self.validation, recipe, self.plan.batch_size)
         self.scores_rest = recipe.eval_all  # the validation tokens behind the last whole window as well
-        self.separate = isinstance(corpus, ExampleSet)
         self.stepper = Stepper(model, recipe, runtime, world, loss_of(model, corpus))
         self.progress, self.best = Progress(), BestWeights(model, world)
         self.tokens_per_second_at_peak = peak / training_flops_rule(model.config, is_adapted(model)) if peak else None
