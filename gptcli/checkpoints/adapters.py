@@ -169,7 +169,7 @@ def find_base(adapter: Path) -> Path:
             return place
     raise GptcliError(
         f"{adapter} is an adapter for {name or 'a model that it does not name'}, which is not there.",
-        f"Name the checkpoint that it changes: gptcli generate PROMPT -c CHECKPOINT --adapter {adapter}",
+        f"Put it there again, or say where it is now: gptcli generate PROMPT -c CHECKPOINT --adapter {adapter}",
     )
 
 
