@@ -84,6 +84,8 @@ def kill_until_done(folder: Path, story: Path, kills: int, seed: int) -> int:
         found = left_behind(folder / "run")
         if whole is None:
             whole, expected = time.perf_counter() - started, found
+        if arguments is begin:
+            whole = min(whole, time.perf_counter() - started)  # the first session waits for the server as well
         assert found == expected
         if done >= kills:
             return done
