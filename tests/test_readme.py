@@ -45,6 +45,8 @@ def workplace(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "data", tmp_path / "data")
     for name in ("my.txt", "other.txt"):
         shutil.copy(ROOT / "data" / "story.txt", tmp_path / name)
+    rows = '{"prompt": "One and one is", "completion": " two."}\n' * 2
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     (tmp_path / "folder").mkdir()
     shutil.copy(ROOT / "data" / "story.txt", tmp_path / "folder" / "a.txt")
     for name in ("my", "gpt2-small", "demo"):

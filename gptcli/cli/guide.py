@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "guide"
 PAGES = {
     "getting-started": "install, train a first model, let it write",
     "training": "texts, sizes, optimizers, snapshots, resuming",
-    "fine-tuning": "labels, and the classifier that they make",
+    "fine-tuning": "your texts, pairs, chats and labels; templates, adapters",
     "tokenizers": "vocabularies, your own, other programs",
     "generating": "sampling, many prompts, long texts",
     "speed": "engines, drafts, packed weights, GPUs",

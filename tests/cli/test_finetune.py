@@ -128,7 +128,7 @@ BAD: list[tuple[str, Any, tuple[Any, ...], tuple[str, ...]]] = [
     ("an empty answer", [{"prompt": "q", "completion": " "}], (), ("rows.jsonl, line 1", "'completion' is empty")),
     ("a special token", [{"prompt": "q<|endoftext|>", "completion": "a"}], (), ("line 1", "the end of text")),
     ("a role of no chat", [{"messages": [{"role": "bot", "content": "x"}]}], (), ("line 1, message 1", '"bot"')),
-    ("preferences", [{"chosen": "a", "rejected": "b"}], (), ("does not learn from yet", "--fields prompt=prompt")),
+    ("preferences", [{"prompt": "p", "chosen": "a", "rejected": "b"}], (), ("does not learn", "--method dpo")),
     ("no row", [{}], (), ("rows.jsonl has no row", "Give one example a row")),
     ("one label only", [{"text": "x", "label": "a"}] * 3, (), ("all 3 rows have the label 'a'", "at least 2")),
     ("an unknown field", PAIRS, ("--fields", "promt=a"), ("--fields has 'promt'", "Did you mean prompt?")),
