@@ -295,7 +295,7 @@ def context_length(tokens: int, documents: int) -> int:
 def regularisation(epochs: float) -> tuple[float, float]:
     """Dropout and weight decay for a text that is seen so many times."""
     doublings = max(0.0, math.log2(max(epochs, 1.0)))
-    return round(min(0.3, 0.06 * doublings), 2), round(min(5.0, 0.12 * 2**doublings), 1)
+    return round(min(0.5, 0.06 * doublings), 2), round(min(5.0, 0.12 * 2**doublings), 1)
 
 
 def learning_rate(width: int, epochs: float) -> float:
