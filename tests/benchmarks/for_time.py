@@ -66,9 +66,7 @@ def main() -> None:
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--time", default="1m", help="of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument(
-        "--threads", type=int, nargs="*", default=[], help="of every run; the physical cores by default"
-    )
+    parser.add_argument("--threads", type=int, help="of every run; the physical cores by default")
     parser.add_argument("--without", nargs="*", default=[], choices=["sweep", "nanogpt", "repeat"])
     parser.add_argument("--option", nargs="*", default=[], help="more options of --for, as name=value")
     parser.add_argument("--out", type=Path, default=Path("for-time"))

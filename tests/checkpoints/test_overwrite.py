@@ -170,11 +170,12 @@ def test_weights_that_were_cut_are_kept(run_in: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["train", "export", "quantize", "load-gpt2"])
 def test_an_input_is_never_replaced(run_in: Any, gptcli: Any, tmp_path: Path, command: str) -> None:
     sources = tmp_path / "in"
+    (sources / "model" / "notes.txt").write_text("a text beside the weights", encoding="utf-8")
     before = everything(tmp_path)
     out = {"train": sources, "load-gpt2": sources / "hf"}.get(command, sources / "model")
     run_in(command, out, "--force").assert_user_error("this command reads")
-    inside = ("train", sources / "model" / "metrics.jsonl", *TINY, *FAST, "--out", sources / "model", "--force")
-    gptcli(*inside).assert_user_error("metrics.jsonl, what this command reads")
+    inside = ("train", sources / "model" / "notes.txt", *TINY, *FAST, "--out", sources / "model", "--force")
+    gptcli(*inside).assert_user_error("notes.txt, what this command reads")
     origin = ("train", sources / "story.txt", "--init-from", sources / "model", "--out", sources / "model", "--force")
     gptcli(*origin).assert_user_error("is what this command reads")
     assert everything(tmp_path) == before

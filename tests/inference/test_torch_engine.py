@@ -10,7 +10,7 @@ from decoding import read, step
 from models import tiny_checkpoint, tiny_model
 from ragged import assert_each_as_alone, ragged_requests
 
-from gptcli.checkpoints import checkpoint
+from gptcli.checkpoints import checkpoint, derived
 from gptcli.inference.torch_engine import TorchEngine
 from gptcli.model.quantization import is_packed_name, packed, unpacked
 from gptcli.model.quantized import PackedModel
@@ -77,7 +77,7 @@ def test_packed_layers_equal_their_own_dequantised_weights(shape: dict[str, Any]
 @pytest.mark.parametrize(("bits", "times"), [(8, 3.7), (4, 6)])
 def test_a_packed_checkpoint_stays_packed_in_memory(tmp_path: Path, bits: int, times: float) -> None:
     source = tiny_checkpoint(tmp_path / "run", emb_dim=128, n_heads=2)
-    checkpoint.create_packed(tmp_path / "small", source, bits)  # type: ignore[arg-type]
+    derived.create_packed(tmp_path / "small", source, bits)  # type: ignore[arg-type]
 
     def size(model: torch.nn.Module) -> int:
         return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])

@@ -16,6 +16,7 @@ EVENTS: tuple[Any, ...] = (
     events.Skipped(1, float("nan"), 1.0),
     events.RolledBack(0, 0.25),
     events.Evaluated(0, 1, 64, 4.0, 4.5, 1e-3, 100.0, 1.0, 1.0, 1000, 0, None),
+    events.CooldownBegan(1, 8),
     events.EpochEnded(1, 1),
     events.Saved(1, Path("run")),
     events.Noted("a line"),
