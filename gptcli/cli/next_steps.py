@@ -1,6 +1,7 @@
 """What to do next: after a command, and where gptcli is called alone."""
 
 import json
+import tomllib
 from pathlib import Path
 
 from gptcli.checkpoints import layout
@@ -95,7 +96,10 @@ def is_unfinished(run: Path) -> bool:
         recipe, step = training["recipe"], int(training["step"])
         if not any((run / layout.SNAPSHOTS).glob("step-*")) or recipe.get("early_stop") or recipe.get("max_time"):
             return False
-        if recipe.get("max_steps") is not None:
+        if recipe.get("for_time") is not None and recipe.get("cooldown_start") is None:  # the clock decides its end
+            settings = tomllib.loads((run / layout.SETTINGS).read_text(encoding="utf-8"))
+            unfinished = "cooldown_start" not in settings or step < settings["max_steps"]
+        elif recipe.get("max_steps") is not None:
             unfinished = step < recipe["max_steps"]
         else:
             rows = (run / layout.METRICS).read_text(encoding="utf-8").splitlines()

@@ -65,7 +65,7 @@ def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[st
     line += ", the last one, kept." if is_last else ", kept."
     if not is_last and _memorised(best, rows[-1]):
         line += f" After that it memorised (training {best['train_loss']:.2f} to {rows[-1]['train_loss']:.2f})."
-    elif not is_last and rows[-1]["train_loss"] > best["val_loss"]:
+    elif not is_last and rows[-1]["train_loss"] > max(best["val_loss"], best["train_loss"] or 0):
         line += f" After that the training loss rose to {rows[-1]['train_loss']:.2f}."
     return line
 
@@ -88,6 +88,8 @@ def advice(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, 
     if _memorised(best, rows[-1]):
         return _against_memorising(run)
     if rows[-1]["step"] <= best["step"] and run.step == run.plan.total_steps:
+        if run.recipe.for_time is not None:
+            return f"What helps most: more time, for the loss was still falling (--for {2 * run.recipe.for_time:g}s)."
         name, value = ("max-steps", run.recipe.max_steps) if run.recipe.max_steps else ("epochs", run.recipe.epochs)
         return _again(run, "more steps, for the loss was still falling", f"--{name}", str(2 * value))
     return ""
