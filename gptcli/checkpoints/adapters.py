@@ -223,7 +223,7 @@ def _sum_of(path: Path) -> dict[str, Any]:
         return file_sum(file)
     except OSError as error:
         raise GptcliError(
-            f"{file} cannot be read: {error.strerror or error}.", "Is the checkpoint complete?"
+            f"{file} cannot be read: {error.strerror or error}.", "Check that the checkpoint is complete."
         ) from error
 
 

@@ -79,7 +79,7 @@ def last(path: Path) -> Path:
         return found[-1]
     if training.get("weights") == "best":
         raise SettingError(
-            f"{path} holds the weights of its best evaluation, and none of its snapshots are left.",
+            f"{path} holds the weights of its best evaluation, and it has no snapshots any more.",
             "Leave {last} out, or use the run that it was copied from.",
         )
     return path
@@ -118,12 +118,12 @@ def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GptcliError(
             f"{file} is not a gptcli checkpoint's: {_one_line(error)}.",
-            f"Bring foreign weights in with: gptcli load-gpt2 --from {path}",
+            f"Import other programs' weights: gptcli load-gpt2 --from {path}",
         ) from error
     try:
         return GPTConfig(**shape), ours
     except GptcliError as error:
-        raise GptcliError(f"{file}: {error.message}", "Copy the checkpoint again, or train anew.") from error
+        raise GptcliError(f"{file}: {error.message}", "Copy the checkpoint again, or train again.") from error
 
 
 def read_language_model(path: Path) -> tuple[GPTConfig, dict[str, Any]]:
@@ -181,7 +181,7 @@ def tokenizer_of(path: Path, ours: Mapping[str, Any]) -> Tokenizer:
             raise TypeError
     except (KeyError, TypeError) as error:
         raise GptcliError(
-            f"{path / CONFIG} does not name its tokenizer.", "Copy the checkpoint again, or train anew."
+            f"{path / CONFIG} does not name its tokenizer.", "Copy the checkpoint again, or train again."
         ) from error
     return tokenizers.load(path, kind, fingerprint)
 
@@ -204,11 +204,11 @@ def check_parts(path: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
         raise GptcliError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json says vocab_size "
             f"{config.vocab_size}.",
-            "Its files come from two models; copy the checkpoint again, or train anew.",
+            "Its files come from two models; copy the checkpoint again, or train again.",
         )
     file = weights_file(path)
     if not file.exists():
-        raise GptcliError(f"{path} has no {file.name}.", "The checkpoint is incomplete; copy it again, or train anew.")
+        raise GptcliError(f"{path} has no {file.name}.", "The checkpoint is incomplete; copy it again, or train again.")
 
 
 def _one_line(error: Exception) -> str:

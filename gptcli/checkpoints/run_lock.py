@@ -37,7 +37,7 @@ def held(run: Path) -> Iterator[str | None]:
     """
     lock = _acquired(run)
     if lock is None:
-        yield f"The disk of {run} knows no locks: make sure that no second process trains or replaces this run."
+        yield f"The disk of {run} supports no locks: make sure that no second process trains or replaces this run."
         return
     owner = run / OWNER
     try:

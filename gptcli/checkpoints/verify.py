@@ -14,7 +14,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 _WRAPPERS = re.compile(r"(?:_orig_mod\.|module\.|transformer\.)+")  # torch.compile's, DataParallel's, Hugging Face's
 _MOST_LISTED = 5
 _OTHER_MODELS = (
-    "The files come from different models, or one is cut off: copy all of them again from one place, or train anew."
+    "The files come from different models, or one is cut off: copy all of them again from one place, or train again."
 )
 
 Shape = tuple[int, ...]

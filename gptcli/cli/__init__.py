@@ -28,23 +28,23 @@ SETTINGS: dict[str, Any] = {
 COMMANDS: dict[str, dict[str, str]] = {
     "Make": {
         "train": "Train a GPT on your texts. With no option but a file it is the course's pretraining run.",
-        "finetune": "Teach a checkpoint your texts, pairs, chats or labels, in a run of its own.",
+        "finetune": "Fine-tune a checkpoint on your texts, pairs, chats or labels, in a run of its own.",
         "prepare": "Encode texts of any size into token shards, which gptcli train reads by memory map.",
-        "train-tokenizer": "Train a vocabulary of your own on texts: byte-level BPE, as GPT-2's, of any size.",
-        "plot": "Draw the losses of runs over one another, as a picture and in the terminal.",
+        "train-tokenizer": "Train a vocabulary of your own on texts: byte-level BPE like GPT-2's, of any size.",
+        "plot": "Draw the losses of several runs in one picture and in the terminal.",
         "download": "Write the bundled story, or fetch a public-domain text to train on and check it.",
     },
     "Speak": {
         "generate": "Continue a prompt with a checkpoint. The text goes to stdout, and nothing else does.",
-        "classify": "Say which label a text has, with its probability; of a file of rows, for every row.",
+        "classify": "Print the label of a text and its probability, or those of every row of a file.",
         "tokenize": "Show a text as tokens: their pieces, their ids and how many there are.",
     },
     "Look inside": {
         "inspect-flow": (
-            "Follow one token from its id to the choice of the next: what each step adds, and every shape on the way."
+            "Follow one token from its id to the choice of the next token: what each step adds, and every shape."
         ),
-        "inspect-attn": "Show where each attention head looks: all heads and what they do, or the map of one.",
-        "inspect-logits": "Show what the model expects next after each token, and how surprised it was by what came.",
+        "inspect-attn": "Show what attention heads attend to: all heads with their patterns, or the map of one.",
+        "inspect-logits": "Show what the model predicts after each token, and the surprisal of the token that follows.",
         "inspect-embeddings": (
             "Compare words as vectors: similarity, neighbours, analogies, one word in two places; --png draws them."
         ),
@@ -52,23 +52,23 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Measure": {
         "count-params": "Count parameters, bytes, training memory and FLOPs of a size, a checkpoint or any shape.",
-        "evaluate": "Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured.",
-        "bench": "Time loading, prefill, decoding, a batch and a training step, each beside its limit.",
+        "evaluate": "Measure a model on a text (perplexity) or on a task (accuracy), and print the protocol.",
+        "bench": "Time loading, prefill, decoding, a batch and a training step, each with its limit.",
     },
     "Weights": {
         "quantize": "Pack a checkpoint's weights in 8 or 4 bits; generate and evaluate open the result like any other.",
         "merge": "Write a low-rank adapter and the checkpoint that it changes as one checkpoint, which needs neither.",
-        "load-gpt2": "Bring GPT-2 weights into a checkpoint, from the hub or from files that you have.",
+        "load-gpt2": "Write GPT-2 weights as a checkpoint, from the hub or from files that you have.",
         "checkpoints": "List the checkpoints under checkpoints/, or describe one.",
         "export": "Write a checkpoint in another dtype or format, read it back and compare it.",
     },
     "Help": {
-        "guide": "Read the guide: training, generating, speed, looking inside, and every option of every command.",
-        "doctor": "Check what is here, what works and what is missing; exit 1 if gptcli cannot train and generate.",
+        "guide": "Read the guide: training, generating, speed, inspection, every option.",
+        "doctor": "Check what is installed, what works and what is missing; exit 1 if gptcli cannot train and generate.",
     },
 }
 
-ABOUT = """Train, run and open up GPT-2-class language models.
+ABOUT = """Train, run and inspect GPT-2-class language models.
 
 \b
 gptcli download story                      write a story into data/story.txt

@@ -31,7 +31,8 @@ def bench(
         str | None, typer.Option("--size", help=f"A preset with random weights: {', '.join(PRESETS)}.")
     ] = None,
     work: Annotated[
-        list[str] | None, typer.Option("--work", help=f"Only this, may be given several times: {', '.join(WORKS)}.")
+        list[str] | None,
+        typer.Option("--work", help=f"Measure only this; may be given several times: {', '.join(WORKS)}."),
     ] = None,
     as_json: options.Json = False,
     compute: ComputeConfig = ON_THE_CPU,
@@ -39,7 +40,7 @@ def bench(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Time loading, prefill, decoding, a batch and a training step, each beside its limit."""
+    """Time loading, prefill, decoding, a batch and a training step, each with its limit."""
     repetitions, batch, rows, length = amounts.repetitions, amounts.batch, amounts.rows, amounts.length
     against, device = amounts.against, compute.device
     wanted = set(work or WORKS)
@@ -94,7 +95,9 @@ def bench(
         for each, group in doing.items():
             at_once = works.fit_at_once(each, group, placement.device)
             if not at_once:
-                render.note(f"{each.title}: the models do not fit into memory at once; each is made anew for its turn.")
+                render.note(
+                    f"{each.title}: the models do not fit into memory at once; each is made again for its turn."
+                )
             bar.set_description(each.title)
             found += works.measure(each, group, repetitions, limits, at_once=at_once, done=bar.update)
     sheet = peak_flops.data_sheet(placement.device, precision.dtype)

@@ -19,7 +19,7 @@ from gptcli.model.cost import parameter_count
 
 
 def checkpoints(
-    name: Annotated[str | None, typer.Argument(help="Details of this one: its name or its directory.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Describe this checkpoint: its name or its directory.")] = None,
     prune: Annotated[
         bool,
         typer.Option("--prune", help="Remove what only resuming this run needs; its best and last weights stay."),

@@ -31,7 +31,7 @@ def classify(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say which label a text has, with its probability; of a file of rows, for every row.
+    """Print the label of a text and its probability, or those of every row of a file.
 
     Prints label and probability, separated by a tab, a line for each text; with --json one JSON object a line.
     """
@@ -60,7 +60,7 @@ def classify(
             _print(records.pop(0), found, as_json)
             count, cut, tokens = count + 1, cut + found.cut, tokens + found.tokens
     if not count:
-        raise GptcliError(f"{document.name} holds no row.", 'Expected is one object a line: {"text": "..."}.')
+        raise GptcliError(f"{document.name} holds no row.", 'Expected: one object a line: {"text": "..."}.')
     _say_what_was_cut(cut, count, classifier)
     seconds = perf_counter() - started
     render.detail(f"{count:,} rows, {tokens:,} tokens: {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s.")
@@ -100,7 +100,7 @@ def _texts(document: "Document", fields: str | None, records: list[dict[str, Any
             )
         value = row.fields[name]
         if not isinstance(value, str):
-            raise GptcliError(f"{row.place}: field {name!r} is {value!r:.40}, not a text.", "Expected is a text.")
+            raise GptcliError(f"{row.place}: field {name!r} is {value!r:.40}, not a text.", "Expected: a text.")
         records.append({"line": row.line, "text": value})
         yield row.place, value
 

@@ -25,7 +25,7 @@ def count_params(
         Path | None, typer.Argument(help="A checkpoint directory, or its name under checkpoints/.", show_default=False)
     ] = None,
     checkpoint_option: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="The same, as an option.", show_default=False)
+        Path | None, typer.Option("--checkpoint", "-c", help="The checkpoint, as an option.", show_default=False)
     ] = None,
     size: Annotated[
         str | None, typer.Option("--size", help=f"A named shape: {_SIZES} (default: small).", show_default=False)
@@ -91,7 +91,7 @@ def _shape(checkpoint: Path | None, checkpoint_option: Path | None, size: str | 
     if is_adapter(found):
         from gptcli.checkpoints.adapter_file import read
 
-        render.note(f"{found} is an adapter of {read(found).parameters:,} parameters; counted is what it belongs to.")
+        render.note(f"{found} is an adapter of {read(found).parameters:,} parameters; the counts are the model's.")
     return str(found), read_config(found)[0]
 
 

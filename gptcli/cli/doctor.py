@@ -24,7 +24,7 @@ def doctor(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check what is here, what works and what is missing; exit 1 if gptcli cannot train and generate.
+    """Check what is installed, what works and what is missing; exit 1 if gptcli cannot train and generate.
 
     Needs no network, and leaves no file but compiled kernels in the cache. A machine that has not compiled them yet
     takes up to a minute more.
@@ -136,7 +136,7 @@ def _print(found: dict[str, Any]) -> None:
     render.print_text(
         "gptcli can train and generate on this machine."
         if found["ok"]
-        else "gptcli cannot train and generate on this machine: mend what FAILS."
+        else "gptcli cannot train and generate on this machine: repair what FAILS."
     )
 
 

@@ -56,7 +56,9 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        task_option("--out", "-o", help="Write a line for every item, FILE.jsonl; an interrupted run goes on there."),
+        task_option(
+            "--out", "-o", help="Write a line for every item, FILE.jsonl; an interrupted measurement continues there."
+        ),
     ] = None,
     fields: Annotated[str | None, option_of(RowsConfig, "fields")] = None,
     as_json: options.Json = False,
@@ -64,7 +66,7 @@ def evaluate(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure a model on a text (perplexity) or on a task (accuracy), and say how it was measured.
+    """Measure a model on a text (perplexity) or on a task (accuracy), and print the protocol.
 
     Of a classifier: accuracy, precision, recall, F1, confusions and calibration on rows of texts with their labels.
     """

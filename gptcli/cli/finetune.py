@@ -24,7 +24,7 @@ def finetune(
         ),
     ] = None,
     init_from: Annotated[
-        Path | None, typer.Option("--init-from", help="The checkpoint to teach; it is never changed.")
+        Path | None, typer.Option("--init-from", help="The checkpoint to fine-tune; it is never changed.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run's directory; checkpoints/<name of the data> by default.")
@@ -35,8 +35,8 @@ def finetune(
         typer.Option(
             "--resume",
             metavar="RUN",
-            rich_help_panel="Saving and going on",
-            help="Go on with this run as if it had never stopped.",
+            rich_help_panel="Saving and resuming",
+            help="Continue this run; the result is that of a run that never stopped.",
         ),
     ] = None,
     texts_sha256: Annotated[
@@ -46,7 +46,7 @@ def finetune(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Teach a checkpoint your texts, pairs, chats or labels, in a run of its own.
+    """Fine-tune a checkpoint on your texts, pairs, chats or labels, in a run of its own.
 
     A row has text; prompt, completion; instruction, input, output; messages (role, content); text, label, which makes
     a classifier; or prompt, chosen, rejected, for --method dpo. Prints the run's directory on stdout. Ctrl-C and
@@ -62,12 +62,12 @@ def finetune(
         return
     if not texts:
         raise GptcliError(
-            "There are no examples to learn from.", "Give a file of them; see gptcli finetune --help for its forms."
+            "There are no examples to train on.", "Give a file of them; see gptcli finetune --help for its forms."
         )
     if init_from is None:
         raise GptcliError(
-            "There is no checkpoint to teach.",
-            "Name one with --init-from CHECKPOINT; gptcli checkpoints lists them, gptcli load-gpt2 brings GPT-2's.",
+            "There is no checkpoint to fine-tune.",
+            "Name one with --init-from CHECKPOINT; gptcli checkpoints lists them, gptcli load-gpt2 fetches GPT-2's.",
         )
 
     from gptcli.checkpoints import layout

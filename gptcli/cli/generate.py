@@ -31,10 +31,12 @@ def generate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="Continue every line of this file at once; .jsonl may hold options for each."),
+        typer.Option(
+            "--prompts", help="Continue every line of this file, several at once; .jsonl may hold options for each."
+        ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", help="How many --prompts are under way at once."), RARELY_USED
+        int, typer.Option("--batch-size", help="How many of the --prompts are continued at once."), RARELY_USED
     ] = 8,
     checkpoint: options.Checkpoint = None,
     adapter: options.Adapter = None,
@@ -47,13 +49,13 @@ def generate(
         RARELY_USED,
     ] = False,
     no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print each text when it is whole."), RARELY_USED
+        bool, typer.Option("--no-stream", help="Print each text when it is complete."), RARELY_USED
     ] = False,
     last: Annotated[
-        bool, typer.Option("--last", help="Take the last weights of a run, not those of its best evaluation.")
+        bool, typer.Option("--last", help="Use the last weights of a run, not those of its best evaluation.")
     ] = False,
     steps: Annotated[
-        bool, typer.Option("--steps", help=f"A table of the {CANDIDATES} likeliest candidates of every token instead.")
+        bool, typer.Option("--steps", help=f"Print a table with the {CANDIDATES} likeliest candidates for every token.")
     ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -127,4 +127,4 @@ def print_steps(result: "TextStream", tokenizer: "Tokenizer") -> None:
         rows.append([str(number), quoted(token.id), f"{token.probability:.1%}", *cells])
     ranks = ["likeliest", "second", "third", "fourth", "fifth"]
     columns = [("step", "right"), ("drawn", "left"), ("its share", "right"), *((rank, "left") for rank in ranks)]
-    render.print_table("What could have come next, and what came", columns, rows, spare=len(ranks) - 1)
+    render.print_table("Candidates for each token, and the token that followed", columns, rows, spare=len(ranks) - 1)

@@ -38,7 +38,7 @@ def guide(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Read the guide: training, generating, speed, looking inside, and every option of every command.
+    """Read the guide: training, generating, speed, inspection, every option.
 
     Piped or redirected, a page is the Markdown that it is written in.
     """

@@ -40,7 +40,7 @@ def inspect_attn(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show where each attention head looks: all heads and what they do, or the map of one."""
+    """Show what attention heads attend to: all heads with their patterns, or the map of one."""
     if head is not None and (layer is None or rollout):
         raise GptcliError(
             f"--head {head} needs a --layer{' and no --rollout' if rollout else ''}.",
@@ -141,7 +141,11 @@ def _print_grid(captured: "Capture", scores: "HeadScores") -> None:
         console.print(line, overflow="crop", no_wrap=True)
     console.print(heatmap.legend(coloured))
     places = attention.most_telling(scores, TABLE_ROWS)
-    title = "The most telling heads" if len(places) < layers * heads else "The heads, the most telling first"
+    title = (
+        "The heads with the clearest patterns"
+        if len(places) < layers * heads
+        else "The heads, those with the clearest pattern first"
+    )
     if width < NARROW:
         columns, caption = [("head", "right"), ("what it does", "left"), ("clearest share", "left")], ""
         rows = [[f"{n}.{h}", attention.role(scores, n, h) or "–", _clearest(scores, n, h)] for n, h in places]
@@ -184,7 +188,7 @@ def _print_map(chosen: "Tensor", labels: list[str], title: str) -> None:
 
     console = render.stdout_console()
     coloured = heatmap.has_colour(console)
-    console.print(Text(f"{title}: a row is a token, its cells are where it looks"), soft_wrap=True)
+    console.print(Text(f"{title}: a row is a token, its cells are the tokens that it attends to"), soft_wrap=True)
     lines = heatmap.triangle(chosen.tolist(), labels, console.width, coloured)
     if lines is None:
         render.note(f"{len(labels)} tokens do not fit side by side into {console.width} columns; --png draws them.")
@@ -197,4 +201,4 @@ def _print_map(chosen: "Tensor", labels: list[str], title: str) -> None:
     for number, row in enumerate(chosen):
         links = attention.strongest(row[: number + 1], LINKS)
         words = ", ".join(f"{labels[place]} ({place}) {weight:.0%}" for place, weight in links)
-        render.print_text(f"{number:>{digits}} {labels[number]:<{min(room, 14)}} looks at {words}")
+        render.print_text(f"{number:>{digits}} {labels[number]:<{min(room, 14)}} attends to {words}")

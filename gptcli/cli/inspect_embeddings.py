@@ -33,19 +33,19 @@ class Word:
 
 def inspect_embeddings(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="WORD...", help="Words to look at; - reads stdin.")
+        list[str] | None, typer.Argument(metavar="WORD...", help="Words to compare; - reads stdin.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the words from this file.")] = None,
     checkpoint: options.Checkpoint = None,
     adapter: options.Adapter = None,
     analogy: Annotated[
         tuple[str, str, str] | None,
-        typer.Option("--analogy", help="What is to the third word as the first is to the second: king man woman."),
+        typer.Option("--analogy", help="Words A B C: the nearest to A - B + C, as in king man woman."),
     ] = None,
     within: Annotated[
         str | None,
         typer.Option(
-            "--within", help="A text with one of the words in it twice: how alike the two are after each layer."
+            "--within", help="A text that has one of the words twice: the similarity of the two after each layer."
         ),
     ] = None,
     png: options.Png = None,
@@ -67,7 +67,7 @@ def inspect_embeddings(
     for text in (*(analogy or ()), within or ""):
         options.check_text(text, "The text")
     if not named and analogy is None:
-        raise GptcliError("There is no word to look at.", "Give some: gptcli inspect-embeddings king queen river")
+        raise GptcliError("There is no word to compare.", "Give some: gptcli inspect-embeddings king queen river")
     if within is not None and not named:
         raise GptcliError("--within needs a word to find in the text.", 'Like this: bank --within "bank … bank"')
     loaded, model = looking.open_model(checkpoint, adapter, device, threads)
@@ -132,7 +132,7 @@ def inspect_embeddings(
     if analogy is not None:
         tables.append((f"{analogy[0]} – {analogy[1]} + {analogy[2]}, the three left out", [ordinals, listed(answers)]))
     if layers:
-        heading = f"How alike {twice} is in its first two places (cosine)"
+        heading = f"Similarity of {twice} in its first two places (cosine)"
         tables.append((heading, [["where", "cosine"], *([where, f"{value:.3f}"] for where, value in layers)]))
 
     def picture() -> bytes:

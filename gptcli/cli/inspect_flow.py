@@ -31,7 +31,7 @@ def inspect_flow(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Follow one token from its id to the choice of the next: what each step adds, and every shape on the way."""
+    """Follow one token from its id to the choice of the next token: what each step adds, and every shape."""
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
     subject = looking.read_to_predict(text, checkpoint, adapter, device, threads)
@@ -79,7 +79,7 @@ def inspect_flow(
             "logits": walk.logits.numpy(),
         }
 
-    tables = [("The way", stages), ("What could come next", candidates)]
+    tables = [("The way", stages), ("Candidates for the next token", candidates)]
     if outputs.write(picture, lambda: pages.report_page(title, _about(subject), picture(), tables), record, arrays):
         return
     render.print_text(_about(subject))
@@ -95,7 +95,9 @@ def inspect_flow(
     )
     headings, *rows = candidates
     render.print_table(
-        "What could come next", [(heading, "left" if heading == "token" else "right") for heading in headings], rows
+        "Candidates for the next token",
+        [(heading, "left" if heading == "token" else "right") for heading in headings],
+        rows,
     )
     render.print_text(f"The likeliest, {chosen}, is what greedy decoding chooses.")
 

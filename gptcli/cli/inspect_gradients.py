@@ -18,7 +18,7 @@ def inspect_gradients(
     checkpoint: options.Checkpoint = None,
     adapter: options.Adapter = None,
     without_shortcuts: Annotated[
-        bool, typer.Option("--without-shortcuts", help="Beside it, the same model with its residual connections cut.")
+        bool, typer.Option("--without-shortcuts", help="Also the same model without its residual connections.")
     ] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="The course's five layers instead of a model and a text.")
@@ -88,7 +88,9 @@ def inspect_gradients(
     render.print_text(about)
 
 
-_DEMO_ABOUT = "Layers 3-3-3-3-3-1, GELU, squared error, seed 123. Without shortcuts the first layers hardly learn."
+_DEMO_ABOUT = (
+    "Layers 3-3-3-3-3-1, GELU, squared error, seed 123. Without shortcuts the gradients of the first layers are near 0."
+)
 
 
 def _demo() -> dict[str, dict[str, float]]:

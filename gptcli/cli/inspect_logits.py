@@ -20,7 +20,7 @@ def inspect_logits(
     adapter: options.Adapter = None,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="Also what each layer would say, read through the output head (logit lens)."),
+        typer.Option("--layers", help="Also the prediction of each layer, computed by the output head (logit lens)."),
     ] = False,
     png: options.Png = None,
     html: options.Html = None,
@@ -32,7 +32,7 @@ def inspect_logits(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what the model expects next after each token, and how surprised it was by what came."""
+    """Show what the model predicts after each token, and the surprisal of the token that follows."""
     outputs = looking.Outputs(png, html, json, npz)
     text = options.read_text(text, file, what="text")
     subject = looking.read_to_predict(text, checkpoint, adapter, device, threads)
@@ -85,7 +85,7 @@ def inspect_logits(
     headings, *rows = (row[:shown] for row in table)
     numeric = {"", "surprise", "probability", "rank"}
     render.print_table(
-        "What could have come next, and what came",
+        "Candidates for each token, and the token that followed",
         [(heading, "right" if heading in numeric else "left") for heading in headings],
         rows,
         caption="Surprise, probability and rank are those that the token itself had, given the ones before it; "
@@ -97,7 +97,7 @@ def inspect_logits(
 def _summary(found: "Predictions") -> str:
     count = found.bits.size(0) - 1
     if count == 0:
-        return "One token: nothing before it, so nothing to be surprised by."
+        return "The text has one token, and no token before it predicts it: there is no surprisal."
     return (
         f"{found.total_bits:.1f} bits for {count} tokens after the first, {found.total_bits / count:.2f} a token, "
         f"perplexity {found.perplexity:.2f}"
@@ -135,7 +135,7 @@ def _print_lens(table: list[list[str]]) -> None:
     room = max(1, (render.stdout_console().width - 18) // 18)
     for first in range(1, len(table[0]), room):
         headings, *rows = [[row[0], *row[first : first + room]] for row in table]
-        title = "What each layer would say next" if first == 1 else ""
+        title = "The prediction of each layer" if first == 1 else ""
         render.print_table(title, [(heading, "left") for heading in headings], rows)
 
 

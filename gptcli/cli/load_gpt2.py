@@ -41,7 +41,7 @@ def load_gpt2(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Bring GPT-2 weights into a checkpoint, from the hub or from files that you have."""
+    """Write GPT-2 weights as a checkpoint, from the hub or from files that you have."""
     given = [name for name, value in (("--size", size), ("--from", source), ("--repo", repo)) if value is not None]
     if len(given) > 1:
         raise GptcliError(f"{' and '.join(given)} name two sources.", "Give one of them.")

@@ -162,7 +162,7 @@ def tokens_of(tokenizer: "Tokenizer", text: str) -> list[int]:
     """
     ids = tokenizer.encode(text)
     if not ids:
-        raise GptcliError("The text is empty: there is nothing to look at.", "Give at least one token.")
+        raise GptcliError("The text is empty: there is nothing to inspect.", "Give at least one token.")
     if tokenizer.kind == "word" and (unknown := ids.count(tokenizer.vocab_size - 1)):
         render.warn(f"{unknown} of {len(ids)} words are not in the vocabulary: the model sees <|unk|> there.")
     return ids

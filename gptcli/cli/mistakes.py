@@ -125,7 +125,9 @@ def _no_option(
         return GptcliError(wrong, f"The {what.lower()} follows the command without an option: {command} {shown}")
     meant = [name for name in OPTIONS_MEANT.get(option, ()) if name in known]
     if option == "--model" and command == "gptcli train":
-        return GptcliError(wrong, "--size names the size of a new model; --init-from CHECKPOINT goes on from another.")
+        return GptcliError(
+            wrong, "--size names the size of a new model; --init-from CHECKPOINT starts from another model's weights."
+        )
     close = meant[0] if meant else _close(option, known)
     return GptcliError(wrong, f"Did you mean {close}? {see}" if close else see)
 

@@ -26,9 +26,9 @@ def suggest_generate(checkpoint: Path, tokenizer: Tokenizer | None = None) -> No
         return
     prompt = known_prompt(tokenizer or layout.load_tokenizer(checkpoint))
     if prompt:
-        suggest("Speak with it", "generate", prompt, "--checkpoint", checkpoint)
+        suggest("Generate text with it", "generate", prompt, "--checkpoint", checkpoint)
     else:
-        suggest("It has no tokenizer; count what it is made of", "count-params", checkpoint)
+        suggest("It has no tokenizer; count its parameters", "count-params", checkpoint)
 
 
 def known_prompt(tokenizer: Tokenizer) -> str:
@@ -78,10 +78,10 @@ def _fitting() -> tuple[str, list[tuple[str, str]]]:
     if labels:
         generate = (_line("classify", prompt, "-c", name), "classify a text")
     if not prompt:
-        count = (_line("count-params", name), "count what it is made of")
+        count = (_line("count-params", name), "count its parameters")
         return f"The newest checkpoint is {path}; it has no tokenizer.", [count, everything]
     if is_unfinished(path):
-        resume = (_line("train", "--resume", name), "go on with the run")
+        resume = (_line("train", "--resume", name), "resume the run")
         return f"The run {path} has stopped before its last step.", [resume, generate, everything]
     inspect = (_line("inspect-attn", prompt, "-c", name), "see its attention")
     return f"The newest checkpoint is {path}.", [generate, inspect, everything]

@@ -42,22 +42,22 @@ Adapter = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str, option_of(ComputeConfig, "device")]
 AllowSpecial = Annotated[bool, option_of(TextConfig, "allow_special")]
-FileDtype = Annotated[str, typer.Option("--dtype", help="Of the weights on disk: float32, float16 or bfloat16.")]
+FileDtype = Annotated[str, typer.Option("--dtype", help="Dtype of the weights on disk: float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, option_of(ComputeConfig, "threads")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Nothing on stderr but warnings and errors.")
+    bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Print only warnings and errors on stderr.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Say more on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Print more details on stderr.")]
 Debug = Annotated[
-    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show a traceback when something fails.")
+    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Print a traceback when the command fails.")
 ]
 
-Text = Annotated[str | None, typer.Argument(help="The text to look at; - reads stdin.")]
+Text = Annotated[str | None, typer.Argument(help="The text to inspect; - reads stdin.")]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
-Png = Annotated[Path | None, typer.Option("--png", help="Draw it into this picture.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write one page that works offline.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write it as JSON to this file; - for stdout.")]
-Npz = Annotated[Path | None, typer.Option("--npz", help="Write the numbers, whole, as NumPy arrays.")]
+Png = Annotated[Path | None, typer.Option("--png", help="Draw the result into this .png file.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write the result as one HTML page that works offline.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file; - for stdout.")]
+Npz = Annotated[Path | None, typer.Option("--npz", help="Write all numbers as NumPy arrays (.npz).")]
 
 
 def find_model(checkpoint: Path | None, adapter: Path | None) -> tuple[Path, Path | None]:

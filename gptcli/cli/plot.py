@@ -27,7 +27,7 @@ def plot(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the losses of runs over one another, as a picture and in the terminal.
+    """Draw the losses of several runs in one picture and in the terminal.
 
     Each run is judged by its validation loss, or by its training loss where it has no other. --metric draws something
     else: mfu, for one, is the share of the device's peak that training made use of.

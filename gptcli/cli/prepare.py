@@ -75,7 +75,7 @@ def run(preparation: "Preparation", workers: int | None = None) -> None:
         try:
             preparation.run(workers or usable_cpus(), lambda count: bar.update(count - bar.n))
         except KeyboardInterrupt:
-            render.warn(f"Stopped. The same command goes on after the last whole shard in {out}.")
+            render.warn(f"Stopped. The same command continues after the last whole shard in {out}.")
             raise typer.Exit(130) from None
     totals = token_shards.read_manifest(out)["totals"]
     seconds = time.perf_counter() - started

@@ -12,7 +12,7 @@ def quantize(
     checkpoint: Annotated[
         Path, typer.Argument(help="A float32 checkpoint: its directory, or name under checkpoints/.")
     ],
-    bits: Annotated[int, typer.Option("--bits", help="8 loses next to nothing; 4 is smaller and faster still.")] = 8,
+    bits: Annotated[int, typer.Option("--bits", help="8 loses almost no quality; 4 is smaller and faster.")] = 8,
     out: Annotated[
         Path | None, typer.Option("--out", help="The new directory (default: the old name with -int8 or -int4).")
     ] = None,

@@ -13,8 +13,8 @@ def page() -> str:
     parts = [
         "# Every command",
         "This page is made from the commands' own `--help`.",
-        "Every command takes `--quiet` (nothing on stderr but warnings and errors), `--verbose` (say more on stderr), "
-        "`--debug` (show a traceback when something fails) and `--help`.",
+        "Every command takes `--quiet` (only warnings and errors on stderr), `--verbose` (more details on stderr), "
+        "`--debug` (a traceback when the command fails) and `--help`.",
     ]
     for panel, lines in COMMANDS.items():
         parts.append(f"## {panel}")

@@ -195,7 +195,7 @@ def _with_signature(
                 if values.get("resume") is not None:
                     raise GptcliError(
                         "--print-config cannot be combined with --resume.",
-                        "The settings of a run stand in config.toml in its directory.",
+                        "config.toml in the run's directory holds the run's settings.",
                     )
                 render.print_text(as_toml(settings_context), end="")
                 return None

@@ -15,7 +15,7 @@ PIECES_IN_A_TABLE = 200
 
 
 def tokenize(
-    text: Annotated[str | None, typer.Argument(help="The text to take apart; - reads stdin.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text to split into tokens; - reads stdin.")] = None,
     file: Annotated[
         list[Path] | None,
         typer.Option("--file", "-f", help="Read the text from this file; with --compare, several files may be given."),
@@ -57,7 +57,7 @@ def tokenize(
     _check_schemes(schemes)
     whole = options.read_text(text, file[0] if file else None, what="text")
     if not whole:
-        raise GptcliError("The text is empty: there is nothing to take apart.", "Give a text of one character or more.")
+        raise GptcliError("The text is empty: there is nothing to tokenize.", "Give a text of one character or more.")
     tokenizers = [_of_checkpoint(checkpoint)] if checkpoint is not None else _of_text(schemes, whole)
     results = [(tokenizer, tokenizer.encode(whole, allow_special=allow_special)) for tokenizer in tokenizers]
     if as_json:

@@ -64,8 +64,8 @@ def train(
         typer.Option(
             "--resume",
             metavar="RUN",
-            rich_help_panel="Saving and going on",
-            help="Go on with this run as if it had never stopped.",
+            rich_help_panel="Saving and resuming",
+            help="Continue this run; the result is that of a run that never stopped.",
         ),
     ] = None,
     size: Annotated[
@@ -169,7 +169,7 @@ def go_on(run: Path, given: dict[str, Any], offered: dict[str, Any]) -> None:
     processes = world()
     ignored = [name for name in offered if name not in (*resume.MAY_CHANGE, *OF_THIS_PROCESS)]
     if ignored:
-        render.warn(f"The run keeps its own: what a file or variables say is ignored for {', '.join(ignored)}.")
+        render.warn(f"The run keeps its own settings: a file's or a variable's are ignored for {', '.join(ignored)}.")
     given = {name: value for name, value in offered.items() if name in resume.MAY_CHANGE} | given
     started = command_clock.started
     with resume.resumed(run, given, world=processes, callbacks=callbacks(), started=started) as resumed:

@@ -22,7 +22,7 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
     from gptcli.device.placement import peak_memory
 
     if stop.number is not None:
-        render.warn(f"Stopped by {stop.name} after step {run.step} of {run.plan.total_steps}. Go on with:")
+        render.warn(f"Stopped by {stop.name} after step {run.step} of {run.plan.total_steps}. To resume it:")
         command = "train" if run.finetune is None else "finetune"
         render.note(f"  gptcli {command} --resume {render.quoted(str(run.path))}")
     elif run.step < run.plan.total_steps:
@@ -39,7 +39,7 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
         if line:
             render.note(line)
     peak_bytes = render.human_bytes(peak_memory(run.placement.device))
-    what, command = ("Classify", "classify") if run.model_config.labels else ("Speak", "generate")
+    what, command = ("Classify texts", "classify") if run.model_config.labels else ("Generate text", "generate")
     render.note(f"The checkpoint is in {run.path} (peak memory {peak_bytes}). {what} with it:")
     render.note(f"  gptcli {command} {render.quoted(run.known_prompt())} --checkpoint {render.quoted(str(run.path))}")
     render.print_text(str(run.path))
@@ -64,7 +64,7 @@ def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[st
         return f"{line}{', the last one' if is_last else ''}. The last weights are kept, as --final says."
     line += ", the last one, kept." if is_last else ", kept."
     if not is_last and _memorised(best, rows[-1]):
-        line += f" After that it memorised (training {best['train_loss']:.2f} to {rows[-1]['train_loss']:.2f})."
+        line += f" After that the run memorised (training {best['train_loss']:.2f} to {rows[-1]['train_loss']:.2f})."
     elif not is_last and rows[-1]["train_loss"] > max(best["val_loss"], best["train_loss"] or 0):
         line += f" After that the training loss rose to {rows[-1]['train_loss']:.2f}."
     return line

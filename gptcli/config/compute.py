@@ -42,7 +42,7 @@ class EngineConfig:
     quantize: Quantization | None = speed(
         None, "Pack the weights in memory first: int8 or int4 (faster and smaller).", common=True
     )
-    compile: bool = speed(False, "Let torch.compile make the torch engine's steps (a minute, once a run).")
+    compile: bool = speed(False, "Compile the torch engine's steps with torch.compile (takes a minute in each run).")
 
     def __post_init__(self) -> None:
         check(self)

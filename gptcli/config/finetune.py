@@ -63,7 +63,7 @@ class FinetuneConfig:
         common=True,
     )  # fmt: skip
     dpo_beta: float = training(
-        0.1, "How strongly dpo holds the model to the one that it begins with.", above=0, hint="0.1 is usual."
+        0.1, "How strongly dpo keeps the model near the one that it begins with.", above=0, hint="0.1 is usual."
     )
     train: str = training(
         "all", "All weights; last:N, the last blocks and the head; head; or lora:RANK, adapters beside frozen weights.",
@@ -102,7 +102,7 @@ class FinetuneConfig:
     beta2: float = like(RecipeConfig, "beta2", 0.999)
     grad_clip: float = like(RecipeConfig, "grad_clip", 1.0)
     drop_rate: float | None = like(GPTConfig, "drop_rate", shown_default="the checkpoint's", panel="Training")
-    seed: int = like(RecipeConfig, "seed", 123, help="Of split, order and dropout: same seed, same run.")
+    seed: int = like(RecipeConfig, "seed", 123, help="Seed of split, order and dropout; the same seed repeats the run.")
     dtype: Dtype = like(RecipeConfig, "dtype", "auto")
     eval_every: int | None = like(RecipeConfig, "eval_every", shown_default="a tenth of an epoch")
     eval_batches: int | None = like(RecipeConfig, "eval_batches", shown_default="64 examples")

@@ -19,7 +19,7 @@ class GenerationConfig:
     max_new_tokens: int = text(100, "Stop after so many tokens.", also="-n", at_least=1, common=True)
     min_new_tokens: int = text(0, "No end of text before so many.", at_least=0, hint="0 turns it off.")
     num_samples: int = text(1, "How many texts.", at_least=1, common=True)
-    seed: int | None = text(None, "Seed of the random numbers: same seed, same result.", common=True)
+    seed: int | None = text(None, "Seed of the random numbers; the same seed repeats the text.", common=True)
     ignore_eot: bool = text(False, "Go on past the end-of-text token.")
     raw: bool = text(
         False,
@@ -33,13 +33,13 @@ class GenerationConfig:
     )
     draft: str = text(
         "auto",
-        "What guesses the next tokens, for speed. It never changes the text, and is refused where it would (by the "
-        "torch engine in 16 bits). int8 or int4 (the model itself, packed), ngram, a smaller checkpoint with the same "
-        "tokenizer (./int8 if it has such a name), or none; auto is int8 for a long text from a large float32 model "
-        "on a CPU.",
+        "A draft that proposes the next tokens, for speed. A draft never changes the text, and is refused where it "
+        "would (by the torch engine in 16 bits). int8 or int4 (the model itself, packed), ngram, a smaller checkpoint "
+        "with the same tokenizer (./int8 if it has such a name), or none; auto is int8 for a long text from a large "
+        "float32 model on a CPU.",
         path="name",
     )
-    contrast_layer: int | None = text(None, "Score tokens by what the last layer knows beyond this one.")
+    contrast_layer: int | None = text(None, "Score tokens by what the last layer adds to this layer's scores.")
 
     def __post_init__(self) -> None:
         check(self)

@@ -46,7 +46,7 @@ class GPTConfig:
     ffn_dim: int | None = model_setting(
         None, "Width of the feed-forward layer; 4 times {emb_dim} by default.", **up_to(1_000_000)
     )
-    activation: Activation = model_setting("gelu_new", "Of the feed-forward layer: gelu_new, gelu or relu.")
+    activation: Activation = model_setting("gelu_new", "Activation of the feed-forward layer: gelu_new, gelu or relu.")
     layer_norm_eps: float = model_setting(
         1e-5, "Epsilon of the layer norms.", above=0, below=1, hint="GPT-2's is 1e-5."
     )

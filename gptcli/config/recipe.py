@@ -90,18 +90,18 @@ class RecipeConfig:
     grad_clip: float = training(
         1.0, "Largest gradient norm, 0 for no limit.", at_least=0, hint="1.0 is usual, 0 turns it off."
     )
-    seed: int = training(123, "Of weights, order and dropout: same seed, same run.", common=True)
+    seed: int = training(123, "Seed of weights, order and dropout; the same seed repeats the run.", common=True)
     init: Init = model_setting("course", "First weights: course (torch's defaults) or gpt2 (std 0.02).")
     dtype: Dtype = training(
         "auto",
-        "Of matrix products: auto (float32 on a CPU, bfloat16 on a GPU that has it), float32, bfloat16, float16.",
+        "Dtype of matrix products: auto (float32 on a CPU, bfloat16 on a GPU that has it), float32, bfloat16, float16.",
     )
     train_share: float = evaluation(
         0.9, "Share of the characters (of prepared tokens) to train on.", above=0, at_most=1,
         hint="0.9 trains on the first 90% of the characters and validates on the rest; 1 validates on nothing.",
     )  # fmt: skip
     eval_every: int = evaluation(5, "Steps between evaluations.", at_least=1)
-    eval_batches: int = evaluation(5, "Batches of each part an evaluation looks at.", at_least=1)
+    eval_batches: int = evaluation(5, "Batches of each part that an evaluation reads.", at_least=1)
     eval_all: bool = evaluation(False, "Evaluate on the whole validation part.")
 
     final: Final = evaluation(

@@ -12,7 +12,7 @@ Log = Literal["none", "tensorboard"]
 
 SPEED = "Memory, speed, processes"
 speed = in_panel(SPEED, on_resume=True)
-saving = in_panel("Saving and going on", on_resume=True)
+saving = in_panel("Saving and resuming", on_resume=True)
 watching = in_panel("Watching", on_resume=True)
 
 
@@ -34,7 +34,7 @@ class RuntimeConfig:
     recompute: bool = speed(False, "Compute activations again instead of keeping them: less memory.")
     compile: bool | None = speed(
         None,
-        "Let torch.compile fuse each block; by default on one GPU, if the run is long enough to gain from it.",
+        "Fuse each block with torch.compile; by default on one GPU, if the run is long enough to gain from it.",
     )
     shard: bool = speed(False, "Under torchrun: every process holds a part of the model (FSDP2).")
     save_every: int | None = saving(

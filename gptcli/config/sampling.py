@@ -18,8 +18,8 @@ class SamplingConfig:
     """
 
     temperature: float = sampling_setting(
-        1.0, "0 is greedy, 1 the model as it is.", also="-t", at_least=0, common=True,
-        hint="0 always takes the likeliest token, 0.7 is calm, 1 is the model as it is, above 1 is wilder.",
+        1.0, "0 is greedy; 1 takes the model's probabilities.", also="-t", at_least=0, common=True,
+        hint="0 always takes the likeliest token, 0.7 favours likely tokens, 1 takes the model's probabilities.",
     )  # fmt: skip
     top_k: int | None = sampling_setting(
         None, "Choose among the k likeliest tokens.", at_least=1, common=True,

@@ -92,7 +92,7 @@ def read_file(
     for key, value in _tables(path).items():
         if isinstance(value, dict):
             raise GptcliError(
-                f"{path} has the table [{key}], but settings stand one a line, in no table.",
+                f"{path} has the table [{key}], but a file of settings has one setting a line and no tables.",
                 "Remove the line with the brackets, and give each setting once.",
             )
         if key not in known:

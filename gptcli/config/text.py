@@ -17,8 +17,10 @@ class TextConfig:
         SettingError: ``errors`` is none of its choices.
     """
 
-    encoding: str | None = text_setting(None, "Of the texts; UTF-8 or their byte-order mark by default.")
-    errors: DecodingErrors = text_setting("strict", "Bytes that do not decode: strict, replace or ignore.")
+    encoding: str | None = text_setting(None, "Encoding of the texts; UTF-8 or their byte-order mark by default.")
+    errors: DecodingErrors = text_setting(
+        "strict", "Treatment of bytes that do not decode: strict (an error), replace or ignore."
+    )
     allow_special: bool = text_setting(False, "Read <|endoftext|> in the text as the token, not as text.")
 
     def __post_init__(self) -> None:

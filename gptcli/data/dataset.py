@@ -93,10 +93,10 @@ def make_corpus(texts: Sequence[str], tokenizer: Tokenizer, train_share: float, 
     notes = []
     if len(train) < 2:
         train, validation = whole, whole[:0]
-        notes.append("The text is too short to split: all of it trains, nothing validates.")
+        notes.append("The text is too short to split: all of it is trained on, and there is no validation loss.")
     elif len(validation) < 2:
         validation = validation[:0]
-        notes.append("There is no text left to validate on: the run goes without a validation loss.")
+        notes.append("No text is left to validate on: the run has no validation loss.")
     return Corpus(train, validation, sum(len(text) for text in texts), len(whole), tuple(notes))
 
 
@@ -117,15 +117,15 @@ def open_prepared(folder: Path, train_share: float) -> Corpus:
     counted = _counted_for_vocabulary(folder, whole)
     if counted > cut:
         if train_share < token_shards.read_manifest(folder)["settings"]["train_share"]:
-            notes.append("The vocabulary was trained on a part of the text that now validates: it is not new to it.")
+            notes.append("The vocabulary was trained on a part of the text that the run now validates on.")
         else:
             cut = counted
     if cut < 2:
         cut = len(whole)
-        notes.append("The text is too short to split: all of it trains, nothing validates.")
+        notes.append("The text is too short to split: all of it is trained on, and there is no validation loss.")
     elif len(whole) - cut < 2:
         cut = len(whole)
-        notes.append("There is no text left to validate on: the run goes without a validation loss.")
+        notes.append("No text is left to validate on: the run has no validation loss.")
     characters = token_shards.read_manifest(folder)["totals"]["characters"]
     train, validation = whole.part(0, cut), whole.part(cut, len(whole))
     return Corpus(train, validation, characters, len(whole), tuple(notes))

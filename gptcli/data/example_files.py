@@ -197,7 +197,7 @@ def _tokens_of(
     ids, learned = _at(row, marked, tokenizer, rendered)
     if not any(learned[1:]) or len(ids) < 2:
         raise BadRowError(
-            f"{row.place} has no token of an answer after a prompt.", "Expected are a prompt and an answer. " + SKIP
+            f"{row.place} has no token of an answer after a prompt.", "Expected: a prompt and an answer. " + SKIP
         )
     return ids, learned, len(rendered.text)
 
@@ -325,5 +325,5 @@ def _split(groups: list[list[Example]], settings: FinetuneConfig, encoded: Encod
 def _note_few(count: int, held_out: int, encoded: Encoded) -> None:
     if count < FEW:
         few = f"{count} example{'s are' if count > 1 else ' is'} few"
-        judge = f"{held_out} held out say which weights are best" if held_out else "none is held out to judge them by"
-        encoded.notes.append(f"{few}: they may be learned by heart, and {judge}.")
+        judge = f"{held_out} held out say which weights are best" if held_out else "none is held out to validate on"
+        encoded.notes.append(f"{few}: the model may memorise them, and {judge}.")

@@ -93,7 +93,7 @@ def mapped(row: Row, form: Form, fields: Mapping[str, str]) -> Row:
         elif name in form.required or name in fields:
             raise BadRowError(
                 f"{row.place} has no field {theirs!r}; it has {_listed([*row.fields])}.",
-                f"Expected are {', '.join(fields.get(each, each) for each in form.required)}. {_SKIP}",
+                f"Expected: {', '.join(fields.get(each, each) for each in form.required)}. {_SKIP}",
             )
     return replace(row, fields=found)
 
@@ -107,10 +107,10 @@ def text_of(row: Row, field: str = "text") -> str:
     value = row.fields[field]
     if not isinstance(value, str):
         raise BadRowError(
-            f"{row.place}: field {field!r} is {_shown(value)}, not a text.", f"Expected is a text in quotes. {_SKIP}"
+            f"{row.place}: field {field!r} is {_shown(value)}, not a text.", f"Expected: a text in quotes. {_SKIP}"
         )
     if not value.strip():
-        raise BadRowError(f"{row.place}: field {field!r} is empty.", f"Expected is a text. {_SKIP}")
+        raise BadRowError(f"{row.place}: field {field!r} is empty.", f"Expected: a text. {_SKIP}")
     return value
 
 
@@ -137,7 +137,7 @@ def answers_of(row: Row) -> tuple[Messages, Messages]:
     prompt, chosen, rejected = (text_of(row, name) for name in PREFERENCE.required)
     if chosen == rejected:
         raise BadRowError(
-            f"{row.place}: the chosen answer is the rejected one.", f"Expected are two answers that differ. {_SKIP}"
+            f"{row.place}: the chosen answer is the rejected one.", f"Expected: two answers that differ. {_SKIP}"
         )
     user = {"role": "user", "content": prompt}
     return [user, {"role": "assistant", "content": chosen}], [user, {"role": "assistant", "content": rejected}]
@@ -153,7 +153,7 @@ def _chat(row: Row) -> Messages:
     if not isinstance(messages, list) or not messages:
         raise BadRowError(
             f"{row.place}: field 'messages' is {_shown(messages)}, not a list of messages.",
-            f'Expected is [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]. {_SKIP}',
+            f'Expected: [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]. {_SKIP}',
         )
     return [_message(row, number, each, len(messages)) for number, each in enumerate(messages, 1)]
 
@@ -163,22 +163,20 @@ def _message(row: Row, number: int, message: Any, count: int) -> dict[str, str]:
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
         raise BadRowError(
             f"{place} is {_shown(message)}, not an object with role and content.",
-            f'Expected is {{"role": "user", "content": "..."}}. {_SKIP}',
+            f'Expected: {{"role": "user", "content": "..."}}. {_SKIP}',
         )
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        raise BadRowError(f"{place} has the role {_shown(role)}.", f"Expected is one of {', '.join(ROLES)}. {_SKIP}")
+        raise BadRowError(f"{place} has the role {_shown(role)}.", f"Expected: one of {', '.join(ROLES)}. {_SKIP}")
     if not isinstance(content, str) or not content.strip():
         what = "empty" if isinstance(content, str) else f"{_shown(content)}, not a text"
-        raise BadRowError(f"{place}: its content is {what}.", f"Expected is a text. {_SKIP}")
+        raise BadRowError(f"{place}: its content is {what}.", f"Expected: a text. {_SKIP}")
     if role == "system" and number > 1:
-        raise BadRowError(f"{place} is the system's.", f"Expected is the system's message first. {_SKIP}")
+        raise BadRowError(f"{place} is the system's.", f"Expected: the system's message first. {_SKIP}")
     if number == count and role != "assistant":
-        raise BadRowError(
-            f"{place}, the last one, is the {role}'s.", f"Expected is an answer of the assistant. {_SKIP}"
-        )
+        raise BadRowError(f"{place}, the last one, is the {role}'s.", f"Expected: an answer of the assistant. {_SKIP}")
     if number == 1 and role == "assistant":
-        raise BadRowError(f"{place} is the assistant's.", f"Expected is a message that it answers. {_SKIP}")
+        raise BadRowError(f"{place} is the assistant's.", f"Expected: a message that it answers. {_SKIP}")
     return {"role": role, "content": content}
 
 
@@ -197,7 +195,7 @@ def check_one_form(found: Sequence[tuple[str, Form]]) -> Form:
             raise GptcliError(
                 f"{first} has {form.name} ({', '.join(form.fields)}), but {name} has {other.name} "
                 f"({', '.join(other.fields)}).",
-                "Teach one form at a time: one run for each, the second from the first one's weights.",
+                "Fine-tune on one form in each run: the second run begins with the weights of the first.",
             )
     return form
 

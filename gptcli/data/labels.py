@@ -53,7 +53,7 @@ def label_of(row: Row) -> str:
             f"A classifier learns names, as in low, middle, high; name ranges of the number. {_SKIP}",
         )
     what = "is empty" if value is None or isinstance(value, str) else f"is {shown}, not a name"
-    raise BadRowError(f"{row.place}: the label {what}.", f"Expected is a name, such as spam. {_SKIP}")
+    raise BadRowError(f"{row.place}: the label {what}.", f"Expected: a name, such as spam. {_SKIP}")
 
 
 def read(
@@ -106,7 +106,7 @@ def labels_of(found: Sequence[Labelled]) -> tuple[str, ...]:
         numbers = " They are numbers: name ranges of them, as in low, middle, high." if _are_numbers(counts) else ""
         raise GptcliError(
             f"{file}: {len(found):,} rows have {len(counts):,} labels, among them {_listed(sorted(counts))}.",
-            f"A label is the name of a class that several rows have; is the right field the label?{numbers}",
+            f"A label is the name of a class that several rows have; check which field holds the label.{numbers}",
         )
     return tuple(sorted(counts, key=int) if _are_numbers(counts) else sorted(counts))
 

@@ -39,7 +39,7 @@ def _hint(path: Path, source: str) -> str:
         return f"Did you mean {elsewhere}?"
     if (layout.ROOT / path / layout.CONFIG).is_file():
         run = layout.ROOT / path
-        return f"{run} is a checkpoint; to go on with its run: gptcli train --resume {run}"
+        return f"{run} is a checkpoint; to resume its run: gptcli train --resume {run}"
     if len(source.split()) > 3:
         return "If this is the text itself, put it into a file, or send it and give - as the name."
     folder = path.parent

@@ -137,7 +137,7 @@ class Preparation:
         except OSError as error:
             raise GptcliError(
                 f"Cannot write to {self.out}: {error.strerror or error}.",
-                "Make room, or choose another folder; the same command goes on after the last whole shard.",
+                "Free some space, or choose another folder; the same command continues after the last whole shard.",
             ) from error
 
     def _describe(self, files: list[Path | None]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Preparation:
             if was != source and was is not None:
                 changed = f"{was.get('bytes', 0):,} bytes then, {source.get('bytes', 0):,} now"
                 if was.get("bytes") == source.get("bytes"):
-                    changed = "it has been written since"
+                    changed = "the file has been written since"
                 raise SettingError(f"{source['path']} has changed since {self.out} was begun: {changed}.", hint)
         if now["sources"] != before.get("sources"):
             raise SettingError(f"{self.out} was prepared from other texts.", hint)

@@ -91,7 +91,7 @@ def refuse_rows(texts: Sequence[str], field: str | None = None) -> None:
     one = f"; one field as running text: gptcli prepare {name} --field NAME --out FOLDER" if ".jsonl" in found else ""
     raise GptcliError(
         f"{found} has rows of examples in it, not running text.",
-        f"Teach them: gptcli finetune {name} --init-from CHECKPOINT{one}",
+        f"Fine-tune on them: gptcli finetune {name} --init-from CHECKPOINT{one}",
     )
 
 
@@ -202,7 +202,7 @@ def _no_json(place: str, error: Exception) -> BadRowError:
         )
     what = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:100]
     return BadRowError(
-        f"{place} is no JSON: {what}.", 'Expected is one object: {"text": "..."}. {skip_bad} leaves such lines out.'
+        f"{place} is no JSON: {what}.", 'Expected: one object: {"text": "..."}. {skip_bad} leaves such lines out.'
     )
 
 
@@ -212,7 +212,7 @@ def _row(name: str, line: int, value: Any, on_bad: Callable[[BadRowError], None]
     on_bad(
         BadRowError(
             f"{name}, line {line:,} is {json.dumps(value)[:40]}, not an object with fields.",
-            'Expected is an object: {"text": "..."}. {skip_bad} leaves such rows out.',
+            'Expected: an object: {"text": "..."}. {skip_bad} leaves such rows out.',
         )
     )
     return None

@@ -37,7 +37,7 @@ _SUM_BYTES = 2**24
 _ROWS_HELD = 64  # the system may map 64 kB around each row
 _AGAIN = "Run the gptcli prepare that made it again, with --force; or copy the folder again from where it came."
 _ELSEWHERE = "Copy the folder again from where it came, or run gptcli prepare with another --out."
-_ANEW = "Remove it and run the same gptcli prepare again: it is made anew."
+_ANEW = "Remove it and run the same gptcli prepare again: the shard is made again."
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 
@@ -297,7 +297,9 @@ def open_shards(folder: Path) -> Shards:
     manifest = read_manifest(folder)
     totals = manifest["totals"]
     if totals is None:
-        raise GptcliError(f"{folder} is not finished.", "Run the same gptcli prepare again: it goes on where it was.")
+        raise GptcliError(
+            f"{folder} is not finished.", "Run the same gptcli prepare again: it continues where it stopped."
+        )
     digest = hashlib.sha256(manifest["tokenizer"]["fingerprint"].encode())
     maps, parts = [], []
     for number in range(totals["shards"]):

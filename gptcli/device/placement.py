@@ -189,7 +189,7 @@ def set_threads(threads: int | None) -> int:
         GptcliError: fewer than 1.
     """
     if threads is not None and threads < 1:
-        raise SettingError(f"{{threads}} is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+        raise SettingError(f"{{threads}} is {threads}, but at least 1 is needed.", "Leave it out for all cores.")
     torch.set_num_threads(threads or min(torch.get_num_threads(), resources.usable_cores()))
     return torch.get_num_threads()
 

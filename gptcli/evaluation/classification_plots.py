@@ -17,7 +17,7 @@ def draw(scores: LabelScores, file: Path, title: str) -> None:
     figure = pictures.new_figure(size + 5.4, max(4.6, size))
     matrix, reliability = figure.subplots(1, 2, width_ratios=[size, 4.6])
     _draw_matrix(matrix, scores)
-    reliability.plot([0, 1], [0, 1], "--", color="#a3a3a3", linewidth=1, label="as sure as right")
+    reliability.plot([0, 1], [0, 1], "--", color="#a3a3a3", linewidth=1, label="perfectly calibrated")
     if scores.after is None:
         _draw_reliability(reliability, scores.before, "#1f5fa8", "not calibrated")
     else:
@@ -25,7 +25,7 @@ def draw(scores: LabelScores, file: Path, title: str) -> None:
         _draw_reliability(reliability, scores.after, "#1f5fa8", f"at temperature {scores.after.temperature:.2f}")
     reliability.set_xlabel("probability of the likeliest label")
     reliability.set_ylabel("share of rows where it is right")
-    reliability.set_title("How far its probabilities can be trusted")
+    reliability.set_title("Calibration of its probabilities")
     reliability.grid(alpha=0.25)
     reliability.spines[["right", "top"]].set_visible(False)
     reliability.legend(frameon=False)

@@ -197,7 +197,7 @@ def measure(
         raise GptcliError(
             f"There {'is 1 token' if tokens == 1 else 'are 0 tokens'} to score, but a mean with a standard error takes "
             "at least 2.",
-            "Give a longer text: under 1,000 tokens, chance decides.",
+            "Give a longer text: under 1,000 tokens, the standard error is large.",
         )
     block = max(1, min(BLOCK, tokens // 10))
     blocks = -(-tokens // block)

@@ -38,7 +38,7 @@ def read(path: Path, run: str) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SettingError(
                 f"{path}, line {number}: this file was not written by gptcli evaluate --out.",
-                "Give a new file with {out}, or one of an earlier run to go on with it.",
+                "Give a new file with {out}, or one of an earlier run to continue it.",
             ) from error
     return rows
 

@@ -136,7 +136,7 @@ def require_classifier(path: Path) -> None:
     if not layout.read_config(path)[0].labels:
         raise GptcliError(
             f"{path} is a language model: it has no labels.",
-            f"Teach it labels: gptcli finetune ROWS --init-from {path} --out RUN",
+            f"Fine-tune it on labels: gptcli finetune ROWS --init-from {path} --out RUN",
         )
 
 

@@ -99,7 +99,7 @@ def open_drafter(
     layout.check_parts(path, config, its)
     if its.fingerprint != tokenizer.fingerprint:
         raise SettingError(
-            f"{{draft}} {draft} speaks the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
+            f"{{draft}} {draft} has the tokens of another {its.kind} vocabulary than the model's {tokenizer.kind}.",
             "Give a draft that was trained with the same tokenizer, or {draft} ngram.",
         )
     choice = choose_engine(engine, placing["device"], placing["dtype"], config)

@@ -108,7 +108,7 @@ def count_threads(threads: int | None) -> int:
         GptcliError: fewer than 1.
     """
     if threads is not None and threads < 1:
-        raise SettingError(f"{{threads}} is {threads}, but at least 1 must work.", "Leave it out for all cores.")
+        raise SettingError(f"{{threads}} is {threads}, but at least 1 is needed.", "Leave it out for all cores.")
     from gptcli.device import resources
 
     return threads or resources.usable_cores()

@@ -229,7 +229,7 @@ def _no_draw(sequence: Sequence, row: Array, options: SamplingConfig) -> GptcliE
     """The error for a row of logits (V) that allows no draw."""
     if bool((row == -float("inf")).all()) and sequence.count < sequence.request.min_new_tokens:
         return SettingError(
-            "Only the end of the text is left to draw, and {min_new_tokens} does not let it end yet.",
+            "Only the end-of-text token can be drawn, and {min_new_tokens} forbids that token here.",
             "Lower {min_new_tokens}, or leave {contrast_layer} out.",
         )
     if options.no_repeat_ngram_size is not None and not bool((row != row).any() or (row == float("inf")).any()):

@@ -106,7 +106,7 @@ class TorchEngine:
             except Exception as error:
                 reason = _first_line(error)
         if reason is not None and device.type == "cuda":
-            self._report(f"Triton's kernels cannot be used ({reason}); decoding goes on without.")
+            self._report(f"Triton's kernels cannot be used ({reason}); decoding continues without.")
 
     def _without_kernels(self, error: Exception) -> None:
         """Report that a kernel cannot run, and use the plain step from now on; without memory no step can."""
@@ -115,7 +115,7 @@ class TorchEngine:
         self._kernels, self._prompts, self._draws = None, None, None
         self._drawn.clear()
         self._graphs.clear()
-        self._report(f"Triton's kernels cannot run here ({_first_line(error)}); decoding goes on without.")
+        self._report(f"Triton's kernels cannot run here ({_first_line(error)}); decoding continues without.")
 
     def with_slots(self, slots: int) -> "TorchEngine":
         """This model with a cache of its own, for ``slots`` sequences of a whole context."""
@@ -239,7 +239,7 @@ class TorchEngine:
                 raise
             except RuntimeError as error:
                 self._captures = False
-                self._report(f"No CUDA graph could be captured ({_first_line(error)}); decoding goes on without.")
+                self._report(f"No CUDA graph could be captured ({_first_line(error)}); decoding continues without.")
         return self._step(*key)
 
     def _replayed(self, key: tuple[int, int, int]) -> Tensor:
@@ -280,7 +280,7 @@ class TorchEngine:
                 return self._compiled(count, span, exit_at)
             except Exception as error:
                 self._compiled = None
-                self._report(f"torch.compile cannot work here ({_first_line(error)}); decoding goes on without.")
+                self._report(f"torch.compile cannot work here ({_first_line(error)}); decoding continues without.")
         return self._compute(count, span, exit_at)
 
     def _compute(self, count: int, span: int, exit_at: int) -> Tensor:

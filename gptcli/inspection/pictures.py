@@ -70,7 +70,9 @@ def save(figure: Any, file: Path | BinaryIO, kind: str = "png") -> None:
             figure.savefig(made, dpi=150, format=kind, **comment)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise GptcliError(f"The picture cannot be drawn: {why[:200]}.", "The figures are whole without it.") from error
+        raise GptcliError(
+            f"The picture cannot be drawn: {why[:200]}.", "All figures are complete without the picture."
+        ) from error
     if not isinstance(file, Path):
         file.write(made.getvalue())
         return

@@ -30,7 +30,7 @@ def attention_map(weights: Array, labels: Sequence[str], title: str) -> bytes:
     axes.set_xticks(places, names, rotation=90, fontsize=size)
     axes.set_yticks(places, names, fontsize=size)
     axes.tick_params(length=2)
-    axes.set_xlabel("what it looks at")
+    axes.set_xlabel("what it attends to")
     axes.set_ylabel("token")
     axes.set_title(in_lines(title))
     axes.spines[["top", "right"]].set_visible(False)
@@ -102,7 +102,7 @@ def lens(labels: Sequence[str], layers: Sequence[str], words: Sequence[Sequence[
     axes.set_xticks(range(len(labels)), [_drawable(name) for name in labels], rotation=90, fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=8)
     axes.set_xlabel("after this token")
-    axes.set_title("What each layer would say next")
+    axes.set_title("The prediction of each layer")
     figure.colorbar(image, ax=axes, label="probability", shrink=0.8, pad=0.01)
     return _png(figure)
 

@@ -162,5 +162,5 @@ def check_bits(bits: int) -> Bits:
     if bits == 4:
         return 4
     raise SettingError(
-        f"{{bits}} is {bits}, but weights can be packed in 8 or 4.", "8 loses next to nothing; 4 is smaller."
+        f"{{bits}} is {bits}, but weights can be packed in 8 or 4.", "8 loses almost no quality; 4 is smaller."
     )

@@ -9,7 +9,7 @@ from typing import Any
 from gptcli.errors import GptcliError
 
 FILE = "tokenizer_gptcli.json"
-COPY_AGAIN = "The checkpoint is damaged or mixed from two; copy it again, or train anew."
+COPY_AGAIN = "The checkpoint is damaged or mixed from two; copy it again, or train again."
 
 
 def fingerprint(kind: str, vocabulary: Sequence[str]) -> str:

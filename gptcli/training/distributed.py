@@ -86,7 +86,10 @@ class World:
             while self.any(not wait([job], timeout=HEARTBEAT).done):
                 pass
         if self.any(job.exception() is not None) and job.exception() is None:
-            raise GptcliError("Another process has failed; its own lines say why.", "Mend that, then resume the run.")
+            raise GptcliError(
+                "Another process has failed; the lines of that process give the reason.",
+                "Remove that cause, then resume the run.",
+            )
         return job.result()
 
     def gather(self, value: T) -> list[T]:
@@ -150,8 +153,8 @@ def lost(world: World, error: RuntimeError, run: Path) -> GptcliError:
     """The error to raise for a RuntimeError among several processes; its usual cause is another process's end."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return GptcliError(
-        f"Process {world.rank} of {world.size} cannot go on, probably because another one died: {first}",
-        f"The reason is in the lines of the process that died first. Then: torchrun … -m gptcli train --resume {run}",
+        f"Process {world.rank} of {world.size} cannot go on, probably because another process ended: {first}",
+        f"The reason is in the lines of the process that ended first. Then: torchrun … -m gptcli train --resume {run}",
     )
 
 

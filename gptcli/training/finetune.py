@@ -49,7 +49,7 @@ def new_finetuning(
     origin_path = checkpoint.find(init_from)
     documents.find(texts, rows.SUFFIXES)  # a file that is not there is told before a run that is
     begun = any((path / layout.SNAPSHOTS).glob("step-*"))
-    instead = f"Go on with it (gptcli finetune --resume {path})" if begun else ""
+    instead = f"Resume it (gptcli finetune --resume {path})" if begun else ""
     overwrite.check_output(path, force=force, inputs=[*input_paths(texts), origin_path], instead=instead)
     origin = checkpoint.load(origin_path)
     shape = {"context_length": settings.context_length, "drop_rate": settings.drop_rate}
@@ -60,7 +60,7 @@ def new_finetuning(
     if encoded.labels:
         if origin.config.labels not in ((), encoded.labels):
             callbacks.warn(
-                f"{origin.path} has other labels, {', '.join(origin.config.labels)}: its head is drawn anew."
+                f"{origin.path} has other labels, {', '.join(origin.config.labels)}: the new head gets random weights."
             )
         origin = origin.as_classifier(encoded.labels, settings.seed)
     else:

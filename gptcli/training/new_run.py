@@ -74,7 +74,7 @@ def new_run(
         budget.check(origin_path, world.size)
     inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
     begun = any((path / layout.SNAPSHOTS).glob("step-*"))
-    instead = f"Go on with it (gptcli train --resume {path})" if begun else ""
+    instead = f"Resume it (gptcli train --resume {path})" if begun else ""
     overwrite.check_output(path, force=force, inputs=inputs, instead=instead)
     refuse_decoding(prepared_folder(texts.texts), named)
     origin = checkpoint.load(origin_path) if origin_path is not None else None

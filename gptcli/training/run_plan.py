@@ -55,12 +55,14 @@ def _windows_plan(corpus: Corpus, recipe: RecipeConfig) -> Plan:
     validation = _validation_windows(corpus, recipe)
     if validation is not None and validation.context_length < train.context_length:
         notes.append(
-            f"The validation text has {len(corpus.validation)} tokens: it is judged in one window of "
+            f"The validation text has {len(corpus.validation)} tokens: it is evaluated in one window of "
             f"{validation.context_length}."
         )
     batch_size = min(recipe.batch_size, len(train))
     if batch_size < recipe.batch_size:
-        notes.append(f"The text gives {len(train)} windows, fewer than a batch of {recipe.batch_size}: all at once.")
+        notes.append(
+            f"The text gives {len(train)} windows, fewer than a batch of {recipe.batch_size}: a step takes all of them."
+        )
     return _plan(train, validation, batch_size, batch_size * train.context_length, recipe, tuple(notes))
 
 

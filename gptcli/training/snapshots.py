@@ -270,7 +270,7 @@ def newest(run: Path) -> tuple[Snapshot, list[str]]:
             complaints.append(error.message)
     raise GptcliError(
         f"No snapshot in {run / FOLDER} is whole: {complaints[0]}",
-        f"Its weights may still be good: gptcli train TEXT --init-from {run} --out ANOTHER",
+        f"Start a new run from its weights: gptcli train TEXT --init-from {run} --out ANOTHER",
     )
 
 

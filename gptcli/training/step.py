@@ -197,7 +197,9 @@ class Stepper:
             self._graph = StepGraph(self._compute, inputs, targets)
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
-            self.notes.append(f"No CUDA graph of a step could be captured, training goes on without: {_line(error)}")
+            self.notes.append(
+                f"No CUDA graph of a step could be captured, training continues without it: {_line(error)}"
+            )
             self._forget_gradients()
 
     def _captures(self, inputs: Tensor) -> bool:
@@ -216,7 +218,7 @@ class Stepper:
             _raise_if_out_of_memory(error)
             if not unproven or self.world.size > 1:
                 raise
-            self.notes.append(f"The blocks could not be compiled, training goes on without: {_line(error)}")
+            self.notes.append(f"The blocks could not be compiled, training continues without it: {_line(error)}")
             self._compiled, self.model.run_block = None, nn.Module.__call__
             self.model.zero_grad(set_to_none=True)
             return self._backward(inputs, targets, share, seeds)

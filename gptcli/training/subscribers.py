@@ -14,7 +14,7 @@ from gptcli.training.events import Evaluated, Event
 
 
 class Subscriber(Protocol):
-    """Follows a run. One that raises is reported once and dropped, and the run goes on.
+    """Follows a run. One that raises is reported once and removed, and the run continues.
 
     Attributes:
         name: what is lost where it is dropped, as a sentence begins with it: "The loss picture".
@@ -70,7 +70,7 @@ class Subscribers:
     def _report(self, subscriber: Subscriber, error: Exception) -> None:
         cause = error.message if isinstance(error, GptcliError) else f"{type(error).__name__}: {error}"
         try:
-            self._warn(f"{subscriber.name}: dropped, and the run goes on. {' '.join(cause.split())}")
+            self._warn(f"{subscriber.name}: removed, and the run continues. {' '.join(cause.split())}")
         except Exception:  # stderr itself has gone: there is nobody left to tell
             self._warn = lambda _: None
 

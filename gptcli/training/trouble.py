@@ -76,8 +76,9 @@ class Trouble:
         if self._waited == WAIT and self._lowest is row:
             self._once(
                 "memorising",
-                f"It memorises: the validation loss was lowest {_at(self._best[0])} ({self._best[1]:.3f}), and only "
-                f"the training loss still falls. Those weights are kept; {{early_stop}} {WAIT} would end the run here.",
+                f"The run memorises: the validation loss was lowest {_at(self._best[0])} ({self._best[1]:.3f}), and "
+                f"only the training loss still falls. Those weights are kept; {{early_stop}} {WAIT} would end the run "
+                "here.",
             )
 
     def _once(self, kind: str, line: str) -> None:

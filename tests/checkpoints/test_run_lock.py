@@ -143,7 +143,7 @@ def test_a_disk_without_locks_is_said_in_one_line(gptcli: Any, story: Path, monk
     for arguments in (("train", story, *BEGUN, "--out", "run"), ("train", "--resume", "run", "--max-steps", 5)):
         result = gptcli(*arguments, "--quiet")
         assert result.code == 0, result.err
-        assert result.err.count("The disk of run knows no locks") == 1
+        assert result.err.count("The disk of run supports no locks") == 1
     assert gptcli("train", story, *BEGUN, "--out", "run", "--force").code == 0
 
 

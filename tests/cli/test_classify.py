@@ -131,7 +131,7 @@ def test_what_classify_refuses(gptcli: Any, run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")
     found = gptcli("classify", broken, "-c", run)
-    found.assert_user_error("broken.jsonl, line 2 is no JSON", "Expected is one object")
+    found.assert_user_error("broken.jsonl, line 2 is no JSON", "Expected: one object")
     assert "skip" not in found.err
     characters = tokenizers.build("char", "abc ")
     checkpoint.create(tmp_path / "char", tiny_model(vocab_size=characters.vocab_size, labels=LABELS), characters, {})

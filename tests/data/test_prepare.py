@@ -325,9 +325,9 @@ sys.exit(main())
     _, err = process.communicate(timeout=30)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), err
     if number == signal.SIGINT:
-        assert b"The same command goes on" in err
+        assert b"The same command continues" in err
     assert token_shards.read_manifest(Path("out"))["totals"] is None
-    gptcli("train", "out").assert_user_error("out is not finished", "goes on")
+    gptcli("train", "out").assert_user_error("out is not finished", "continues")
     result = gptcli(*arguments, "--out", "out")
     assert result.code == 0, result.err
     assert "Going on with out after" in result.err
@@ -350,7 +350,7 @@ def test_a_full_disk_keeps_whole_shards(gptcli: Any, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        gptcli(*arguments).assert_user_error("Cannot write to out: No space left", "goes on")
+        gptcli(*arguments).assert_user_error("Cannot write to out: No space left", "continues")
     assert len(list(Path("out").glob("shard-*"))) == 3
     assert not list(Path("out").glob(".*"))
     assert gptcli(*arguments).code == 0

@@ -177,7 +177,7 @@ def test_a_copy_is_handed_out_once() -> None:
     [
         ([(0, 11.0, 11.0), (25, 350.0, 340.0), (30, 360.0, 340.0)], ["above that of guessing, 10.82"]),
         ([(0, 9.0, 9.0), (5, 4.0, 5.0), (10, 4.5, 5.1), (15, 5.0, 5.2)], ["has risen from 4.000 at step 5 to 4.500"]),
-        ([(0, 9.0, 9.0), *((5 * n, 9.0 - n, 7.0 + n) for n in range(1, 7))], ["It memorises", "lowest at step 5"]),
+        ([(0, 9.0, 9.0), *((5 * n, 9.0 - n, 7.0 + n) for n in range(1, 7))], ["The run memorises", "lowest at step 5"]),
         ([(0, 9.0, 9.0), (5, 8.0, 8.5), (10, 8.2, 8.6), (15, 7.0, 8.0)], []),
     ],
 )

@@ -132,7 +132,7 @@ def test_numbers_are_taken_as_names(gptcli: Any, base: Path, tmp_path: Path) -> 
     assert layout.read_config(Path("again"))[0].labels == ("0", "1", "2")
     assert "drawn anew" not in again.err
     others = finetune(gptcli, Path("run"), write_rows(tmp_path / "others.jsonl", 40, seed=1), "--max-steps", 2, out="3")
-    assert "run has other labels, 0, 1, 2: its head is drawn anew." in others.err
+    assert "run has other labels, 0, 1, 2: the new head gets random weights." in others.err
     assert layout.read_config(Path("3"))[0].labels == LABELS
 
 

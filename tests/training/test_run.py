@@ -122,7 +122,7 @@ def test_a_subscriber_that_raises_costs_the_run_nothing(tmp_path: Path, story: P
         path, lines = tmp_path / getattr(at, "__name__", str(at)), []
         run = open_run(path, story, Callbacks(warn=lines.append), epochs=1, eval_every=20, save_every=20)
         events = train(run, Raising(at))
-        assert lines == ([] if at is None else ["The listener: dropped, and the run goes on. RuntimeError: no room"])
+        assert lines == ([] if at is None else ["The listener: removed, and the run continues. RuntimeError: no room"])
         assert isinstance(events[-1], Saved)
         assert (path / "loss.png").exists()
         rows = [row["step"] for row in checkpoint.read_metrics(path)]

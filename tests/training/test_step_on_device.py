@@ -101,7 +101,7 @@ def test_a_compilation_that_fails_is_told_in_a_line_and_left_out(compiler: Count
     for batch in batches(2):
         assert made.step(*batch, 1e-2).loss == pytest.approx(plain.step(*batch, 1e-2).loss, rel=1e-6)
     (note,) = made.notes
-    assert note.startswith("The blocks could not be compiled, training goes on without:")
+    assert note.startswith("The blocks could not be compiled, training continues without it:")
     assert "no C compiler" in note
     assert "\n" not in note
 

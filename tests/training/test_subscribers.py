@@ -15,6 +15,7 @@ EVENTS: tuple[Any, ...] = (
     events.Stepped(0, 1, 4.0, 100.0, 1.0, 1e-3, None),
     events.Skipped(1, float("nan"), 1.0),
     events.RolledBack(0, 0.25),
+    events.CooldownBegan(1, 2),
     events.Evaluated(0, 1, 64, 4.0, 4.5, 1e-3, 100.0, 1.0, 1.0, 1000, 0, None),
     events.CooldownBegan(1, 8),
     events.EpochEnded(1, 1),
@@ -68,13 +69,13 @@ def test_one_that_raises_is_reported_once_and_dropped(at: str) -> None:
     follow(first, failing, last, warn=lines.append)
     assert first.calls == last.calls == ALL
     assert failing.calls == ALL[: ALL.index(at) + 1]
-    assert lines == ["The failing one: dropped, and the run goes on. ValueError: no room"]
+    assert lines == ["The failing one: removed, and the run continues. ValueError: no room"]
 
 
 def test_the_cause_is_that_of_our_own_errors() -> None:
     lines: list[str] = []
     follow(Failing("Saved", GptcliError("Cannot write it.", "Make room.")), warn=lines.append)
-    assert lines == ["The failing one: dropped, and the run goes on. Cannot write it."]
+    assert lines == ["The failing one: removed, and the run continues. Cannot write it."]
 
 
 def test_a_report_that_fails_ends_nothing() -> None:

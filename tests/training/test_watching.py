@@ -78,7 +78,7 @@ def test_event_files_that_cannot_be_written_do_not_end_the_run(gptcli: Any, stor
     Path("run", tensorboard.EVENT_FILES).write_text("a file is in the way", encoding="utf-8")
     done = gptcli("train", "--resume", "run", "--max-steps", 8, "--log", "tensorboard")
     assert done.code == 0
-    assert "TensorBoard's event files: dropped, and the run goes on." in done.err
+    assert "TensorBoard's event files: removed, and the run continues." in done.err
     assert checkpoint.read_metrics(Path("run"))[-1]["step"] == 7
 
 

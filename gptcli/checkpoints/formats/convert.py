@@ -183,6 +183,6 @@ def _check_range(tensors: Mapping[str, Tensor], path: Path) -> None:
         largest = float(tensor.abs().max())
         if largest > _LARGEST_FLOAT16:
             raise SettingError(
-                f"{path}: {name} holds {largest:.4g}, and float16 ends at {_LARGEST_FLOAT16:.0f}.",
-                "Take {dtype} bfloat16, which reaches as far as float32.",
+                f"{path}: {name} holds {largest:.4g}, and the largest float16 number is {_LARGEST_FLOAT16:.0f}.",
+                "Take {dtype} bfloat16, which has the range of float32.",
             )

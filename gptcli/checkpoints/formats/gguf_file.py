@@ -31,7 +31,9 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
     """
     _gguf()
     if config.labels:
-        raise SettingError(f"{where} is a classifier, which llama.cpp's GPT-2 is not.", "Export it with {format} hf.")
+        raise SettingError(
+            f"{where} is a classifier, and llama.cpp's GPT-2 is a language model.", "Export it with {format} hf."
+        )
     fixed = {"activation": "gelu_new", "scale_attn": True, "scale_attn_by_layer": False}
     for name, value in fixed.items():
         if getattr(config, name) != value:
@@ -158,7 +160,7 @@ def _compare(gguf: Any, file: Path, placed: Mapping[str, Tensor], dtype: torch.d
         if written is None or written.data.tobytes() != expected.tobytes():
             raise GptcliError(f"{file}: {name} is not what was written.", "The disk may be failing; try another one.")
     if found:
-        raise GptcliError(f"{file} has tensors that nobody wrote: {', '.join(found)}.", "Try another disk.")
+        raise GptcliError(f"{file} has tensors that gptcli did not write: {', '.join(found)}.", "Try another disk.")
 
 
 def _gguf() -> Any:

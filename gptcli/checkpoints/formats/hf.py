@@ -117,13 +117,13 @@ def read_config(file: Path) -> GPTConfig:
             f"{file}: this is a {model_type!r:.60} model{named}, not a GPT-2."
             if model_type is not None
             else f"{file} names no model_type.",
-            "Only GPT-2's architecture is supported: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 and their kin.",
+            "Only GPT-2's architecture is supported: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 and the like.",
         )
     for name, harmless in _REFUSED.items():
         if fields.get(name, harmless) not in (harmless, None):
             raise GptcliError(
                 f"{file}: {name} is {fields[name]!r:.60}, which is not supported.",
-                "This model computes something that GPT-2 does not; gptcli would get it wrong.",
+                "This model computes something that GPT-2 does not; gptcli would compute other results.",
             )
     # A field that is absent or null has transformers' default, which is GPT-2 small's value.
     values = {ours: fields[theirs] for ours, theirs in HUGGING_FACE_FIELDS.items() if fields.get(theirs) is not None}

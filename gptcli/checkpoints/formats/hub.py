@@ -215,7 +215,7 @@ def _verify(request: _Request, name: str, path: Path) -> None:
             blob.unlink(missing_ok=True)
             raise GptcliError(
                 f"{name} of {request.repo} has the checksum {found[:16]}…, but {digest[:16]}… is right; removed.",
-                "Run the command again to download it anew; if this stays, do not trust the address it comes from.",
+                "Run the command again to download the file again; if that fails too, do not trust the address.",
             )
 
 
@@ -229,7 +229,7 @@ def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
         raise
     except GatedRepoError as error:
         raise GptcliError(
-            f"{request.repo} is gated: {constants.ENDPOINT} lets only those in who accepted its terms.",
+            f"{request.repo} is gated: {constants.ENDPOINT} gives it only to accounts that accepted its terms.",
             "Accept them on its page, and give a token in HF_TOKEN.",
         ) from error
     except RepositoryNotFoundError as error:
@@ -267,8 +267,8 @@ def _told_in_two_lines(request: _Request, name: str) -> Iterator[None]:
 def _broken_off(request: _Request, name: str, error: Exception) -> GptcliError:
     reason = " ".join(str(error).split())[:150].rstrip(".")
     return GptcliError(
-        f"The download of {name} of {request.repo} broke off: {type(error).__name__}: {reason}.",
-        "Run the command again: it goes on where it stopped.",
+        f"The download of {name} of {request.repo} stopped: {type(error).__name__}: {reason}.",
+        "Run the command again: the download continues where it stopped.",
     )
 
 
@@ -280,5 +280,5 @@ def _disk_full(folder: Path, needed: int | None, free: int | None) -> GptcliErro
     sizes = f": {needed:,} bytes are needed and {free:,} are free" if needed is not None and free is not None else ""
     return GptcliError(
         f"The disk of {folder} is full{sizes}.",
-        "Free some space, or put the cache on another disk with HF_HOME; the download then goes on.",
+        "Free some space, or put the cache on another disk with HF_HOME; the download then continues.",
     )

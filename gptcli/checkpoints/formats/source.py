@@ -46,7 +46,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GptcliError(f"{path} cannot be read: {error.strerror or error}.", "Is the directory complete?") from error
+        raise GptcliError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check that the directory is complete."
+        ) from error
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise GptcliError(f"{path} is not JSON: {reason}.", "Download or copy it again.") from error
@@ -96,7 +98,9 @@ def only_tensors(values: dict[Any, Any], where: str) -> dict[str, Tensor]:
     """
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise GptcliError(f"{where}: {name!r:.60} is a {type(value).__name__}, not a tensor.", "Is it a GPT-2?")
+            raise GptcliError(
+                f"{where}: {name!r:.60} is a {type(value).__name__}, not a tensor.", "Give the weights of a GPT-2."
+            )
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise GptcliError(
@@ -194,7 +198,9 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise GptcliError(f"{file} cannot be read: {error.strerror or error}.", "Is the directory complete?") from error
+        raise GptcliError(
+            f"{file} cannot be read: {error.strerror or error}.", "Check that the directory is complete."
+        ) from error
 
 
 def _is_gpt2s(vocab: Path, merges: Path) -> bool:

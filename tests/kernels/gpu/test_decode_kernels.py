@@ -120,7 +120,7 @@ def test_a_kernel_that_fails_is_told_once_and_the_plain_step_serves(monkeypatch:
             with torch.no_grad():
                 torch.testing.assert_close(engine.forward([0], [ids], [0]), model(torch.tensor([ids]))[0, -1:])
             engine.forward([0], [ids], [0])
-        assert told == ["Triton's kernels cannot run here (ptxas: no such thing); decoding goes on without."]
+        assert told == ["Triton's kernels cannot run here (ptxas: no such thing); decoding continues without."]
         engine = TorchEngine(model, report=told.append)
         with monkeypatch.context() as patch:
             patch.setattr(kind, what, memory)
