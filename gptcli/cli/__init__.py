@@ -64,7 +64,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Help": {
         "guide": "Read the guide: training, generating, speed, inspection, every option.",
-        "doctor": "Check what is installed, what works and what is missing; exit 1 if gptcli cannot train and generate.",
+        "doctor": "Check what is installed, what works and what is missing; exit 1 if gptcli cannot work.",
     },
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 from gptcli.config.compute import ComputeConfig
 from gptcli.config.evaluation import RowsConfig
 from gptcli.errors import GptcliError
@@ -52,6 +52,9 @@ def classify(
         (found,) = classifier.stream([("", document)])
         _say_what_was_cut(int(found.cut), 1, classifier)
         _print({}, found, as_json)
+        if not as_json:
+            model = next_steps.model_words(checkpoint, adapter, path)
+            next_steps.suggest_for_text("See what the heads attend to", "inspect-attn", document, model)
         return
     started, count, cut, tokens = perf_counter(), 0, 0, 0
     records: list[dict[str, Any]] = []  # of the rows that have been read and not yet printed
@@ -64,6 +67,10 @@ def classify(
     _say_what_was_cut(cut, count, classifier)
     seconds = perf_counter() - started
     render.detail(f"{count:,} rows, {tokens:,} tokens: {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s.")
+    if not as_json and text != "-":
+        shown = next_steps.model_words(checkpoint, adapter, path)
+        names = () if reading.fields is None else ("--fields", reading.fields)
+        next_steps.suggest_for_text("Print the probability of every label", "classify", text, shown, "--json", *names)
 
 
 def _document(text: str, reading: RowsConfig) -> "str | Document":

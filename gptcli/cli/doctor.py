@@ -24,7 +24,7 @@ def doctor(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check what is installed, what works and what is missing; exit 1 if gptcli cannot train and generate.
+    """Check what is installed, what works and what is missing; exit 1 if gptcli cannot work.
 
     Needs no network, and leaves no file but compiled kernels in the cache. A machine that has not compiled them yet
     takes up to a minute more.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import classification_view, evaluation_view, options, render, task_view
+from gptcli.cli import classification_view, evaluation_view, next_steps, options, render, task_view
 from gptcli.cli.settings import option_of
 from gptcli.cli.settings_command import flag
 from gptcli.config.compute import ComputeConfig
@@ -76,6 +76,10 @@ def evaluate(
         if plot is not None:
             _check_plot(plot)
         classification_view.evaluate(path, its_adapter, texts or [], fields, perplexity, compute, plot, out, as_json)
+        if not (as_json or plot or fields) and perplexity == PerplexityConfig():
+            next_steps.suggest_picture(
+                texts or [], next_steps.model_words(checkpoint[0] if checkpoint else None, adapter, path)
+            )
         return
     if fields is not None:
         raise SettingError("{fields} is for a classifier's rows.", "Leave {fields} out, or give a classifier.")
@@ -108,6 +112,10 @@ def evaluate(
             render.warn(with_names(line, flag))
         if plot is not None:
             _draw(results, plot)
+        elif not as_json and perplexity == PerplexityConfig() and len(checkpoint or []) < 2:
+            named = checkpoint[0] if checkpoint else None
+            model = next_steps.model_words(named, adapter, Path(results[0].checkpoint))
+            next_steps.suggest_picture(given, model)
     else:
         from gptcli.evaluation import scores
 

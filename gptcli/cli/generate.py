@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import generation_view as view
-from gptcli.cli import options, render
+from gptcli.cli import next_steps, options, render
 from gptcli.cli.generation_view import CANDIDATES
 from gptcli.cli.settings import RARELY_USED
 from gptcli.config.compute import ComputeConfig, EngineConfig
@@ -135,3 +135,6 @@ def generate(
         (render.detail if draft == "auto" else render.note)(view.draft_report(tally))
     if as_json:
         render.print_json({"checkpoint": str(path), "prompt": text, "prompt_ids": ids, "samples": records})
+    else:
+        model = next_steps.model_words(checkpoint, adapter, path)
+        next_steps.suggest_for_text("See how the model chose the first token", "inspect-flow", text, model)

@@ -1,10 +1,11 @@
 """gptcli inspect-attn: where each head looks."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import heatmap, looking, options, render
+from gptcli.cli import heatmap, looking, next_steps, options, render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -83,10 +84,17 @@ def inspect_attn(
     )
     if taken:
         return
+    model = next_steps.model_words(checkpoint, adapter, subject.checkpoint.path)
     if chosen is None:
         _print_grid(captured, scores)
-    else:
-        _print_map(chosen, subject.labels, title)
+        ((layer, head),) = attention.most_telling(scores, 1)
+        about = "See the map of the head with the clearest pattern"
+        next_steps.suggest_for_text(about, "inspect-attn", text, model, "--layer", layer, "--head", head)
+        return
+    _print_map(chosen, subject.labels, title)
+    page = Path("attention.html")
+    if not page.exists():
+        next_steps.suggest_for_text("Compare all heads in a browser", "inspect-attn", text, model, "--html", page)
 
 
 def _chosen(captured: "Capture", layer: int | None, head: int | None, rollout: bool) -> tuple["Tensor | None", str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import looking, options, render
+from gptcli.cli import looking, next_steps, options, render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
@@ -176,6 +176,10 @@ def inspect_embeddings(
     for title, (headings, *rows) in tables:
         left = ("word", "tokens", "where", *ordinals)
         render.print_table(title, [(h, "left" if h in left or h == "" else "right") for h in headings], rows)
+    if not loaded.config.labels:
+        named_model = next_steps.model_words(checkpoint, adapter, loaded.path)
+        last = (*named, *(analogy or ()))[-1]
+        next_steps.suggest_for_text("Follow a word through the model", "inspect-flow", last, named_model)
 
 
 def _word(tokenizer: "Tokenizer", table: "Tensor", text: str) -> Word:

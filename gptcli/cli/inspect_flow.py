@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import looking, options, render
+from gptcli.cli import looking, next_steps, options, render
 
 if TYPE_CHECKING:
     from gptcli.inspection.predictions import Walk
@@ -100,6 +100,8 @@ def inspect_flow(
         rows,
     )
     render.print_text(f"The likeliest, {chosen}, is what greedy decoding chooses.")
+    model = next_steps.model_words(checkpoint, adapter, subject.checkpoint.path)
+    next_steps.suggest_for_text("See what the heads attend to", "inspect-attn", text, model)
 
 
 def _about(subject: looking.Subject) -> str:

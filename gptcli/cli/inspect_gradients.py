@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli.cli import looking, options, render
+from gptcli.cli import looking, next_steps, options, render
 from gptcli.errors import GptcliError
 
 BAR = 30
@@ -86,6 +86,10 @@ def inspect_gradients(
         caption="Bars are logarithmic: equal steps are equal factors, and the shortest is the smallest value.",
     )
     render.print_text(about)
+    if text is not None and not without_shortcuts:
+        model = next_steps.model_words(checkpoint, adapter, subject.checkpoint.path)
+        about = "Compare with the model without its residual connections"
+        next_steps.suggest_for_text(about, "inspect-gradients", text, model, "--without-shortcuts")
 
 
 _DEMO_ABOUT = (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import looking, options, render
+from gptcli.cli import looking, next_steps, options, render
 
 if TYPE_CHECKING:
     from gptcli.inspection.predictions import Predictions
@@ -92,6 +92,11 @@ def inspect_logits(
         "then what the model expects after it.",
     )
     render.print_text(summary)
+    model = next_steps.model_words(checkpoint, adapter, subject.checkpoint.path)
+    if layers:
+        next_steps.suggest_for_text("Follow the last token through the layers", "inspect-flow", text, model)
+    else:
+        next_steps.suggest_for_text("See the prediction of each layer", "inspect-logits", text, model, "--layers")
 
 
 def _summary(found: "Predictions") -> str:

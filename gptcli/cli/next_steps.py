@@ -1,7 +1,9 @@
 """What to do next: after a command, and where gptcli is called alone."""
 
 import json
+import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli.checkpoints import layout
@@ -11,6 +13,7 @@ from gptcli.tokenizers import Tokenizer
 
 PROMPT = "Every effort moves you"
 STORY = Path("data") / "story.txt"
+SHORT = 120  # characters of a text that is repeated in a command
 
 
 def suggest(about: str, *words: object) -> None:
@@ -29,6 +32,34 @@ def suggest_generate(checkpoint: Path, tokenizer: Tokenizer | None = None) -> No
         suggest("Generate text with it", "generate", prompt, "--checkpoint", checkpoint)
     else:
         suggest("It has no tokenizer; count its parameters", "count-params", checkpoint)
+
+
+def suggest_for_text(about: str, command: str, text: str, model: Sequence[object], *options: object) -> None:
+    """`suggest` of a command on ``text`` again, after a result on stdout.
+
+    Nothing is printed where a program reads the result (stdout is no terminal), or where the text is long, has several
+    lines or begins as an option does.
+
+    Args:
+        about, command, text, options: of the suggestion.
+        model: as of `model_words`.
+    """
+    if sys.stdout.isatty() and 0 < len(text) <= SHORT and text.isprintable() and not text.startswith("-"):
+        suggest(about, command, text, *options, *model)
+
+
+def suggest_picture(texts: Sequence[str], model: Sequence[object]) -> None:
+    """`suggest` to measure the same texts again with a picture; nothing where a program reads the result."""
+    picture = Path(f"{Path(str(model[-1])).name}.png")
+    if sys.stdout.isatty() and "-" not in texts and not picture.exists():
+        suggest("Draw what was measured", "evaluate", *texts, *model, "--plot", picture)
+
+
+def model_words(checkpoint: Path | None, adapter: Path | None, found: Path) -> tuple[object, ...]:
+    """The options that name the model which --checkpoint and --adapter meant; ``found`` is the newest checkpoint."""
+    if adapter is None:
+        return "--checkpoint", checkpoint or found
+    return "--adapter", adapter, *(() if checkpoint is None else ("--checkpoint", checkpoint))
 
 
 def known_prompt(tokenizer: Tokenizer) -> str:

@@ -1,16 +1,18 @@
 """Every command that gptcli prints as the next one runs as it is printed."""
 
+import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from models import tiny_checkpoint
+from models import tiny_adapter, tiny_checkpoint, tiny_model
 from runs import MODEL, TINY
 
 from gptcli import tokenizers
-from gptcli.checkpoints import run_lock
+from gptcli.checkpoints import checkpoint, run_lock
 from gptcli.cli import next_steps
 from gptcli.tokenizers.none import NoTokenizer
 
@@ -86,6 +88,71 @@ def test_load_gpt2_then_count_or_generate(gptcli: Any, out: tuple[str, ...]) -> 
     run_it(gptcli, generate)
 
 
+def give_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person reads stdout."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+CHAINS = {
+    ("generate", "ab $c", "-n", 2, "--seed", 1): ["inspect-flow", "inspect-attn", "inspect-attn", "inspect-attn"],
+    ("inspect-logits", "it's"): ["inspect-logits", "inspect-flow"],
+    ("inspect-gradients", "a b"): ["inspect-gradients"],
+    ("inspect-embeddings", "a", "b"): ["inspect-flow"],
+    ("evaluate", "a text.txt"): ["evaluate"],
+}
+HOW = [(), ("-c", "my model"), ("--adapter", "my adapter"), ("-c", "my model", "--adapter", "my adapter")]
+
+
+@pytest.mark.parametrize("words", CHAINS, ids=lambda words: words[0])
+@pytest.mark.parametrize("how", HOW, ids=["newest", "named", "adapter", "both"])
+def test_a_result_then_a_closer_look(
+    gptcli: Any, words: tuple[Any, ...], how: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_a_terminal(monkeypatch)
+    tiny_checkpoint(Path("checkpoints/my model"), kind="char", text="ab $c'its", context_length=40)
+    if "--adapter" in how:
+        tiny_adapter(Path("checkpoints/my adapter"), Path("checkpoints/my model"))
+    Path("a text.txt").write_text("ab its cab" * 9, encoding="utf-8")
+    result = gptcli(*words, *how)
+    assert result.code == 0, result.err
+    assert printed(gptcli(*words, *how, "--quiet").err) == []
+    for expected in CHAINS[words]:
+        (command,) = printed(result.err)
+        assert command[0] == expected
+        result = run_it(gptcli, command)
+    assert Path("attention.html").exists() is (words[0] == "generate")
+
+
+def test_classify_then_a_closer_look(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_a_terminal(monkeypatch)
+    tokenizer = tokenizers.build("byte")
+    checkpoint.create(Path("a b"), tiny_model(vocab_size=257, labels=("x", "y")), tokenizer, {})
+    Path("rows.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n', encoding="utf-8")
+    for words in (("classify", "it's"), ("classify", "rows.jsonl"), ("evaluate", "rows.jsonl")):
+        (command,) = printed(gptcli(*words, "-c", "a b").err)
+        run_it(gptcli, command)
+    assert Path("a b.png").exists()
+    assert printed(gptcli("classify", "it's", "-c", "a b", "--json").err) == []
+
+
+@pytest.mark.parametrize("text", ["a\nb", "-- a", "a" * 200])
+def test_a_text_that_cannot_be_repeated_suggests_nothing(
+    gptcli: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_a_terminal(monkeypatch)
+    tiny_checkpoint(Path("run"), context_length=300)
+    Path("a.txt").write_text(text, encoding="utf-8")
+    result = gptcli("generate", "--file", "a.txt", "-c", "run", "-n", 2)
+    assert (result.code, printed(result.err)) == (0, [])
+
+
+def test_a_program_that_reads_the_result_gets_no_suggestion(gptcli: Any) -> None:
+    tiny_checkpoint(Path("run"))
+    assert gptcli("generate", "a", "-c", "run", "-n", 2).err == ""
+    assert gptcli("inspect-flow", "a", "-c", "run").err == ""
+
+
 def test_the_command_is_hidden_by_quiet(gptcli: Any) -> None:
     assert gptcli("download", "story", "--quiet").err == ""
 
@@ -143,6 +210,21 @@ def test_alone_fits_80_columns(gptcli: Any) -> None:
         if name:
             tiny_checkpoint(Path(name), kind="gpt2")
         assert max(map(len, gptcli().out.splitlines())) <= 80
+
+
+def test_a_run_for_a_fixed_time_that_has_ended_is_not_resumed(gptcli: Any) -> None:
+    run = tiny_checkpoint(Path("checkpoints/run"))
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    recipe = {"for_time": 30.0, "max_steps": 180, "epochs": 10, "cooldown_start": None}
+    config["gptcli"]["training"] = {"recipe": recipe, "step": 125}
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (run / "training" / "step-00000125").mkdir(parents=True)
+    (run / "config.toml").write_text("for = 30.0\n", encoding="utf-8")
+    assert next_steps.is_unfinished(run)
+    (run / "config.toml").write_text("max_steps = 125\ncooldown_start = 71\n", encoding="utf-8")
+    assert not next_steps.is_unfinished(run)
+    (run / "config.toml").write_text("max_steps = 140\ncooldown_start = 80\n", encoding="utf-8")
+    assert next_steps.is_unfinished(run)
 
 
 def test_alone_a_damaged_checkpoint_is_no_error(gptcli: Any, tmp_path: Path) -> None:
