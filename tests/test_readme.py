@@ -49,6 +49,7 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     (tmp_path / "folder").mkdir()
     shutil.copy(ROOT / "data" / "story.txt", tmp_path / "folder" / "a.txt")
+    tiny_checkpoint(tmp_path / "checkpoints" / "letters", kind="gpt2", emb_dim=32, n_heads=2, labels=("bill", "love"))
     for name in ("my", "gpt2-small", "demo"):
         path = tiny_checkpoint(tmp_path / "checkpoints" / name, kind="gpt2", emb_dim=32, n_heads=2)
         rows = (ROOT / "tests" / "metrics.jsonl").read_text(encoding="utf-8")

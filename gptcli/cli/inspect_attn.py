@@ -209,4 +209,4 @@ def _print_map(chosen: "Tensor", labels: list[str], title: str) -> None:
     for number, row in enumerate(chosen):
         links = attention.strongest(row[: number + 1], LINKS)
         words = ", ".join(f"{labels[place]} ({place}) {weight:.0%}" for place, weight in links)
-        render.print_text(f"{number:>{digits}} {labels[number]:<{min(room, 14)}} attends to {words}")
+        render.print_text(f"{number:>{digits}} {labels[number]:<{min(room, 14)}} → {words}")

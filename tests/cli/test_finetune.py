@@ -77,7 +77,7 @@ def test_a_table_with_other_names_and_running_text(gptcli: Any, base: Path) -> N
     result = gptcli("finetune", "folder", "--init-from", "base", "--out", "text", *FAST)
     assert "running text in 10 windows" in result.err
     assert "The text is short, 2,001 tokens: it is cut in windows of 200" in result.err
-    assert "10 examples are few: they may be learned by heart" in result.err
+    assert "10 examples are few: the model may memorise them" in result.err
 
 
 def test_a_config_repeats_it_to_the_byte(gptcli: Any, base: Path) -> None:
@@ -132,7 +132,7 @@ BAD: list[tuple[str, Any, tuple[Any, ...], tuple[str, ...]]] = [
     ("no row", [{}], (), ("rows.jsonl has no row", "Give one example a row")),
     ("one label only", [{"text": "x", "label": "a"}] * 3, (), ("all 3 rows have the label 'a'", "at least 2")),
     ("an unknown field", PAIRS, ("--fields", "promt=a"), ("--fields has 'promt'", "Did you mean prompt?")),
-    ("a field that is not there", PAIRS, ("--fields", "text=body"), ("line 1 has no field 'body'", "are body")),
+    ("a field that is not there", PAIRS, ("--fields", "text=body"), ("line 1 has no field 'body'", "Expected: body")),
     ("no template", PAIRS, ("--template", "alpacca"), ("--template is 'alpacca'", "Did you mean alpaca?")),
     ("no blocks", PAIRS, ("--train", "last:9"), ("--train is last:9", "last:2, or all")),
     ("no weights", PAIRS, ("--train", "top"), ("--train is 'top'", "last:2")),
@@ -157,7 +157,7 @@ def test_mistakes(gptcli: Any, base: Path, rows: Any, options: tuple[Any, ...], 
 def test_what_is_missing_is_named(gptcli: Any, base: Path) -> None:
     lines("rows.jsonl", PAIRS)
     gptcli("finetune", "--init-from", "base").assert_user_error("no examples")
-    gptcli("finetune", "rows.jsonl").assert_user_error("no checkpoint to teach", "--init-from")
+    gptcli("finetune", "rows.jsonl").assert_user_error("no checkpoint to fine-tune", "--init-from")
     gptcli("finetune", "row.jsonl", "--init-from", "base").assert_user_error("No such file: row.jsonl", "rows.jsonl")
     gptcli("finetune", "rows.jsonl", "--init-from", "bas").assert_user_error("bas")
     lines("other.jsonl", CHATS)

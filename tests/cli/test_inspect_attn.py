@@ -115,7 +115,7 @@ def test_a_terminal_of_40_columns(gptcli: Any, checkpoint: Path, terminal: Calla
         assert gptcli("inspect-attn", "ferry bell", "-c", checkpoint, *more).code == 0
     assert "\x1b[48;2;" in screen.getvalue(), "truecolor"
     plain = Text.from_ansi(screen.getvalue()).plain
-    drawn = [line for line in plain.splitlines() if "looks at" not in line and "row is a token" not in line]
+    drawn = [line for line in plain.splitlines() if " → " not in line and "row is a token" not in line]
     assert max(map(cell_len, drawn)) <= 40
 
 
@@ -126,7 +126,7 @@ def test_a_map_too_wide_for_the_terminal_is_said_and_its_links_are_listed(
     path = tiny_checkpoint(checkpoint.parent / "long", context_length=100)
     result = gptcli("inspect-attn", "a" * 90, "-c", path, "--layer", 0, "--head", 1)
     assert "do not fit" in result.err
-    assert screen.getvalue().count("looks at") == 90
+    assert screen.getvalue().count(" → ") == 90
 
 
 def test_no_color_gives_shades(
@@ -142,7 +142,7 @@ def test_no_color_gives_shades(
 
 def test_a_single_token(gptcli: Any, checkpoint: Path) -> None:
     assert gptcli("inspect-attn", "a", "-c", checkpoint).code == 0
-    assert "0 a looks at a (0) 100%" in gptcli("inspect-attn", "a", "-c", checkpoint, "--layer", 0).out
+    assert "0 a → a (0) 100%" in gptcli("inspect-attn", "a", "-c", checkpoint, "--layer", 0).out
 
 
 def test_text_longer_than_the_context_is_cut_and_said(gptcli: Any, checkpoint: Path) -> None:

@@ -70,7 +70,7 @@ def test_ctrl_c_ends_a_command(tmp_path: Path, command: str) -> None:
         assert "gptcli train --resume run" in said
         assert (tmp_path / "run" / "model.safetensors").exists()
     if command == "prepare":
-        assert "The same command goes on" in said
+        assert "The same command continues" in said
 
 
 def test_ctrl_c_while_the_program_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_what_a_file_and_a_variable_may_never_say(command: str) -> None:
         (b'schedule = "cosin"\n', ("schedule in run.toml is 'cosin'", "Did you mean cosine?")),
         (b'batch_size = "some"\n', ("batch_size in run.toml is 'some'", "auto:64")),
         (b'max_time = "5 days"\n', ("max_time in run.toml is '5 days'", "Give 90s")),
-        (b"[train]\nepochs = 3\n", ("run.toml has the table [train]", "in no table")),
+        (b"[train]\nepochs = 3\n", ("run.toml has the table [train]", "no tables")),
         (b"epochs = 3\nepochs = 4\n", ("run.toml gives epochs twice, in line 2",)),
         (b"force = true\n", ("force, which is never read from a file", "--force")),
         (b'resume = "run"\n', ("resume, which is never read from a file",)),
@@ -254,7 +254,7 @@ def test_resuming_takes_from_a_file_and_variables_what_may_change(
     monkeypatch.setenv("GPTCLI_MAX_STEPS", "4")
     result = gptcli("train", "--resume", "run", "--config", "more.toml")
     assert result.code == 0, result.err
-    assert "is ignored for emb_dim, learning_rate." in result.err
+    assert "are ignored for emb_dim, learning_rate." in result.err
     settings = tomllib.loads(Path("run/config.toml").read_text(encoding="utf-8"))
     assert (settings["max_steps"], settings["keep"], settings["learning_rate"]) == (4, 1, 5e-4)
     monkeypatch.delenv("GPTCLI_EMB_DIM")
