@@ -116,7 +116,7 @@ def test_a_row_that_cannot_be_used(fields: dict[str, Any], said: str) -> None:
         messages(**fields)
     assert caught.value.message.startswith("rows.jsonl, line 3")
     assert said in caught.value.message
-    assert "Expected is" in caught.value.hint
+    assert "Expected: " in caught.value.hint
 
 
 def test_a_row_without_a_field() -> None:

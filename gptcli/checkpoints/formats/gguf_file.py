@@ -44,7 +44,7 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
     if not isinstance(tokenizer, GPT2Tokenizer | BPETokenizer):
         raise SettingError(
             f"{where} has a tokenizer of kind {tokenizer.kind}; llama.cpp needs byte-level BPE.",
-            "Export it with {format} hf.",
+            "Train a model with the gpt2 tokenizer or with bpe:4096, or export this one with {format} hf.",
         )
 
 
