@@ -170,7 +170,7 @@ def finetune(
     force: bool = False,
     on_event: Callable[[events.Event], object] | None = None,
 ) -> Path:
-    """Fine-tune a checkpoint on your texts, pairs, chats or labels, in a run of its own; the checkpoint is never changed.
+    """Fine-tune a checkpoint on texts, pairs, chats or labels, in a run of its own; the checkpoint is never changed.
 
     Args:
         data: .jsonl, .json, .csv or .tsv files with an example a row; .txt and .md files of running text; folders of
