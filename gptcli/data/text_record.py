@@ -118,6 +118,12 @@ def read(checkpoint: Path) -> TextRecord | None:
         return None
 
 
+def _source(texts: Sequence[str]) -> str:
+    if "-" in texts:
+        return "stdin"
+    return f"{texts[0]}, which holds {'tokens' if Path(texts[0]).is_dir() else 'separate examples'}"
+
+
 def open_part(checkpoint: Path, part: str) -> list[Document]:
     """The train or validation part of the texts that a run was trained on, read again from where they were.
 
@@ -133,8 +139,9 @@ def open_part(checkpoint: Path, part: str) -> list[Document]:
     if found is None:
         raise GptcliError(f"{checkpoint} held no text out to validate on.", "Give a text to measure it on instead.")
     if not record.documents or "-" in record.texts:
-        where = "stdin" if "-" in record.texts else f"{record.texts[0]}, which holds tokens"
-        raise GptcliError(f"The text of {checkpoint} came from {where}.", "Give a text to measure it on instead.")
+        raise GptcliError(
+            f"The text of {checkpoint} came from {_source(record.texts)}.", "Give a text to measure it on instead."
+        )
     documents = read_documents(list(record.texts), encoding=record.encoding, errors=record.errors)
     train, validation = split_characters([document.text for document in documents], record.train_share)
     texts = train if part == "train" else validation

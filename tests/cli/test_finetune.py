@@ -74,6 +74,7 @@ def test_a_table_with_other_names_and_running_text(gptcli: Any, base: Path) -> N
     Path("folder/a.md").write_text("A text of some length, of which windows are made. " * 40, encoding="utf-8")
     mapped = ("--fields", "prompt=question,completion=answer")
     assert gptcli("finetune", "rows.csv", *mapped, "--init-from", "base", "--out", "rows", *FAST).code == 0
+    gptcli("evaluate", "--part", "train", "-c", "rows").assert_user_error("rows.csv, which holds separate examples")
     result = gptcli("finetune", "folder", "--init-from", "base", "--out", "text", *FAST)
     assert "running text in 10 windows" in result.err
     assert "The text is short, 2,001 tokens: it is cut in windows of 200" in result.err
