@@ -45,8 +45,7 @@ def trained(out: Path, text: str, *options: object) -> tuple[float, float]:
 
 def held_out(run: Path) -> float:
     found = json.loads(gptcli("evaluate", "--part", "validation", "--checkpoint", run, "--json"))
-    found = found if isinstance(found, dict) else found[0]
-    return float(found.get("bits_per_byte") or found["results"][0]["bits_per_byte"])
+    return float(found["results"][0]["per_byte"]["bits"])
 
 
 def sweep(run: Path) -> dict[str, Sequence[object]]:
