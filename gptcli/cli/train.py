@@ -117,7 +117,10 @@ def train(
             "There is no text to train on.", "Give a file, a folder, or - for stdin; see gptcli train --help."
         )
     shape = as_dict(model)
-    base = GPTConfig.preset(size or "small", **(COURSE_MODEL | {k: v for k, v in shape.items() if v is not None}))
+    changes = COURSE_MODEL | {name: value for name, value in shape.items() if value is not None}
+    if recipe.for_time is not None:
+        changes.setdefault("n_heads", 1)  # any: heads that divide the width are chosen
+    base = GPTConfig.preset(size or "small", **changes)
     length = model.context_length or min(RecipeConfig.context_length, base.context_length)
     recipe = replace(recipe, batch_size=windows, context_length=length)
     runtime.check_with(recipe)

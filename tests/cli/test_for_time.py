@@ -55,6 +55,22 @@ def test_a_run_by_the_clock_and_the_file_that_repeats_it(gptcli: Any, story: Pat
     assert rows[0] == rows[1]
 
 
+def test_a_width_alone_gets_heads_that_divide_it(gptcli: Any, story: Path, ticking: Ticking) -> None:
+    shape = (
+        "--emb-dim",
+        80,
+        "--n-layers",
+        1,
+        "--batch-size",
+        2,
+        "--threads",
+        1,
+    )  # 80 is no multiple of the preset's 12
+    assert gptcli("train", story, "--for", "30s", *shape, "--out", "timed").code == 0
+    config = checkpoint.load(Path("timed")).config
+    assert (config.emb_dim, config.n_layers, config.n_heads) == (80, 1, 2)
+
+
 def test_a_run_that_was_stopped_keeps_its_remaining_time(
     gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
