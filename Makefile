@@ -29,7 +29,7 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 
 install: $(BIN)/.installed ## make .venv and install gptcli into it
 
-demo: install ## train a small model on the bundled story and let it speak (two minutes)
+demo: install ## train a small model on the bundled story and generate text with it (two minutes)
 	$(BIN)/gptcli train data/story.txt --for 90s --out checkpoints/demo --force
 	$(BIN)/gptcli generate "When the bell rings" --checkpoint checkpoints/demo --temperature 0.5 --top-k 3 --seed 1
 

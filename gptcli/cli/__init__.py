@@ -26,15 +26,15 @@ SETTINGS: dict[str, Any] = {
 
 # Command -> its line in --help, panel by panel, in the order that --help shows.
 COMMANDS: dict[str, dict[str, str]] = {
-    "Make": {
-        "train": "Train a GPT on your texts. With no option but a file it is the course's pretraining run.",
+    "Train": {
+        "train": "Train a GPT on your texts. With no option but a file, it is the pretraining run of Raschka's course.",
         "finetune": "Fine-tune a checkpoint on your texts, pairs, chats or labels, in a run of its own.",
         "prepare": "Encode texts of any size into token shards, which gptcli train reads by memory map.",
         "train-tokenizer": "Train a vocabulary of your own on texts: byte-level BPE like GPT-2's, of any size.",
         "plot": "Draw the losses of several runs in one picture and in the terminal.",
         "download": "Write the bundled story, or fetch a public-domain text to train on and check it.",
     },
-    "Speak": {
+    "Generate": {
         "generate": "Continue a prompt with a checkpoint. The text goes to stdout, and nothing else does.",
         "classify": "Print the label of a text and its probability, or those of every row of a file.",
         "tokenize": "Show a text as tokens: their pieces, their ids and how many there are.",

@@ -22,7 +22,9 @@ def checkpoints(
     name: Annotated[str | None, typer.Argument(help="Describe this checkpoint: its name or its directory.")] = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Remove what only resuming this run needs; its best and last weights stay."),
+        typer.Option(
+            "--prune", help="Remove the files that only resuming this run needs; the best and last weights stay."
+        ),
     ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -33,7 +33,7 @@ def classify(
 ) -> None:
     """Print the label of a text and its probability, or those of every row of a file.
 
-    Prints label and probability, separated by a tab, a line for each text; with --json one JSON object a line.
+    Prints label and probability, separated by a tab, on a line for each text; with --json one JSON object a line.
     """
     if text is None:
         raise GptcliError("There is no text to classify.", "Give it in quotes, a file of rows, or - for stdin.")

@@ -68,7 +68,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a text (perplexity) or on a task (accuracy), and print the protocol.
 
-    Of a classifier: accuracy, precision, recall, F1, confusions and calibration on rows of texts with their labels.
+    For a classifier, it measures accuracy, precision, recall, F1, confusions and calibration on labelled rows.
     """
     path, its_adapter = _classifier(checkpoint, adapter)
     if path is not None:
@@ -239,5 +239,5 @@ def _warn_of_unknown(loaded: "Checkpoint", items: "list[Item]") -> None:
     if unknown:
         render.warn(
             f"{unknown:,} of the items' {len(ids):,} tokens stand for words that {loaded.path} does not know: its "
-            "figures are no measure beside those of another tokenizer."
+            "figures cannot be compared with those of another tokenizer."
         )

@@ -10,12 +10,12 @@ from gptcli.cli import next_steps, options, render
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint directory, or its name under checkpoints/.")],
-    directory: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
+    directory: Annotated[Path, typer.Argument(help="The directory to write; it is made if it is absent.")],
     dtype: options.FileDtype = "float16",
     format_name: Annotated[
-        str, typer.Option("--format", help="hf: a directory as transformers keeps it. gguf: one file for llama.cpp.")
+        str, typer.Option("--format", help="hf: a directory in transformers' layout. gguf: one file for llama.cpp.")
     ] = "hf",
-    force: Annotated[bool, typer.Option("--force", help="Replace the checkpoint or GGUF file there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint or GGUF file.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,

@@ -88,7 +88,7 @@ def generate(
     held_bits = min(bits, layout.packed_bits(path, ours))
     choice = if_it_compiles(choice, held_bits, engine.engine == "auto", render.note)
     if choice.reason.startswith("numba"):
-        render.note(f"The torch engine serves: {choice.reason}.")
+        render.note(f"The torch engine is used: {choice.reason}.")
     tokenizer = layout.tokenizer_of(about, ours)
     layout.check_parts(about, config, tokenizer)
     first_seed = generation.seed if generation.seed is not None else SystemRandom().randrange(2**31)

@@ -67,7 +67,7 @@ def inspect_embeddings(
     for text in (*(analogy or ()), within or ""):
         options.check_text(text, "The text")
     if not named and analogy is None:
-        raise GptcliError("There is no word to compare.", "Give some: gptcli inspect-embeddings king queen river")
+        raise GptcliError("There is no word to compare.", "Give words: gptcli inspect-embeddings king queen river")
     if within is not None and not named:
         raise GptcliError("--within needs a word to find in the text.", 'Like this: bank --within "bank … bank"')
     loaded, model = looking.open_model(checkpoint, adapter, device, threads)

@@ -49,7 +49,7 @@ def inspect_flow(
     stages, candidates = _stages(subject, walk), _candidates(subject, walk)
 
     def picture() -> bytes:
-        return plots.contributions(walk.stages, walk.votes.tolist(), f"What votes for {chosen}")
+        return plots.contributions(walk.stages, walk.votes.tolist(), f"What each step adds to the logit of {chosen}")
 
     def record() -> dict[str, Any]:
         steps = [

@@ -38,7 +38,7 @@ def inspect_gradients(
     if demo:
         if text is not None or file is not None or checkpoint or adapter:
             raise GptcliError(
-                "--demo takes no text and no checkpoint.", "It is the course's own example: leave them out."
+                "--demo takes no text and no checkpoint.", "The example has its own model and data: leave them out."
             )
         columns = _demo()
         start: dict[str, Any] = {"demo": "mean absolute weight gradient of each layer"}

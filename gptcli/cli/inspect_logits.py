@@ -59,7 +59,7 @@ def inspect_logits(
 
     def page() -> str:
         tables = [("Token by token", table)] + ([("Layer by layer", lens_table)] if lens else [])
-        return pages.report_page("What the model expects", summary, picture(), tables)
+        return pages.report_page("What the model predicts", summary, picture(), tables)
 
     def arrays() -> dict[str, Any]:
         every: dict[str, Any] = {
@@ -88,8 +88,8 @@ def inspect_logits(
         "Candidates for each token, and the token that followed",
         [(heading, "right" if heading in numeric else "left") for heading in headings],
         rows,
-        caption="Surprise, probability and rank are those that the token itself had, given the ones before it; "
-        "then what the model expects after it.",
+        caption="Surprise, probability and rank: of the token, given the tokens before it; "
+        "then what the model predicts after it.",
     )
     render.print_text(summary)
     model = next_steps.model_words(checkpoint, adapter, subject.checkpoint.path)

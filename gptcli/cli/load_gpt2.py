@@ -32,11 +32,12 @@ def load_gpt2(
         str | None, typer.Option("--repo", help="Another GPT-2 on the hub, such as distilbert/distilgpt2.")
     ] = None,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="A commit, branch or tag of it (default: pinned; --repo: main).")
+        str | None,
+        typer.Option("--revision", help="A commit, branch or tag of the repository (default: pinned; --repo: main)."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The checkpoint (default: checkpoints/gpt2-SIZE).")] = None,
     dtype: options.FileDtype = "float32",
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,

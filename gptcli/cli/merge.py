@@ -13,9 +13,13 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="The new checkpoint's directory.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", "-c", help="The checkpoint that it changes (default: the one that it names)."),
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            help="The checkpoint that the adapter changes (default: the one that the adapter names).",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,

@@ -36,7 +36,10 @@ Checkpoint = Annotated[
 ]
 Adapter = Annotated[
     Path | None,
-    typer.Option("--adapter", help="A low-rank adapter for the checkpoint; alone, for the one that it names."),
+    typer.Option(
+        "--adapter",
+        help="A low-rank adapter for the checkpoint; without --checkpoint, for the one that the adapter names.",
+    ),
     RARELY_USED,
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -16,7 +16,7 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option("--out", help="The new directory (default: the old name with -int8 or -int4).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,

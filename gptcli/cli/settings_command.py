@@ -186,7 +186,7 @@ CONFIG = (
     Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", is_eager=True, callback=read_config, expose_value=False,
-                     help="Settings from a TOML file; options given here go first."),
+                     help="Settings from a TOML file; options on the command line replace them."),
     ],
     None,
 )  # fmt: skip
@@ -195,7 +195,7 @@ PRINT_CONFIG = (
     Annotated[
         bool,
         typer.Option("--print-config", is_eager=True, callback=print_config, expose_value=False,
-                     help="Print a file for --config that does the same, and run nothing."),
+                     help="Print these settings as a file for --config, and run nothing."),
     ],
     False,
 )  # fmt: skip

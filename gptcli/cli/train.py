@@ -57,7 +57,7 @@ def train(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
     init_from: Annotated[
-        Path | None, typer.Option("--init-from", help="Go on from this checkpoint's weights, tokenizer and shape.")
+        Path | None, typer.Option("--init-from", help="Start from this checkpoint's weights, tokenizer and shape.")
     ] = None,
     resume: Annotated[
         Path | None,
@@ -97,10 +97,10 @@ def train(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a GPT on your texts. With no option but a file it is the course's pretraining run.
+    """Train a GPT on your texts. With no option but a file, it is the pretraining run of Raschka's course.
 
-    Prints the run's directory on stdout. Ctrl-C and SIGTERM write a checkpoint and stop; whatever stopped a run,
-    --resume RUN goes on with it. Several processes: torchrun --nproc-per-node N -m gptcli train …
+    Prints the run's directory on stdout. Ctrl-C and SIGTERM write a checkpoint and stop; --resume RUN
+    continues a run that has stopped. Several processes: torchrun --nproc-per-node N -m gptcli train …
     """
     given = settings_command.by_flag(context)
     automatic = isinstance(batch_size, str)

@@ -26,9 +26,7 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
         command = "train" if run.finetune is None else "finetune"
         render.note(f"  gptcli {command} --resume {render.quoted(str(run.path))}")
     elif run.step < run.plan.total_steps:
-        render.note(
-            f"The run ended after step {run.step} of {run.plan.total_steps}, as --max-time or --early-stop says."
-        )
+        render.note(f"The run ended after step {run.step} of {run.plan.total_steps}, by --max-time or --early-stop.")
     if run.peak is not None and speed:
         most = f"{render.human_flops(run.peak.flops)} in {run.precision.name}, {run.peak.source}"
         each = 6 if run.adapter is None else 4  # frozen weights have no gradients
@@ -56,8 +54,8 @@ def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[st
     best = training.get("best")
     if best is None:
         why = "no text is held out" if not run.plan.validation_windows else "no evaluation could be ranked"
-        return f"The last weights are kept: {why}, so that nothing says which are the best."
-    where = f"at step {best['step']}" if best["step"] >= 0 else "before the first step, by the weights it began with"
+        return f"The last weights are kept: {why}, so that the best ones are unknown."
+    where = f"at step {best['step']}" if best["step"] >= 0 else "before the first step, with the initial weights"
     line = f"Best on unseen text: {_loss(run, best['val_loss'])} {where}"
     is_last = not rows or rows[-1]["step"] <= best["step"]
     if training["weights"] == "last":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptcli.training.subscribers import Subscriber
 
 SLOW_RUN_SECONDS = 3600
+WIDE = 512  # an emb_dim from which bfloat16 instructions are worth a line
 LEAST_BAR = 10  # columns beside which figures are left out one by one
 
 
@@ -121,7 +122,7 @@ class ProgressBar:
         self.say(f"Forecast: about {render.human_time(seconds_left)} to go.")
         if seconds_left > SLOW_RUN_SECONDS and not self.advised:
             self.advised = True
-            render.warn(f"That is long for a first look. {_advice(self.run)}")
+            render.warn(f"That is a long run for a first try. {_advice(self.run)}")
 
 
 def beside_the_bar(*figures: str) -> str:
@@ -158,7 +159,8 @@ def print_header(run: "Run") -> None:
         f"{config.emb_dim} wide) on {run.placement.name} ({run.placement.reason}), {run.threads} threads, "
         f"{run.precision.name} ({run.precision.reason}){together}."
     )
-    if run.placement.device.type == "cpu" and run.dtype == "auto" and multiplies_bfloat16():
+    wide = run.placement.device.type == "cpu" and config.emb_dim >= WIDE
+    if wide and run.dtype == "auto" and multiplies_bfloat16():
         render.note("This CPU has bfloat16 instructions: --dtype bfloat16 is several times as fast for wide models.")
     need, have = render.human_bytes(run.memory_needed), render.human_bytes(run.memory_free)
     render.note(f"Forecast: {need} of memory at the peak; {have} are free.")

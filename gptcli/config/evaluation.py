@@ -73,10 +73,14 @@ class TaskConfig:
 
     task: Task | None = task_setting(None, "lambada (last word), choices (endings) or cloze (a blank).", common=True)
     convention: Convention = task_setting(
-        "openai", "Of lambada: openai writes curly quotes, `` and '' as plain ones; raw as is."
+        "openai", "For lambada: openai replaces curly quotes, `` and '' by plain ones; raw changes none."
     )
     limit: int | None = task_setting(
-        None, "Only the first so many items.", at_least=1, hint="Leave it out for every item.", common=True
+        None,
+        "Measure only this number of items, the first ones.",
+        at_least=1,
+        hint="Leave it out for every item.",
+        common=True,
     )
 
     def __post_init__(self) -> None:
@@ -115,13 +119,15 @@ class BenchConfig:
         SettingError: a value is outside its range or none of its choices.
     """
 
-    repetitions: int = amount(5, "Measure each so many times.", at_least=1, common=True)
+    repetitions: int = amount(5, "Repetitions of each measurement.", at_least=1, common=True)
     tokens: int = amount(64, "Tokens to decode in a repetition.", at_least=1)
     prompt: int = amount(512, "Tokens of the prompt that prefill reads.", at_least=1)
     batch: int = amount(8, "Sequences at once.", at_least=1)
     rows: int = amount(4, "Windows of a training step.", at_least=1)
     length: int | None = amount(None, "Tokens of a window in training (256, or the context).", at_least=1)
-    against: Peer | None = amount(None, "Measure this in turns with it: transformers or ctranslate2.", common=True)
+    against: Peer | None = amount(
+        None, "Another program to measure in turns: transformers or ctranslate2.", common=True
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -44,15 +44,15 @@ class FinetuneConfig:
     )  # fmt: skip
     skip_bad: bool = data(False, "Leave out rows that cannot be used, and count them.", common=True)
     template: str | None = data(
-        None, "Makes a text of messages: alpaca, chat, plain, or a file of Jinja2; by default the checkpoint's own, or "
-        "the one that suits the examples.", path="name", common=True,
+        None, "Template that makes a text of messages: alpaca, chat, plain, or a file of Jinja2; by default "
+        "the checkpoint's own, or the one that suits the examples.", path="name", common=True,
     )  # fmt: skip
-    loss_on: LossOn = data("answers", "Learn the answers alone, or all of every text.", common=True)
+    loss_on: LossOn = data("answers", "Compute the loss on the answers alone, or on all of every text.", common=True)
     encoding: str | None = like(TextConfig, "encoding", panel="Examples")
     errors: DecodingErrors = like(TextConfig, "errors", "strict", panel="Examples")
     context_length: int | None = like(
         GPTConfig, "context_length", shown_default="the checkpoint's", panel="Examples",
-        help="The most tokens of an example; longer prompts are cut at their front.",
+        help="The most tokens of an example; of a longer one, the beginning of the prompt is cut off.",
     )  # fmt: skip
     train_share: float = like(
         RecipeConfig, "train_share", 0.9, panel="Examples", help="Share of the examples to train on.",

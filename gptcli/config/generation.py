@@ -16,15 +16,16 @@ class GenerationConfig:
         SettingError: a value is outside its range, or at least more tokens are asked for than at most.
     """
 
-    max_new_tokens: int = text(100, "Stop after so many tokens.", also="-n", at_least=1, common=True)
-    min_new_tokens: int = text(0, "No end of text before so many.", at_least=0, hint="0 turns it off.")
-    num_samples: int = text(1, "How many texts.", at_least=1, common=True)
+    max_new_tokens: int = text(100, "Stop after this number of tokens.", also="-n", at_least=1, common=True)
+    min_new_tokens: int = text(
+        0, "The text does not end before this number of tokens.", at_least=0, hint="0 turns it off."
+    )
+    num_samples: int = text(1, "How many texts to generate.", at_least=1, common=True)
     seed: int | None = text(None, "Seed of the random numbers; the same seed repeats the text.", common=True)
-    ignore_eot: bool = text(False, "Go on past the end-of-text token.")
+    ignore_eot: bool = text(False, "Continue after the end-of-text token.")
     raw: bool = text(
         False,
-        "Continue the prompt itself; else a fine-tuned checkpoint answers it, through the template that it was taught "
-        "with.",
+        "Continue the prompt itself. Without it, a fine-tuned checkpoint answers the prompt, in the template of its run.",
         common=True,
     )
     overflow: Overflow = text(

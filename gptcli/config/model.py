@@ -33,7 +33,7 @@ class GPTConfig:
     """
 
     vocab_size: int = model_setting(50_257, "Entries of the vocabulary.", **up_to(100_000_000))
-    context_length: int = model_setting(1_024, "Tokens the model sees at once.", common=True, **up_to(10_000_000))
+    context_length: int = model_setting(1_024, "Tokens that the model reads at once.", common=True, **up_to(10_000_000))
     emb_dim: int = model_setting(768, "Width of the residual stream.", **up_to(100_000))
     n_heads: int = model_setting(12, "Attention heads in a block.", **up_to(10_000))
     n_layers: int = model_setting(12, "Transformer blocks.", **up_to(10_000))
@@ -42,7 +42,7 @@ class GPTConfig:
         hint="Dropout is the share of activations set to zero: 0.1 is GPT-2's, 0 turns it off.",
     )  # fmt: skip
     qkv_bias: bool = model_setting(True, "A bias on queries, keys and values.")
-    tie_weights: bool = model_setting(True, "The token embedding is the output head as well.")
+    tie_weights: bool = model_setting(True, "Use the token embedding as the output head.")
     ffn_dim: int | None = model_setting(
         None, "Width of the feed-forward layer; 4 times {emb_dim} by default.", **up_to(1_000_000)
     )

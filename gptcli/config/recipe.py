@@ -38,16 +38,16 @@ class RecipeConfig:
     stride: int | None = training(None, "Tokens from one window to the next; the context by default.", at_least=1)
     batch_size: int = training(4, "Windows a step.", at_least=1, common=True)
     for_time: float | None = training(
-        None, "Train for so long, as in 30s, 10m, 2h, from the start of the process to its end; what you do not set is "
-        "chosen to suit text, time and machine.", at_least=30, common=True, called="for", metavar="TIME",
+        None, "Train for this time, as in 30s, 10m, 2h, from the start of the process to its end; gptcli chooses what you "
+        "do not set, for the text, the time and the machine.", at_least=30, common=True, called="for", metavar="TIME",
         parser=duration_with_unit, text=seconds_text, hint="Give at least 30s, as in 90s, 10m or 2h.",
     )  # fmt: skip
     epochs: int = training(10, "Times through the text.", at_least=1, on_resume=True, common=True)
     max_steps: int | None = training(
-        None, "Stop after so many steps, whatever {epochs} says.", at_least=1, on_resume=True, common=True
+        None, "Stop after this number of steps, whatever {epochs} is.", at_least=1, on_resume=True, common=True
     )
     max_time: float | None = training(
-        None, "Stop after so long, as in 90s, 10m, 2h.", above=0, on_resume=True, metavar="TIME", parser=duration,
+        None, "Stop after this time, as in 90s, 10m, 2h.", above=0, on_resume=True, metavar="TIME", parser=duration,
         hint="Give 90s, 10m or 2h.",
     )  # fmt: skip
     early_stop: int | None = training(
@@ -57,7 +57,7 @@ class RecipeConfig:
         5e-4, "The optimizer's peak rate.", also="--lr", above=0, common=True,
         hint="The course trains with 5e-4; GPT-2-sized models take 1e-4 to 1e-3.",
     )  # fmt: skip
-    min_learning_rate: float | None = training(None, "Where the schedule ends; a tenth of the peak by default.")
+    min_learning_rate: float | None = training(None, "Rate at the end of the schedule; a tenth of the peak by default.")
     warmup_steps: int = training(0, "Steps of linear warm-up.", at_least=0, hint="0 turns it off.")
     schedule: Schedule = training(
         "constant", "After the warm-up: constant, cosine, linear, or wsd (constant, then a linear cooldown)."
@@ -72,7 +72,9 @@ class RecipeConfig:
         0.5, "Length of wsd's cooldown, as a share of the steps before it.", above=0, hint="0.5 is the default."
     )
     optimizer: Optimizer = training("adamw", "adamw, adam, sgd (with momentum), adafactor or muon.")
-    weight_decay: float = training(0.1, "On matrices only.", at_least=0, hint="0.1 is usual, 0 turns it off.")
+    weight_decay: float = training(
+        0.1, "Weight decay; on matrices only.", at_least=0, hint="0.1 is usual, 0 turns it off."
+    )
     beta1: float = training(
         0.9, "AdamW's first decay; sgd's momentum.", at_least=0, below=1,
         hint="AdamW's usual values are 0.9 and 0.999 (0.95 for long runs).",

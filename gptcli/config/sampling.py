@@ -26,11 +26,11 @@ class SamplingConfig:
         hint="Give a whole number of at least 1, or leave {top_k} out to keep every token.",
     )  # fmt: skip
     top_p: float | None = sampling_setting(
-        None, "Choose among the likeliest that make up this share.", above=0, at_most=1, common=True,
+        None, "Choose among the likeliest tokens with this share of the probability.", above=0, at_most=1, common=True,
         hint="0.9 keeps the likeliest tokens that make up 90% of the probability; 1 keeps all.",
     )  # fmt: skip
     min_p: float | None = sampling_setting(
-        None, "Choose among those at least this share as likely as the likeliest.", at_least=0, at_most=1,
+        None, "Choose among tokens with this share of the likeliest one's probability.", at_least=0, at_most=1,
         hint="0.05 keeps the tokens that are at least a twentieth as likely as the likeliest.",
     )  # fmt: skip
     repetition_penalty: float = sampling_setting(
@@ -45,7 +45,7 @@ class SamplingConfig:
         hint="0 is off, 0.1 to 1 makes repeats rarer, below 0 makes them more frequent.",
     )  # fmt: skip
     no_repeat_ngram_size: int | None = sampling_setting(
-        None, "Never repeat so many tokens in a row, of the prompt or the text.", at_least=1,
+        None, "Never repeat this number of tokens in a row, of the prompt or the text.", at_least=1,
         hint="3 forbids three tokens in a row that the text holds already; leave {no_repeat_ngram_size} out to allow "
         "all.",
     )  # fmt: skip

@@ -67,8 +67,9 @@ class _Counts:
             yield f"{self.left_out:,} {rows_are} left out. The first: {self.first}"
         if self.cut:
             examples_have = "example has" if self.cut == 1 else "examples have"
-            ends = f" In {self.shortened:,} of them the answer is too long, and ends early." if self.shortened else ""
-            yield f"{self.cut:,} {examples_have} more than {context:,} tokens: the front of the prompt is cut.{ends}"
+            ends = f" In {self.shortened:,} of them the end of the answer is cut off too." if self.shortened else ""
+            what = f"{self.cut:,} {examples_have} more than {context:,} tokens"
+            yield f"{what}: the beginning of the prompt is cut off.{ends}"
 
 
 def encode(texts: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer, context: int) -> Encoded:

@@ -74,7 +74,7 @@ def recognise(row: Row, fields: Mapping[str, str]) -> Form:
         pair = names if len(names) == 2 else ["question", "answer"]
         raise SettingError(
             f"{row.place} has {_listed(names)}, which is no form of example.",
-            f"Name what they are, as in {{fields}} prompt={pair[0]},completion={pair[1]}. {_forms()}",
+            f"Map the names, as in {{fields}} prompt={pair[0]},completion={pair[1]}. {_forms()}",
         )
     return form
 

@@ -52,7 +52,7 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
     if engine == "cpu":
         if hindrance:
             raise SettingError(
-                f"{{engine}} cpu cannot serve: {hindrance}.", "Use {engine} torch, or auto to let it choose."
+                f"{{engine}} cpu cannot be used: {hindrance}.", "Use {engine} torch, or auto to let it choose."
             )
         return Choice("cpu", "asked for")
     if hindrance:
@@ -88,7 +88,7 @@ def if_it_compiles(
     if reason is None:
         return choice
     if not may_change:
-        raise SettingError(f"{{engine}} cpu cannot serve: {reason}.", "Use {engine} torch, or auto to let it choose.")
+        raise SettingError(f"{{engine}} cpu cannot be used: {reason}.", "Use {engine} torch, or auto to let it choose.")
     return Choice("torch", reason)
 
 

@@ -63,7 +63,7 @@ def resumed(
     for name in CONTRADICTIONS:
         if name in given:
             raise SettingError(
-                f"{{{name}}} cannot be combined with {{resume}}: the run goes on as it began, where it is.",
+                f"{{{name}}} cannot be combined with {{resume}}: the run keeps its settings and its directory.",
                 "Leave one of the two out.",
             )
     path = checkpoint.find(run)

@@ -301,15 +301,15 @@ class Run:
         """The fewest parts into which a step must be split to fit into memory."""
         windows = self.plan.batch_size // self.world.size
         config, device, T = self.model_config, self.placement.device, self.plan.context_length
-        recipe, runtime, world = self.recipe, self.runtime, self.world
-        parts = batch_size.fewest_parts(config, recipe, runtime, windows, T, device, world, self.adapter)
+        parts = batch_size.fewest_parts(config, self.recipe, self.runtime, windows, T, device, self.world, self.adapter)
         if parts is None:
             raise SettingError(
                 f"Not even one window of {T} tokens fits into the memory of {device}.",
                 "Try {recompute}, a smaller model or a shorter {context_length}.",
             )
         how = f"in {parts} parts of at most {-(-windows // parts)}" if parts > 1 else "at once"
-        self.report(f"Memory has room to compute the {windows} windows of a step {how} (accumulate {parts}).")
+        if parts > 1 or self.finetune is None:
+            self.report(f"Memory has room to compute the {windows} windows of a step {how} (accumulate {parts}).")
         return parts
 
     def _open_kernels(self) -> TrainKernels | None:

@@ -121,7 +121,7 @@ def test_rows_that_cannot_be_used_are_counted(gptcli: Any, base: Path) -> None:
 def test_examples_that_are_too_long_are_cut_at_the_front_of_the_prompt(gptcli: Any, base: Path) -> None:
     rows = [*PAIRS, {"prompt": "x" * 300, "completion": " y"}, {"prompt": "x", "completion": "y" * 300}]
     result = gptcli("finetune", lines("rows.jsonl", rows), "--init-from", "base", "--out", "run", *FAST)
-    assert "2 examples have more than 256 tokens: the front of the prompt is cut. In 1 of them" in result.err
+    assert "2 examples have more than 256 tokens: the beginning of the prompt is cut off. In 1 of them" in result.err
 
 
 BAD: list[tuple[str, Any, tuple[Any, ...], tuple[str, ...]]] = [

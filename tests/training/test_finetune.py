@@ -113,7 +113,7 @@ def test_killed_and_resumed_is_undisturbed_to_the_byte(
 def test_the_run_holds_the_base_where_no_step_was_better(rows: Path, base: Path, gptcli: Any) -> None:
     result = gptcli("finetune", rows, "--init-from", base, "--out", "run", *OPTIONS, "--learning-rate", 3)
     assert result.code == 0, result.err
-    assert "before the first step, by the weights it began with" in result.err
+    assert "before the first step, with the initial weights" in result.err
     kept, began = (checkpoint.load(Path(each)).tensors for each in ("run", "base"))
     assert all(tensor.equal(began[name]) for name, tensor in kept.items())
 

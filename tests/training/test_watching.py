@@ -307,6 +307,8 @@ def test_a_run_says_that_this_cpu_is_faster_in_bfloat16(
 ) -> None:
     monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: has_them)
     advice = "This CPU has bfloat16 instructions: --dtype bfloat16"
-    assert (advice in gptcli("train", story, *OPTIONS, "--out", "run").err) is has_them
-    assert advice not in gptcli("train", story, *OPTIONS, "--dtype", "float32", "--out", "other").err
+    wide = (*OPTIONS, "--emb-dim", 512)
+    assert (advice in gptcli("train", story, *wide, "--out", "run").err) is has_them
+    assert advice not in gptcli("train", story, *OPTIONS, "--out", "narrow").err
+    assert advice not in gptcli("train", story, *wide, "--dtype", "float32", "--out", "other").err
     assert advice not in gptcli("train", "--resume", "run", "--max-steps", 8).err

@@ -79,9 +79,9 @@ def test_the_torch_engine_serves_and_one_line_says_why(gptcli: Any, tmp_path: Pa
     served = gptcli(*options)
     assert (served.code, served.out) == (0, expected.out)
     assert served.err.count("\n") == expected.err.count("\n") + 2
-    assert f"The torch engine serves: {REASON}." in " ".join(served.err.split())
+    assert f"The torch engine is used: {REASON}." in " ".join(served.err.split())
     gptcli(*options, "--engine", "cpu", "-q").assert_user_error(
-        "--engine cpu cannot serve: ", "SIGABRT", "--engine torch"
+        "--engine cpu cannot be used: ", "SIGABRT", "--engine torch"
     )
 
 

@@ -32,5 +32,5 @@ def test_generate_goes_on_with_torch(tmp_path: Path, module: str, reason: str) -
     assert reason in refused.stderr
     plain = subprocess.run(command[:-1], capture_output=True, text=True, env=environment)
     assert (
-        len([line for line in plain.stderr.splitlines() if line.startswith(f"The torch engine serves: {reason}")]) == 1
+        len([line for line in plain.stderr.splitlines() if line.startswith(f"The torch engine is used: {reason}")]) == 1
     )
