@@ -25,7 +25,7 @@ class GenerationConfig:
     ignore_eot: bool = text(False, "Continue after the end-of-text token.")
     raw: bool = text(
         False,
-        "Continue the prompt itself. Without it, a fine-tuned checkpoint answers the prompt, in the template of its run.",
+        "Continue the prompt itself. Without it, a fine-tuned checkpoint answers the prompt, in its run's template.",
         common=True,
     )
     overflow: Overflow = text(

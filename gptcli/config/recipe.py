@@ -38,9 +38,9 @@ class RecipeConfig:
     stride: int | None = training(None, "Tokens from one window to the next; the context by default.", at_least=1)
     batch_size: int = training(4, "Windows a step.", at_least=1, common=True)
     for_time: float | None = training(
-        None, "Train for this time, as in 30s, 10m, 2h, from the start of the process to its end; gptcli chooses what you "
-        "do not set, for the text, the time and the machine.", at_least=30, common=True, called="for", metavar="TIME",
-        parser=duration_with_unit, text=seconds_text, hint="Give at least 30s, as in 90s, 10m or 2h.",
+        None, "Train for this time, as in 30s, 10m, 2h, from the start of the process to its end; gptcli chooses "
+        "what you do not set, for the text, the time and the machine.", at_least=30, common=True, called="for",
+        metavar="TIME", parser=duration_with_unit, text=seconds_text, hint="Give at least 30s, as in 90s, 10m or 2h.",
     )  # fmt: skip
     epochs: int = training(10, "Times through the text.", at_least=1, on_resume=True, common=True)
     max_steps: int | None = training(
