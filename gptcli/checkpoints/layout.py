@@ -159,7 +159,7 @@ def _check_format(file: Path, ours: Mapping[str, Any]) -> None:
         raise GptcliError(f"{file}: format is {found!r}, but formats are numbered from 1.", "Copy it again.")
     if found > FORMAT:
         raise GptcliError(
-            f"{file} is of format {found}, but gptcli {__version__} knows formats up to {FORMAT} only.",
+            f"{file} is of format {found}, but gptcli {__version__} reads formats up to {FORMAT} only.",
             "Update gptcli, or open it with the version that wrote it.",
         )
 

@@ -88,7 +88,7 @@ def inspect_logits(
         "Candidates for each token, and the token that followed",
         [(heading, "right" if heading in numeric else "left") for heading in headings],
         rows,
-        caption="Surprise, probability and rank: of the token, given the tokens before it; "
+        caption="Surprise (surprisal in bits), probability and rank: of the token, given the tokens before it; "
         "then what the model predicts after it.",
     )
     render.print_text(summary)

@@ -136,7 +136,7 @@ class BPETokenizer:
                 raise GptcliError(
                     f"{file}: its merges make the token {printable(self._bytes_of(token))!r} in two ways or in none, "
                     "which is not supported.",
-                    "Its ids would differ from those that the model knows; train the tokenizer again.",
+                    "Its ids would differ from the ids of the model; train the tokenizer again.",
                 )
             made.add(token)
 
