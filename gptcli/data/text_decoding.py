@@ -4,6 +4,7 @@ import codecs
 import gzip
 import importlib
 import io
+import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -176,9 +177,9 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start = head[:_HEAD]
     offset, lines, chunk = 0, 0, head  # offset of the first byte of chunk; newlines before it
+    if not wide:
+        _refuse_known(name, head, start)
     while True:
-        if not wide:
-            _refuse_binary(name, chunk, start, offset, lines)
         mark_here = len(mark) if offset == 0 else 0
         try:
             text = decoder.decode(chunk[mark_here:], final=not chunk)
@@ -186,13 +187,23 @@ def decoded(name: str, data: Iterable[bytes], encoding: str | None, errors: str)
             good = newlines.decode(error.object[: error.start].decode(codec), final=True)
             # error.object begins with the incomplete character that the decoder kept from the previous chunk.
             at = offset + mark_here + error.start - (len(error.object) - len(chunk[mark_here:]))
+            line = 1 + lines + good.count("\n")
+            if "\0" in good and not wide:
+                line = 1 + lines + good.partition("\0")[0].count("\n")
+                raise _binary(name, offset + chunk.find(b"\0"), line, start) from None
+            if not wide:
+                _refuse_zeros(name, error.object[error.start :], source, at, line, start)
             raise SettingError(
                 f"{name} is not {_label(chosen)}: byte 0x{error.object[error.start]:02X} at offset {at:,} "
-                f"(line {1 + lines + good.count(chr(10)):,})",
+                f"(line {line:,})",
                 _other_encoding(chosen),
             ) from None
         except UnicodeError as error:
             raise SettingError(f"{name} is not {_label(chosen)}: {error}", _other_encoding(chosen)) from None
+        zero = -1 if wide else chunk.find(b"\0")
+        if zero >= 0:
+            before = newlines.decode(text.partition("\0")[0], final=True)
+            raise _binary(name, offset + zero, 1 + lines + before.count("\n"), start)
         text = newlines.decode(text, final=not chunk)
         if text:
             yield text
@@ -230,35 +241,48 @@ def _conversion(name: str, what: str) -> str:
     return f"Make a text of it first: {command}"
 
 
-def _refuse_binary(name: str, data: bytes, head: bytes, start: int, lines: int) -> None:
-    """Raise GptcliError for the first bytes of a known binary format, or a byte 0x00, which plain text does not have.
+def _refuse_known(name: str, data: bytes, head: bytes) -> None:
+    """Raise GptcliError where a file with the first bytes ``data`` is of a known binary format."""
+    for beginning, what in _BINARY_STARTS:
+        if data.startswith(beginning):
+            what = _kind_of_zip(name, head) if what == "a zip archive" else what
+            raise GptcliError(f"{name} is not text: it looks like {what}", _conversion(name, what))
+
+
+def _refuse_zeros(name: str, data: bytes, source: Iterator[bytes], offset: int, line: int, head: bytes) -> None:
+    """Raise the error of a binary file where a byte 0x00 follows soon after bytes that do not decode.
 
     Args:
         name: name of the text, for messages.
-        data: the bytes to check.
+        data: the bytes from the first that does not decode on, at ``offset`` and in ``line`` of the file.
+        source: the bytes after ``data``.
         head: the first bytes of the file.
-        start: offset of ``data`` in the file.
-        lines: number of newlines before ``data``.
     """
-    if start == 0:
-        for beginning, what in _BINARY_STARTS:
-            if data.startswith(beginning):
-                what = _kind_of_zip(name, head) if what == "a zip archive" else what
-                raise GptcliError(f"{name} is not text: it looks like {what}", _conversion(name, what))
-    at = data.find(b"\0")
-    if at < 0:
-        return
-    offset = start + at
+    while len(data) < _HEAD and (chunk := next(source, b"")):
+        data += chunk
+    at = data[:_HEAD].find(b"\0")
+    if at >= 0:
+        raise _binary(name, offset + at, line + len(re.findall(rb"\r\n?|\n", data[:at])), head)
+
+
+def _binary(name: str, offset: int, line: int, head: bytes) -> GptcliError:
+    """The error for a byte 0x00, which plain text does not have.
+
+    Args:
+        name: name of the text, for messages.
+        offset: of the byte in the file.
+        line: the one that it stands in.
+        head: the first bytes of the file.
+    """
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _SAFETENSORS_HEADER:
-        raise GptcliError(f"{name} is not text: it looks like safetensors weights", "Give a plain-text file.")
+        return GptcliError(f"{name} is not text: it looks like safetensors weights", "Give a plain-text file.")
     for order, zeros, others in (("le", head[1::2], head[::2]), ("be", head[::2], head[1::2])):
         if zeros.count(0) > 0.5 * len(zeros) and others.count(0) == 0:
-            raise SettingError(
+            return SettingError(
                 f"{name} looks like UTF-16 without a byte-order mark: byte 0x00 at offset {offset:,}",
                 f"Give {{encoding}} utf-16-{order}.",
             )
-    line = 1 + lines + data.count(b"\n", 0, at)
-    raise GptcliError(
+    return GptcliError(
         f"{name} looks like a binary file: byte 0x00 at offset {offset:,} (line {line:,})",
         "Give a plain-text file; text has no such byte.",
     )
