@@ -243,7 +243,7 @@ def test_early_stop_and_max_time_end_a_run(gptcli: Any, story: Path, monkeypatch
     nothing_changes = ("--learning-rate", 1e-30, "--eval-every", 1, "--early-stop", 2)
     result = gptcli(*options, *nothing_changes, "--out", "a")
     assert result.code == 0, result.err
-    assert "as --max-time or --early-stop says" in result.err
+    assert "by --max-time or --early-stop" in result.err
     losses = [row["val_loss"] for row in checkpoint.read_metrics(Path("a"))]
     assert len(losses) < 80
     assert min(losses[-2:]) >= min(losses[:-2])
