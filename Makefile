@@ -31,7 +31,7 @@ install: $(BIN)/.installed ## make .venv and install gptcli into it
 
 demo: install ## train a small model on the bundled story and generate text with it (two minutes)
 	$(BIN)/gptcli train data/story.txt --for 90s --out checkpoints/demo --force
-	$(BIN)/gptcli generate "When the bell rings" --checkpoint checkpoints/demo --temperature 0.5 --top-k 3 --seed 1
+	$(BIN)/gptcli generate "When the bell rings" --checkpoint checkpoints/demo --temperature 0.7 --seed 1
 
 test: $(BIN)/.installed-dev ## run the tests (a few minutes)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
