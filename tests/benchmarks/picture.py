@@ -1,6 +1,7 @@
-"""Draw data/run.svg, the README's picture, from what `make demo` printed.
+"""Draw data/run.svg, the README's picture, from what commands printed, each after its own line in `make`'s form.
 
-make --silent demo > demo.txt 2>&1; python tests/benchmarks/picture.py demo.txt
+The picture is of .venv/bin/gptcli train data/tinyshakespeare.txt --for 60s (without its bar), and of
+.venv/bin/gptcli generate "ROMEO:" --temperature 0.7 --seed 1: python tests/benchmarks/picture.py printed.txt
 """
 
 import io
@@ -19,7 +20,7 @@ def main() -> None:
     console = Console(record=True, width=110, file=io.StringIO())
     for line in COMMANDS.sub(r"$ \1", printed).strip().splitlines():
         console.print(Text(line, style="bold green" if line.startswith(("$ ", "\t")) else ""))
-    picture = console.export_svg(title="make demo")
+    picture = console.export_svg(title="one minute on two CPU cores")
     # rich names a font on a content network; a picture must not fetch anything.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     (Path("data") / "run.svg").write_text(picture, encoding="utf-8")
