@@ -86,7 +86,9 @@ def test_there_is_no_gradient_where_there_is_no_answer(rows: Path, base: Path) -
     one_by_one = [MeanLoss(model, has_ignored=True)(*examples.batch([number])) for number in range(4)]
     weights = torch.tensor([examples.weight(examples.batch([number])[1]) for number in range(4)])
     mean = (torch.stack(one_by_one) * weights).sum() / weights.sum()
-    assert float(MeanLoss(model, has_ignored=True)(inputs, targets).detach()) == pytest.approx(float(mean.detach()), rel=1e-5)
+    assert float(MeanLoss(model, has_ignored=True)(inputs, targets).detach()) == pytest.approx(
+        float(mean.detach()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("train", ["all", "last:1"])
