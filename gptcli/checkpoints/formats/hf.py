@@ -135,7 +135,8 @@ def read_config(file: Path) -> GPTConfig:
                 f"{file}: {HUGGING_FACE_FIELDS[ours]} is {value!r:.60}, not of type {expected.__name__}.",
                 "Download or copy it again.",
             )
-    if CLASSIFIER in (fields.get("architectures") or []):
+    architectures = fields.get("architectures")
+    if isinstance(architectures, list) and CLASSIFIER in architectures:
         values["labels"] = _labels(fields.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}), file)
     values["activation"] = _SAME_ACTIVATION.get(values.get("activation", ""), values.get("activation", "gelu_new"))
     return _named_by_their_fields(file, lambda: GPTConfig(**values))
