@@ -114,12 +114,21 @@ def test_a_classifier_of_transformers_is_brought_in(gptcli: Any, tmp_path: Path)
         torch.testing.assert_close(loaded.model().next_logits(ids), theirs(ids).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("id2label", [["a", "b"], {"0": "a", "2": "b"}, {}, {"0": "a"}])
+@pytest.mark.parametrize("id2label", [["a", "b"], {"0": "a", "2": "b"}, {}, {"0": "a"}, 7, "ab"])
 def test_a_foreign_classifier_without_labels_by_id_is_refused(tmp_path: Path, id2label: Any) -> None:
     said = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "id2label": id2label}
     (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
     with pytest.raises(GptcliError, match=r"config\.json.*label"):
         hf.read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("architectures", [7, "GPT2ForSequenceClassification", {}, None, True, [7, None, []]])
+def test_a_foreign_file_whose_architectures_are_no_names_is_of_a_language_model(
+    tmp_path: Path, architectures: Any
+) -> None:
+    said = {"model_type": "gpt2", "architectures": architectures}
+    (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
+    assert hf.read_config(tmp_path / "config.json").labels == ()
 
 
 def test_it_begins_with_the_language_models_weights_and_a_head_from_the_seed(tmp_path: Path) -> None:
