@@ -23,7 +23,6 @@ from gptcli.data.dataset import open_prepared
 from gptcli.device import allocator, machine, placement
 from gptcli.errors import GptcliError
 from gptcli.inference.open import gpu_is_possible
-from gptcli.kernels.cpu import compile_cache, first_compilation, memory_layout
 
 posix = pytest.mark.skipif(os.name == "nt", reason="sends itself a signal")
 
@@ -161,6 +160,9 @@ def test_ctrl_break_stops_a_run_as_sigterm_does(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_cache_of_kernels_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("numba", exc_type=ImportError)
+    from gptcli.kernels.cpu import compile_cache
+
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
@@ -168,6 +170,9 @@ def test_the_cache_of_kernels_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_compiling_needs_no_limit_of_core_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", exc_type=ImportError)
+    from gptcli.kernels.cpu import compile_cache, first_compilation
+
     compiled: list[str] = []
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(compile_cache, "compile_into_cache", compiled.append)
@@ -176,6 +181,9 @@ def test_compiling_needs_no_limit_of_core_files(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_arrays_are_allocated_without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", exc_type=ImportError)
+    from gptcli.kernels.cpu import memory_layout
+
     for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"):
         monkeypatch.delattr(mmap, name, raising=False)
     array = memory_layout.allocate(5, np.float32)

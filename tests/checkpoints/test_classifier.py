@@ -202,7 +202,8 @@ def test_what_needs_the_next_token_refuses_a_classifier_in_two_lines(gptcli: Any
     said = (f"{run} is a classifier of 3 labels", f"gptcli classify TEXT --checkpoint {run}")
     base = tmp_path / "run-base"
     for command in (
-        ("generate", "a", "-c", run), ("generate", "a", "-c", base, "--draft", run), ("bench", run),
+        ("generate", "a", "-c", run, "--engine", "torch"), ("bench", run),
+        ("generate", "a", "-c", base, "--draft", run, "--engine", "torch"),
         ("inspect-logits", "a", "-c", run), ("inspect-flow", "a", "-c", run), ("inspect-gradients", "a cab", "-c", run),
         ("train", story, "--init-from", run, "--out", "more"),
     ):  # fmt: skip

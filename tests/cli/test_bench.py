@@ -190,7 +190,7 @@ def setting(dtype: torch.dtype = torch.float32, **changes: Any) -> Setting:
 def test_all_contenders_draw_the_same_tokens(changes: dict[str, Any]) -> None:
     """A peer that did another work would be a figure of nothing."""
     for library in ("numba", "transformers", "ctranslate2"):
-        pytest.importorskip(library)
+        pytest.importorskip(library, exc_type=ImportError)
     given = setting(**changes)
     everyone = [*engines.ours(given), *baselines.transformers(given), *baselines.ctranslate2(given)]
     exact = [contender for contender in everyone if "float32" in contender.subject]

@@ -20,7 +20,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def text(gptcli: Any, *words: object) -> str:
-    result = gptcli("generate", "abc", "--temperature", 0, "--max-new-tokens", 12, "--threads", 1, *words)
+    result = gptcli(*GENERATE, "--temperature", 0, "--max-new-tokens", 12, "--threads", 1, *words)
     assert result.code == 0, result.err
     return str(result.out)
 
@@ -40,7 +40,7 @@ def test_merge_and_the_ways_to_open_an_adapter(gptcli: Any, adapter: Path) -> No
 
 
 def test_the_newest_checkpoint_may_be_an_adapter(gptcli: Any, adapter: Path) -> None:
-    result = gptcli("generate", "abc", "--max-new-tokens", 2)
+    result = gptcli(*GENERATE, "--max-new-tokens", 2)
     assert "Using checkpoints/tuned" in result.err.replace("\\", "/")
 
 
@@ -84,20 +84,23 @@ def test_an_adapter_may_be_replaced_by_force_alone(gptcli: Any, adapter: Path) -
     assert not layout.is_adapter(adapter)
 
 
+GENERATE = ("generate", "abc", "--engine", "torch")  # without numba, auto says in a line that it takes torch
+
+
 def test_mistakes(gptcli: Any, adapter: Path) -> None:
     gptcli("merge", "base", "--out", "new").assert_user_error("is no adapter", "adapter_config.json")
-    gptcli("generate", "abc", "--adapter", "base").assert_user_error("is no adapter", "-c")
-    gptcli("generate", "abc", "--adapter", "nothing").assert_user_error("There is no checkpoint nothing")
+    gptcli(*GENERATE, "--adapter", "base").assert_user_error("is no adapter", "-c")
+    gptcli(*GENERATE, "--adapter", "nothing").assert_user_error("There is no checkpoint nothing")
     shutil.copytree(adapter.parent / "base", adapter.parent / "other")
     weights = adapter.parent / "other" / layout.WEIGHTS
     tensors = {name: tensor + 1 for name, tensor in safetensors_file.read_tensors(weights).items()}
     safetensors_file.write_tensors(weights, tensors)
-    gptcli("generate", "abc", "-c", "other", "--adapter", "tuned").assert_user_error("other weights", "CRC-32")
+    gptcli(*GENERATE, "-c", "other", "--adapter", "tuned").assert_user_error("other weights", "CRC-32")
     shutil.rmtree(adapter.parent / "base")
-    for words in (("generate", "abc", "-c", "tuned"), ("inspect-logits", "abc", "-c", "tuned"), ("quantize", "tuned")):
+    for words in ((*GENERATE, "-c", "tuned"), ("inspect-logits", "abc", "-c", "tuned"), ("quantize", "tuned")):
         gptcli(*words).assert_user_error("is an adapter for", "which is not there", "--adapter")
     gptcli("merge", "tuned", "--out", "new").assert_user_error("which is not there")
     assert not Path("new").exists()
     (adapter / layout.CONFIG).unlink()
-    gptcli("generate", "abc", "-c", "tuned").assert_user_error("does not say which checkpoint it changes", "--adapter")
+    gptcli(*GENERATE, "-c", "tuned").assert_user_error("does not say which checkpoint it changes", "--adapter")
     gptcli("load-gpt2", "--from", adapter, "--out", "new").assert_user_error("is an adapter", "gptcli merge")
