@@ -30,15 +30,7 @@ def finetune(
         Path | None, typer.Option("--out", "-o", help="The run's directory; checkpoints/<name of the data> by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            "--resume",
-            metavar="RUN",
-            rich_help_panel="Saving and resuming",
-            help="Continue this run; the result is that of a run that never stopped.",
-        ),
-    ] = None,
+    resume: options.Resume = None,
     texts_sha256: Annotated[
         str | None, typer.Option("--texts-sha256", hidden=True, help="Of the examples of a run's config.toml.")
     ] = None,

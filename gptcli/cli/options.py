@@ -47,6 +47,15 @@ Device = Annotated[str, option_of(ComputeConfig, "device")]
 AllowSpecial = Annotated[bool, option_of(TextConfig, "allow_special")]
 FileDtype = Annotated[str, typer.Option("--dtype", help="Dtype of the weights on disk: float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, option_of(ComputeConfig, "threads")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        rich_help_panel="Saving and resuming",
+        help="Continue this run; the result is that of a run that never stopped.",
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="Print only warnings and errors on stderr.")
 ]

@@ -59,15 +59,7 @@ def train(
     init_from: Annotated[
         Path | None, typer.Option("--init-from", help="Start from this checkpoint's weights, tokenizer and shape.")
     ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            "--resume",
-            metavar="RUN",
-            rich_help_panel="Saving and resuming",
-            help="Continue this run; the result is that of a run that never stopped.",
-        ),
-    ] = None,
+    resume: options.Resume = None,
     size: Annotated[
         str | None,
         model_option("--size", help=f"Model preset, with a rate to suit: {', '.join(PRESETS)} (small by default)."),
