@@ -28,7 +28,8 @@ def draw(scores: LabelScores, file: Path, title: str) -> None:
     reliability.set_title("Calibration of its probabilities")
     reliability.grid(alpha=0.25)
     reliability.spines[["right", "top"]].set_visible(False)
-    reliability.legend(frameon=False)
+    # Below the axes: no place inside them is free of lines for every classifier.
+    reliability.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     figure.suptitle(pictures.in_lines(title, 100))
     pictures.save(figure, file, pictures.kind_of(file))
 
