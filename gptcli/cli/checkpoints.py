@@ -179,9 +179,17 @@ def _print_details(details: Mapping[str, Any]) -> None:
     if details["adapter"]:
         rows += [(f"adapter: {name}", _plain(value)) for name, value in details["adapter"].items()]
     rows += [(name, str(value)) for name, value in shape.items() if value != ""]
-    rows += [(f"training: {name}", _plain(value)) for name, value in details["training"].items()]
+    rows += _flat("training", details["training"])
     rows += [(f"file: {name}", f"{size:,} bytes") for name, size in details["files"].items()]
     render.print_table(details["name"], [("", "left"), ("", "words")], rows)
+
+
+def _flat(title: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row for each value; a group of values, such as the recipe, is flattened under its own name."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        rows += _flat(name, value) if isinstance(value, Mapping) else [(f"{title}: {name}", _plain(value))]
+    return rows
 
 
 def _plain(value: Any) -> str:

@@ -91,8 +91,8 @@ def remarks(results: Sequence[TextResult]) -> list[str]:
     ``{part}`` in a line stands for the setting, as in a `SettingError`.
     """
     lines = [
-        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text. {{part}} validation measures the "
-        "rest."
+        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text. {{part}} validation, without a "
+        "text, measures the rest."
         for result in results
         if result.trained_on
     ]
