@@ -37,9 +37,10 @@ def find(name: Path | str | None = None) -> Path:
     known = sorted(known_paths(WEIGHTS, ADAPTER_WEIGHTS), key=lambda path: weights_file(path).stat().st_mtime)
     if name is None:
         if not known:
+            here = newest_here()
             raise GptcliError(
                 f"There is no checkpoint under {ROOT}{os.sep} yet.",
-                MAKE_ONE,
+                MAKE_ONE if here is None else f"The newest in this folder is {here}: give its name.",
             )
         return known[-1]
     path = Path(name)
@@ -55,6 +56,12 @@ def known_paths(*names: str) -> set[Path]:
     """The directories under checkpoints/ that hold one of these files."""
     found = {file.parent for name in names for file in ROOT.glob(f"*/{name}")}
     return {path for path in found if not path.name.startswith(".")}
+
+
+def newest_here() -> Path | None:
+    """The newest checkpoint that lies in this folder and not under checkpoints/, as --out NAME makes it."""
+    found = {path.parent for name in (WEIGHTS, ADAPTER_WEIGHTS) for path in Path().glob(f"*/{name}")}
+    return max(found, key=lambda path: weights_file(path).stat().st_mtime, default=None)
 
 
 def is_adapter(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """gptcli checkpoints: what lies under checkpoints/."""
 
 import json as json_module
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.checkpoints import layout
-from gptcli.checkpoints.layout import MAKE_ONE, ROOT, find, read_config
+from gptcli.checkpoints.layout import MAKE_ONE, ROOT, find, newest_here, read_config
 from gptcli.checkpoints.safetensors_file import read_header
 from gptcli.cli import options, render
 from gptcli.config.fields import as_dict
@@ -51,7 +52,9 @@ def checkpoints(
     elif rows:
         _print_table(rows)
     else:
-        render.note(f"There is no checkpoint yet. {MAKE_ONE}, or gptcli load-gpt2")
+        here = newest_here()
+        hint = MAKE_ONE if here is None else f"The newest in this folder is {here}: gptcli checkpoints {here} describes it"
+        render.note(f"There is no checkpoint under {ROOT}{os.sep} yet. {hint}")
 
 
 def _prune(name: str | None) -> None:

@@ -92,7 +92,8 @@ def show() -> None:
 def _fitting() -> tuple[str, list[tuple[str, str]]]:
     everything = (_line("--help"), "every command")
     try:
-        path = layout.find()
+        known = layout.known_paths(layout.WEIGHTS, layout.ADAPTER_WEIGHTS)
+        path = layout.find(None if known else layout.newest_here())
         labels = layout.read_config(path)[0].labels
         prompt = known_prompt(layout.load_tokenizer(path))
     except GptcliError:  # there is none; or it is damaged, and gptcli checkpoints says how

@@ -186,6 +186,17 @@ def test_alone_with_a_checkpoint(gptcli: Any, story: Path) -> None:
         run_it(gptcli, words)
 
 
+def test_alone_with_a_checkpoint_that_lies_in_this_folder(gptcli: Any, story: Path) -> None:
+    assert gptcli("train", "story.txt", *TINY, *FEW, "--out", "diary").code == 0
+    generate = printed(gptcli().out)[0]
+    assert generate[-2:] == ["-c", "diary"]
+    run_it(gptcli, generate)
+    gptcli("generate", "a").assert_user_error("no checkpoint under", "newest in this folder is diary")
+    assert "newest in this folder is diary" in gptcli("checkpoints").err
+    tiny_checkpoint(Path("checkpoints/other"))
+    assert printed(gptcli().out)[0][-1] == "other"
+
+
 def test_alone_with_a_run_that_stopped(gptcli: Any) -> None:
     shutil.copytree(FIXTURES / "killed-muon", "checkpoints/killed")
     shutil.copy(FIXTURES / "story.txt", ".")
