@@ -53,7 +53,9 @@ def checkpoints(
         _print_table(rows)
     else:
         here = newest_here()
-        hint = MAKE_ONE if here is None else f"The newest in this folder is {here}: gptcli checkpoints {here} describes it"
+        hint = f"{MAKE_ONE}, or gptcli load-gpt2"
+        if here is not None:
+            hint = f"The newest in this folder is {here}: gptcli checkpoints {here} describes it"
         render.note(f"There is no checkpoint under {ROOT}{os.sep} yet. {hint}")
 
 
