@@ -160,13 +160,12 @@ def test_ctrl_break_stops_a_run_as_sigterm_does(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_cache_of_kernels_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("numba", exc_type=ImportError)
-    from gptcli.kernels.cpu import compile_cache
+    from gptcli.kernels.cpu import cache_folders
 
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    assert compile_cache.cache_directory().parent == tmp_path / "gptcli"
+    assert cache_folders.cache_directory().parent == tmp_path / "gptcli"
 
 
 def test_compiling_needs_no_limit_of_core_files(monkeypatch: pytest.MonkeyPatch) -> None:

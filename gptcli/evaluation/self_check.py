@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gptcli.config.model import GPTConfig
 from gptcli.device import inventory
 from gptcli.errors import GptcliError
+from gptcli.kernels.cpu import cache_folders
 
 if TYPE_CHECKING:
     from gptcli.model.gpt import GPTModel
@@ -185,7 +186,7 @@ class Cache:
 
 def caches() -> list[Cache]:
     """The folders in which gptcli, and what it is made of, keep files. gptcli's own come first."""
-    own = _own_caches()
+    own = cache_folders.folders()
     hub = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface")
     others = [
         ("downloaded weights", "huggingface_hub", Path(os.environ.get("HF_HUB_CACHE") or hub / "hub")),
@@ -202,20 +203,12 @@ def clean_caches() -> list[Cache]:
     import shutil
 
     removed = []
-    for path in _own_caches():
+    for path in cache_folders.folders():
         size = inventory.folder_bytes(path)
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
             removed.append(Cache("compiled CPU kernels", "gptcli", path, size))
     return removed
-
-
-def _own_caches() -> list[Path]:
-    try:
-        from gptcli.kernels.cpu import compile_cache
-    except Exception:  # numpy or numba does not load: nothing was compiled
-        return []
-    return compile_cache.folders()
 
 
 def _home() -> Path:

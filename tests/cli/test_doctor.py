@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.device import inventory
 from gptcli.evaluation import self_check
-from gptcli.kernels.cpu import compile_cache
+from gptcli.kernels.cpu import cache_folders
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_without_torch_it_still_answers() -> None:
 
 
 def test_clean_cache_removes_what_gptcli_compiled_and_nothing_else(gptcli: Any, cache: Path) -> None:
-    assert [path.name for path in compile_cache.folders()] == ["kernels-0123456789ab", "training-0123456789ab"]
+    assert [path.name for path in cache_folders.folders()] == ["kernels-0123456789ab", "training-0123456789ab"]
     result = gptcli("doctor", "--clean-cache")
     assert result.code == 0
     assert result.out.count("100 bytes") == 2

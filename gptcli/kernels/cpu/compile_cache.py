@@ -1,13 +1,8 @@
 """The compiled kernels, kept in the user's cache directory: each machine compiles them once."""
 
 import hashlib
-import os
 import platform
-import re
-import shutil
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,43 +12,10 @@ from typing import Any
 import numpy as np
 
 from gptcli.kernels.cpu import block_packing, decode_step, int16_matmul, memory_layout
+from gptcli.kernels.cpu.cache_folders import cache_directory, can_write, prune
 from gptcli.kernels.cpu.numba_support import target_features
 
-_FOLDER = re.compile(r"(?:kernels|training)-[0-9a-f]{12}")
-UNUSED = 30 * 86_400  # seconds after which the kernels of another version are removed
 _CONFIG = threading.Lock()  # numba's cache directory is a setting of the process, and threads may open models at once
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: one folder for each version of their sources, under the user's cache."""
-    return _base() / f"kernels-{_sources()}"
-
-
-def folders() -> list[Path]:
-    """The folders of compiled kernels that exist, of every version of gptcli."""
-    base = _base()
-    return sorted(path for path in base.glob("*") if _FOLDER.fullmatch(path.name) and path.is_dir())
-
-
-def _base() -> Path:
-    if "NUMBA_CACHE_DIR" in os.environ:
-        base = Path(os.environ["NUMBA_CACHE_DIR"])
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "gptcli"
-
-
-@cache
-def _sources() -> str:
-    """12 hexadecimal digits of a SHA-256 over the names and texts of this folder's Python files."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 @cache
@@ -82,24 +44,13 @@ def _marker(directory: Path, what: str) -> Path:
     return directory / f"{what}-{_machine()}.compiled"
 
 
-def _prune(current: Path) -> None:
-    """Remove the kernels of other versions that were last used more than `UNUSED` seconds ago."""
-    for folder in current.parent.glob("*"):
-        try:
-            used = max((file.stat().st_mtime for file in folder.glob("*.compiled")), default=folder.stat().st_mtime)
-            if folder != current and _FOLDER.fullmatch(folder.name) and time.time() - used > UNUSED:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # another process has removed it
-            continue
-
-
 @contextmanager
 def _kept_in(directory: Path) -> Iterator[bool]:
     """Set numba's cache directory to ``directory``; yield whether it is writable."""
     import numba
 
     with _CONFIG:
-        cached, before = _can_write(directory), numba.config.CACHE_DIR
+        cached, before = can_write(directory), numba.config.CACHE_DIR
         try:
             if cached:
                 numba.config.CACHE_DIR = str(directory)
@@ -122,7 +73,7 @@ def announce(what: str, report: Callable[[str], None]) -> None:
 
 def are_kept() -> bool:
     """Whether the cache directory is writable, so that later processes need not compile."""
-    return _can_write(cache_directory())
+    return can_write(cache_directory())
 
 
 def is_kept(what: str) -> bool:
@@ -167,7 +118,7 @@ def _mark(marker: Path | None) -> None:
         is_new = not marker.exists()
         marker.touch()
         if is_new:
-            _prune(marker.parent)
+            prune(marker.parent)
 
 
 BITS = {"float32": 32, "int8": 8, "int4": 4}
@@ -218,14 +169,3 @@ class Kernels:
         )  # a program of no steps
         self.run(data, scale, floats, work, table, control, 0)
         _mark(marker)
-
-
-def _can_write(directory: Path) -> bool:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError:
-        return False
-    return True
