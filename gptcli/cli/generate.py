@@ -1,6 +1,5 @@
 """gptcli generate: text that streams."""
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,17 +85,10 @@ def generate(
     config, ours = layout.read_language_model(about)
     choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
     held_bits = min(bits, layout.packed_bits(path, ours))
-    choice = if_it_compiles(choice, held_bits, engine.engine == "auto", render.note)
-    if choice.reason.startswith("numba"):
-        render.note(f"The torch engine is used: {choice.reason}.")
     tokenizer = layout.tokenizer_of(about, ours)
     layout.check_parts(about, config, tokenizer)
     first_seed = generation.seed if generation.seed is not None else SystemRandom().randrange(2**31)
     placing: dict[str, Any] = as_dict(compute) | {"report": render.note}
-    opening = functools.partial(
-        open_scorer, path, choice, tokenizer,
-        bits=bits, contrast=generation.contrast_layer, compiled=engine.compile, adapter=added, **placing,
-    )  # fmt: skip
     eot_id = None if generation.ignore_eot else tokenizer.eot_id
     ignore_eot = generation.ignore_eot
     prompting = Prompting(tokenizer, raw=generation.raw, allow_special=allow_special, ignore_eot=ignore_eot)
@@ -106,22 +98,34 @@ def generate(
         n_candidates=CANDIDATES if steps else 0,
     )  # fmt: skip
     if prompts is not None:
-        generate_many.generate_many(prompts, common, prompting, opening, batch_size, as_json)
+        asked = generate_many.read_requests(prompts, common, prompting, batch_size)
+        capacity = max(len(request.prompt) + request.max_new_tokens for _, request in asked)
+        slots = min(batch_size, len(asked), 128)
+    else:
+        ids = prompting.encode(text)
+        if not ids:
+            raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
+        view.check_overflow(generation.overflow, len(ids), max_new_tokens, config.context_length)
+        drafting.check_draft(draft, path, held_bits)
+        capacity, slots = len(ids) + max_new_tokens, 1
+    choice = if_it_compiles(choice, held_bits, engine.engine == "auto", render.note)
+    scorer = open_scorer(
+        path, choice, tokenizer,
+        slots=slots, bits=bits, capacity=capacity, contrast=generation.contrast_layer, compiled=engine.compile,
+        adapter=added, **placing,
+    )  # fmt: skip
+    if prompts is not None:
+        view.name_engine(choice)
+        generate_many.generate_many(asked, scorer, prompting, as_json)
         return
-    ids = prompting.encode(text)
-    if not ids:
-        raise GptcliError("The prompt is empty: there is nothing to continue.", "Give at least one character.")
-    view.check_overflow(generation.overflow, len(ids), max_new_tokens, config.context_length)
-    drafting.check_draft(draft, path, held_bits)
-    scorer = opening(capacity=len(ids) + max_new_tokens)
     tally = speculative.Tally()
     if draft != "auto":
-        capacity = len(ids) + max_new_tokens
         drafter = drafting.open_drafter(draft, scorer, tokenizer, engine.engine, capacity, placing, render.detail)
     elif drafting.drafts_itself(choice, config, held_bits, max_new_tokens * generation.num_samples, render.note):
         drafter = speculative.OnTrial(drafting.quantized_drafter("int8", scorer, render.detail), tally)
     else:
         drafter = None
+    view.name_engine(choice)
     if checkpoint is None and adapter is None:
         render.note(f"Using {path}, the newest checkpoint.")
     render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")

@@ -1,7 +1,6 @@
 """generate --prompts: a file of prompts, continued at once and answered in its order."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,35 +9,36 @@ from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
     from gptcli.inference.engine import Scorer
+    from gptcli.inference.prompt_file import Prompt
     from gptcli.inference.prompting import Prompting
     from gptcli.inference.sequence import Request
     from gptcli.inference.streaming import TextStream
 
 
-def generate_many(
-    file: Path,
-    common: "Request",
-    prompting: "Prompting",
-    opening: Callable[..., "Scorer"],
-    batch_size: int,
-    as_json: bool,
-) -> None:
-    """Print every prompt of ``file`` with its continuation; the n-th is seeded with the common seed plus n."""
+def read_requests(
+    file: Path, common: "Request", prompting: "Prompting", batch_size: int
+) -> list[tuple["Prompt", "Request"]]:
+    """Every prompt of ``file`` with what is asked for it; the n-th is seeded with the common seed plus n."""
     if batch_size < 1:
         raise GptcliError(f"--batch-size is {batch_size}, but it must be at least 1.", "Leave it out for the default.")
     from gptcli.data import documents
-    from gptcli.inference.decode import Scheduler
     from gptcli.inference.prompt_file import make_request, read_prompts
-    from gptcli.inference.streaming import complete_all
 
     (document,) = documents.read_documents([str(file)])
-    prompts = read_prompts(document.text, file)
-    requests = [make_request(prompt, common, prompting, file) for prompt in prompts]
-    capacity = max(len(request.prompt) + request.max_new_tokens for request in requests)
-    scheduler = Scheduler(opening(capacity=capacity, slots=min(batch_size, len(requests), 128)))
+    return [(prompt, make_request(prompt, common, prompting, file)) for prompt in read_prompts(document.text, file)]
+
+
+def generate_many(
+    asked: list[tuple["Prompt", "Request"]], scorer: "Scorer", prompting: "Prompting", as_json: bool
+) -> None:
+    """Print every prompt of ``asked`` with its continuation, in their order."""
+    from gptcli.inference.decode import Scheduler
+    from gptcli.inference.streaming import complete_all
+
+    requests = [request for _, request in asked]
     with render.progress(None, "token") as bar:
-        results = complete_all(scheduler, requests, prompting.tokenizer, bar.update)
-        for number, (prompt, request, result) in enumerate(zip(prompts, requests, results, strict=True)):
+        results = complete_all(Scheduler(scorer), requests, prompting.tokenizer, bar.update)
+        for number, ((prompt, request), result) in enumerate(zip(asked, results, strict=True)):
             shown = prompt.text if as_json or prompting.template is None else ""
             _print(shown, request, result, as_json, first=number == 0)
 

@@ -8,6 +8,7 @@ from gptcli.cli import render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
+    from gptcli.inference.open import Choice
     from gptcli.inference.speculative import Tally
     from gptcli.inference.streaming import TextStream
     from gptcli.tokenizers import Tokenizer
@@ -40,6 +41,12 @@ def check_overflow(overflow: str, prompt_length: int, max_new_tokens: int, conte
             f"The prompt has {prompt_length} tokens and the model's context holds {context_length}: "
             f"the first {prompt_length - context_length} are dropped."
         )
+
+
+def name_engine(choice: "Choice") -> None:
+    """Say that torch computes where the compiled kernels were to be expected; every input has been checked by now."""
+    if choice.reason.startswith("numba"):
+        render.note(f"The torch engine is used: {choice.reason}.")
 
 
 def show_samples(

@@ -86,6 +86,14 @@ def test_the_torch_engine_serves_and_one_line_says_why(gptcli: Any, tmp_path: Pa
 
 
 @posix
+@pytest.mark.usefixtures("aborting")
+def test_nothing_is_compiled_for_bad_input(gptcli: Any, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "run")
+    for bad in (("",), ("--prompts", "missing.txt"), ("a", "-n", 10**6, "--overflow", "error")):
+        gptcli("generate", *bad, "-c", "run", "--device", "cpu").assert_user_error()
+
+
+@posix
 def test_a_draft_that_cannot_be_compiled_is_refused(gptcli: Any, tmp_path: Path, monkeypatch: Any) -> None:
     from gptcli.kernels.cpu import compile_cache, first_compilation
 

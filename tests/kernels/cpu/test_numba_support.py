@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import tiny_checkpoint
@@ -34,3 +35,25 @@ def test_generate_goes_on_with_torch(tmp_path: Path, module: str, reason: str) -
     assert (
         len([line for line in plain.stderr.splitlines() if line.startswith(f"The torch engine is used: {reason}")]) == 1
     )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ("",),
+        ("a", "--draft", "nowhere"),
+        ("a", "-n", 10**6, "--overflow", "error"),
+        ("--prompts", "missing.txt"),
+        ("--prompts", "empty.txt"),
+        ("a", "--threads", 0),
+    ],
+)
+def test_bad_input_stays_two_lines(gptcli: Any, monkeypatch: pytest.MonkeyPatch, bad: tuple[object, ...]) -> None:
+    """The engine is named when everything has been checked, not before."""
+    monkeypatch.setattr("gptcli.inference.open.numba_reason", lambda: "numba is not installed")
+    tiny_checkpoint(Path("run"))
+    Path("empty.txt").touch()
+    gptcli("generate", *bad, "-c", "run", "--device", "cpu").assert_user_error()
+    good = gptcli("generate", "a", "-c", "run", "--device", "cpu", "-n", 2)
+    assert good.code == 0
+    assert good.err.splitlines()[0] == "The torch engine is used: numba is not installed."
