@@ -59,6 +59,7 @@ def link_in_place(source: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
             raise
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # POSIX renames nothing where both names are links to one file
 
 
 def partial_path(path: Path) -> Path:
@@ -89,3 +90,12 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def synced_size(path: Path) -> int:
+    """fsync a file and return its length in bytes; 0 where there is no file. Raises OSError."""
+    if not path.exists():
+        return 0
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size

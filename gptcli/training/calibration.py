@@ -12,6 +12,13 @@ from gptcli.inference.calibration import calibration, fitted_temperature
 from gptcli.inference.classifier import label_logits
 
 
+def is_due(run: Path, corpus: Corpus | ExampleSet) -> bool:
+    """Whether ``run`` is a classifier without a temperature, and ``corpus`` has a part on which to fit one."""
+    config, ours = layout.read_config(run)
+    held_out = corpus.validation if isinstance(corpus, ExampleSet) else None
+    return bool(config.labels) and held_out is not None and "calibration" not in ours.get("training", {})
+
+
 def calibrate(run: Path, corpus: Corpus | ExampleSet, device: torch.device, report: Callable[[str], None]) -> None:
     """Fit the temperature of the weights that ``run`` holds and write it; nothing where it is no classifier.
 

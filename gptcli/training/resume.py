@@ -22,7 +22,7 @@ from gptcli.errors import GptcliError, SettingError
 from gptcli.model.dropout_mask import MASKS
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.choice import Choice, choose
-from gptcli.training import snapshots
+from gptcli.training import calibration, snapshots
 from gptcli.training.deadline import decided
 from gptcli.training.distributed import World
 from gptcli.training.finetune import open_examples, settings_of
@@ -100,7 +100,8 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
         origin = origin.as_classifier(opened.config.labels, recipe.seed)
     plan = make_plan(corpus, recipe)
     ended = progress.ended(recipe, plan.total_steps)
-    if ended is not None:
+    is_complete = snapshots.is_published(path, snapshot) and not calibration.is_due(path, corpus)
+    if ended is not None and is_complete:
         name = shlex.quote(str(path))
         again = f"gptcli train --resume {name}" if finetune is None else f"gptcli finetune --resume {name}"
         more = (f"--{name.replace('_', '-')} {value}" for name, value in progress.to_go_on(recipe, plan).items())

@@ -164,8 +164,7 @@ class Run:
         try:
             self.precision = self.world.gather(self._choose_precision())[0]  # the first one's: GPUs may differ
             self.recipe = replace(self.recipe, dtype=self.precision.name)
-            if self.runtime.accumulate is None:
-                self.runtime = replace(self.runtime, accumulate=self._fitting_parts())
+            self.runtime = replace(self.runtime, accumulate=self.runtime.accumulate or self._fitting_parts())
             self.kernels = self._open_kernels()
             self.compiles = self._compiles()
             self._forecast_memory()
@@ -213,6 +212,8 @@ class Run:
             self.store.begin(streamed or checkpoint.to_file(self.model), asdict(Progress()), self.force)
             if no_locks := self._lock.enter_context(run_lock.held(self.path)):  # resume.py locks a resumed run
                 self.warn(no_locks)
+        else:
+            self.store.finish(self.snapshot)
         record = recorded_texts.record_of(self.corpus, self.tokenizer, self.source, self.recipe.train_share)
         try:
             text_record.write(self.path, record)
@@ -241,7 +242,7 @@ class Run:
             files = [Metrics(self.path), LossPicture(self.path, self.plan.steps_per_epoch * self.plan.tokens_per_step)]
             files += [tensorboard.EventFiles(self.path, self.first_step)] if self.runtime.log == "tensorboard" else []
         following = Subscribers([*files, *subscribers], self.warn)
-        last_snapshot: Path | None = None
+        last_snapshot = self.snapshot.path if self.snapshot else None
         with following.started(), closing(self.events(should_stop)) as events:
             for event in events:
                 if isinstance(event, Stepped | Skipped):
@@ -267,10 +268,9 @@ class Run:
 
         A caller that stops after a `Saved` loses only the last evaluation.
         """
-        runtime = replace(self.runtime, compile=self.compiles)
         yield from trainer.train(
-            self.model, self.corpus, self.recipe, runtime, should_stop, self.store, self.snapshot, self.world,
-            self.peak.flops * self.world.size if self.peak else None, self.started,
+            self.model, self.corpus, self.recipe, replace(self.runtime, compile=self.compiles), should_stop, self.store,
+            self.snapshot, self.world, self.peak.flops * self.world.size if self.peak else None, self.started,
         )  # fmt: skip
 
     def sampler(self, show: Callable[[str], None]) -> samples.Sampler | None:

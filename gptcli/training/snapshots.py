@@ -4,8 +4,9 @@ RUN/training/step-00000120/ is a checkpoint with the weights after 120 steps and
 optimizer.safetensors (the state of the optimizers and of the random number generators), best.safetensors (the weights
 of the best evaluation so far, where they are others) and state.json (progress, settings, text, and a checksum of each
 tensor file). Its directory is written under a hidden name, synced and renamed; then the run's own weights become a hard
-link to the best ones (with --final last to the newest), and its config.json says which; then older snapshots are
-removed. So at least one whole snapshot exists at any time, and each has the best weights of the steps before it.
+link to the best ones (with --final last to the newest), older snapshots are removed, and last the run's config.json
+names the step: what a killed process had not come to, the one that resumes the run makes up for. So at least one whole
+snapshot exists at any time, and each has the best weights of the steps before it.
 """
 
 import json
@@ -24,7 +25,7 @@ from torch import Tensor
 from gptcli.checkpoints import checkpoint, layout, overwrite, safetensors_file
 from gptcli.checkpoints.adapter_file import own_name
 from gptcli.checkpoints.adapters import NewAdapter
-from gptcli.checkpoints.atomic import atomic_write, link_in_place, partial_path, sync_directory
+from gptcli.checkpoints.atomic import atomic_write, link_in_place, partial_path, sync_directory, synced_size
 from gptcli.checkpoints.checksum import file_sum, matches
 from gptcli.checkpoints.layout import BEST_WEIGHTS, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
@@ -146,18 +147,27 @@ class Store:
         """
         started = time.perf_counter()
         path = self._write(self.run, weights, state, progress, scaler, best)
-        is_best = self._best is not None and self.facts["recipe"].get("final") != "last"
-        try:
-            file = self.run / self._weights
-            link_in_place(self._best[0] if is_best and self._best else path / file.name, file)
-            os.utime(file)  # the newest checkpoint is found by it; the best may have been written long ago
-            self._write_config(self.run, self._about(progress, "best" if is_best else "last"))
-            self._let_go()
-        except OSError as error:
-            raise checkpoint.cannot_write(self.run, error) from error
+        self._publish(path, progress, self._best and self._best[0])
         self._saved_at = time.perf_counter()
         self._cost = self._saved_at - started
         return path
+
+    def finish(self, snapshot: Snapshot) -> None:
+        """Make the run's checkpoint from its newest snapshot, where the process was killed before it had done so."""
+        if not is_published(self.run, snapshot):
+            best = next(filter(Path.exists, (snapshot.path / BEST_WEIGHTS, snapshot.path / self._weights)))
+            self._publish(snapshot.path, snapshot.progress, best if snapshot.progress.get("best") else None)
+
+    def _publish(self, path: Path, progress: Mapping[str, Any], best: Path | None) -> None:
+        """Make the run's checkpoint from the snapshot ``path``; ``best`` is the file with the best weights, if any."""
+        file, chosen = self.run / self._weights, None if self.facts["recipe"].get("final") == "last" else best
+        try:
+            link_in_place(chosen or path / file.name, file)
+            os.utime(file)  # the newest checkpoint is found by it; the best may have been written long ago
+            self._let_go()
+            self._write_config(self.run, self._about(progress, "best" if chosen else "last"))
+        except OSError as error:
+            raise checkpoint.cannot_write(self.run, error) from error
 
     def cut_metrics(self, snapshot: Snapshot) -> None:
         """Truncate metrics.jsonl to its length at ``snapshot``: the steps after it will write their rows again."""
@@ -204,7 +214,7 @@ class Store:
             said = {
                 "progress": dict(progress),
                 "scaler": dict(scaler),
-                "metrics_bytes": _synced_size(run / METRICS),
+                "metrics_bytes": synced_size(run / METRICS),
                 "sums": sums,
                 "facts": self.facts,
             }
@@ -253,6 +263,12 @@ def check_resumable(run: Path) -> None:
             f"{run} has no snapshot of a training run, so there is nothing to resume.",
             f"Train on from its weights as a new run: gptcli train TEXT --init-from {run} --out ANOTHER",
         )
+
+
+def is_published(run: Path, snapshot: Snapshot) -> bool:
+    """Whether the checkpoint of ``run`` was made from ``snapshot`` or a later one; config.json, written last, says."""
+    step = layout.read_config(run)[1].get("training", {}).get("step")
+    return step is None or bool(step >= snapshot.progress["step"])
 
 
 def newest(run: Path) -> tuple[Snapshot, list[str]]:
@@ -332,12 +348,3 @@ def _clear(folder: Path, but: Path | None = None) -> None:
         is_needed = but is not None and path.name.startswith(f".{but.name}.0")
         if HALF_A_SNAPSHOT.fullmatch(path.name) and not is_needed and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _synced_size(path: Path) -> int:
-    """Sync a file and return its length in bytes; 0 where there is no file."""
-    if not path.exists():
-        return 0
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size

@@ -171,7 +171,7 @@ class _Run:
                 told = time.perf_counter()
                 yield EpochEnded(epoch, self.progress.step)
                 self.pace.epoch_ended(time.perf_counter() - told)
-            if not self._has_all_steps() and self._save_due():
+            if self._save_due():
                 yield from self._finished()
                 if not self.progress.bad_in_a_row:
                     yield self._save()
@@ -186,9 +186,6 @@ class _Run:
 
     def _ended(self) -> bool:
         return self.progress.ended(self.recipe, self.plan.total_steps) is not None
-
-    def _has_all_steps(self) -> bool:
-        return self.progress.step >= self.plan.total_steps and not is_undecided(self.recipe)
 
     def _cooldown_if_due(self, deadline: Deadline) -> Iterator[Event]:
         step, elapsed = self.progress.step, time.perf_counter() - self.began
@@ -287,7 +284,8 @@ class _Run:
     def _save_due(self) -> bool:
         if self.store is None or self.progress.bad_in_a_row:
             return False
-        return self.world.first_says(self.store.due(self.progress.step))
+        # What has ended is saved after its last evaluation.
+        return self.world.first_says(self.store.due(self.progress.step) and not self._ended())
 
     def _unsaved(self) -> bool:
         return self.store is not None and self.saved_at != self.progress.step

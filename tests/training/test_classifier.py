@@ -58,6 +58,13 @@ def test_labels_are_learned_and_the_temperature_is_kept(gptcli: Any, base: Path,
     assert layout.read_config(Path("run"))[0].labels == LABELS
     fitted = facts(Path("run"))["calibration"]
     assert fitted["temperature"] > 0
+    without = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    del without["gptcli"]["training"]["calibration"]  # a process that was killed before it
+    Path("run/config.json").write_text(json.dumps(without), encoding="utf-8")
+    resumed = gptcli("finetune", "--resume", "run")
+    assert resumed.code == 0, resumed.err
+    assert facts(Path("run"))["calibration"] == fitted
+    gptcli("finetune", "--resume", "run").assert_user_error("run has ended")
     assert 28 <= fitted["rows"] <= 32
     assert Classifier("run").temperature == fitted["temperature"]
     found = gptcli("evaluate", "--part", "validation", "-c", "run", "--json").json
