@@ -74,7 +74,7 @@ def generate(
     from gptcli.cli import generate_many
     from gptcli.inference import drafting, speculative, streaming
     from gptcli.inference.decode import Scheduler
-    from gptcli.inference.open import check_quantization, choose_engine, if_it_compiles, open_scorer
+    from gptcli.inference.open import check_quantization, choose_engine, generation_dtype, if_it_compiles, open_scorer
     from gptcli.inference.prompting import Prompting
     from gptcli.inference.sequence import Request
 
@@ -88,7 +88,8 @@ def generate(
     tokenizer = layout.tokenizer_of(about, ours)
     layout.check_parts(about, config, tokenizer)
     first_seed = generation.seed if generation.seed is not None else SystemRandom().randrange(2**31)
-    placing: dict[str, Any] = as_dict(compute) | {"report": render.note}
+    dtype = generation_dtype(compute.dtype, choice, compute.device, draft != "auto")
+    placing: dict[str, Any] = as_dict(compute) | {"dtype": dtype, "report": render.note}
     eot_id = None if generation.ignore_eot else tokenizer.eot_id
     ignore_eot = generation.ignore_eot
     prompting = Prompting(tokenizer, raw=generation.raw, allow_special=allow_special, ignore_eot=ignore_eot)
@@ -128,7 +129,7 @@ def generate(
     view.name_engine(choice)
     if checkpoint is None and adapter is None:
         render.note(f"Using {path}, the newest checkpoint.")
-    render.detail(f"{path}, engine {choice.engine} ({choice.reason}), seed {first_seed}.")
+    render.detail(f"{path}, engine {choice.engine} ({choice.reason}), {dtype}, seed {first_seed}.")
 
     scheduler = Scheduler(scorer, drafter, tally)
     requests = [replace(common, prompt=ids, seed=first_seed + number) for number in range(generation.num_samples)]

@@ -43,7 +43,9 @@ Adapter = Annotated[
     RARELY_USED,
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Device = Annotated[str, option_of(ComputeConfig, "device")]
+Device = Annotated[  # of the inspect commands, which have no --dtype
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps; float32 on each: small differences count here.")
+]
 AllowSpecial = Annotated[bool, option_of(TextConfig, "allow_special")]
 FileDtype = Annotated[str, typer.Option("--dtype", help="Dtype of the weights on disk: float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, option_of(ComputeConfig, "threads")]

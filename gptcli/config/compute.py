@@ -21,7 +21,12 @@ class ComputeConfig:
     """
 
     device: str = speed("auto", "auto, cpu, cuda, cuda:N or mps.", common=True)
-    dtype: Dtype = speed("auto", "auto, float32, bfloat16 or float16.")
+    dtype: Dtype = speed(
+        "auto",
+        "float32, bfloat16, float16 or auto: float32 on a CPU; on a GPU bfloat16 (float16 where it has none) to bench "
+        "and to generate without a draft, for speed, and float32 to evaluate and classify, since models may differ by "
+        "less than bfloat16 rounds.",
+    )
     threads: int | None = speed(
         None, "CPU threads (default: the physical cores).", at_least=1, hint="Leave it out for all cores."
     )

@@ -41,7 +41,7 @@ class Placement:
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> Placement:
-    """Resolve the names of a device and a dtype.
+    """Resolve the names of a device and a dtype; the dtype "auto" is float32.
 
     Raises:
         GptcliError: an unknown name, a device that this machine does not have, bfloat16 on a GPU without it, or
@@ -134,6 +134,7 @@ def training_precision(name: str, device: torch.device) -> Precision:
 
     "auto" is bfloat16 on a CUDA GPU that supports it, float16 with loss scaling on another CUDA GPU, and float32
     elsewhere, so that the precision of a CPU run does not depend on the CPU. Weights and moments are always float32.
+    `inference.open.generation_dtype` takes the same.
 
     Raises:
         GptcliError: an unknown name.

@@ -92,6 +92,28 @@ def if_it_compiles(
     return Choice("torch", reason)
 
 
+def generation_dtype(name: str, choice: Choice, device: str, drafted: bool) -> str:
+    """The dtype ``name``, and of "auto" the one that a text is generated in.
+
+    It is bfloat16 on a CUDA GPU that has it and float16 on another, which take half the memory and time, and float32
+    elsewhere. With a draft it is float32 everywhere: rounded logits could make the text depend on the draft.
+
+    Args:
+        name: of a dtype, or "auto".
+        choice: the engine.
+        device: the name of a device, or "auto".
+        drafted: whether `speculative` guesses tokens.
+
+    Raises:
+        GptcliError: there is no such dtype or device.
+    """
+    if name != "auto" or choice.engine == "cpu" or drafted:
+        return "float32" if name == "auto" else name
+    from gptcli.device import placement as devices
+
+    return devices.training_precision("auto", devices.choose(device).device).name
+
+
 def gpu_is_possible() -> bool:
     """Whether there may be a GPU: a driver's files exist, or this is macOS. Avoids importing torch to find out."""
     if sys.platform == "darwin":
@@ -160,7 +182,7 @@ def open_scorer(
         choice: the engine.
         tokenizer: the checkpoint's; ids without a text in it are never drawn.
         slots: sequences that are decoded at the same time.
-        device, dtype: of the torch engine.
+        device, dtype: of the torch engine; "auto" is the best device, and float32.
         threads: CPU threads; None for the number of physical cores.
         bits: 8 or 4 packs float32 weights at loading; a packed checkpoint keeps its format.
         capacity: tokens that a slot of the cache holds; the context by default.

@@ -12,6 +12,10 @@ import torch
 from models import tiny_checkpoint
 
 from gptcli.checkpoints import checkpoint
+from gptcli.config.compute import ComputeConfig
+from gptcli.device import placement
+from gptcli.inference.engine import Scorer
+from gptcli.inference.open import Choice, generation_dtype, open_scorer
 
 PROMPT = "Every effort moves you"
 CPU, TORCH = ("--engine", "cpu"), ("--engine", "torch")
@@ -110,6 +114,39 @@ def test_verbose_says_which_engine_and_why(gptcli: Any, run: Path) -> None:
     assert "engine cpu (" in gptcli("generate", "a", "--device", "cpu", "-n", 2, "-v").err
     err = gptcli("generate", "a", "--dtype", "bfloat16", "--device", "cpu", "-n", 2, "-v").err
     assert "engine torch (dtype bfloat16 is not float32)" in err
+
+
+@pytest.mark.parametrize(("has_bfloat16", "on_the_gpu"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_generates_in_half_precision_on_a_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, on_the_gpu: str
+) -> None:
+    torch_engine, cpu_engine = Choice("torch", "a GPU is present"), Choice("cpu", "no GPU found")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bfloat16)
+    for device in ("auto", "cuda", "cuda:0"):
+        assert generation_dtype("auto", torch_engine, device, drafted=False) == on_the_gpu
+    assert generation_dtype("auto", torch_engine, "cuda", drafted=True) == "float32"
+    assert generation_dtype("auto", torch_engine, "cpu", drafted=False) == "float32"
+    assert generation_dtype("auto", cpu_engine, "auto", drafted=False) == "float32"
+    assert generation_dtype("float32", torch_engine, "cuda", drafted=False) == "float32"
+    assert placement.place(ComputeConfig("cuda")).dtype == torch.float32  # evaluate and classify
+
+
+def test_the_model_is_in_the_dtype_that_verbose_names(gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def observed(*arguments: Any, **settings: Any) -> Scorer:
+        scorer = open_scorer(*arguments, **settings)
+        opened.append(scorer.engine.model.wte.weight.dtype)
+        return scorer
+
+    monkeypatch.setattr("gptcli.inference.open.open_scorer", observed)
+    monkeypatch.setattr("gptcli.inference.open.generation_dtype", lambda *_: "bfloat16")
+    result = gptcli("generate", "a", *TORCH, "--device", "cpu", "-n", 2, "-v")
+    assert result.code == 0, result.err
+    assert "engine torch (asked for), bfloat16, seed" in result.err
+    assert opened == [torch.bfloat16]
 
 
 def test_without_numba_torch_serves_and_verbose_says_so(
