@@ -103,7 +103,8 @@ def encode(texts: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer,
     if template is not None and settings.loss_on == "answers" and not template.marks_answers:
         raise SettingError(
             f"The template {template.name} has no {{% generation %}}, so nothing says what the answers are.",
-            "Put {% generation %} and {% endgeneration %} around them, or learn all of the text: {loss_on} all",
+            "Put {% generation %} and {% endgeneration %} around them, choose another one ({template} chat), or learn "
+            "all of the text ({loss_on} all).",
         )
     encoded = Encoded(template=None if template is None else template.source)
     if form is LABEL:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import hugging_face, tokenizer_json, vocabulary
 from gptcli.tokenizers.gpt2 import CONFIG_FILE, PATTERN, byte_letters, encode_runs, encode_to_array
-from gptcli.tokenizers.text import END_OF_TEXT, Utf8Stream, encode_with_special, printable
+from gptcli.tokenizers.text import END_OF_TEXT, Utf8Stream, printable
 from gptcli.tokenizers.tokenizer_json import FILE, Description
 from gptcli.tokenizers.vocabulary import read_bytes, unknown_id
 
@@ -27,7 +27,7 @@ VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 class BPETokenizer:
     """Byte-level BPE with GPT-2's split pattern and the merges and ids of a tokenizer.json.
 
-    Special tokens in a text are plain text, except, with ``allow_special``, the end-of-text token of ``description``.
+    Special tokens in a text are plain text without ``allow_special``.
 
     Attributes:
         description: as given.
@@ -63,15 +63,22 @@ class BPETokenizer:
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``, equal to the tokenizers library's. Lone surrogates are encoded as U+FFFD."""
-        end = self.description.end or ""
-        return encode_with_special(text, self._encode_plain, self.eot_id, allow_special, end)
+        separate = self._added if allow_special else self._kept
+        ids: list[int] = []
+        for place, part in enumerate(separate.split(text) if separate else [text]):
+            if place % 2:
+                ids.append(self.description.id_of(part))
+            elif part:
+                ranks = encode_runs(self._encoding.encode_ordinary, part)
+                ids += ranks if self._ids is None else [self._ids[rank] for rank in ranks]
+        return ids
 
     def encode_array(self, text: str, *, allow_special: bool = False) -> "NDArray[np.uint32]":
         """The ids of ``encode`` as an array (n): faster, and tiktoken releases the GIL."""
         import numpy as np
 
-        end = self.description.end
-        ranks = None if self._kept or (allow_special and end and end in text) else encode_to_array(self._encoding, text)
+        separate = self._added if allow_special else self._kept
+        ranks = None if separate and separate.search(text) else encode_to_array(self._encoding, text)
         if ranks is None:
             return np.array(self.encode(text, allow_special=allow_special), np.uint32)
         return ranks if self._ids is None else np.array(self._ids, np.uint32)[ranks]
@@ -140,22 +147,16 @@ class BPETokenizer:
                 )
             made.add(token)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        parts = self._kept.split(text) if self._kept else [text]
-        ids: list[int] = []
-        for place, part in enumerate(parts):
-            if place % 2:
-                ids.append(self.description.added[part])
-            elif part:
-                ranks = encode_runs(self._encoding.encode_ordinary, part)
-                ids += ranks if self._ids is None else [self._ids[rank] for rank in ranks]
-        return ids
-
     @cached_property
     def _kept(self) -> re.Pattern[str] | None:
-        """Matches the added tokens that are split from a text before BPE, the longest first; None if there are none."""
-        longest_first = sorted(self.description.kept, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        """Matches the added tokens that are split from every text before BPE; None if there are none."""
+        return _any_of(self.description.kept)
+
+    @cached_property
+    def _added(self) -> re.Pattern[str] | None:
+        """Matches the special tokens as well."""
+        end = self.description.end
+        return _any_of({*self.description.added} | ({end} if end else set()))
 
     @cached_property
     def _tables(self) -> "tuple[Encoding, list[int] | None]":
@@ -217,3 +218,9 @@ def _merge(token: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
             break
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that splits a text at the tokens, the longest first."""
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None

@@ -55,7 +55,7 @@ class CharTokenizer:
             raise GptcliError(
                 f"The character {printable(unknown)!r} (U+{ord(unknown):04X}) at offset {at:,} is not in the char "
                 f"vocabulary of {self.vocab_size:,}.",
-                f"Its characters are: {known} – the gpt2 and byte tokenizers take any text.",
+                f"The gpt2 and byte tokenizers take any text; its characters are: {known}",
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The template of a model's conversations, in tokenizer_config.json, where AutoTokenizer finds it."""
+"""The template of a model's conversations, where AutoTokenizer finds it: a file of its own, or a field of another."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,24 @@ from gptcli.tokenizers import tokenizer_json
 from gptcli.tokenizers.gpt2 import CONFIG_FILE
 from gptcli.tokenizers.vocabulary import read_bytes
 
-FIELD = "chat_template"
+FIELD, FILE = "chat_template", "chat_template.jinja"
 
 
 def read(directory: Path) -> str | None:
-    """The template in a tokenizer's directory; None if there is none.
+    """The template in a tokenizer's directory; None if there is none. Of several, it is the one named "default".
 
     Raises:
-        GptcliError: tokenizer_config.json is damaged.
+        GptcliError: the file with it is damaged.
     """
+    if (directory / FILE).is_file():
+        return read_bytes(directory / FILE).decode("utf-8", "replace")
     file = directory / CONFIG_FILE
     if not file.is_file():
         return None
     template = tokenizer_json.parse(read_bytes(file), file).get(FIELD)
+    if isinstance(template, list):
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

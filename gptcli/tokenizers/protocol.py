@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids; <|endoftext|> in ``text`` is plain text unless ``allow_special``."""
+        """Token ids; special tokens (<|endoftext|>) in ``text`` are plain text unless ``allow_special``."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD."""

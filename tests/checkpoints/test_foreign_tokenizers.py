@@ -17,6 +17,7 @@ from gptcli.data.encoding_chunks import PORTION
 from gptcli.data.prepare import Preparation
 from gptcli.data.prepare import Request as PreparationRequest
 from gptcli.tokenizers.bpe import BPETokenizer
+from gptcli.tokenizers.template import stored
 
 
 def test_a_model_of_another_language_speaks_and_travels(gptcli: Any, tmp_path: Path) -> None:
@@ -167,3 +168,65 @@ def test_what_transformers_saves_is_read(gptcli: Any, tmp_path: Path) -> None:
         assert read.kind == kind
         assert read.encode(TEXTS[0]) == theirs(TEXTS[0]).input_ids
         assert read.eot_id == theirs.eos_token_id
+
+
+CHATML = (
+    "{% for message in messages %}\n"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n"
+    "{% endfor %}\n"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\n"
+)
+MESSAGES = [{"role": "user", "content": "Grüße?"}, {"role": "assistant", "content": " Ja. "}]
+
+
+@pytest.mark.parametrize("place", ["field", "several", "file"])
+@pytest.mark.parametrize("bos", [None, "<s>", {"__type": "AddedToken", "content": "<s>"}, "<|im_end|>"])
+def test_a_chat_template_is_taken_over_and_writes_what_transformers_writes(
+    gptcli: Any, tmp_path: Path, place: str, bos: Any
+) -> None:
+    from transformers import AutoTokenizer
+
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    source = "\n{{ bos_token }}" + CHATML
+    config |= {} if bos is None else {"bos_token": bos}
+    config |= {"field": {"chat_template": source}, "file": {}}.get(
+        place, {"chat_template": [{"name": "tools", "template": "?"}, {"name": "default", "template": source}]}
+    )
+    folder = directory(tmp_path / "theirs", trained(special=special), **config)
+    if place == "file":
+        (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    loaded = gptcli("load-gpt2", "--from", "theirs")
+    assert loaded.code == 0, loaded.err
+    assert "The model has a chat template" in loaded.err
+    template = stored(checkpoint.load(Path("checkpoints/theirs")).tokenizer)
+    assert template is not None
+    again: Any = AutoTokenizer.from_pretrained(Path("checkpoints/theirs").resolve())
+    for messages, prompt in ((MESSAGES, False), (MESSAGES[:1], True)):
+        expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        assert template.render(messages, prompt=prompt).text == expected
+        assert again.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt) == expected
+    ids = theirs.apply_chat_template(MESSAGES[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    made = ("generate", "Grüße?", "-c", "checkpoints/theirs", "-n", 2, "--dtype", "float32", "--json")
+    assert gptcli(*made).json["prompt_ids"] == ids
+    assert gptcli(*made, "--raw").json["prompt_ids"] == theirs.encode("Grüße?", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ raise_exception('only tools') }}", "{{ strftime_now('%d') }}"])
+def test_a_chat_template_that_fails_is_left_out(gptcli: Any, tmp_path: Path, source: str) -> None:
+    directory(tmp_path / "theirs", trained(), tokenizer_class="PreTrainedTokenizerFast", chat_template=source)
+    loaded = gptcli("load-gpt2", "--from", "theirs")
+    assert loaded.code == 0
+    assert "The model's chat template is left out. The template of the checkpoint" in loaded.err
+    assert checkpoint.load(Path("checkpoints/theirs")).tokenizer.chat_template is None
+
+
+def test_learning_with_a_template_that_marks_no_answers_names_the_ways_out(gptcli: Any, tmp_path: Path) -> None:
+    directory(tmp_path / "theirs", trained(), tokenizer_class="PreTrainedTokenizerFast", chat_template=CHATML)
+    assert gptcli("load-gpt2", "--from", "theirs").code == 0
+    rows = [{"prompt": f"Grüße {n}", "completion": "aaaa"} for n in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    words = ("finetune", "rows.json", "--init-from", "checkpoints/theirs", "--out", "run", "--max-steps", 1)
+    gptcli(*words).assert_user_error("of the checkpoint has no {% generation %}", "--template chat", "--loss-on all")
+    assert gptcli(*words, "--template", "plain").code == 0

@@ -119,6 +119,12 @@ def test_special_tokens_are_text_and_other_added_tokens_are_not(tmp_path: Path) 
     assert tokenizer.encode("ein</s>zwei", allow_special=True) == [
         *tokenizer.encode("ein"), 2, *tokenizer.encode("zwei")
     ]  # fmt: skip
+    text = "<s>ein </s> die Straßen<mask><unused0>\n<pad>"
+    expected = theirs.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text, allow_special=True) == expected
+    assert tokenizer.encode_array(text, allow_special=True).tolist() == expected
+    assert {0, 1, 2, 3} <= set(expected)
+    assert not {0, 1, 2, 3} & set(tokenizer.encode_array(text).tolist())
     assert tokenizer.decode([2]) == "</s>"
     assert tokenizer.piece(0) == "<s>"
 

@@ -12,9 +12,11 @@ from gptcli import tokenizers
 from gptcli.checkpoints.verify import listed
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
-from gptcli.tokenizers import Tokenizer, choice, foreign, tokenizer_json, vocabulary
+from gptcli.tokenizers import Tokenizer, chat_template, choice, foreign, tokenizer_json, vocabulary
 from gptcli.tokenizers.gpt2 import CONFIG_FILE, GPT2Tokenizer, is_gpt2s
 from gptcli.tokenizers.none import NoTokenizer
+from gptcli.tokenizers.template import OF_CHECKPOINT, Template, end_text
+from gptcli.tokenizers.text import END_OF_TEXT
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,51 @@ def only_tensors(values: dict[Any, Any], where: str) -> dict[str, Tensor]:
 
 
 def find_tokenizer(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
+    """The tokenizer of a model of ``vocab_size`` rows, with the template of its conversations if that works.
+
+    Args:
+        directory: of the weights.
+        vocab_size: of the model.
+        notes: gets a line for each assumption, and for the template.
+
+    Raises:
+        GptcliError: see `_find_vocabulary`; or the file with the template is damaged.
+    """
+    tokenizer = _find_vocabulary(directory, vocab_size, notes)
+    source = None if isinstance(tokenizer, NoTokenizer) else _find_template(directory, tokenizer)
+    if source is None:
+        return tokenizer
+    try:
+        template = Template(OF_CHECKPOINT, source, tokenizer)
+        template.wrap("A prompt.")
+        template.end()
+    except GptcliError as error:
+        notes.append(f"The model's chat template is left out. {error.message}")
+    else:
+        tokenizer.chat_template = source
+        notes.append("The model has a chat template: generate writes each prompt with it.")
+    return tokenizer
+
+
+def _find_template(directory: Path, tokenizer: Tokenizer) -> str | None:
+    """The chat template; it sets ``bos_token`` itself where that is not the end of text, as it is in our checkpoints.
+
+    Without a bos_token in tokenizer_config.json, transformers takes the end of text for GPT-2's class, and nothing for
+    others.
+    """
+    source, settings = chat_template.read(directory), directory / CONFIG_FILE
+    if source is None or "bos_token" not in source:
+        return source
+    config = read_json(settings) if settings.is_file() else {}
+    is_gpt2s = str(config.get("tokenizer_class", "GPT2Tokenizer")).startswith("GPT2Tokenizer")
+    named = config.get("bos_token", END_OF_TEXT if is_gpt2s else "")
+    text = named.get("content") if isinstance(named, dict) else named
+    if text == end_text(tokenizer):
+        return source
+    return f"{{% set bos_token = {json.dumps(text or '', ensure_ascii=False)} %}}\n{source}"
+
+
+def _find_vocabulary(directory: Path, vocab_size: int, notes: list[str]) -> Tokenizer:
     """The tokenizer in the weights' directory; without its files, GPT-2's if vocab_size is 50,257, else `NoTokenizer`.
 
     GPT-2's tokenizer is not assumed if the directory has a vocabulary that is not GPT-2's: the model then gets
