@@ -48,8 +48,12 @@ def plot(
         path = layout.find(run)
         paths[str(path) if path.name in paths else path.name] = path
     found = {name: _rows(path, metric) for name, path in paths.items()}
-    unit = "nats a token"
-    if metric == "loss" and len({_tokenizer(path) for path in paths.values()}) > 1:
+    units = {name: loss_plots.unit_of(path) for name, path in paths.items()}
+    unit = ", ".join(sorted(set(units.values())))
+    if metric == "loss" and len(set(units.values())) > 1:
+        kinds = ", ".join(f"{name} in {each}" for name, each in units.items())
+        render.warn(f"The runs have losses of different kinds, which cannot be compared: {kinds}.")
+    elif (metric, unit) == ("loss", loss_plots.PER_TOKEN) and len({_tokenizer(path) for path in paths.values()}) > 1:
         ratios = {name: _bytes_per_token(path) for name, path in paths.items()}
         if all(ratios.values()):
             unit = "bits a byte"

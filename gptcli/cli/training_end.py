@@ -125,10 +125,9 @@ def _memorised(best: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
 
 def _loss(run: "Run", nats: float) -> str:
     from gptcli.data import text_record
+    from gptcli.training import loss_plots
 
     record = text_record.read(run.path)
     part = record and record.validation
     bits = f" ({nats * NATS_TO_BITS / part.bytes_per_token:.2f} bits a byte)" if part and part.bytes_per_token else ""
-    preferences = run.finetune is not None and run.finetune.method == "dpo"
-    unit = "pair" if preferences else "text" if run.model_config.labels else "token"
-    return f"{nats:.3f} nats a {unit}{bits}"
+    return f"{nats:.3f} {loss_plots.unit_of(run.path)}{bits}"

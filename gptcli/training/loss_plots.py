@@ -1,10 +1,13 @@
 """The losses in metrics.jsonl as loss.png, and the curves of several runs in one PNG or text chart."""
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptcli.checkpoints import layout
+from gptcli.errors import GptcliError
 from gptcli.inspection import pictures
 
 # The metrics that `draw_runs` can plot besides the loss: field of metrics.jsonl -> label of the axis.
@@ -15,6 +18,7 @@ METRICS = {
     "mfu": "share of the device's peak",
     "memory": "peak memory (bytes)",
 }
+PER_TOKEN = "nats a token"
 TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#c2410c"
 
 
@@ -22,7 +26,19 @@ FEW = 8  # values that a chart in the terminal shows from the first on
 START = 0.25  # of the fall of the loss is left where the chart in the terminal begins
 
 
-def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: Path, title: str) -> None:
+def unit_of(run: Path) -> str:
+    """The unit of a run's losses: nats a token, a text (of a classifier) or a pair (of preferences)."""
+    try:
+        labels = layout.read_config(run)[0].labels
+        settings = tomllib.loads((run / layout.SETTINGS).read_text(encoding="utf-8"))
+    except (GptcliError, OSError, ValueError):
+        return PER_TOKEN
+    return "nats a pair" if settings.get("method") == "dpo" else "nats a text" if labels else PER_TOKEN
+
+
+def draw_losses(
+    rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: Path, title: str, unit: str = PER_TOKEN
+) -> None:
     """Plot train and validation loss over epochs, with tokens seen on a second axis.
 
     Args:
@@ -30,6 +46,7 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
         tokens_per_epoch: tokens that one epoch trains on.
         file: the picture to write, of the kind that its suffix says.
         title: over the picture.
+        unit: of the losses.
     """
     figure = pictures.new_figure(7.5, 4.5)
     from matplotlib.ticker import EngFormatter
@@ -43,7 +60,7 @@ def draw_losses(rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: 
         label = f"best {rows[best]['val_loss']:.3f} at step {rows[best]['step']}"
         axes.plot(epochs[best], rows[best]["val_loss"], "*", color=VALIDATION_COLOUR, markersize=12, label=label)
     axes.set_xlabel("epochs")
-    axes.set_ylabel("cross-entropy (nats a token)")
+    axes.set_ylabel(f"cross-entropy ({unit})")
     axes.set_title(pictures.in_lines(f"Loss of {title}"))
     axes.grid(alpha=0.25)
     axes.spines[["right"]].set_visible(False)
@@ -82,7 +99,7 @@ def in_bits_a_byte(rows: Sequence[Mapping[str, Any]], train: float, validation: 
 
 
 def draw_runs(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metric: str = "loss", unit: str = "nats a token"
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path, metric: str = "loss", unit: str = PER_TOKEN
 ) -> None:
     """Plot the losses of several runs, or another metric, over the tokens that each has trained on.
 

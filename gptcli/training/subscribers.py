@@ -120,4 +120,5 @@ class LossPicture:
     def end(self) -> None:
         if (self.run / METRICS).exists():
             rows = checkpoint.read_metrics(self.run)
-            loss_plots.draw_losses(rows, self.tokens_per_epoch, self.run / LOSS_PICTURE, title=self.run.name)
+            file, unit = self.run / LOSS_PICTURE, loss_plots.unit_of(self.run)
+            loss_plots.draw_losses(rows, self.tokens_per_epoch, file, self.run.name, unit)

@@ -25,6 +25,15 @@ def test_the_suffix_decides_and_the_bytes_are_the_same(tmp_path: Path, suffix: s
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.parametrize("unit", ["nats a token", "nats a pair", "nats a text"])
+def test_the_axis_of_a_loss_has_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, file, kind: drawn.append(figure))
+    loss_plots.draw_losses(ROWS, 10, tmp_path / "a.png", "run", unit)
+    loss_plots.draw_runs({"run": ROWS}, tmp_path / "b.png", unit=unit)
+    assert [figure.axes[0].get_ylabel() for figure in drawn] == [f"cross-entropy ({unit})"] * 2
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.txt"])
 def test_another_suffix_is_refused_before_anything_is_drawn(name: str) -> None:
     with pytest.raises(GptcliError, match=r"\.svg, \.pdf or \.jpg"):

@@ -12,6 +12,7 @@ import torch
 from gptcli.checkpoints import checkpoint, layout
 from gptcli.data.examples import Example, Examples, ExampleSet, Pairs
 from gptcli.model.loss import log_probabilities
+from gptcli.training import loss_plots
 from gptcli.training.preference import with_reference
 
 WORDS = ("red", "green", "blue", "grey", "white", "black")
@@ -63,6 +64,7 @@ def test_the_chosen_answers_become_more_likely(gptcli: Any, base: Path, tmp_path
     assert "60 preferences (prompt, chosen, rejected)" in done.err
     assert "pairs of at most" in done.err
     assert "nats a pair" in done.err
+    assert loss_plots.unit_of(Path("run")) == "nats a pair"
     first, *_, last = rows_of("run")
     assert first["val_loss"] == pytest.approx(math.log(2), abs=1e-6)  # the model is its own reference
     assert last["train_loss"] < 0.9 * math.log(2)
