@@ -158,11 +158,12 @@ def _print_grid(captured: "Capture", scores: "HeadScores") -> None:
         columns, caption = [("head", "right"), ("what it does", "left"), ("clearest share", "left")], ""
         rows = [[f"{n}.{h}", attention.role(scores, n, h) or "–", _clearest(scores, n, h)] for n, h in places]
     else:
-        headings = ["entropy (bits)", "looks back", "first", "previous", "induction", "itself"]
+        headings = ["entropy (bits)", "distance", "first", "previous", "induction", "itself"]
         columns = [("head", "right"), ("what it does", "left"), *((heading, "right") for heading in headings)]
         caption = (
-            "head: layer.head, from 0. looks back: mean distance in tokens. Shares of attention: on the first token, "
-            "the previous one, what followed an earlier occurrence of the present one (induction), itself."
+            "head: layer.head, from 0. distance: to what it attends to, the mean in tokens. Shares of attention: on "
+            "the first token, the previous one, what followed an earlier occurrence of the present one (induction), "
+            "itself."
         )
         order = [attention.FIRST, attention.PREVIOUS, attention.INDUCTION, attention.ITSELF]
         rows = [

@@ -15,6 +15,7 @@ REQUIRED = ("torch", "numpy", "tiktoken", "typer", "rich", "tqdm", "huggingface_
 OPTIONAL = {
     "numba": "the fast CPU kernels",
     "triton": "the fast GPU kernels",
+    "tokenizers": "gptcli train-tokenizer",
     "gguf": "gptcli export --format gguf",
     "tensorboard": "gptcli train --log tensorboard",
     "transformers": "gptcli bench --against transformers",

@@ -72,7 +72,7 @@ def test_choosing_a_head_and_looking_at_tokens(gptcli: Any, tmp_path: Path, page
         assert page.locator('#grid button[aria-pressed="true"]').count() == 1
         page.locator("#tokens button").nth(token).hover()
         first, *rest = links(page)
-        assert f"({token}) looks at" in first
+        assert f"({token}) attends to" in first
         for line, (weight, place) in zip(rest, expected(weights, "", text, layer, head, token), strict=True):
             assert float(line.split()[0].split("\n")[0][:6]) == pytest.approx(weight, abs=1.01e-4)
             assert f"({place})" in line or weights[layer, head, token, place] == pytest.approx(weight, abs=1e-4)
@@ -86,10 +86,10 @@ def test_pinning_holds_until_it_is_let_go(gptcli: Any, tmp_path: Path, page: Any
     tokens = page.locator("#tokens button")
     tokens.nth(9).click()
     tokens.nth(3).hover()
-    assert "(9) looks at — pinned" in links(page)[0]
+    assert "(9) attends to — pinned" in links(page)[0]
     page.keyboard.press("Escape")
     tokens.nth(4).hover()
-    assert "(4) looks at" in links(page)[0]
+    assert "(4) attends to" in links(page)[0]
 
 
 def test_the_keyboard_does_it_too(gptcli: Any, tmp_path: Path, page: Any) -> None:
@@ -108,7 +108,7 @@ def test_the_keyboard_does_it_too(gptcli: Any, tmp_path: Path, page: Any) -> Non
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
     page.locator("#tokens button").nth(2).focus()
     page.keyboard.press("Enter")
-    assert "(2) looks at — pinned" in links(page)[0]
+    assert "(2) attends to — pinned" in links(page)[0]
 
 
 def test_hovering_the_map_looks_at_its_rows(gptcli: Any, tmp_path: Path, page: Any) -> None:
@@ -117,7 +117,7 @@ def test_hovering_the_map_looks_at_its_rows(gptcli: Any, tmp_path: Path, page: A
     box = page.locator("#map").bounding_box()
     margin, cell = page.evaluate("[margin, cell]")
     page.mouse.move(box["x"] + margin + 3, box["y"] + margin + 4.5 * cell)
-    assert "(4) looks at" in links(page)[0]
+    assert "(4) attends to" in links(page)[0]
 
 
 def test_hostile_text_is_text(gptcli: Any, tmp_path: Path, page: Any) -> None:
