@@ -113,7 +113,7 @@ def _fitting() -> tuple[str, list[tuple[str, str]]]:
         count = (_line("count-params", name), "count its parameters")
         return f"The newest checkpoint is {path}; it has no tokenizer.", [count, everything]
     if is_unfinished(path):
-        resume = (_line("train", "--resume", name), "resume the run")
+        resume = (_line(_command_of(path), "--resume", name), "resume the run")
         return f"The run {path} has stopped before its last step.", [resume, generate, everything]
     inspect = (_line("inspect-attn", prompt, "-c", name), "see its attention")
     return f"The newest checkpoint is {path}.", [generate, inspect, everything]
@@ -141,6 +141,15 @@ def is_unfinished(run: Path) -> bool:
     except (GptcliError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return bool(unfinished)
+
+
+def _command_of(run: Path) -> str:
+    """The command that began a run: a setting of fine-tuning is in its config.toml, or it is not."""
+    try:
+        settings = tomllib.loads((run / layout.SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of an older version
+        return "train"
+    return "finetune" if "method" in settings else "train"
 
 
 def _line(*words: object) -> str:

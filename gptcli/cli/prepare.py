@@ -34,7 +34,9 @@ def prepare(
     folder on stdout. Texts are separated by end of text, as in training.
     """
     if not texts:
-        raise GptcliError("There is no text to prepare.", "Give files, folders, or - for stdin; see prepare --help.")
+        raise GptcliError(
+            "There is no text to prepare.", "Give files, folders, or - for stdin; see gptcli prepare --help."
+        )
     if out is None:
         raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
     from gptcli.checkpoints import layout

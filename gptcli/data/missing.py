@@ -45,7 +45,11 @@ def _hint(path: Path, source: str) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"There is no folder {folder} here; this was looked up in {Path.cwd()}."
-    close = get_close_matches(path.name.lower(), names := _names(folder), n=1)
+    names = _names(folder)
+    longer = sorted(name for name in names.values() if name.startswith(f"{path.name} "))
+    if longer:
+        return f'A name with spaces needs quotes, as in "{folder / longer[0]}"'
+    close = get_close_matches(path.name.lower(), names, n=1)
     if close and _is_near(path.stem.lower(), Path(close[0]).stem):
         return f"Did you mean {folder / names[close[0]]}?"
     return f"No name in {folder.resolve()} comes close; give a file, a folder of texts, a glob, or - for stdin."

@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +90,8 @@ def test_a_readme_is_left_out_of_a_folder_unless_it_is_named() -> None:
     Path("texts/a.txt").unlink()
     Path("texts/readme-not.txt").unlink()
     assert "README.md, which describes a folder" in refused("texts")
+
+
+def test_a_name_with_spaces_that_was_given_without_quotes(gptcli: Any, tmp_path: Path) -> None:
+    (tmp_path / "My diary.txt").write_text("abc", encoding="utf-8")
+    gptcli("train", "My", "diary.txt").assert_user_error("No such file: My", 'as in "My diary.txt"')
