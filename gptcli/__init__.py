@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gptcli.api import convert, evaluate, events, load, load_checkpoint, quantize, save_checkpoint
+    from gptcli.api import convert, events, load, load_checkpoint, merge, quantize, save_checkpoint
     from gptcli.checkpoints.checkpoint import Checkpoint
     from gptcli.config.finetune import FinetuneConfig
     from gptcli.config.generation import GenerationConfig
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gptcli.config.sampling import SamplingConfig
     from gptcli.errors import GptcliError
     from gptcli.evaluation.classification import evaluate_labels
+    from gptcli.evaluation.scores import evaluate
     from gptcli.inference.classifier import Classifier
     from gptcli.inference.completion import Completion
     from gptcli.inference.text_model import TextModel
@@ -47,6 +48,7 @@ __all__ = [
     "finetune",
     "load",
     "load_checkpoint",
+    "merge",
     "quantize",
     "resume",
     "save_checkpoint",
@@ -67,6 +69,7 @@ _HOMES = {
     "SamplingConfig": "gptcli.config.sampling",
     "StopTraining": "gptcli.training.session",
     "TextModel": "gptcli.inference.text_model",
+    "evaluate": "gptcli.evaluation.scores",
     "evaluate_labels": "gptcli.evaluation.classification",
     "finetune": "gptcli.training.session",
     "resume": "gptcli.training.session",

@@ -6,9 +6,9 @@ raises `GptcliError`, whose first line says what is wrong and whose second line 
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 from gptcli.errors import GptcliError
 from gptcli.training import events as events
@@ -16,9 +16,6 @@ from gptcli.training import events as events
 if TYPE_CHECKING:
     from gptcli.checkpoints.checkpoint import Checkpoint
     from gptcli.checkpoints.formats.convert import Converted, FileDtype, Format
-    from gptcli.config.evaluation import Convention, Task
-    from gptcli.config.text import DecodingErrors
-    from gptcli.evaluation.scores import TaskScores, TextScores
     from gptcli.inference.text_model import TextModel
     from gptcli.model.gpt import GPTModel
     from gptcli.tokenizers import Tokenizer
@@ -73,99 +70,6 @@ def load(
     return TextModel(found, device=device, dtype=dtype, quantize=quantize, threads=threads, report=LOG.info)
 
 
-@overload
-def evaluate(
-    model: "AnyPath | TextModel",
-    texts: AnyPath | Sequence[AnyPath],
-    *,
-    stride: int | None = None,
-    context: int | None = None,
-    guide: bool = False,
-    bos: bool | None = None,
-    batch_size: int | None = None,
-    encoding: str | None = None,
-    errors: str = "strict",
-    device: str = "auto",
-    dtype: Dtype = "float32",
-    threads: int | None = None,
-) -> "TextScores": ...
-
-
-@overload
-def evaluate(
-    model: "AnyPath | TextModel",
-    texts: AnyPath,
-    *,
-    task: "Task",
-    convention: "Convention" = "openai",
-    limit: int | None = None,
-    bos: bool | None = None,
-    batch_size: int | None = None,
-    device: str = "auto",
-    dtype: Dtype = "float32",
-    threads: int | None = None,
-) -> "TaskScores": ...
-
-
-def evaluate(
-    model: "AnyPath | TextModel",
-    texts: AnyPath | Sequence[AnyPath],
-    *,
-    task: "Task | None" = None,
-    stride: int | None = None,
-    context: int | None = None,
-    guide: bool = False,
-    convention: "Convention" = "openai",
-    limit: int | None = None,
-    bos: bool | None = None,
-    batch_size: int | None = None,
-    encoding: str | None = None,
-    errors: str = "strict",
-    device: str = "auto",
-    dtype: Dtype = "float32",
-    threads: int | None = None,
-) -> "TextScores | TaskScores":
-    """Measure a model on texts (its loss and perplexity), or on a task (its accuracy).
-
-    Args:
-        model: a checkpoint, or a `TextModel`, whose checkpoint is then measured.
-        texts: files, folders (.txt and .md) and globs; for a task its one file of JSON lines.
-        task: "lambada" (last word), "choices" (endings) or "cloze" (a blank); None measures texts.
-        stride: tokens from one window to the next; None for half the context, 1 is exact.
-        context: tokens that a window reads; None for the model's context.
-        guide: windows that hold their targets, as in the perplexity guide of transformers.
-        convention: of lambada: "openai" writes curly quotes, `` and '' as plain ones, "raw" leaves them.
-        limit: the number of items to take from a task; None for all.
-        bos: whether the end-of-text id is before each text or item; None: before texts, if the tokenizer has one.
-        batch_size: windows or items at once; None for about 4,096 tokens.
-        encoding, errors: how to decode texts, as `bytes.decode` takes them; None for UTF-8 or the byte-order mark.
-        device, dtype, threads: as for `load`; float16 and bfloat16 as well.
-
-    Returns:
-        a `TextScores` (nats, bits, perplexities), or with ``task`` a `TaskScores` (accuracies in [0, 1]).
-
-    Raises:
-        GptcliError: a file cannot be read or has no item; a setting is out of range; fewer than 2 tokens to score.
-
-    Example:
-        >>> import gptcli
-        >>> scores = gptcli.evaluate("checkpoints/demo", "story.txt", stride=8)
-        >>> scores.tokens, scores.context, scores.perplexity < 2
-        (623, 16, True)
-    """
-    from gptcli.config.compute import ComputeConfig
-    from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_together
-    from gptcli.evaluation import scores
-
-    settings = PerplexityConfig(stride, context, guide, bos, batch_size, encoding, cast("DecodingErrors", errors))
-    scored, compute = TaskConfig(task, convention, limit), ComputeConfig(device, dtype, threads)
-    check_together(scored, settings)
-    path, names = _checkpoint_of(model), _names(texts)
-    if task is None:
-        return scores.score_texts(path, names, settings, compute)
-    return scores.score_task(path, names, scored, settings, compute)
-
-
 def quantize(path: AnyPath, out: AnyPath | None = None, *, bits: Literal[8, 4] = 8, force: bool = False) -> Path:
     """Write a copy of a float32 checkpoint whose matrices are packed in 8 or 4 bits.
 
@@ -191,9 +95,40 @@ def quantize(path: AnyPath, out: AnyPath | None = None, *, bits: Literal[8, 4] =
     from gptcli.model.quantization import check_bits
 
     count, source = check_bits(bits), layout.find(os.fspath(path))
-    target = Path(out) if out is not None else source.with_name(f"{source.name}-int{count}")
+    target = Path(out) if out is not None else layout.beside(source, f"-int{count}")
     overwrite.check_output(target, force=force, inputs=[source])
     derived.create_packed(target, source, count, force)
+    return target
+
+
+def merge(adapter: AnyPath, out: AnyPath | None = None, *, base: AnyPath | None = None, force: bool = False) -> Path:
+    """Write a low-rank adapter and the checkpoint that it changes as one float32 checkpoint, which needs neither.
+
+    Args:
+        adapter: a run of ``finetune`` with ``FinetuneConfig(train="lora")``, or an adapter that PEFT wrote.
+        out: the new directory; None for the old name with -merged.
+        base: the checkpoint that it changes; None for the one that it names.
+        force: whether a checkpoint at ``out`` may be replaced.
+
+    Returns:
+        the new directory.
+
+    Raises:
+        GptcliError: ``adapter`` is no adapter, or one that is more than plain LoRA; its base is missing or has other
+            weights; or ``out`` exists or cannot be written.
+
+    Example:
+        >>> import gptcli
+        >>> settings = gptcli.FinetuneConfig(train="lora:2", max_steps=1)
+        >>> run = gptcli.finetune("story.txt", "adapter", init_from="checkpoints/demo", settings=settings)
+        >>> gptcli.merge(run).name
+        'adapter-merged'
+    """
+    from gptcli.checkpoints import derived, layout
+
+    source = layout.find(os.fspath(adapter))
+    target = Path(out) if out is not None else layout.beside(source, "-merged")
+    derived.create_merged(target, source, None if base is None else layout.find(os.fspath(base)), force)
     return target
 
 
@@ -312,22 +247,3 @@ def save_checkpoint(
         where, model.config, weights, tokenizer, training or {}, dtype=getattr(torch, dtype), force=force
     )
     return where
-
-
-def _checkpoint_of(model: "AnyPath | TextModel") -> Path:
-    from gptcli.checkpoints import layout
-
-    if isinstance(model, str | os.PathLike):
-        return layout.find(os.fspath(model))
-    if model.quantize is not None:
-        raise GptcliError(
-            f"The model was packed in {model.quantize} when it was loaded, and {model.path} is not.",
-            "Write a packed checkpoint with gptcli.quantize, and evaluate that one.",
-        )
-    return model.path
-
-
-def _names(texts: AnyPath | Sequence[AnyPath]) -> list[str]:
-    if isinstance(texts, str | os.PathLike):
-        return [os.fspath(texts)]
-    return [os.fspath(text) for text in texts]

@@ -31,6 +31,8 @@ def look(path: Path) -> None:
     for each in (packed, half):
         loss: float = gptcli.evaluate(each, ["story.txt"], stride=8).loss
         assert loss > 0
+    held_out: int = gptcli.evaluate(path, part="validation").tokens
+    assert held_out > 0
 
 
 def classify() -> None:
@@ -63,6 +65,11 @@ def train() -> None:
     settings = gptcli.FinetuneConfig(max_steps=1, train="last:1", loss_on="all")
     taught: Path = gptcli.finetune(["story.txt"], "user/taught", init_from=run, settings=settings, runtime=runtime)
     assert gptcli.load_checkpoint(taught).training["step"] == 1
+    adapter = gptcli.finetune(
+        ["story.txt"], "user/adapter", init_from=run, settings=gptcli.FinetuneConfig(max_steps=1, train="lora:2")
+    )
+    merged: Path = gptcli.merge(adapter, "user/merged", base=run, force=True)
+    assert gptcli.load(merged).config == gptcli.load(run).config
 
 
 def main() -> None:

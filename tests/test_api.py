@@ -97,6 +97,7 @@ def test_documentation_and_its_examples(home: Path, capfd: pytest.CaptureFixture
         "gptcli.inference.classifier",
         "gptcli.training.session",
         "gptcli.evaluation.classification",
+        "gptcli.evaluation.scores",
     ):
         result = doctest.testmod(importlib.import_module(module), optionflags=flags)
         examples += result.attempted
@@ -372,6 +373,9 @@ def test_evaluations_are_values(home: Path, gptcli: Any) -> None:
     assert found.perplexity == pytest.approx(result["per_token"]["perplexity"])
     assert found.word_perplexity == pytest.approx(result["per_word"]["perplexity"])
     assert found.bits_per_byte == pytest.approx(result["per_byte"]["bits"])
+    shown = gptcli("evaluate", "--part", "validation", "-c", home / "checkpoints/demo", "--json").json["results"][0]
+    part = api.evaluate(home / "checkpoints/demo", part="validation")
+    assert (part.tokens, part.loss) == (shown["tokens_scored"], pytest.approx(shown["per_token"]["nats"]))
 
     (home / "items.jsonl").write_text('{"text": "the cat sat"}\n{"text": "on the mat"}\n', encoding="utf-8")
     shown = gptcli("evaluate", home / "items.jsonl", "-c", home / "checkpoints/demo", "--task", "lambada", "--json")
@@ -396,6 +400,10 @@ def test_mistakes_in_evaluations(home: Path) -> None:
         (lambda: evaluate(demo, "story.txt", task="lambada", limit=0), "limit is 0"),
         (lambda: evaluate("dem", "story.txt"), "no checkpoint dem"),
         (lambda: evaluate(demo, "no.txt"), "no.txt"),
+        (lambda: evaluate(demo), "There is nothing to measure on."),
+        (lambda: evaluate(demo, "story.txt", part="train"), "part measures on the run's own data"),
+        (lambda: evaluate(demo, part="test"), "part is 'test'"),
+        (lambda: evaluate(demo, "story.txt", part="train", task="cloze"), "part goes with a text, not with task"),
         (lambda: evaluate(api.load(demo, quantize="int8"), "story.txt"), "packed in int8"),
     ]
     for call, message in calls:

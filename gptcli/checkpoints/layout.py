@@ -49,6 +49,8 @@ def find(name: Path | str | None = None) -> Path:
     if (ROOT / path).exists():
         return ROOT / path
     hint = nearest(path.name, [p.name for p in known]) if known else MAKE_ONE
+    if weights_file(Path(path.name)).is_file():
+        hint = f"Did you mean {path.name}?"
     raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
 
 
@@ -62,6 +64,12 @@ def newest_here() -> Path | None:
     """The newest checkpoint that lies in this folder and not under checkpoints/, as --out NAME makes it."""
     found = {path.parent for name in (WEIGHTS, ADAPTER_WEIGHTS) for path in Path().glob(f"*/{name}")}
     return max(found, key=lambda path: weights_file(path).stat().st_mtime, default=None)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The directory beside ``path`` with the same name and ``ending``."""
+    named = path if path.name not in ("", "..") else path.resolve()
+    return named.with_name(named.name + ending)
 
 
 def is_adapter(path: Path) -> bool:

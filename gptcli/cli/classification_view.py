@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gptcli.checkpoints import overwrite
 from gptcli.cli import render
 from gptcli.config.compute import ComputeConfig
-from gptcli.config.evaluation import PerplexityConfig, TaskConfig
+from gptcli.config.evaluation import PerplexityConfig, TaskConfig, check_source
 from gptcli.config.fields import fields_of
 from gptcli.errors import GptcliError, SettingError
 
@@ -48,11 +48,7 @@ def evaluate(
     from gptcli.evaluation import classification, classification_plots
     from gptcli.inference.classifier import Classifier
 
-    if bool(texts) == (reading.part is not None):
-        what = "{part} measures the run's own rows, and no others" if texts else "There are no rows to measure on"
-        raise SettingError(
-            f"{what}.", "Give rows with text and label, or {part} validation for what a run held out, and not both."
-        )
+    check_source(texts, reading.part)
     if out is not None:
         overwrite.check_result(out, "jsonl")
     classifier = Classifier(

@@ -11,7 +11,7 @@ from gptcli.cli import classification_view, evaluation_view, next_steps, options
 from gptcli.cli.settings import option_of
 from gptcli.cli.settings_command import flag
 from gptcli.config.compute import ComputeConfig
-from gptcli.config.evaluation import PerplexityConfig, RowsConfig, TaskConfig, check_together
+from gptcli.config.evaluation import PerplexityConfig, RowsConfig, TaskConfig, check_source, check_together
 from gptcli.errors import GptcliError, SettingError, with_names
 
 if TYPE_CHECKING:
@@ -84,10 +84,8 @@ def evaluate(
     if fields is not None:
         raise SettingError("{fields} is for a classifier's rows.", "Leave {fields} out, or give a classifier.")
     check_together(scored, perplexity, plot=plot, out=out)
-    if bool(texts) == (perplexity.part is not None):
-        what = "{part} measures the run's own text, and no other" if texts else "There is no text to measure"
-        raise SettingError(f"{what}.", "Give a text, or {part} validation for what a run held out, and not both.")
     given = texts or []
+    check_source(given, perplexity.part)
 
     from gptcli.device import placement as devices
 

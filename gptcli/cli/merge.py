@@ -10,7 +10,9 @@ from gptcli.cli import next_steps, options, render
 
 def merge(
     adapter: Annotated[Path, typer.Argument(help="An adapter's directory, or its name under checkpoints/.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new checkpoint's directory.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new directory (default: the adapter's name with -merged).")
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -25,11 +27,12 @@ def merge(
     debug: options.Debug = False,
 ) -> None:
     """Write a low-rank adapter and the checkpoint that it changes as one checkpoint, which needs neither."""
-    from gptcli.checkpoints import layout
-    from gptcli.checkpoints.derived import create_merged
+    from gptcli import api
+    from gptcli.checkpoints import adapters, layout
 
     source = layout.find(adapter)
-    base = create_merged(out, source, None if checkpoint is None else layout.find(checkpoint), force)
-    size = render.human_bytes((out / layout.WEIGHTS).stat().st_size)
-    render.print_text(f"{out}: {size}, the weights of {base} with {source} merged into them.")
-    next_steps.suggest_generate(out)
+    target = api.merge(source, out, base=checkpoint, force=force)
+    base = adapters.find_base(source) if checkpoint is None else layout.find(checkpoint)
+    size = render.human_bytes((target / layout.WEIGHTS).stat().st_size)
+    render.print_text(f"{target}: {size}, the weights of {base} with {source} merged into them.")
+    next_steps.suggest_generate(target)

@@ -1,5 +1,6 @@
 """How a model is measured, and how long that is timed: frozen dataclasses, without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -109,6 +110,13 @@ def check_together(scored: TaskConfig, read: PerplexityConfig, *, plot: object =
             raise SettingError(f"{{{name}}} goes with a text, not with {{task}}.", f"Leave {{{name}}} out.")
     if task is not None and task != "lambada" and scored.convention != "openai":
         raise SettingError(f"{{convention}} belongs to {{task}} lambada, not to {task}.", "Leave it out.")
+
+
+def check_source(texts: Sequence[str], part: Part | None) -> None:
+    """Raise SettingError unless there are either texts (or rows) to measure on, or a part of the run's own."""
+    if bool(texts) == (part is not None):
+        what = "{part} measures on the run's own data, and no other" if texts else "There is nothing to measure on"
+        raise SettingError(f"{what}.", "Give a file, or {part} validation for what a run held out, and not both.")
 
 
 @dataclass(frozen=True)

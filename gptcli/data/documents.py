@@ -336,3 +336,8 @@ def _cannot_read(error: OSError, path: Path | None = None) -> NoReturn:
     shown = str(path or error.filename)
     shown = shown if len(shown) <= 200 else shown[:60] + "…"
     raise GptcliError(f"Cannot read {shown}: {error.strerror}", hint) from error
+
+
+def path_names(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """One or several paths as a list of texts."""
+    return [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(path) for path in paths]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints import layout
-from gptcli.config.evaluation import Part
+from gptcli.config.evaluation import Part, check_source
 from gptcli.config.text import DecodingErrors
-from gptcli.data import forms, labels, rows, text_record
+from gptcli.data import documents, forms, labels, rows, text_record
 from gptcli.data.examples import Examples
 from gptcli.data.labels import Labelled
 from gptcli.data.rows import BadRowError
@@ -78,8 +78,9 @@ class LabelScores:
 
 def evaluate_labels(
     model: AnyPath | Classifier,
-    files: AnyPath | Sequence[AnyPath],
+    files: AnyPath | Sequence[AnyPath] | None = None,
     *,
+    part: Part | None = None,
     fields: str | None = None,
     encoding: str | None = None,
     errors: DecodingErrors = "strict",
@@ -92,13 +93,14 @@ def evaluate_labels(
     Args:
         model: the checkpoint of a classifier, or a `Classifier`, whose device and dtype are then used.
         files: .jsonl, .json, .csv or .tsv, folders and globs; each row has the fields text and label.
+        part: instead of ``files`` a part of the run's own rows: "validation" (what it held out) or "train".
         fields: other names of the fields, as in "text=body,label=kind".
         encoding, errors: how to decode the files, as `bytes.decode` takes them; None for UTF-8 or the byte-order mark.
         device, dtype, threads: as for `Classifier`.
 
     Raises:
         GptcliError: the checkpoint is no classifier; a file or a row cannot be read; a label is none of the
-            classifier's.
+            classifier's; both or neither of ``files`` and ``part`` are given; the run's rows have changed.
 
     Example:
         >>> import gptcli
@@ -106,10 +108,13 @@ def evaluate_labels(
         >>> scores.rows, scores.labels, 0 <= scores.accuracy <= 1, sum(map(sum, scores.confusion))
         (4, ('cat', 'dog'), True, 4)
     """
+    names = [] if files is None else documents.path_names(files)
+    check_source(names, part)
     if not isinstance(model, Classifier):
         model = Classifier(model, device=device, dtype=dtype, threads=threads)
-    names = [files] if isinstance(files, str | os.PathLike) else files
-    return measure(model, read(model, [os.fspath(name) for name in names], fields, encoding, errors))
+    if part is not None:
+        return measure(model, read_part(model, part, fields))
+    return measure(model, read(model, names, fields, encoding, errors))
 
 
 def read(

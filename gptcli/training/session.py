@@ -17,6 +17,7 @@ from gptcli.config.finetune import FINETUNE_RUNTIME, FinetuneConfig
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
+from gptcli.data import documents
 from gptcli.data.open import Callbacks, TextOptions
 from gptcli.errors import GptcliError, SettingError, nearest
 from gptcli.training import distributed, events
@@ -151,7 +152,7 @@ def train(
     given = {"encoding": encoding, "errors": errors if errors != "strict" else None, "allow_special": allow_special}
     return _trained(
         lambda: new_run(
-            Path(out), TextOptions(path_names(texts), recipe.train_share, encoding, errors, allow_special),
+            Path(out), TextOptions(documents.path_names(texts), recipe.train_share, encoding, errors, allow_special),
             replace(recipe, context_length=window), runtime, base, shape={"context_length": window},
             named={name for name, value in given.items() if value}, tokenizer=tokenizer,
             init_from=None if init_from is None else Path(init_from), force=force,
@@ -199,7 +200,7 @@ def finetune(
     """
     return _trained(
         lambda: new_finetuning(
-            Path(out), path_names(data), settings, runtime, init_from=Path(init_from), force=force,
+            Path(out), documents.path_names(data), settings, runtime, init_from=Path(init_from), force=force,
             world=distributed.from_environment(), callbacks=Callbacks(LOG.info, LOG.warning),
         ), on_event,
     )  # fmt: skip
@@ -288,8 +289,3 @@ def _trained(make_run: Callable[[], Run], on_event: Callable[[events.Event], obj
             return run.path
     finally:
         _TRAINING.release()
-
-
-def path_names(paths: AnyPath | Sequence[AnyPath]) -> list[str]:
-    """One or several paths as a list of texts."""
-    return [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(path) for path in paths]

@@ -224,7 +224,7 @@ def test_what_evaluate_refuses_of_a_classifier(gptcli: Any, run: Path, tmp_path:
     number = rows_file(tmp_path / "number.jsonl", [{"text": "a", "label": 9}, {"text": "b", "label": 9.0}])
     assert gptcli("evaluate", number, "-c", run, "--json").json["figures"][2]["rows"] == 2
     gptcli("evaluate", story, "-c", run).assert_user_error("story.txt holds no labelled rows", ".csv")
-    gptcli("evaluate", "-c", run).assert_user_error("no rows to measure on")
+    gptcli("evaluate", "-c", run).assert_user_error("nothing to measure on")
     gptcli("evaluate", number, "-c", run, "--stride", 3).assert_user_error("--stride is not for a classifier")
     gptcli("evaluate", number, "-c", run, "--task", "lambada").assert_user_error("--task is not for a classifier")
     gptcli("evaluate", number, "-c", run, "-c", run).assert_user_error("A classifier is measured alone")

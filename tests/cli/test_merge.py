@@ -39,6 +39,21 @@ def test_merge_and_the_ways_to_open_an_adapter(gptcli: Any, adapter: Path) -> No
     assert again.code == 0, again.err
 
 
+def test_without_a_name_the_new_checkpoint_is_beside_the_adapter(
+    gptcli: Any, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = gptcli("merge", "tuned")
+    merged = adapter.with_name("tuned-merged")
+    assert result.code == 0, result.err
+    assert Path(result.out.partition(":")[0]) == merged.relative_to(Path.cwd())
+    assert text(gptcli, "-c", "tuned-merged") == text(gptcli, "-c", "tuned")
+    gptcli("merge", "tuned").assert_user_error("tuned-merged exists already", "--force")
+    monkeypatch.chdir(adapter)
+    gptcli("merge", ".").assert_user_error("tuned-merged exists already", "--force")
+    assert gptcli("quantize", ".").code == 0
+    assert adapter.with_name("tuned-int8").is_dir()
+
+
 def test_the_newest_checkpoint_may_be_an_adapter(gptcli: Any, adapter: Path) -> None:
     result = gptcli(*GENERATE, "--max-new-tokens", 2)
     assert "Using checkpoints/tuned" in result.err.replace("\\", "/")
@@ -102,5 +117,7 @@ def test_mistakes(gptcli: Any, adapter: Path) -> None:
     gptcli("merge", "tuned", "--out", "new").assert_user_error("which is not there")
     assert not Path("new").exists()
     (adapter / layout.CONFIG).unlink()
+    tiny_checkpoint(Path("here"))
+    gptcli("merge", "checkpoints/here").assert_user_error("no checkpoint checkpoints/here", "Did you mean here?")
     gptcli(*GENERATE, "-c", "tuned").assert_user_error("does not say which checkpoint it changes", "--adapter")
     gptcli("load-gpt2", "--from", adapter, "--out", "new").assert_user_error("is an adapter", "gptcli merge")

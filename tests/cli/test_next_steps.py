@@ -1,6 +1,7 @@
 """Every command that gptcli prints as the next one runs as it is printed."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -68,6 +69,37 @@ def test_export_then_generate(gptcli: Any, name: str, kind: str, text: str) -> N
     (generate,) = printed(gptcli("export", "run", name).err)
     assert generate[-1] == name
     assert run_it(gptcli, generate).out.startswith(generate[1])
+
+
+def test_merge_then_generate(gptcli: Any) -> None:
+    tiny_adapter(Path("it's mine"), tiny_checkpoint(Path("base")))
+    (generate,) = printed(gptcli("merge", "it's mine").err)
+    assert generate[-1] == "it's mine-merged"
+    run_it(gptcli, generate)
+
+
+@pytest.mark.parametrize(
+    ("options", "change"), [(("--learning-rate", 1e-3), "--max-steps"), (("--learning-rate", 0.5), "--learning-rate")]
+)
+def test_the_advice_at_the_end_of_a_run_runs(gptcli: Any, story: Path, options: tuple[Any, ...], change: str) -> None:
+    words = ("train", "story.txt", *TINY, "--max-steps", 24, "--sample-every", 0, *options, "--out", "my run")
+    (advice,) = re.findall(r"^What helps most: .*\. gptcli (.+)$", gptcli(*words).err, re.MULTILINE)
+    assert shlex.split(advice)[-2] == change
+    again = gptcli(*shlex.split(advice))
+    assert again.code == 0, again.err
+    assert Path("my run-2/model.safetensors").is_file()
+
+
+def test_finetune_then_generate_or_classify(gptcli: Any) -> None:
+    tiny_checkpoint(Path("base"), kind="byte", context_length=64)
+    pairs = [{"prompt": f"it's {n}", "completion": " ab"} for n in range(4)]
+    labelled = [{"text": f"it's {n}", "label": "xy"[n % 2]} for n in range(4)]
+    for name, rows, command in (("pairs", pairs, "generate"), ("labels", labelled, "classify")):
+        Path(f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+        result = gptcli("finetune", f"{name}.json", "--init-from", "base", "--out", f"my {name}", "--max-steps", 1)
+        (suggested,) = printed(result.err)
+        assert suggested[0] == command
+        assert run_it(gptcli, suggested).out
 
 
 def test_a_gguf_file_is_for_another_program(gptcli: Any) -> None:
@@ -207,6 +239,17 @@ def test_alone_with_a_run_that_stopped(gptcli: Any) -> None:
         assert not next_steps.is_unfinished(Path("checkpoints/killed"))
     assert gptcli("train", "story.txt", *resume[1:], "--device", "cpu").code == 0
     assert printed(gptcli().out)[0][0] == "generate"
+
+
+def test_alone_with_a_fine_tuning_that_stopped(gptcli: Any) -> None:
+    run = tiny_checkpoint(Path("checkpoints/tuned"))
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["gptcli"]["training"] = {"recipe": {"max_steps": 9}, "step": 3}
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (run / "training" / "step-00000003").mkdir(parents=True)
+    assert printed(gptcli().out)[0] == ["train", "--resume", "tuned"]
+    (run / "config.toml").write_text('method = "sft"\n', encoding="utf-8")
+    assert printed(gptcli().out)[0] == ["finetune", "--resume", "tuned"]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_parts_that_cannot_be_measured(gptcli: Any, run: Any, story: Path) -> No
     run("run", "--tokenizer", "char")
     run("all", "--tokenizer", "char", "--train-share", 1)
     gptcli("evaluate", story, "--part", "validation", "-c", "run").assert_user_error("--part", "and no other")
-    gptcli("evaluate", "-c", "run").assert_user_error("no text to measure", "--part validation")
+    gptcli("evaluate", "-c", "run").assert_user_error("nothing to measure on", "--part validation")
     gptcli("evaluate", "--part", "validation", "-c", "all").assert_user_error("held no text out")
     gptcli("evaluate", "--part", "validation", "--task", "cloze", "-c", "run").assert_user_error("--part", "--task")
     assert gptcli("prepare", story, "--tokenizer", "char", "--out", "shards").code == 0

@@ -10,7 +10,9 @@ from labelled import LABELS, rows, write_rows, write_text
 
 import gptcli as api
 from gptcli.checkpoints import checkpoint, layout
+from gptcli.errors import GptcliError
 from gptcli.inference.classifier import Classifier
+from gptcli.training import loss_plots
 
 SHAPE = ("--emb-dim", 32, "--n-heads", 2, "--n-layers", 1, "--context-length", 24)
 QUIET = ("--sample-every", 0, "--quiet")
@@ -54,6 +56,11 @@ def test_labels_are_learned_and_the_temperature_is_kept(gptcli: Any, base: Path,
     assert "3 labels: 'animal'" in done.err
     assert "validation rows get their label. A temperature of" in done.err
     assert 'gptcli classify "' in done.err
+    assert loss_plots.unit_of(Path("run")) == "nats a text"
+    assert loss_plots.unit_of(base) == "nats a token"
+    mixed = gptcli("plot", "run", base)
+    assert mixed.code == 0
+    assert f"cannot be compared: run in nats a text, {base.name} in nats a token." in mixed.err
     assert (base / "model.safetensors").read_bytes() == before
     assert layout.read_config(Path("run"))[0].labels == LABELS
     fitted = facts(Path("run"))["calibration"]
@@ -72,8 +79,11 @@ def test_labels_are_learned_and_the_temperature_is_kept(gptcli: Any, base: Path,
     assert found["after"]["error"] == pytest.approx(fitted["error_after"], abs=1e-6)
     assert found["before"]["error"] == pytest.approx(fitted["error_before"], abs=1e-6)
     assert gptcli("evaluate", "--part", "train", "-c", "run", "--json").json["rows"] == 300 - fitted["rows"]
+    assert api.evaluate_labels("run", part="validation").accuracy == found["accuracy"]
+    with pytest.raises(GptcliError, match="part measures on the run's own data"):
+        api.evaluate_labels("run", "rows.jsonl", part="validation")
     both = gptcli("evaluate", tmp_path / "rows.jsonl", "--part", "train", "-c", "run")
-    both.assert_user_error("--part measures the run's own rows")
+    both.assert_user_error("--part measures on the run's own data")
     found = accuracy(gptcli, "run", write_rows(tmp_path / "clean.jsonl", 500, seed=2))
     assert found["accuracy"] > 0.9
     write_rows(tmp_path / "rows.jsonl", 300, seed=2)
