@@ -70,10 +70,15 @@ POSIX = {
     "os.link": {"checkpoints/atomic.py"},  # a copy where there are no links
     "os.sched_getaffinity": {"device/resources.py"},  # hasattr
     "os.symlink": set(),
+    **{f"os.{name}": set() for name in ("geteuid", "setsid", "nice", "statvfs", "sysconf", "getloadavg", "uname")},
+    **{
+        f"os.{name}": set() for name in ("sched_setaffinity", "posix_fallocate", "sendfile", "pread", "mkfifo", "chown")
+    },
     "signal.SIGKILL": set(),
     "signal.SIGHUP": set(),
     "signal.SIGPIPE": set(),
     "signal.SIGALRM": set(),
+    **{f"signal.{name}": set() for name in ("SIGUSR1", "SIGQUIT", "SIGCONT", "SIGTSTP", "alarm", "setitimer", "pause")},
     "mmap.MAP_PRIVATE": {"kernels/cpu/memory_layout.py"},  # hasattr
     "mmap.MAP_ANONYMOUS": {"kernels/cpu/memory_layout.py"},
     "mmap.MADV_HUGEPAGE": {"kernels/cpu/memory_layout.py", "device/allocator.py"},  # hasattr
@@ -81,9 +86,10 @@ POSIX = {
     "resource": {"device/placement.py", "kernels/cpu/first_compilation.py"},  # psutil, and nothing, on Windows
     "fcntl": set(),
     "pwd": set(),
-    "termios": set(),
+    **{name: set() for name in ("termios", "tty", "pty", "grp", "syslog", "readline", "curses")},
     "/proc/": {"device/machine.py"},  # unknown flags elsewhere
     "/dev/": {"inference/open.py"},  # sys.platform
+    "/sys/": set(),
 }
 
 
@@ -97,8 +103,10 @@ def test_what_only_some_systems_have_is_used_where_there_is_a_branch() -> None:
                 names = [f"{node.value.id}.{node.attr}"]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names = [root for root in ("/proc/", "/dev/") if node.value.startswith(root)]
+                names = [root for root in ("/proc/", "/dev/", "/sys/") if node.value.startswith(root)]
             for name in names:
                 if name in found:
                     found[name].add(place)

@@ -12,7 +12,7 @@ from gptcli.errors import GptcliError, nearest
 FOLDER = Path(__file__).parents[1] / "guide"
 # Page -> its line in the list, in the order of reading.
 PAGES = {
-    "getting-started": "install, train a first model, let it write",
+    "getting-started": "install, train a first model, generate text with it",
     "training": "texts, sizes, optimizers, snapshots, resuming",
     "fine-tuning": "your texts, pairs, chats and labels; templates, adapters",
     "tokenizers": "vocabularies, your own, other programs",
