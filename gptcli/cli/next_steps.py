@@ -1,12 +1,12 @@
 """What to do next: after a command, and where gptcli is called alone."""
 
-import json
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli.checkpoints import layout
+from gptcli.checkpoints.run_end import is_unfinished
 from gptcli.cli import render
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
@@ -117,30 +117,6 @@ def _fitting() -> tuple[str, list[tuple[str, str]]]:
         return f"The run {path} has stopped before its last step.", [resume, generate, everything]
     inspect = (_line("inspect-attn", prompt, "-c", name), "see its attention")
     return f"The newest checkpoint is {path}.", [generate, inspect, everything]
-
-
-def is_unfinished(run: Path) -> bool:
-    """Whether ``run`` can be resumed, has steps or epochs to go, and no process trains it now."""
-    from gptcli.checkpoints import run_lock
-
-    try:
-        training = layout.read_config(run)[1]["training"]
-        recipe, step = training["recipe"], int(training["step"])
-        if not any((run / layout.SNAPSHOTS).glob("step-*")) or recipe.get("early_stop") or recipe.get("max_time"):
-            return False
-        if recipe.get("for_time") is not None and recipe.get("cooldown_start") is None:  # the clock decides its end
-            settings = tomllib.loads((run / layout.SETTINGS).read_text(encoding="utf-8"))
-            unfinished = "cooldown_start" not in settings or step < settings["max_steps"]
-        elif recipe.get("max_steps") is not None:
-            unfinished = step < recipe["max_steps"]
-        else:
-            rows = (run / layout.METRICS).read_text(encoding="utf-8").splitlines()
-            unfinished = not rows or json.loads(rows[-1])["epoch"] < recipe["epochs"]
-        if unfinished:
-            run_lock.refuse_held(run)
-    except (GptcliError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return bool(unfinished)
 
 
 def _command_of(run: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gptcli.checkpoints import checkpoint, layout, overwrite
 from gptcli.checkpoints.checkpoint import Checkpoint
+from gptcli.checkpoints.run_end import is_worth_resuming
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
@@ -73,8 +74,7 @@ def new_run(
     if budget is not None:
         budget.check(origin_path, world.size)
     inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
-    begun = any((path / layout.SNAPSHOTS).glob("step-*"))
-    instead = f"Resume it (gptcli train --resume {path})" if begun else ""
+    instead = f"Resume it (gptcli train --resume {path})" if is_worth_resuming(path) else ""
     overwrite.check_output(path, force=force, inputs=inputs, instead=instead)
     refuse_decoding(prepared_folder(texts.texts), named)
     origin = checkpoint.load(origin_path) if origin_path is not None else None

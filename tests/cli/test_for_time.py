@@ -53,6 +53,9 @@ def test_a_run_by_the_clock_and_the_file_that_repeats_it(gptcli: Any, story: Pat
     rows = [[{k: v for k, v in row.items() if "loss" in k} for row in checkpoint.read_metrics(Path(run))]
             for run in ("timed", "again")]  # fmt: skip
     assert rows[0] == rows[1]
+    over = gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed")
+    over.assert_user_error("timed exists already", "Choose another folder, or replace it with --force")
+    assert "--resume" not in over.err  # it has had its time
 
 
 def test_a_width_alone_gets_heads_that_divide_it(gptcli: Any, story: Path, ticking: Ticking) -> None:

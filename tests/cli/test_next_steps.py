@@ -13,7 +13,7 @@ from models import tiny_adapter, tiny_checkpoint, tiny_model
 from runs import MODEL, TINY
 
 from gptcli import tokenizers
-from gptcli.checkpoints import checkpoint, run_lock
+from gptcli.checkpoints import checkpoint, run_end, run_lock
 from gptcli.cli import next_steps
 from gptcli.tokenizers.none import NoTokenizer
 
@@ -236,7 +236,7 @@ def test_alone_with_a_run_that_stopped(gptcli: Any) -> None:
     assert resume == ["train", "--resume", "killed"]
     run_it(gptcli, generate)
     with run_lock.held(Path("checkpoints/killed")):
-        assert not next_steps.is_unfinished(Path("checkpoints/killed"))
+        assert not run_end.is_unfinished(Path("checkpoints/killed"))
     assert gptcli("train", "story.txt", *resume[1:], "--device", "cpu").code == 0
     assert printed(gptcli().out)[0][0] == "generate"
 
@@ -256,7 +256,7 @@ def test_alone_with_a_fine_tuning_that_stopped(gptcli: Any) -> None:
     ("name", "unfinished"), [("finished", False), ("stopped-adamw", True), ("word", False), ("gpt2", False)]
 )
 def test_which_runs_have_stopped(name: str, unfinished: bool) -> None:
-    assert next_steps.is_unfinished(FIXTURES / name) is unfinished
+    assert run_end.is_unfinished(FIXTURES / name) is unfinished
 
 
 def test_alone_fits_80_columns(gptcli: Any) -> None:
@@ -274,11 +274,11 @@ def test_a_run_for_a_fixed_time_that_has_ended_is_not_resumed(gptcli: Any) -> No
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (run / "training" / "step-00000125").mkdir(parents=True)
     (run / "config.toml").write_text("for = 30.0\n", encoding="utf-8")
-    assert next_steps.is_unfinished(run)
+    assert run_end.is_unfinished(run)
     (run / "config.toml").write_text("max_steps = 125\ncooldown_start = 71\n", encoding="utf-8")
-    assert not next_steps.is_unfinished(run)
+    assert not run_end.is_unfinished(run)
     (run / "config.toml").write_text("max_steps = 140\ncooldown_start = 80\n", encoding="utf-8")
-    assert next_steps.is_unfinished(run)
+    assert run_end.is_unfinished(run)
 
 
 def test_alone_a_damaged_checkpoint_is_no_error(gptcli: Any, tmp_path: Path) -> None:
