@@ -35,3 +35,11 @@ def test_a_run_for_a_fixed_time_is_told_to_take_more_time(tmp_path: Path) -> Non
     timed = run_of(tmp_path, for_time=30.0, learning_rate=1e-3)
     assert training_end.advice(timed, training, rows).endswith("(--for 60s).")
     assert "--epochs 20" in training_end.advice(run_of(tmp_path, learning_rate=1e-3), training, rows)
+
+
+def test_a_run_that_chose_its_dropout_is_not_told_to_take_more(tmp_path: Path) -> None:
+    rows = [row(0, 4.0, 4.1), row(60, 3.0, 3.1), row(199, 1.0, 3.6)]
+    training = {"best": rows[1], "weights": "best"}
+    assert "--drop-rate" in training_end.advice(run_of(tmp_path, learning_rate=1e-3), training, rows)
+    timed = run_of(tmp_path, for_time=30.0, learning_rate=1e-3)
+    assert training_end.advice(timed, training, rows) == "What helps most: more text."

@@ -72,7 +72,7 @@ def test_more_time_trains_a_larger_model_on_larger_steps(machine: Machine) -> No
 def test_a_text_that_is_seen_often_is_regularised(machine: Machine) -> None:
     once, recipe, _, _ = chosen(machine, tokens=3_000_000)
     often, regular, _, _ = chosen(machine, tokens=5_000)
-    assert once.drop_rate < 0.1 < often.drop_rate
+    assert once.drop_rate < often.drop_rate == budget.DROPOUT
     assert recipe.weight_decay < 1 < regular.weight_decay
     assert parameter_count(often) <= budget.PARAMETERS * math.sqrt(5_000)
 
@@ -116,7 +116,7 @@ def test_the_tokenizer_is_the_text_s_own() -> None:
 @pytest.mark.parametrize("documents", [1, 100])
 def test_windows_are_as_long_as_documents_allow(documents: int) -> None:
     assert budget.context_length(300_000, documents) == 128
-    assert budget.context_length(3_000, documents) == (128 if documents == 1 else 32)
+    assert budget.context_length(3_000, documents) == (64 if documents == 1 else 32)
     assert budget.context_length(100, 1) == 16
 
 
