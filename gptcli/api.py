@@ -53,8 +53,8 @@ def load(
     Example:
         >>> import gptcli
         >>> model = gptcli.load("checkpoints/demo", device="cpu")
-        >>> model
-        TextModel('checkpoints/demo': 2 layers, 2 heads, 16 wide, context 16, char tokenizer, engine cpu)
+        >>> model  # doctest: +ELLIPSIS
+        TextModel('checkpoints/demo': 2 layers, 2 heads, 16 wide, context 16, char tokenizer, engine ...)
         >>> model.config.context_length, model.tokenizer.encode("cat")[:3] == model.tokenizer.encode("cat")
         (16, True)
         >>> gptcli.load("checkpoints/dem")

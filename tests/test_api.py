@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import gptcli as api
 from gptcli import tokenizers
 from gptcli.errors import GptcliError
 from gptcli.inference.completion import Settings
+from gptcli.inference.open import obstacle
 
 ROOT = Path(__file__).parents[1]
 
@@ -250,9 +252,12 @@ def test_mistakes_in_prompts(model: api.TextModel) -> None:
 def test_a_batch_is_each_alone(model: api.TextModel) -> None:
     prompts = ["the cat", "the dog sat", "on", "and the dog sat on the log", "t"]
     together = model.batch(prompts, batch_size=3, seed=11, max_new_tokens=25)
-    assert together == [
-        model.generate(prompt, seed=11 + number, max_new_tokens=25) for number, prompt in enumerate(prompts)
-    ]
+    alone = [model.generate(prompt, seed=11 + number, max_new_tokens=25) for number, prompt in enumerate(prompts)]
+    if obstacle(model.config) is None:
+        assert together == alone
+    for one, other in zip(together, alone, strict=True):  # torch rounds a batch differently than one sequence
+        assert replace(one, probabilities=()) == replace(other, probabilities=())
+        assert one.probabilities == pytest.approx(other.probabilities, rel=1e-5)
     assert model.batch(prompts[:2], stop=" ", temperature=0)[0].finish_reason == "stop"
 
 
