@@ -34,19 +34,18 @@ def averages() -> None:
     class Averaging(trainer._Run):
         mean: dict[str, torch.Tensor] | None = None
 
-        @torch.no_grad()
         def _launch(self, step: int, epoch: int) -> None:
             super()._launch(step, epoch)
-            weights = dict(self.model.named_parameters())
-            if self.mean is None:
-                self.mean = {name: weight.clone() for name, weight in weights.items()}
-            for name, weight in weights.items():
-                self.mean[name].lerp_(weight, min(1.0, SHARE / (step + SHARE)))
+            with torch.no_grad():
+                weights = dict(self.model.named_parameters())
+                if self.mean is None:
+                    self.mean = {name: weight.clone() for name, weight in weights.items()}
+                for name, weight in weights.items():
+                    self.mean[name].lerp_(weight, min(1.0, SHARE / (step + SHARE)))
 
-        @torch.no_grad()
         def _evaluate(self, epoch: int) -> Any:
             assert self.mean is not None
-            weights = dict(self.model.named_parameters())
+            weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
             trained = {name: weight.clone() for name, weight in weights.items()}
             for name, weight in weights.items():
                 weight.copy_(self.mean[name])
