@@ -147,6 +147,14 @@ def _run(words: Sequence[str]) -> int:
             return 0
         render.fail(error.told())
         return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "gptcli":
+            raise
+        missing = error.name.partition(".")[0]
+        render.fail(
+            GptcliError(f"{missing} is not installed.", "gptcli doctor lists what is missing and how to get it.")
+        )
+        return 2
     except Exception as error:
         told = out_of_memory(error)
         if told is None:

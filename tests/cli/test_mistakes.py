@@ -1,5 +1,8 @@
 """Mistyped commands, options, prompts and names of texts: what was meant comes first."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +84,20 @@ def test_training_says_which_files_of_a_folder_it_reads(gptcli: Any, story: Path
     assert "Reading 1 text" not in globbed.err
     named = gptcli("train", folder / "README.md", *options, "--context-length", 4, "--out", "third")
     assert "11 characters" in named.err
+
+
+def test_a_package_that_is_not_installed(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    (absent / "torch.py").write_text('raise ModuleNotFoundError("No module named \'torch\'", name="torch")', "utf-8")
+    (tmp_path / "story.txt").write_text("Once upon a time. " * 40, "utf-8")
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-m", "gptcli", "train", "story.txt", "--tokenizer", "char"],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(absent), str(root)])},
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "Error: torch is not installed.", "gptcli doctor lists what is missing and how to get it."
+    ]  # fmt: skip
