@@ -78,15 +78,17 @@ def size_of_small_maps(width: int, heads: int, length: int) -> int:
     return min(length, max(5, min(16, (width - 10) // heads - 1)))
 
 
-def legend(coloured: bool) -> Any:
-    """What the cells mean: attention weight, 0 to 1."""
+def legend(width: int, coloured: bool) -> list[Any]:
+    """What the cells mean: attention weight, 0 to 1. No line breaks between a cell and its weight."""
     from rich.text import Text
 
-    line = Text("attention weight: ")
+    lines = [Text("attention weight:")]
     for weight in (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0):
-        line.append(*_cell(weight, 2, coloured))
-        line.append(f" {weight:g}  ")
-    return line
+        entry = Text.assemble(_cell(weight, 2, coloured), f" {weight:g}")
+        if lines[-1].cell_len + 2 + entry.cell_len > width:
+            lines.append(Text())
+        lines[-1].append_text(Text("  ") if lines[-1] else Text()).append_text(entry)
+    return lines
 
 
 def _cell(weight: float, width: int, coloured: bool) -> tuple[str, str]:

@@ -147,7 +147,8 @@ def _print_grid(captured: "Capture", scores: "HeadScores") -> None:
     size = heatmap.size_of_small_maps(width, heads, length)
     for line in heatmap.grid(attention.pooled(captured.weights, size).tolist(), width, coloured):
         console.print(line, overflow="crop", no_wrap=True)
-    console.print(heatmap.legend(coloured))
+    for line in heatmap.legend(width, coloured):
+        console.print(line, overflow="crop", no_wrap=True)
     places = attention.most_telling(scores, TABLE_ROWS)
     title = (
         "The heads with the clearest patterns"
@@ -191,23 +192,28 @@ def _percent(share: float) -> str:
 
 
 def _print_map(chosen: "Tensor", labels: list[str], title: str) -> None:
-    from rich.text import Text
+    from rich.cells import cell_len
 
+    from gptcli.cli import tables
     from gptcli.inspection import attention
 
     console = render.stdout_console()
+    width = console.width if console.is_terminal else tables.ENDLESS
     coloured = heatmap.has_colour(console)
-    console.print(Text(f"{title}: a row is a token, its cells are the tokens that it attends to"), soft_wrap=True)
+    for line in tables.folded(f"{title}: a row is a token, its cells are the tokens that it attends to", width):
+        render.print_text(line)
     lines = heatmap.triangle(chosen.tolist(), labels, console.width, coloured)
     if lines is None:
         render.note(f"{len(labels)} tokens do not fit side by side into {console.width} columns; --png draws them.")
     else:
-        for line in lines:
+        for line in [*lines, *heatmap.legend(console.width, coloured)]:
             console.print(line, overflow="crop", no_wrap=True)
-        console.print(heatmap.legend(coloured))
     digits = len(str(len(labels) - 1))
     room = max(len(name) for name in labels[:1000])
     for number, row in enumerate(chosen):
         links = attention.strongest(row[: number + 1], LINKS)
         words = ", ".join(f"{labels[place]} ({place}) {weight:.0%}" for place, weight in links)
-        render.print_text(f"{number:>{digits}} {labels[number]:<{min(room, 14)}} → {words}")
+        margin = f"{number:>{digits}} {labels[number]:<{min(room, 14)}} → "
+        for part in tables.folded(words, width - cell_len(margin)):
+            render.print_text(margin + part)
+            margin = " " * cell_len(margin)

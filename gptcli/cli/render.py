@@ -94,13 +94,20 @@ def detail(text: str) -> None:
 def _tell(text: str, style: str | None = None) -> None:
     """``text`` on stderr, above the bar if there is one.
 
-    A terminal gets it broken between words; a command stays on one line, so that it can be copied.
+    A terminal gets it broken between words. A command stays on one line, so that it can be copied; where there is no
+    room for that, it begins a line.
     """
+    from rich.cells import cell_len
+
     from gptcli.cli import tables
 
     console = stderr_console()
     if console.is_terminal and "gptcli " not in text:
         text = "\n".join(tables.folded(text, console.width))
+    elif console.is_terminal and cell_len(text) > console.width:
+        before, command, rest = text.partition("gptcli ")
+        if before.strip() and "\n" not in text:
+            text = "\n".join([*tables.folded(before, console.width), command + rest])
     for bar in _bars:
         bar.clear()
     console.print(text, markup=False, style=style)

@@ -52,6 +52,8 @@ COMMANDS = {
     "generate the -c one --steps -n 3 --seed 1 -q": ("likeliest",),
     "tokenize the --scheme char --scheme gpt2 -q": ("50,257",),
     "inspect-gradients the -c one -q": (),
+    "inspect-attn the -c one -q": ("attention weight:", " 0.05", " 0.75"),
+    "inspect-attn the -c one --layer 0 --head 1 -q": ("attends to", " 0.05", " 0.75"),
 }
 
 
@@ -130,11 +132,28 @@ def test_a_command_stays_on_one_line_and_a_sentence_does_not(
     monkeypatch.setenv("NO_COLOR", "1")
     render.note("  gptcli generate 'a prompt' --checkpoint checkpoints/one")
     render.note("Twenty-five characters, and some more words than fit.")
+    render.note("Short: gptcli guide speed")
+    render.note("Many words that say what comes next: gptcli train --config a-file")
     assert capsys.readouterr().err.splitlines() == [
         "  gptcli generate 'a prompt' --checkpoint checkpoints/one",
         "Twenty-five characters, and",
         "some more words than fit.",
+        "Short: gptcli guide speed",
+        "Many words that say what comes",
+        "next:",
+        "gptcli train --config a-file",
     ]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+@pytest.mark.parametrize("coloured", [False, True])
+def test_no_line_of_the_legend_breaks_between_a_cell_and_its_weight(width: int, coloured: bool) -> None:
+    lines = heatmap.legend(width, coloured)
+    assert max(line.cell_len for line in lines) <= width
+    weights = ["0", "0.01", "0.05", "0.1", "0.25", "0.5", "0.75", "1"]
+    assert re.findall(r".. ([\d.]+)(?:  |$)", "\n".join(line.plain for line in lines), re.MULTILINE) == weights
+    if coloured:
+        assert sum(str(span.style).startswith("on #") for line in lines for span in line.spans) == len(weights)
 
 
 def test_a_pipe_gets_lines_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
