@@ -1,5 +1,7 @@
 """The sampling distribution against a few lines of numpy, against transformers, and by counting."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config.sampling import SamplingConfig
-from gptcli.inference import stages
+from gptcli.inference import arrays, sampling, stages
 from gptcli.inference.sampling import contrast_layers, distribution, draw, draw_key, greedy
 from gptcli.inference.stages import History
 
@@ -197,6 +199,40 @@ def test_a_token_that_is_certain_is_drawn_whatever_the_key() -> None:
     keys = [draw_key(seed, 0) for seed in range(1000)] + [0, 2**64 - 1, 2**32 - 1, 2**64 - 2**32]
     for values in (certain, torch.from_numpy(certain)):
         assert {int(draw(values, [key])[0]) for key in keys} == {1}
+
+
+def test_keys_are_splitmix64() -> None:
+    """The first outputs of its authors' program for the seed 0."""
+    outputs = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
+    assert [sampling._mixed(number * 0x9E3779B97F4A7C15 % 2**64) for number in range(4)] == outputs
+    assert draw_key(0, 5) == sampling._mixed(outputs[0] + 5)
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**32, 2**63 + 12_345, 2**64 - 1])
+def test_a_draw_is_the_race_of_its_hashes(key: int) -> None:
+    """lowbias32 in Python's whole numbers and float64; equally likely tokens, so that the order of times decides."""
+
+    def time(token: int) -> float:
+        x = (token * 0x9E3779B9 + key) % 2**32
+        x = (x ^ x >> 16) * 0x7FEB352D % 2**32 ^ key >> 32
+        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        return -math.log1p(-((x ^ x >> 16) + 0.5) / 2**32)
+
+    for size in (2, 7, 1_000, 50_257):
+        times = np.array([time(token) for token in range(size)])
+        uniform = np.full((1, size), 1 / size, np.float32)
+        for values in (uniform, torch.from_numpy(uniform)):
+            assert times[int(draw(values, [key])[0])] == pytest.approx(times.min(), rel=1e-4)
+
+
+def test_softmax_and_its_logarithm_of_large_scores() -> None:
+    scores = np.array([[1000.0, 999.0, -1000.0]], np.float32)
+    expected = np.exp([0.0, -1.0, -2000.0]) / (1 + np.exp(-1.0))
+    for values in (scores, torch.from_numpy(scores)):
+        assert np.asarray(arrays.softmax(values))[0] == pytest.approx(expected, rel=1e-6)
+        assert np.asarray(arrays.log_softmax(values))[0] == pytest.approx(
+            [-np.log1p(np.exp(-1.0)) - far for far in (0, 1, 2000)], rel=1e-6
+        )
 
 
 def test_a_seed_may_be_any_number() -> None:
