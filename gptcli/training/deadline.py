@@ -9,8 +9,8 @@ from dataclasses import replace
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.optimizers import cooldown_length
 
-RECENT = 1 / 15  # share of the time whose steps give the speed: it may change while a run goes on
-CLOSING = 1.5  # what follows the last save: the picture of losses, the closing lines, the end of the process
+RECENT = 1 / 30  # share of the time whose steps give the speed: it may change while a run goes on
+CLOSING = 0.7  # what follows the last save: the picture of losses, the closing lines, the end of the process
 
 
 def is_undecided(recipe: RecipeConfig) -> bool:
