@@ -136,20 +136,20 @@ class Run:
         self.path, self.force, self.recipe, self.corpus, self.tokenizer = path, force, recipe, corpus, tokenizer
         self.model_config, self.origin, self.snapshot, self.finetune = model_config, origin, snapshot, finetune
         self.world, self.report, self.warn, self.started = world, report, warn, started
-        self.adapter = new_adapter(finetune, origin)
+        self.adapter, self.dtype = new_adapter(finetune, origin), recipe.dtype
         self.placement = distributed.place(self.world, placement.choose(runtime.device, recipe.dtype))
-        self.dtype = recipe.dtype
         self.threads = placement.set_threads(runtime.threads)
         self.runtime = replace(runtime, threads=self.threads)
-        allocator.reuse_freed_memory()  # before the trial steps of --batch-size auto
+        self._shards = runtime.shard and world.size > 1
+        if not self._shards:  # for shards memory matters more than page faults: freed tensors go back to the system
+            allocator.reuse_freed_memory()  # before the trial steps of --batch-size auto
         self.plan = make_plan(corpus, recipe)
         distributed.check_share(self.world, self.plan.batch_size)
         self.sample_ids: list[int] = []
         if runtime.sample_every and not model_config.labels:
             self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
-        self.step = self.first_step
-        self._shards, self._lock, self.source = runtime.shard and world.size > 1, ExitStack(), source
+        self.step, self._lock, self.source = self.first_step, ExitStack(), source
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -339,7 +339,7 @@ class Run:
         config, adapter, on_cpu = self.model_config, self.adapter, device.type == "cpu"
         itemsize = 4 if on_cpu else self.precision.dtype.itemsize
         memory = cost.training_memory(config, rows, length, again, on_cpu=on_cpu, itemsize=itemsize, adapter=adapter)
-        if on_cpu:
+        if on_cpu and not self._shards:
             allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
         best = memory.gradients if self.plan.validation_windows else 0  # a copy of the best trained weights

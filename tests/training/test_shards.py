@@ -175,17 +175,20 @@ def test_a_process_takes_its_share_and_one_tensor(gptcli: Any, tmp_path: Path, s
     """143 MB of weights, of which the largest tensor has 9.4: four processes, then two, then one without shards."""
     text = tmp_path / "text.txt"
     text.write_text(story.read_text(encoding="utf-8")[:4000], encoding="utf-8")
-    slack = 18 * MEGABYTE  # code that is loaded, buffers of a save, heaps of threads
+    # Code that is loaded and the heaps of threads; in the first process also that of saving, with its buffers.
+    slack = [16 * MEGABYTE, *[6 * MEGABYTE] * 3]
     options = ("--tokenizer", "byte", *LARGE, "--eval-every", 1, "--save-every", 1, "--sample-every", 0, "--threads", 1)
     four = run_measured(tmp_path, 4, "train", text, *options, "--shard", "--max-steps", 2, "--out", "run")
     weights = (tmp_path / "run" / "model.safetensors").stat().st_size
     one_tensor = 4 * 768 * 3072
-    for peaks in four:
-        assert peaks["shard"] + peaks.get("_begin_directory", 0) <= weights / 4 + one_tensor + slack
-        assert peaks["shard"] + peaks["_restore"] <= weights / 4 + one_tensor + slack
-        assert peaks["_save"] <= one_tensor + slack
+    for peaks, more in zip(four, slack, strict=True):
+        assert peaks["shard"] + peaks.get("_begin_directory", 0) <= weights / 4 + one_tensor + more
+        assert peaks["shard"] + peaks["_restore"] <= weights / 4 + one_tensor + more
+        assert peaks["_save"] <= one_tensor + more
     two = run_measured(tmp_path, 2, "train", "--resume", "run", "--max-steps", 3)
-    for peaks in two:  # half of the weights, of the two moments and of the best weights, and what loads them
+    # Half of the weights, of the two moments and of the best weights, and pages of the mapped files that they are read
+    # from: those count as this process's, and the system takes them back when it needs memory.
+    for peaks in two:
         assert peaks["shard"] + peaks["_restore"] <= 0.75 * 4 * weights
     assert gptcli("train", text, *options, "--max-steps", 4, "--out", "whole").code == 0
     assert gptcli("train", "--resume", "run", "--max-steps", 4).code == 0
