@@ -29,10 +29,14 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_features, out_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.kernels: TrainKernels | None = None  # see GPTModel.use
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.size(-1))  # (..., in) -> (rows, in)
-        y = rows @ self.weight if self.bias is None else torch.addmm(self.bias, rows, self.weight)
+        if self.kernels is not None and self.kernels.linear is not None and self.kernels.accept(rows):
+            y = self.kernels.linear(rows, self.weight, self.bias)
+        else:
+            y = rows @ self.weight if self.bias is None else torch.addmm(self.bias, rows, self.weight)
         return y.view(*x.shape[:-1], -1)  # (rows, out) -> (..., out)
 
 
@@ -239,9 +243,9 @@ class GPTModel(nn.Module):
         return self.wpe.weight.dtype
 
     def use(self, kernels: TrainKernels | None) -> None:
-        """Compute dropout, GELU and attention with dropout by compiled kernels if they accept the tensors."""
+        """Compute dropout, GELU, attention with dropout and linear layers by kernels if they accept the tensors."""
         for module in self.modules():
-            if isinstance(module, MultiHeadAttention | FeedForward | TransformerBlock | GPTModel):
+            if isinstance(module, Linear | MultiHeadAttention | FeedForward | TransformerBlock | GPTModel):
                 module.kernels = kernels
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.kernels.cpu import openmp
+from gptcli.kernels.cpu import onednn, openmp
 from gptcli.kernels.cpu.numba_support import numba_reason
 
 WORTHWHILE = 2**18  # tokens * channels of a step
@@ -19,6 +19,9 @@ WORTHWHILE = 2**18  # tokens * channels of a step
 
 class TrainKernels:
     """GELU, dropout and attention, on tensors that `accept` allows, of any strides; results are new tensors.
+
+    Attributes:
+        linear: x (rows, in), W (in, out), b -> x W + b by the library that suits the processor; None for torch's own.
 
     Args:
         functions: name -> kernel, a C function of a task's address (see train_passes.py).
@@ -32,6 +35,7 @@ class TrainKernels:
     ) -> None:
         self._functions, self._cells, self._first_argument = functions, cells, first_argument
         self._scratch_size = scratch_size
+        self.linear = onednn.chosen_linear()
 
     def accept(self, x: Tensor) -> bool:
         """Whether x is float32 on the CPU."""
