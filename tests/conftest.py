@@ -71,10 +71,10 @@ def _compiled_kernels(request: pytest.FixtureRequest) -> None:
     from gptcli.inference.open import obstacle
 
     if obstacle(GPTConfig()) is None:
-        from gptcli.kernels.cpu.compile_cache import Kernels, training_passes
+        from gptcli.kernels.cpu.compile_cache import decoding_kernels, training_passes
 
         for kind in (32, 8, 4):
-            Kernels().prepare(kind)
+            decoding_kernels(kind)
         training_passes()
 
 

@@ -49,7 +49,7 @@ def step(engine: Engine, ids: Sequence[int], positions: Sequence[int], slots: Se
 class Table:
     """An engine of one slot whose logits are rows of a table: by the last token, or by the position."""
 
-    slots, at_once, verifies = 1, 12, True
+    slots, at_once, prompt_tokens, verifies = 1, 12, 0, True
 
     def __init__(self, rows: Any, context_length: int = 16, by_position: bool = False) -> None:
         self.rows, self.by_position = np.array(rows, np.float32), by_position

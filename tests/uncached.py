@@ -18,7 +18,7 @@ from gptcli.model.gpt import GPTModel
 class UncachedEngine:
     """A `GPTModel` in eval mode as an `engine.Engine` of one slot without a cache."""
 
-    slots, at_once, verifies = 1, 8, True
+    slots, at_once, prompt_tokens, verifies = 1, 8, 0, True
 
     def __init__(self, model: GPTModel) -> None:
         self.config = model.config

@@ -68,27 +68,33 @@ def generate(
         view.check_prompts_file(prompt, file, draft, steps)
     text = "" if prompts is not None else options.read_text(prompt, file, what="prompt")
 
-    from random import SystemRandom
-
     from gptcli.checkpoints import adapters, layout
-    from gptcli.cli import generate_many
-    from gptcli.inference import drafting, speculative, streaming
-    from gptcli.inference.decode import Scheduler
-    from gptcli.inference.open import check_quantization, choose_engine, generation_dtype, if_it_compiles, open_scorer
-    from gptcli.inference.prompting import Prompting
-    from gptcli.inference.sequence import Request
+    from gptcli.inference import open as opening
 
-    bits = check_quantization(engine.quantize)
+    bits = opening.check_quantization(engine.quantize)
     path, added = options.find_model(checkpoint, adapter)
     path = layout.last(path) if last else path
     about = adapters.described_by(path, added)
     config, ours = layout.read_language_model(about)
-    choice = choose_engine(engine.engine, compute.device, compute.dtype, config, engine.compile)
     held_bits = min(bits, layout.packed_bits(path, ours))
+    place: dict[str, Any] = {"engine": engine.engine, "device": compute.device, "dtype": compute.dtype}
+    packed = opening.pack_early(
+        path, added, config, held_bits, compiled=engine.compile, threads=compute.threads, **place
+    )
+
+    from random import SystemRandom
+
+    from gptcli.cli import generate_many
+    from gptcli.inference import drafting, speculative, streaming
+    from gptcli.inference.decode import Scheduler
+    from gptcli.inference.prompting import Prompting
+    from gptcli.inference.sequence import Request
+
+    choice = opening.choose_engine(config=config, compiled=engine.compile, **place)
     tokenizer = layout.tokenizer_of(about, ours)
     layout.check_parts(about, config, tokenizer)
     first_seed = generation.seed if generation.seed is not None else SystemRandom().randrange(2**31)
-    dtype = generation_dtype(compute.dtype, choice, compute.device, draft != "auto")
+    dtype = opening.generation_dtype(compute.dtype, choice, compute.device, draft != "auto")
     placing: dict[str, Any] = as_dict(compute) | {"dtype": dtype, "report": render.note}
     eot_id = None if generation.ignore_eot else tokenizer.eot_id
     ignore_eot = generation.ignore_eot
@@ -109,11 +115,11 @@ def generate(
         view.check_overflow(generation.overflow, len(ids), max_new_tokens, config.context_length)
         drafting.check_draft(draft, path, held_bits)
         capacity, slots = len(ids) + max_new_tokens, 1
-    choice = if_it_compiles(choice, held_bits, engine.engine == "auto", render.note)
-    scorer = open_scorer(
+    choice = opening.if_it_compiles(choice, held_bits, engine.engine == "auto", render.note)
+    scorer = opening.open_scorer(
         path, choice, tokenizer,
         slots=slots, bits=bits, capacity=capacity, contrast=generation.contrast_layer, compiled=engine.compile,
-        adapter=added, **placing,
+        adapter=added, packed=packed, **placing,
     )  # fmt: skip
     if prompts is not None:
         view.name_engine(choice)

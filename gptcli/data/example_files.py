@@ -15,7 +15,8 @@ from gptcli.data.rows import BadRowError, Row
 from gptcli.errors import GptcliError, SettingError
 from gptcli.model.loss import IGNORED
 from gptcli.tokenizers import Tokenizer, offsets
-from gptcli.tokenizers.template import Messages, Rendered, Template, end_text, special_in
+from gptcli.tokenizers.offsets import end_text, special_in
+from gptcli.tokenizers.template import Messages, Rendered, Template
 
 P = ParamSpec("P")
 T = TypeVar("T")

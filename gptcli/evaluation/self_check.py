@@ -100,7 +100,7 @@ def _decoding_kernels(report: Report) -> str:
 
     if (reason := first_compilation.failure("float32", report)) is not None:
         raise RuntimeError(reason)
-    compile_cache.Kernels(report).prepare(32)
+    compile_cache.decoding_kernels(32, report)
     return "compiled, and kept" if compile_cache.are_kept() else "compiled; the cache directory cannot be written"
 
 

@@ -6,6 +6,7 @@ A row is one token at one position of a slot; a slot is the part of the cache th
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import accumulate
 from typing import Any
 
@@ -17,10 +18,10 @@ from gptcli.errors import SettingError
 from gptcli.inference.cpu_weights import Matrices
 from gptcli.kernels.cpu import first_compilation
 from gptcli.kernels.cpu import memory_layout as c
-from gptcli.kernels.cpu.compile_cache import Kernels
-from gptcli.kernels.cpu.matmul import LANES, TILE
-from gptcli.kernels.cpu.memory_layout import allocate, padded
+from gptcli.kernels.cpu.compile_cache import DecodingKernels, decoding_kernels
+from gptcli.kernels.cpu.memory_layout import LANES, allocate, padded
 from gptcli.kernels.cpu.step_program import phases
+from gptcli.kernels.cpu.target import TILE
 from gptcli.kernels.cpu.worker_threads import Helpers
 from gptcli.model.quantization import Tensors
 
@@ -33,7 +34,8 @@ class CpuEngine:
 
     Args:
         config: the model's shape, for which `open.obstacle` returns None.
-        tensors: weights by the model's parameter names, float32 or `Packed`; each is read once and not kept.
+        weights: by the model's parameter names, float32 or `Packed`, each of which is read once and not kept; or the
+            matrices of `early.pack_early`, awaited when the kernels are there.
         bits: 32, 8 or 4: the format of the matrices; float32 ones are quantised when they are loaded.
         capacity: tokens that a slot of the cache holds; the model's context by default.
         slots: sequences that the cache holds.
@@ -44,7 +46,7 @@ class CpuEngine:
     def __init__(
         self,
         config: GPTConfig,
-        tensors: Tensors,
+        weights: Tensors | Future[Matrices],
         *,
         bits: int = 32,
         capacity: int | None = None,
@@ -57,13 +59,16 @@ class CpuEngine:
         self.at_once, self.verifies = AT_ONCE, True
         self.threads = min(threads, c.MAX_THREADS)
         self.capacity = padded(min(capacity or config.context_length, config.context_length), LANES)
-        self._report, self._kernels = report, Kernels(report)
-        self._table = np.zeros(c.PROGRAM + c.STEP * (10 * config.n_layers + 6), np.int64)
-        self._matrices = Matrices(config, self._table, self._kernels, bits, self.threads)
-        self._matrices.fill(tensors)
+        self._report, kernels = report, decoding_kernels(bits, report)
+        if isinstance(weights, Future):
+            self._matrices = weights.result()
+        else:
+            self._matrices = Matrices(config, bits, self.threads, kernels)
+            self._matrices.fill(weights)
+        self._table = self._matrices.table
         self._lay_out_work()
         self._write_program()
-        self._start(bits)
+        self._start(kernels)
 
     def quantized_copy(self, bits: int) -> "CpuEngine":
         """This model with its float32 matrices packed in ``bits`` bits (8 or 4); everything else is shared.
@@ -77,11 +82,12 @@ class CpuEngine:
         reason = first_compilation.failure(f"int{bits}", self._report)
         if reason is not None:
             raise SettingError(f"No copy in int{bits} can be made: {reason}.", "Leave {draft} out, or take another.")
+        kernels = decoding_kernels(bits, self._report)
         packed = copy.copy(self)
         packed._table = self._table.copy()
-        packed._matrices = self._matrices.packed_anew(packed._table, bits)
+        packed._matrices = self._matrices.packed_anew(packed._table, bits, kernels)
         packed._write_program()
-        packed._start(bits)
+        packed._start(kernels)
         return packed
 
     def with_slots(self, slots: int) -> "CpuEngine":
@@ -90,18 +96,19 @@ class CpuEngine:
         other.slots, other._table = slots, self._table.copy()
         other._lay_out_work()
         other._write_program()
-        other._start(self._bits)
+        other._start(self._kernels)
         return other
 
     def device_sampler(self, requests: Sequence[Any], drawable: Any = None) -> None:
         """None: the caller draws from the logits."""
 
-    def _start(self, bits: int) -> None:
-        """Compile or load the kernel, and start the helper threads."""
-        weights, self._bits = self._matrices, bits
-        self._arguments = (weights.data, weights.scale, weights.floats, self._work, self._table, self._control)
-        self._kernels.prepare(bits)
-        self._helpers = Helpers(self._kernels.run, self._arguments, self.threads - 1)
+    def _start(self, kernels: DecodingKernels) -> None:
+        """Start the helper threads."""
+        weights, self._kernels = self._matrices, kernels
+        self._run = kernels.run.bound(
+            weights.data, weights.scale, weights.floats, self._work, self._table, self._control
+        )
+        self._helpers = Helpers(self._run, self._control, self.threads - 1)
         self.close = weakref.finalize(self, self._helpers.end)
 
     @property
@@ -164,7 +171,7 @@ class CpuEngine:
             control[first : first + len(values)] = values
         control[c.ROWS], control[c.WANTED], control[c.EXIT_LAYER] = len(ids), len(wanted), exit_at
         self._helpers.wake()
-        self._kernels.run(*self._arguments, 0)
+        self._run(0)
         logits = self._logits[: len(wanted), : self.config.vocab_size]
         if not exit_at:
             return logits
@@ -194,7 +201,7 @@ class CpuEngine:
         """Allocate activations, logits, scratch and cache in one float32 array; write their offsets to the table."""
         config, table = self.config, self._table
         width, projected = int(table[c.QKV + c.INPUTS]), int(table[c.QKV + c.OUTPUTS])
-        self.max_rows = padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
+        self.max_rows = self.prompt_tokens = padded(min(MAX_ROWS, max(self.capacity, self.slots)), TILE)
         rows, head = self.max_rows, int(table[c.HEAD + c.OUTPUTS])
         panels = -(-config.head_dim // LANES)
         caches = self.slots * config.n_layers * config.n_heads
@@ -229,7 +236,7 @@ class CpuEngine:
 
     def _scratch_size(self) -> int:
         inputs = max(int(self._table[c.QKV + c.INPUTS]), int(self._table[c.CONTRACT + c.INPUTS]))
-        return c.scratch_size(self.capacity, self.config.head_dim, inputs)
+        return c.scratch_size(self.capacity, self.config.head_dim, inputs, TILE)
 
     def _write_program(self) -> None:
         """Write the phases of a step to the table, one row each, and allocate their counters."""

@@ -11,7 +11,7 @@ from time import perf_counter
 from gptcli.inference.engine import DeviceSampler, Scorer
 from gptcli.inference.sampling import not_finite
 from gptcli.inference.sequence import Request, Sequence, Token, draw_rows
-from gptcli.inference.slots import Slots
+from gptcli.inference.slots import Slots, share_prefix
 from gptcli.inference.speculative import Drafter, Tally, require_verification
 
 Drawn = list[tuple[Sequence, Token]]
@@ -78,8 +78,8 @@ class Scheduler:
             self._choose_sampler()
         ready = [sequence for sequence in self._active.values() if not sequence.restart]
         drawn: Drawn = []
-        for sequence in [sequence for sequence in self._active.values() if sequence.restart]:
-            drawn += self._prefill(sequence)
+        for group in self._prompts([sequence for sequence in self._active.values() if sequence.restart]):
+            drawn += self._prefill(group)
         if ready and self._sampler is not None:
             drawn += self._fetch(self._sampler)
         elif ready and self.drafter is not None:
@@ -116,13 +116,30 @@ class Scheduler:
         if self._sampler is not None:
             self._sampler.leave(sequence.slot)
 
-    def _prefill(self, sequence: Sequence) -> Drawn:
-        """Read a prompt, or a window that has moved, and draw the token after it."""
-        scores = self.slots.fill(sequence.slot, sequence.unread)
-        (token,) = draw_rows([sequence], scores)
-        self.tally.prefilled += token is not None
-        self._join(sequence)
-        return _given([sequence], [token])
+    def _prompts(self, sequences: list[Sequence]) -> list[list[Sequence]]:
+        """The prompts that are to be read, in groups for one forward pass each.
+
+        A group has at most `Engine.prompt_tokens` tokens or one prompt, and no two prompts with a prefix to share.
+        """
+        groups: list[list[Sequence]] = []
+        tokens = 0
+        for sequence in sequences:
+            tokens += len(sequence.unread)
+            others = groups[-1] if groups else []
+            shares = any(share_prefix(sequence.unread, other.unread) for other in others)
+            if not groups or shares or tokens > self.scorer.engine.prompt_tokens:
+                groups.append([])
+                tokens = len(sequence.unread)
+            groups[-1].append(sequence)
+        return groups
+
+    def _prefill(self, sequences: list[Sequence]) -> Drawn:
+        """Read prompts, or windows that have moved, and draw the token after each."""
+        tokens = draw_rows(sequences, self.slots.fill([(each.slot, each.unread) for each in sequences]))
+        for sequence, token in zip(sequences, tokens, strict=True):
+            self.tally.prefilled += token is not None
+            self._join(sequence)
+        return _given(sequences, tokens)
 
     def _decode(self, sequences: list[Sequence]) -> Drawn:
         """Read one token of each sequence and draw the next."""

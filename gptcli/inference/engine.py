@@ -18,12 +18,14 @@ class Engine(Protocol):
         slots: sequences that the cache holds.
         at_once: the most tokens of one sequence that a forward pass reads at little more than the cost of one;
             speculation verifies at most so many.
+        prompt_tokens: the most tokens of several prompts that are read in one forward pass; 0: each prompt alone.
         verifies: whether a token has the same logits, to the rounding of float32, read alone or among others.
     """
 
     config: GPTConfig
     slots: int
     at_once: int
+    prompt_tokens: int
     verifies: bool
 
     def forward(

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptcli.checkpoints.layout import packed_bits, read_language_model
 from gptcli.config.model import GPTConfig
@@ -13,6 +13,11 @@ from gptcli.inference.engine import Scorer
 from gptcli.inference.sampling import Drawable
 from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from gptcli.inference.cpu_weights import Matrices
 
 ENGINES = ("auto", "cpu", "torch")
 QUANTIZATIONS = {"int8": 8, "int4": 4}
@@ -28,9 +33,30 @@ class Choice:
 
 def obstacle(config: GPTConfig) -> str | None:
     """Why the CPU kernels cannot run a model of this shape on this machine, or None."""
-    if config.activation == "gelu":
-        return "the CPU kernels have no exact gelu"
+    return _hindrance("cpu", "float32", config) or _compilers_reason()
+
+
+def _compilers_reason() -> str | None:
+    """Why numba cannot be used, or None, also where the kernels need no compilation."""
+    try:
+        from gptcli.kernels.cpu import compile_cache
+
+        if compile_cache.is_kept("float32"):
+            return None
+    except Exception:  # without a numba, or with a damaged one
+        return numba_reason()
     return numba_reason()
+
+
+def _hindrance(device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> str | None:
+    """Why the CPU kernels cannot run a model of this shape as asked, if they can be compiled; or None."""
+    hindrances = [
+        f"{{device}} {device} is no CPU" if device not in ("auto", "cpu") else None,
+        f"{{dtype}} {dtype} is not float32" if dtype not in ("auto", "float32") else None,
+        "{compile} is torch's" if compiled else None,
+        "the CPU kernels have no exact gelu" if config.activation == "gelu" else None,
+    ]
+    return next((reason for reason in hindrances if reason), None)
 
 
 def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> Choice:
@@ -43,12 +69,7 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
         raise SettingError(f"There is no {{engine}} {engine!r}.", nearest(engine, ENGINES))
     if engine == "torch":
         return Choice("torch", "asked for")
-    hindrances = [
-        f"{{device}} {device} is no CPU" if device not in ("auto", "cpu") else None,
-        f"{{dtype}} {dtype} is not float32" if dtype not in ("auto", "float32") else None,
-        "{compile} is torch's" if compiled else None,
-    ]
-    hindrance = next((reason for reason in hindrances if reason), None) or obstacle(config)
+    hindrance = _hindrance(device, dtype, config, compiled) or _compilers_reason()
     if engine == "cpu":
         if hindrance:
             raise SettingError(
@@ -63,6 +84,35 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
         if devices.choose().device.type != "cpu":
             return Choice("torch", "a GPU is present")
     return Choice("cpu", "no GPU asked for or found")
+
+
+def pack_early(
+    path: Path,
+    adapter: Path | None,
+    config: GPTConfig,
+    bits: int,
+    *,
+    engine: str,
+    device: str,
+    dtype: str,
+    compiled: bool,
+    threads: int | None,
+) -> "Future[Matrices] | None":
+    """`early.pack_early` where the choice of the engine, which has to import numba, will probably be "cpu"; else None.
+
+    Args:
+        path, adapter: as for `open_scorer`.
+        config: the model's shape.
+        bits: of the weights: 32, 8 or 4; only float32 ones are packed without numba.
+        engine, device, dtype, compiled: as for `choose_engine`.
+        threads: as for `open_scorer`.
+    """
+    possible = engine in ("auto", "cpu") and _hindrance(device, dtype, config, compiled) is None and bits == 32
+    if not possible or (engine == device == "auto" and gpu_is_possible()):
+        return None
+    from gptcli.inference import early
+
+    return early.pack_early(path, adapter, config, count_threads(threads))
 
 
 def if_it_compiles(
@@ -173,6 +223,7 @@ def open_scorer(
     contrast: int | None = None,
     compiled: bool = False,
     adapter: Path | None = None,
+    packed: "Future[Matrices] | None" = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Scorer:
     """The checkpoint ``path`` in an engine, ready for `decode.Scheduler`.
@@ -189,6 +240,7 @@ def open_scorer(
         contrast: the early-exit layer for `sampling.contrast_layers`; None for plain logits.
         compiled: compile the torch engine's steps with torch.compile.
         adapter: the directory of an adapter for the checkpoint.
+        packed: of `pack_early` for this checkpoint and adapter; the torch engine leaves it unused.
         report: called with a message before a long operation, or with the reason for a fallback.
 
     Raises:
@@ -208,7 +260,7 @@ def open_scorer(
         from gptcli.checkpoints.adapters import open_weights
         from gptcli.inference.cpu_engine import CpuEngine
 
-        weights = open_weights(path, adapter)
+        weights = open_weights(path, adapter) if packed is None else packed
         engine = CpuEngine(
             config, weights, bits=min(bits, stored), capacity=capacity, slots=slots, threads=count, report=report
         )

@@ -1,8 +1,13 @@
 """Prompts as token ids, through the template that a checkpoint was taught with."""
 
+from typing import TYPE_CHECKING
+
 from gptcli.errors import SettingError
 from gptcli.tokenizers import Tokenizer
-from gptcli.tokenizers.template import end_text, special_in, stored
+from gptcli.tokenizers.offsets import end_text, special_in
+
+if TYPE_CHECKING:
+    from gptcli.tokenizers.template import Template
 
 
 class Prompting:
@@ -24,7 +29,11 @@ class Prompting:
 
     def __init__(self, tokenizer: Tokenizer, *, raw: bool, allow_special: bool, ignore_eot: bool) -> None:
         self.tokenizer, self.allow_special = tokenizer, allow_special
-        self.template = None if raw else stored(tokenizer)
+        self.template: Template | None = None
+        if tokenizer.chat_template is not None and not raw:
+            from gptcli.tokenizers.template import stored  # imports Jinja2
+
+            self.template = stored(tokenizer)
         end, special = self.template.end() if self.template is not None else "", end_text(tokenizer)
         ends_by_text = end and (special is None or not end.startswith(special)) and not ignore_eot
         self.stops = (end,) if ends_by_text else ()

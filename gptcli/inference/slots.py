@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gptcli.inference.arrays import Array
+from gptcli.inference.arrays import Array, library
 from gptcli.inference.engine import Scorer
 
 WORTH_SHARING = 16  # tokens in the shortest common prefix that is kept or copied instead of read
@@ -23,10 +23,32 @@ class Slots:
         self._scorer = scorer
         self._prompts: list[tuple[int, Array] | None] = [None] * scorer.engine.slots  # its length, its last scores
 
-    def fill(self, slot: int, ids: Sequence[int]) -> Array:
-        """Let a slot hold ``ids`` and nothing else; scores (1, V) of the last of them.
+    def fill(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> Array:
+        """Let each slot hold its ids and nothing else; scores (N, V) of the last of each, in the order of ``prompts``.
 
         The longest prefix that any slot holds is kept or copied. A prompt that a slot holds whole is not read at all.
+        All others are read in one forward pass.
+        """
+        reads: list[tuple[int, list[int], int]] = []  # slot, ids, how many of them it holds
+        for slot, ids in prompts:
+            known, scores = self._keep_prefix(slot, ids)
+            self.ids[slot] = list(ids[:known])
+            self._prompts[slot] = None if scores is None else (len(ids), scores)
+            if scores is None:
+                reads.append((slot, list(ids), known))
+        if reads:
+            slots, starts = [slot for slot, _, _ in reads], [known for _, _, known in reads]
+            read = self._scorer.forward(slots, [ids[known:] for _, ids, known in reads], starts)
+            for row, (slot, ids, _) in enumerate(reads):
+                self.ids[slot] = ids
+                self._prompts[slot] = len(ids), read[row : row + 1] + 0.0
+        found = [prompt[1] + 0.0 for slot, _ in prompts if (prompt := self._prompts[slot]) is not None]
+        return found[0] if len(found) == 1 else library(found[0]).concatenate(found)
+
+    def _keep_prefix(self, slot: int, ids: Sequence[int]) -> tuple[int, Array | None]:
+        """Let a slot hold as many of the first ids as any slot holds: how many, and the scores after the last of all.
+
+        The scores are None unless a slot holds the whole prompt, as it was last read.
         """
         common = [_common_prefix(ids, held) for held in self.ids]
         source = max(range(len(common)), key=lambda n: (common[n], n == slot))
@@ -36,14 +58,16 @@ class Slots:
             known = 0
         elif source != slot:
             self._scorer.engine.fork(source, slot, known)
-        scores = self._scorer.forward([slot], [ids[known:]], [known]) if prompt is None else prompt[1]
-        self.ids[slot] = list(ids)
-        self._prompts[slot] = len(ids), scores + 0.0
-        return scores + 0.0 if prompt is not None else scores
+        return known, None if prompt is None else prompt[1]
 
     def append(self, slot: int, ids: Sequence[int]) -> None:
         """Note that the engine has read ``ids`` after those that the slot held."""
         self.ids[slot] += ids
+
+
+def share_prefix(ids: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether reading one prompt after the other saves tokens, because the first ones are the same."""
+    return _common_prefix(ids, others) >= WORTH_SHARING
 
 
 def _common_prefix(ids: Sequence[int], held: Sequence[int]) -> int:

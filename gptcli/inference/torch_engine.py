@@ -64,6 +64,7 @@ class TorchEngine:
     ) -> None:
         self.config = config = model.config
         self.model, self.slots, self.at_once = model, slots, AT_ONCE
+        self.prompt_tokens = 0  # prompts of several lengths would be padded
         self.verifies = model.dtype == torch.float32
         self._span, self._report = span, report
         kept = min(capacity or config.context_length, config.context_length)

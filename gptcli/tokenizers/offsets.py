@@ -43,3 +43,16 @@ def special_texts(tokenizer: Tokenizer) -> Sequence[str]:
     if isinstance(tokenizer, WordTokenizer):
         return [END_OF_TEXT, UNKNOWN]
     return [] if tokenizer.eot_id is None else [END_OF_TEXT]
+
+
+def end_text(tokenizer: Tokenizer) -> str | None:
+    """The text of the end-of-text token; None if there is none."""
+    if tokenizer.eot_id is None:
+        return None
+    return tokenizer.decode([tokenizer.eot_id])
+
+
+def special_in(texts: Sequence[str], tokenizer: Tokenizer) -> str | None:
+    """The first special token whose text stands in one of ``texts``: encoding would take it for the token."""
+    special = special_texts(tokenizer)
+    return next((token for token in special if any(token in text for text in texts)), None)

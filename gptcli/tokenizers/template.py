@@ -15,7 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptcli.errors import GptcliError
-from gptcli.tokenizers.offsets import special_texts
+from gptcli.tokenizers.offsets import end_text
 from gptcli.tokenizers.protocol import Tokenizer
 
 Messages = Sequence[Mapping[str, str]]
@@ -135,19 +135,6 @@ def stored(tokenizer: Tokenizer) -> Template | None:
     """
     source = tokenizer.chat_template
     return None if source is None else Template(OF_CHECKPOINT, source, tokenizer)
-
-
-def end_text(tokenizer: Tokenizer) -> str | None:
-    """The text of the end-of-text token; None if there is none."""
-    if tokenizer.eot_id is None:
-        return None
-    return tokenizer.decode([tokenizer.eot_id])
-
-
-def special_in(texts: Sequence[str], tokenizer: Tokenizer) -> str | None:
-    """The first special token whose text stands in one of ``texts``: encoding would take it for the token."""
-    special = special_texts(tokenizer)
-    return next((token for token in special if any(token in text for text in texts)), None)
 
 
 def _raise(message: str) -> None:

@@ -96,8 +96,8 @@ def test_the_kernels_follow_the_processor_that_numba_compiles_for(environment: d
     """Not the host's: LLVM ends the process where a kernel uses an instruction that the target lacks."""
     pytest.importorskip("numba", exc_type=ImportError)
     code = (
-        "from gptcli.kernels.cpu import compile_cache, int16_matmul, matmul, simd; import numpy as np; "
-        "assert not simd.WIDE_REGISTERS and not int16_matmul.AVAILABLE; "
+        "from gptcli.kernels.cpu import compile_cache, matmul, simd, target; import numpy as np; "
+        "assert not simd.WIDE_REGISTERS and not target.INTEGER_PRODUCTS; "
         "assert matmul.TILE == 6 and compile_cache.DATA_TYPES[8] is np.int8"
     )
     root = Path(__file__).parents[2]
@@ -155,6 +155,7 @@ def test_without_numba_torch_serves_and_verbose_says_so(
 
     with_numba = generated(gptcli, "-t", 0)
     monkeypatch.setattr("gptcli.inference.open.numba_reason", lambda: "numba is not installed")
+    monkeypatch.setattr("gptcli.kernels.cpu.compile_cache.is_kept", lambda what: False)
     assert generated(gptcli, "-t", 0) == with_numba
     assert "engine torch (numba is not installed)" in gptcli("generate", "a", "-n", 2, "-v").err
     gptcli("generate", "a", *CPU).assert_user_error("numba is not installed", "--engine torch")

@@ -14,7 +14,8 @@ from gptcli.data.templates import TEMPLATES
 from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers import Tokenizer, offsets
 from gptcli.tokenizers.choice import read
-from gptcli.tokenizers.template import Messages, Template, special_in, stored
+from gptcli.tokenizers.offsets import special_in
+from gptcli.tokenizers.template import Messages, Template, stored
 
 GPT2, CHAR = tokenizers.build("gpt2"), tokenizers.build("char", "abc\n:#UserAistnt.")
 TALK: Messages = [

@@ -19,10 +19,10 @@ pytest.importorskip("numba", exc_type=ImportError)
 
 from gptcli.inference.cpu_engine import CpuEngine
 from gptcli.inference.open import obstacle
-from gptcli.kernels.cpu import int16_matmul
 from gptcli.kernels.cpu.compile_cache import DATA_TYPES
+from gptcli.kernels.cpu.target import INTEGER_PRODUCTS
 
-needs_integers = pytest.mark.skipif(not int16_matmul.AVAILABLE, reason="this machine does not multiply pairs of int16")
+needs_integers = pytest.mark.skipif(not INTEGER_PRODUCTS, reason="this machine does not multiply pairs of int16")
 # Bits and what data is made of: int8 weights meet floats on some machines and int16 on others.
 PACKED = [
     pytest.param(8, np.int8, id="int8-floats"),

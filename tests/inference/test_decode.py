@@ -54,6 +54,38 @@ def test_requests_that_join_and_leave_in_mid_flight_change_no_text(kind: str) ->
     assert any(0 < len(sequences[number].tokens) < len(alone[number]) for number in left)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "passes"),
+    [
+        ([[1, 2], [3], [4, 5, 6]], [[2, 1, 3]]),
+        ([[n] * 100 for n in range(1, 5)], [[100], [100], [100], [100]]),  # two are more than a pass
+        ([[*range(20), 50], [*range(20), 51], [7]], [[21], [1, 1]]),  # the second prompt takes the prefix of the first
+    ],
+    ids=["short", "long", "with a prefix"],
+)
+def test_prompts_that_wait_are_read_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]], passes: list[list[int]]
+) -> None:
+    requests = [Request(ids, 4, GREEDY, seed=0) for ids in prompts]
+    alone = [ids_of(engine("cpu", context_length=128), request) for request in requests]
+    cpu = engine("cpu", slots=len(prompts), context_length=128)
+    read: list[list[int]] = []
+    forward = cpu.forward
+
+    def counted(slots: Any, ids: Any, positions: Any, **options: Any) -> Any:
+        read.append([len(row) for row in ids])
+        return forward(slots, ids, positions, **options)
+
+    monkeypatch.setattr(cpu, "forward", counted)
+    scheduler = Scheduler(Scorer(cpu))
+    sequences = [scheduler.add(request) for request in requests]
+    scheduler.step()
+    assert read == passes
+    while not all(sequence.done for sequence in sequences):
+        scheduler.step()
+    assert [[token.id for token in sequence.tokens] for sequence in sequences] == alone
+
+
 @pytest.mark.parametrize("kind", ["cpu", "torch"])
 def test_two_texts_may_be_iterated_in_turns_on_one_slot_or_two(kind: str) -> None:
     requests = [Request([n, 2, 3], 12, SamplingConfig(), seed=n) for n in range(2)]

@@ -15,7 +15,8 @@ from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer, chat_template, choice, foreign, tokenizer_json, vocabulary
 from gptcli.tokenizers.gpt2 import CONFIG_FILE, GPT2Tokenizer, is_gpt2s
 from gptcli.tokenizers.none import NoTokenizer
-from gptcli.tokenizers.template import OF_CHECKPOINT, Template, end_text
+from gptcli.tokenizers.offsets import end_text
+from gptcli.tokenizers.template import OF_CHECKPOINT, Template
 from gptcli.tokenizers.text import END_OF_TEXT
 
 

@@ -16,17 +16,6 @@ from gptcli.kernels.cpu.matmul import GROUP, LANES
 from gptcli.kernels.cpu.simd import OPTIONS, jit
 
 
-def pack(source, target, first, inputs):
-    """Write a matrix (in, out) of any strides into blocks (inputs, 16) of ``target``, from element ``first`` on."""
-    rows, columns = source.shape
-    for block in range((columns + LANES - 1) // LANES):
-        kept = min(LANES, columns - block * LANES)
-        start = first + block * inputs * LANES
-        for k in range(rows):
-            for i in range(kept):
-                target[start + k * LANES + i] = source[k, block * LANES + i]
-
-
 def pack_pairs(source, target, first, inputs):
     """Write an int8 matrix (in, out) into int16 blocks (inputs / 2, 16), from element ``first`` on.
 

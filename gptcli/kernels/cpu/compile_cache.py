@@ -1,19 +1,22 @@
 """The compiled kernels, kept in the user's cache directory: each machine compiles them once."""
 
+import contextlib
 import hashlib
 import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptcli.kernels.cpu import block_packing, decode_step, int16_matmul, memory_layout
+from gptcli.kernels.cpu import object_code
 from gptcli.kernels.cpu.cache_folders import cache_directory, can_write, prune
-from gptcli.kernels.cpu.numba_support import target_features
+from gptcli.kernels.cpu.object_code import Kernel
+from gptcli.kernels.cpu.target import INTEGER_PRODUCTS, target
 
 _CONFIG = threading.Lock()  # numba's cache directory is a setting of the process, and threads may open models at once
 
@@ -22,21 +25,25 @@ _CONFIG = threading.Lock()  # numba's cache directory is a setting of the proces
 def _machine() -> str:
     """8 hexadecimal digits: of the processor, the versions of Python, numba and llvmlite, and the sources' places.
 
-    numba compiles again when one of them changes.
+    Kernels are compiled again when one of them changes. numba is not imported to find out.
     """
-    import llvmlite
-    import numba
-    from llvmlite import binding
-
+    name, features = target()
     about = (
-        numba.config.CPU_NAME or binding.get_host_cpu_name(),
-        sorted(target_features()),
+        name,
+        sorted(features),
         platform.python_version(),
-        numba.__version__,
-        llvmlite.__version__,
+        *map(_version, ("numba", "llvmlite")),
         [(str(source), source.stat().st_mtime_ns) for source in sorted(Path(__file__).parent.glob("*.py"))],
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()[:8]
+
+
+def _version(package: str) -> str:
+    """The version of an installed package, without importing it; of one that is only in a folder, with."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return str(import_module(package).__version__)
 
 
 def _marker(directory: Path, what: str) -> Path:
@@ -86,9 +93,7 @@ def compile_into_cache(what: str) -> None:
     if what == "training":
         training_passes()
     else:
-        kernels = Kernels()
-        kernels.prepare_quantizing(BITS[what])
-        kernels.prepare(BITS[what])  # at last, because its marker stands for all of them
+        decoding_kernels(BITS[what])
 
 
 def _kind(what: str) -> str:
@@ -124,48 +129,87 @@ def _mark(marker: Path | None) -> None:
 BITS = {"float32": 32, "int8": 8, "int4": 4}
 # Bits of a weight -> dtype of data, by which decode_step.py selects its functions. An int16 holds two int8 weights, a
 # uint8 two and a uint32 eight int4 weights.
-_IN_INTEGERS = int16_matmul.AVAILABLE
 DATA_TYPES: dict[int, Any] = {
-    32: np.float32, 8: np.int16 if _IN_INTEGERS else np.int8, 4: np.uint32 if _IN_INTEGERS else np.uint8,
+    32: np.float32, 8: np.int16 if INTEGER_PRODUCTS else np.int8, 4: np.uint32 if INTEGER_PRODUCTS else np.uint8,
 }  # fmt: skip
 SCALE_TYPES: dict[int, Any] = {32: np.float32, 8: np.float32, 4: np.uint16}
 
 
-class Kernels:
-    """The compiled functions of decoding, loaded from the user's cache where it has them.
+# The functions of entry_points.py for each dtype of data, `run` last: its marker stands for all of them.
+_FUNCTIONS = {
+    "float32": ("run",), "int8": ("quantize", "run"), "uint8": ("quantize", "run"),
+    "int16": ("pack", "quantize", "run"), "uint32": ("pack", "quantize", "run"),
+}  # fmt: skip
+
+
+class DecodingKernels(NamedTuple):
+    """The functions of entry_points.py for one kind of weights; None where such weights need none."""
+
+    run: Kernel
+    quantize: Kernel | None = None
+    pack: Kernel | None = None
+
+
+def decoding_kernels(bits: int, report: Callable[[str], None] = lambda line: None) -> DecodingKernels:
+    """The kernels for weights of ``bits`` bits (32, 8 or 4), from the cache or compiled.
 
     Args:
+        bits: of a weight.
         report: called with a line before a compilation.
     """
+    return _decoding_kernels(np.dtype(DATA_TYPES[bits]), np.dtype(SCALE_TYPES[bits]), cache_directory(), report)
 
-    def __init__(self, report: Callable[[str], None] = lambda line: None) -> None:
-        import numba
 
-        directory = cache_directory()
-        with _kept_in(directory) as cached:
-            self.run = numba.njit(decode_step.run, nogil=True, cache=cached, error_model="numpy")
-            self.pack = numba.njit(block_packing.pack, nogil=True, cache=cached)
-            self.pack_pairs = numba.njit(block_packing.pack_pairs, nogil=True, cache=cached)
-            self.pack_nibbles = numba.njit(block_packing.pack_nibbles, nogil=True, cache=cached)
-            self.quantize = numba.njit(block_packing.quantize, nogil=True, cache=cached, error_model="numpy")
-        self.directory = directory if cached else None
-        self._report = report
+def _decoding_kernels(
+    data: "np.dtype[Any]", scale: "np.dtype[Any]", directory: Path, report: Callable[[str], None]
+) -> DecodingKernels:
+    key = directory, data.name
+    with _LOADING:
+        if key not in _LOADED:
+            _LOADED[key] = _load(directory, data.name) or _compile(directory, data, scale, report)
+        return _LOADED[key]
 
-    def prepare_quantizing(self, bits: int) -> None:
-        """Compile `quantize` for weights of ``bits`` bits, or load it from the cache; float32 weights need none."""
-        if bits < 32:
-            floats, data, scale = np.zeros(1, np.float32), np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
-            self.quantize(floats, 0, data, 0, scale, 0, 1, 0)  # no blocks
 
-    def prepare(self, bits: int) -> None:
-        """Compile `run` for weights of ``bits`` bits (32, 8 or 4), or load it from the cache."""
-        data, scale = np.zeros(1, DATA_TYPES[bits]), np.zeros(1, SCALE_TYPES[bits])
-        marker = None if self.directory is None else _marker(self.directory, f"{data.dtype}")
-        _announce(next(what for what in BITS if BITS[what] == bits), marker, self._report)
-        floats, work = np.zeros(1, np.float32), np.zeros(1, np.float32)
-        table, control = (
-            np.zeros(memory_layout.PROGRAM, np.int64),
-            np.zeros(memory_layout.COUNTERS, np.int64),
-        )  # a program of no steps
-        self.run(data, scale, floats, work, table, control, 0)
+_LOADING = threading.Lock()
+_LOADED: dict[tuple[Path, str], DecodingKernels] = {}
+
+
+def _file(directory: Path, kind: str, function: str) -> Path:
+    return directory / f"{kind}-{function}-{_machine()}.kernel"
+
+
+def _load(directory: Path, kind: str) -> DecodingKernels | None:
+    """The kernels for a dtype of data from the cache; None if they are not there, or cannot be loaded."""
+    marker = _marker(directory, kind)
+    if not marker.exists():
+        return None
+    try:
+        found = {name: object_code.load(_file(directory, kind, name)) for name in _FUNCTIONS[kind]}
+    except (OSError, RuntimeError, ValueError):  # a file is gone or damaged
+        return None
+    with contextlib.suppress(OSError):
         _mark(marker)
+    return DecodingKernels(**found)
+
+
+def _compile(
+    directory: Path, data: "np.dtype[Any]", scale: "np.dtype[Any]", report: Callable[[str], None]
+) -> DecodingKernels:
+    """Compile the kernels for a dtype of data, and keep them where the cache can be written."""
+    import numba
+    from numba import types
+
+    from gptcli.kernels.cpu import entry_points
+
+    marker = _marker(directory, data.name) if can_write(directory) else None
+    what = next(what for what in BITS if np.dtype(DATA_TYPES[BITS[what]]) == data)
+    _announce(what, marker, report)
+    compile_ = numba.cfunc(types.void(types.int64), error_model="numpy")
+    made: dict[str, Kernel] = {}
+    for name in _FUNCTIONS[data.name]:
+        compiled = compile_(getattr(entry_points, name)(data.type, scale.type))
+        made[name] = object_code.of_compiled(compiled)
+        if marker is not None:
+            object_code.save(_file(directory, data.name, name), compiled)
+    _mark(marker)
+    return DecodingKernels(**made)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptcli.kernels.cpu import compile_cache
+from gptcli.kernels.cpu.numba_support import numba_reason
 
 PROGRAM = "import sys; from gptcli.kernels.cpu.first_compilation import compile_here; compile_here(sys.argv[1])"
 PACKAGES = Path(__file__).parents[3]  # the folder that gptcli is imported from
@@ -24,7 +25,11 @@ def failure(what: str, report: Callable[[str], None] = lambda line: None) -> str
         what: "training", or a key of `compile_cache.BITS`.
         report: called with a line before a compilation.
     """
-    if compile_cache.is_kept(what) or not compile_cache.are_kept() or not sys.executable:
+    if compile_cache.is_kept(what):
+        return None
+    if (reason := numba_reason()) is not None:
+        return reason
+    if not compile_cache.are_kept() or not sys.executable:
         return None
     compile_cache.announce(what, report)
     paths = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])

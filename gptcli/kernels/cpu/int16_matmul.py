@@ -20,12 +20,10 @@ from numba.extending import intrinsic
 
 from gptcli.kernels.cpu import row_vectors
 from gptcli.kernels.cpu import simd as v
-from gptcli.kernels.cpu.numba_support import target_features
 
 LANES = v.WIDTH
 CHUNK = 256  # inputs that share a scale
 AHEAD = 1024  # prefetch distance in pairs of weights (2 KiB): the core by itself loads too few lines ahead
-AVAILABLE = v.WIDE_REGISTERS and target_features() >= {"avx512bw", "avx512vnni"}
 _PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
 

@@ -21,6 +21,7 @@ from gptcli.kernels.cpu import int4_matmul, int16_matmul
 from gptcli.kernels.cpu import row_vectors as r
 from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu.simd import OPTIONS, jit
+from gptcli.kernels.cpu.target import TILE as TILE
 
 LANES = v.WIDTH
 GROUP = 32  # inputs that share an int4 scale
@@ -30,7 +31,6 @@ IN_INTEGERS = {types.int16: int16_matmul, types.uint32: int4_matmul}  # products
 # int16 has a distance of its own (int16_matmul.py).
 AHEAD = 512
 PART = int16_matmul.CHUNK  # inputs of a row that are written at once
-TILE = 12 if v.WIDE_REGISTERS else 6  # rows per weight loaded; the sums of more do not fit in registers
 
 
 def rows_times_block(sums, data, start, scale, scale_start, inputs, x, at, pitch):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptcli.kernels.cpu.matmul import LANES, TILE
+LANES = 16  # outputs of a block of a matrix, and float32 in a vector of simd.py
 
 # Indices into the table: sizes; offsets into floats and work; six elements per matrix; the program, one row per phase.
 LAYERS, HEADS, HEAD_SIZE, EMB_DIM, CAPACITY, MAX_ROWS, SCRATCH_SIZE, STEPS = range(8)
@@ -50,15 +50,29 @@ def counter_cells(steps: int) -> int:
     return steps * 2 * LINE
 
 
-def scratch_size(capacity: int, head_size: int, inputs: int) -> int:
+def scratch_size(capacity: int, head_size: int, inputs: int, tile: int) -> int:
     """Number of float32 of scratch per thread.
 
-    Attention needs scores and context of `TILE` rows, 16 inverse sums and a panel of keys; a product needs two tiles of
-    sums, then two blocks of int4 weights of at most ``inputs`` inputs as float32.
+    Attention needs scores and context of ``tile`` rows (matmul.TILE), 16 inverse sums and a panel of keys; a product
+    needs two tiles of sums, then two blocks of int4 weights of at most ``inputs`` inputs as float32.
     """
     panels = -(-head_size // LANES)
-    attention = TILE * capacity + LANES + TILE * panels * LANES + panels * LANES * LANES
-    return max(attention, 2 * TILE * LANES + 2 * inputs * LANES)
+    attention = tile * capacity + LANES + tile * panels * LANES + panels * LANES * LANES
+    return max(attention, 2 * tile * LANES + 2 * inputs * LANES)
+
+
+def pack(source: NDArray[Any], target: NDArray[Any], first: int, inputs: int) -> None:
+    """Write a matrix (in, out) of any strides into blocks (inputs, 16) of ``target``, from element ``first`` on.
+
+    A block is 16 outputs of a matrix. What a block has more than the matrix is left as it is.
+    """
+    rows, columns = source.shape
+    whole, rest = divmod(columns, LANES)
+    count = padded(columns, LANES) // LANES
+    blocks = target[first : first + count * inputs * LANES].reshape(count, inputs, LANES)
+    blocks[:whole, :rows] = source[:, : whole * LANES].reshape(rows, whole, LANES).transpose(1, 0, 2)
+    if rest:
+        blocks[whole, :rows, :rest] = source[:, whole * LANES :]
 
 
 def padded(count: int, multiple: int) -> int:

@@ -7,7 +7,6 @@ Every function of this file works inside numba-compiled code only.
 
 # mypy: ignore-errors
 
-import platform
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,9 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-from gptcli.kernels.cpu.numba_support import target_features
+from gptcli.kernels.cpu.memory_layout import LANES as WIDTH
+from gptcli.kernels.cpu.target import WIDE_REGISTERS as WIDE_REGISTERS
 
-WIDTH = 16
-WIDE_REGISTERS = platform.machine() in ("x86_64", "AMD64") and "avx512f" in target_features()
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 INTS = ir.VectorType(ir.IntType(32), WIDTH)
 
@@ -44,6 +42,16 @@ lanes = _Lanes()
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, FLOATS)
+
+
+@intrinsic
+def at_address(typingctx, address):
+    """An int64 as a pointer."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), codegen
 
 
 def pointer_to(context, builder, array_type, array, offset, element):

@@ -8,9 +8,7 @@ docstring. An argument is the address of a float32 array, an int64, or the bits 
 # mypy: ignore-errors
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray
 
 from gptcli.kernels.cpu import simd as v
 from gptcli.kernels.cpu import train_attention
@@ -25,30 +23,22 @@ CELLS = ARGUMENTS + 16
 CHUNK = 4096  # elements that a thread takes at once in elementwise kernels
 
 
-@intrinsic
-def _pointer(typingctx, address):
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), codegen
-
-
 @jit
 def _floats(address):
     """The float32 array at an address, without its true length (2^40 stands for it)."""
-    return carray(_pointer(address), (np.int64(1) << 40,), np.float32)
+    return carray(v.at_address(address), (np.int64(1) << 40,), np.float32)
 
 
 @jit
 def _integers(address):
     """The int64 array at an address, without its true length."""
-    return carray(_pointer(address), (np.int64(1) << 40,), np.int64)
+    return carray(v.at_address(address), (np.int64(1) << 40,), np.int64)
 
 
 @jit
 def _task(address):
     """A task as int64 and as float64, two views of the same memory."""
-    return carray(_pointer(address), (CELLS,), np.int64), carray(_pointer(address), (CELLS,), np.float64)
+    return carray(v.at_address(address), (CELLS,), np.int64), carray(v.at_address(address), (CELLS,), np.float64)
 
 
 @jit

@@ -3,8 +3,8 @@
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gptcli.kernels.cpu import memory_layout as c
@@ -14,20 +14,20 @@ class Helpers:
     """Threads for one kernel and its arrays.
 
     Args:
-        run: the kernel (`decode_step.run`): called with the arrays and a thread number from 1 on, it joins steps until
+        run: the kernel with its arrays (`decode_step.run`): called with a thread number from 1 on, it joins steps until
             `IDLE` loads in a row find none, then sets control[ASLEEP + LINE * number] to 1 and returns.
-        arrays: the arguments of the kernel, control last.
+        control: the last of the arrays.
         count: number of threads.
     """
 
-    def __init__(self, run: Callable[..., None], arrays: tuple[NDArray[Any], ...], count: int) -> None:
-        self._control = arrays[-1]
+    def __init__(self, run: Callable[[int], None], control: NDArray[np.int64], count: int) -> None:
+        self._control = control
         self._ended = threading.Event()
         self._locks = [threading.Lock() for _ in range(count)]
         for number, lock in enumerate(self._locks, start=1):
             lock.acquire()
             self._control[c.ASLEEP + c.LINE * number] = 1
-            threading.Thread(target=_help, args=(run, arrays, number, lock, self._ended), daemon=True).start()
+            threading.Thread(target=_help, args=(run, number, lock, self._ended), daemon=True).start()
 
     def wake(self) -> None:
         """Wake all threads that are asleep."""
@@ -45,8 +45,7 @@ class Helpers:
 
 
 def _help(
-    run: Callable[..., None],
-    arrays: tuple[NDArray[Any], ...],
+    run: Callable[[int], None],
     number: int,
     wake: threading.Lock,
     ended: threading.Event,
@@ -55,4 +54,4 @@ def _help(
         wake.acquire()
         if ended.is_set():
             return
-        run(*arrays, number)
+        run(number)

@@ -10,8 +10,9 @@ pytest.importorskip("numba", exc_type=ImportError)
 import numba
 
 from gptcli.kernels.cpu import block_packing, int16_matmul, row_vectors
+from gptcli.kernels.cpu.target import INTEGER_PRODUCTS
 
-pytestmark = pytest.mark.skipif(not int16_matmul.AVAILABLE, reason="this machine does not multiply pairs of int16")
+pytestmark = pytest.mark.skipif(not INTEGER_PRODUCTS, reason="this machine does not multiply pairs of int16")
 BLOCKS = 4
 
 

@@ -10,10 +10,11 @@ pytest.importorskip("numba", exc_type=ImportError)
 import numba
 
 from gptcli.kernels.cpu import block_packing, int4_matmul, int16_matmul, matmul, row_vectors
-from gptcli.kernels.cpu.memory_layout import padded
+from gptcli.kernels.cpu.memory_layout import pack, padded
+from gptcli.kernels.cpu.target import INTEGER_PRODUCTS
 from gptcli.model.quantization import Packed, dequantize, quantize
 
-pytestmark = pytest.mark.skipif(not int16_matmul.AVAILABLE, reason="this machine does not multiply pairs of int16")
+pytestmark = pytest.mark.skipif(not INTEGER_PRODUCTS, reason="this machine does not multiply pairs of int16")
 
 
 @numba.njit
@@ -49,7 +50,7 @@ def blocks_of(weights: Packed) -> tuple[np.ndarray, np.ndarray]:
     data = np.zeros(inputs * padded(outputs, 16) // 8, np.uint32)
     scale = np.zeros(inputs * padded(outputs, 16) // 32, np.uint16)
     numba.njit(block_packing.pack_nibbles)(weights.values, data, 0, inputs)
-    numba.njit(block_packing.pack)(weights.scale, scale, 0, inputs // 32)
+    pack(weights.scale, scale, 0, inputs // 32)
     return data, scale
 
 
@@ -132,7 +133,7 @@ def test_packing_a_file_and_quantizing_in_memory_give_the_same_weights(outputs: 
     read(data, scale, 96, found)
     np.testing.assert_array_equal(found, dequantize(packed))
     blocks = np.zeros(96 * padded(outputs, 16), np.float32)
-    numba.njit(block_packing.pack)(weights, blocks, 0, 96)
+    pack(weights, blocks, 0, 96)
     anew, its = np.zeros_like(data), np.zeros_like(scale)
     numba.njit(block_packing.quantize)(blocks, 0, anew, 0, its, 0, 96, padded(outputs, 16) // 16)
     read(anew, its, 96, found)

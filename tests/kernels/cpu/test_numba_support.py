@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[3]
 def test_generate_goes_on_with_torch(tmp_path: Path, module: str, reason: str) -> None:
     (tmp_path / "numba.py").write_text(module, encoding="utf-8")
     tiny_checkpoint(tmp_path / "model")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    nothing_kept = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    environment = os.environ | nothing_kept | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "gptcli", "generate", "ab", "-c", str(tmp_path / "model"), "-n", "3", "-v"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -51,6 +52,7 @@ def test_generate_goes_on_with_torch(tmp_path: Path, module: str, reason: str) -
 def test_bad_input_stays_two_lines(gptcli: Any, monkeypatch: pytest.MonkeyPatch, bad: tuple[object, ...]) -> None:
     """The engine is named when everything has been checked, not before."""
     monkeypatch.setattr("gptcli.inference.open.numba_reason", lambda: "numba is not installed")
+    monkeypatch.setattr("gptcli.kernels.cpu.compile_cache.is_kept", lambda what: False)
     tiny_checkpoint(Path("run"))
     Path("empty.txt").touch()
     gptcli("generate", *bad, "-c", "run", "--device", "cpu").assert_user_error()
