@@ -28,8 +28,9 @@ def pack_early(path: Path, adapter: Path | None, config: GPTConfig, threads: int
 
     def pack() -> None:
         try:
+            weights = open_weights(path, adapter)  # first: it checks the shapes by which memory is allocated
             matrices = Matrices(config, 32, threads)
-            matrices.fill(open_weights(path, adapter))
+            matrices.fill(weights)
         except BaseException as error:
             packed.set_exception(error)
         else:

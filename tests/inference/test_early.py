@@ -1,5 +1,6 @@
 """Weights that are packed in a thread: the same as without, and only where the CPU engine will be chosen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from models import tiny_checkpoint
 pytest.importorskip("numba", exc_type=ImportError)
 
 from gptcli.checkpoints.adapters import open_weights
-from gptcli.checkpoints.layout import WEIGHTS, read_config
+from gptcli.checkpoints.layout import CONFIG, WEIGHTS, read_config
 from gptcli.errors import GptcliError
 from gptcli.inference import open as opening
 from gptcli.inference.cpu_engine import CpuEngine
@@ -53,3 +54,15 @@ def test_a_damaged_file_is_found_when_the_engine_waits(tmp_path: Path) -> None:
     assert packed is not None
     with pytest.raises(GptcliError, match=WEIGHTS):
         CpuEngine(config, packed)
+
+
+def test_nothing_is_allocated_for_shapes_that_the_file_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    about = json.loads((tmp_path / "model" / CONFIG).read_text(encoding="utf-8"))
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(about | {"vocab_size": 99_999_999}), encoding="utf-8")
+    monkeypatch.setattr("gptcli.inference.early.Matrices", lambda *_: pytest.fail("memory is allocated"))
+    packed = opening.pack_early(tmp_path / "model", None, read_config(tmp_path / "model")[0], 32, **PLAIN)
+    assert packed is not None
+    assert isinstance(packed.exception(), GptcliError)
