@@ -61,7 +61,8 @@ def test_nothing_is_allocated_for_shapes_that_the_file_does_not_have(
 ) -> None:
     tiny_checkpoint(tmp_path / "model")
     about = json.loads((tmp_path / "model" / CONFIG).read_text(encoding="utf-8"))
-    (tmp_path / "model" / CONFIG).write_text(json.dumps(about | {"vocab_size": 99_999_999}), encoding="utf-8")
+    about["gptcli"]["config"]["vocab_size"] = 99_999_999
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(about), encoding="utf-8")
     monkeypatch.setattr("gptcli.inference.early.Matrices", lambda *_: pytest.fail("memory is allocated"))
     packed = opening.pack_early(tmp_path / "model", None, read_config(tmp_path / "model")[0], 32, **PLAIN)
     assert packed is not None
