@@ -2,7 +2,7 @@
 
 Training (4 windows of 256 tokens, float32) and decoding of one text by the CPU engine in float32, int8 and int4, each
 with the limit that `gptcli bench` holds it to. FILE.jsonl gets a line for each measured work; what stands there is not
-measured again, so that the measurement can be done in pieces of some minutes (--seconds). FILE.png is drawn of all.
+measured again, so that the measurement can be done in pieces (--seconds). FILE.png is drawn when all are there.
 """
 
 import argparse
@@ -97,7 +97,11 @@ def main() -> None:
                     f"({row['low']:.0f} to {row['high']:.0f}), {row['fraction']:.2f} of the limit by {row['library']}",
                     flush=True,
                 )
-    draw(rows, options.file.with_suffix(".png"))
+    done, all_works = len({(row["parameters"], row["kind"]) for row in rows}), len(SHAPES) * len(SUBJECTS)
+    if done < all_works:
+        print(f"{done} of {all_works} works are measured: the same command measures the others and draws the picture")
+    else:
+        draw(rows, options.file.with_suffix(".png"))
 
 
 if __name__ == "__main__":
