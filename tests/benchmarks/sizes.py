@@ -50,6 +50,8 @@ def measured(shape: GPTConfig, work: str, repetitions: int, threads: int) -> Ite
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
     """Rates beside their limits, and the share of the limit, over the number of parameters."""
+    from matplotlib.ticker import EngFormatter
+
     figure = pictures.new_figure(11, 8)
     for place, (work, subjects) in enumerate(SUBJECTS.items()):
         rates, shares = figure.add_subplot(2, 2, 2 * place + 1), figure.add_subplot(2, 2, 2 * place + 2)
@@ -61,9 +63,11 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             shares.plot(sizes, [row["fraction"] for row in line], "o-", color=color, label=label)
         for axes, what in ((rates, "tokens/s"), (shares, "share of the limit")):
             axes.set(xscale="log", xlabel="parameters", ylabel=what, title=f"{work}: {what}")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.grid(alpha=0.3)
             axes.legend()
         rates.set_yscale("log")
+        rates.yaxis.set_major_formatter(EngFormatter(sep=""))
         shares.set_ylim(0, 1.2)
     pictures.save(figure, file)
 
