@@ -76,7 +76,7 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
     """
     if unpacked:
         floats = sums + 2 * TILE * LANES
-        a, b = matmul.rows_times_two_unpacked(zeros, work, floats, scale, scale_start, width, source, pitch)
+        a, b = matmul.rows_times_two_unpacked(zeros, data, work, floats, scale, scale_start, width, source, pitch)
         r.store_rows(work, sums, LANES, a)
         r.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:

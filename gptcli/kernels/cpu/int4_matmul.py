@@ -24,6 +24,7 @@ GROUP = 32  # inputs that share a scale
 NIBBLES = 8  # in a uint32
 AHEAD = 512  # prefetch distance in uint32 (2 KiB)
 _FOUR_PAIRS = types.UniTuple(v.lanes, 4)
+_SHORTS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _EIGHT = types.UniTuple(v.lanes, NIBBLES)
 
 
@@ -32,9 +33,11 @@ def load_pairs(typingctx, array, offset):
     """16 uint32 as four vectors of pairs of int16 in 0 … 15: of inputs 0 and 1, 2 and 3, 4 and 5, 6 and 7."""
 
     def codegen(context, builder, signature, args):
-        whole = builder.load(v.pointer_to(context, builder, signature.args[0], *args, v.INTS), align=4)
-        mask = ir.Constant(v.INTS, [0x000F000F] * LANES)
-        parts = [builder.and_(builder.lshr(whole, ir.Constant(v.INTS, [4 * i] * LANES)), mask) for i in range(4)]
+        whole = builder.load(v.pointer_to(context, builder, signature.args[0], *args, _SHORTS), align=4)
+        low, parts = ir.Constant(_SHORTS, [15] * 2 * LANES), []
+        for i in range(4):
+            shifted = builder.lshr(whole, ir.Constant(_SHORTS, [4 * i] * 2 * LANES))
+            parts.append(shifted if i == 3 else builder.and_(shifted, low))  # the highest four bits need no mask
         return context.make_tuple(builder, _FOUR_PAIRS, [builder.bitcast(part, v.FLOATS) for part in parts])
 
     return _FOUR_PAIRS(array, types.intp), codegen
@@ -181,6 +184,42 @@ def rows_times_two_blocks(sums, data, start, scale, scale_start, inputs, x, at, 
             part_right = add_scaled(whole_right, v.load(scale, s + scale_step), part_right)
         factors = at + first // pairs.CHUNK * pitch
         left, right = add_by_rows(part_left, x, factors, 1, left), add_by_rows(part_right, x, factors, 1, right)
+    return left, right
+
+
+@v.jit
+def unpack(data, start, count, work, to):
+    """Write ``count`` uint32 of weights as 4 count pairs of int16, in order, to the float32 array work[to:]."""
+    for i in range(0, count, LANES):
+        a, b, c, d = load_pairs(data, start + i)
+        v.store(work, to + 4 * i, a)
+        v.store(work, to + 4 * i + LANES, b)
+        v.store(work, to + 4 * i + 2 * LANES, c)
+        v.store(work, to + 4 * i + 3 * LANES, d)
+
+
+@v.jit
+def rows_times_two_unpacked(sums, work, start, scale, scale_start, inputs, at, pitch):
+    """As `rows_times_two_blocks`, bit-identical, for two blocks that `unpack` wrote to work[start:]."""
+    left, right = sums, sums
+    step, scale_step = inputs // 2 * LANES, inputs // GROUP * LANES
+    values, offsets = at + pairs.chunks(inputs) * pitch, at + pairs.row_size(inputs) * pitch
+    for first in range(0, inputs, pairs.CHUNK):
+        part_left, part_right = r.zeros_like(sums), r.zeros_like(sums)
+        for group in range(first // GROUP, min(first + pairs.CHUNK, inputs) // GROUP):
+            whole_left = offsets_like(sums, work, offsets + group * pitch, 1)
+            whole_right = whole_left
+            for k in range(group * GROUP // 2, (group + 1) * GROUP // 2):
+                p = start + k * LANES
+                a, b = v.load(work, p), v.load(work, p + step)
+                whole_left, whole_right = pairs.add_rows_twice(
+                    whole_left, whole_right, a, b, work, values + k * pitch, 1
+                )
+            s = scale_start + group * LANES
+            part_left = add_scaled(whole_left, v.load(scale, s), part_left)
+            part_right = add_scaled(whole_right, v.load(scale, s + scale_step), part_right)
+        factors = at + first // pairs.CHUNK * pitch
+        left, right = add_by_rows(part_left, work, factors, 1, left), add_by_rows(part_right, work, factors, 1, right)
     return left, right
 
 
