@@ -11,7 +11,7 @@ from models import tiny_checkpoint
 
 pytest.importorskip("numba", exc_type=ImportError)
 
-from gptcli.kernels.cpu import object_code
+from gptcli.kernels.cpu import object_code, target
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,6 +58,7 @@ def test_a_damaged_file_is_not_loaded(compiled: Any, tmp_path: Path, damage: Any
         object_code.load(file)
 
 
+@pytest.mark.skipif(target.has_settings(), reason="numba is imported where its variables may name another processor")
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 def test_generating_with_kept_kernels_imports_no_numba(tmp_path: Path, quantize: str | None) -> None:
     tiny_checkpoint(tmp_path / "model")
