@@ -40,6 +40,19 @@ def test_a_slow_first_step_is_no_measure() -> None:
     assert end == pytest.approx(60, abs=0.5)
 
 
+def test_the_first_step_counts_only_while_there_is_no_other() -> None:
+    deadline = Deadline(RECIPE, None)
+    for elapsed in (0.0, 28.0, 42.0):
+        deadline.reached(elapsed)
+    assert not deadline.is_due(2, 45.0)  # one step of 14 s is to follow
+    assert deadline.is_due(2, 46.0)
+
+
+def test_a_few_long_steps_among_short_ones_do_not_end_a_run_early() -> None:
+    _, end = run(RECIPE, [0.1, 0.1, 0.1, 0.4] * 100)
+    assert end == pytest.approx(60, abs=1)
+
+
 def test_a_machine_that_becomes_slower_before_the_cooldown_ends_in_time() -> None:
     _, end = run(RECIPE, [0.1] * 250 + [0.2])  # from 27 s on
     assert end == pytest.approx(60, abs=1.8)
