@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.inference import speculative
 from gptcli.inference.decode import Scheduler, generate
 from gptcli.inference.engine import Scorer
-from gptcli.inference.sampling import distribution, draw, greedy, likeliest
+from gptcli.inference.sampling import contrast_layers, distribution, draw, greedy, likeliest
 from gptcli.inference.sequence import Request, Sequence, draw_rows
 from gptcli.inference.stages import History
 
@@ -65,6 +65,15 @@ def test_a_row_that_is_not_finite_is_refused(library: str, sampling: SamplingCon
     assert (texts[0].error, texts[0].done) == (None, False)
     assert (broken, texts[1].done) == (None, True)
     assert "NaN or infinite logits" in str(texts[1].error)
+
+
+@pytest.mark.parametrize("row", BROKEN, ids=str)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_contrast_with_a_row_that_is_not_finite_is_refused(library: str, row: abc.Sequence[float]) -> None:
+    fine, broken = (np.array([values], np.float32) for values in ([0.0, 1.0, -INF, 3.0], row))
+    for final, early in ((broken, fine), (fine, broken)):
+        scores = (final, early) if library == "numpy" else (torch.from_numpy(final), torch.from_numpy(early))
+        assert greedy(contrast_layers(*scores), SamplingConfig(temperature=0)).tolist() == [-1]
 
 
 def by_position(rows: abc.Sequence[abc.Sequence[float]]) -> Scorer:

@@ -87,6 +87,14 @@ def test_the_layer_contrast_equals_a_few_lines_of_numpy() -> None:
     np.testing.assert_allclose(contrast_layers(torch.tensor(final), torch.tensor(early)), expected, atol=1e-4)
 
 
+def test_the_layer_contrast_of_narrow_logits_is_computed_in_float32() -> None:
+    torch.manual_seed(0)
+    final, early = (torch.randn(4, 30) * 2).bfloat16(), (torch.randn(4, 30) * 2).bfloat16()
+    found = contrast_layers(final, early)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, contrast_layers(final.float(), early.float()))
+
+
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.temperature > 0], ids=str)
 def test_every_filter_equals_transformers(config: SamplingConfig) -> None:
     transformers = pytest.importorskip("transformers")
