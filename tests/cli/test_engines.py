@@ -80,9 +80,12 @@ def test_a_packed_checkpoint_is_a_quarter_or_a_sixth_of_the_size(
 
 def test_generating_on_the_cpu_needs_no_torch(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("numba", exc_type=ImportError)
+    penalties = "--repetition-penalty 1.2 --frequency-penalty 0.1 --presence-penalty 0.1 --no-repeat-ngram-size 3"
+    options = f"{penalties} --top-k 9 --top-p 0.9 --min-p 0.01".split()
     code = (
         "import sys; from gptcli.cli import main; "
-        f"assert main(['generate', 'a', '-c', {str(run)!r}, '-n', '3', '--engine', 'cpu']) == 0; "
+        f"plain = ['generate', 'a', '-c', {str(run)!r}, '-n', '3', '--engine', 'cpu']; "
+        f"assert main(plain) == main([*plain, *{options}]) == 0; "
         "assert 'torch' not in sys.modules; assert 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
