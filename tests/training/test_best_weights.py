@@ -15,9 +15,10 @@ from gptcli.checkpoints import checkpoint
 from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.model.gpt import GPTModel
-from gptcli.training import snapshots
+from gptcli.training import best_weights, snapshots
 from gptcli.training.best_weights import BestWeights
 from gptcli.training.progress import Best, Progress
+from gptcli.training.run_plan import Plan
 from gptcli.training.trouble import Trouble, suited_rate
 
 # Its best evaluation is neither the first nor the last one.
@@ -155,6 +156,14 @@ def test_the_best_is_the_first_lowest_and_finite_evaluation() -> None:
     assert (progress.best, progress.waited) == (Best(1, 3.0, 3.0), 0)
 
 
+def test_a_limit_that_is_reached_is_doubled() -> None:
+    plan = Plan(16, 4, 32, 0, 64, steps_per_epoch=8, total_steps=8, schedule_steps=8, notes=())
+    reached = Progress(step=12, waited=3, seconds=2.5)
+    limits = RecipeConfig(epochs=1, early_stop=3, max_time=2.0)
+    assert reached.to_go_on(limits, plan) == {"epochs": 4, "early_stop": 6, "max_time": "6s"}
+    assert reached.to_go_on(RecipeConfig(max_steps=8, early_stop=4, max_time=3.0), plan) == {"max_steps": 24}
+
+
 def test_a_copy_is_handed_out_once() -> None:
     model = GPTModel(GPTConfig(30, 8, 8, 2, 1, 0.0))
     best = BestWeights(model)
@@ -167,6 +176,31 @@ def test_a_copy_is_handed_out_once() -> None:
     assert best.unwritten() == {}
     best.keep()
     assert torch.equal(best.unwritten()["wte.weight"], kept + 1)
+
+
+def test_weights_that_come_back_from_a_file_are_handed_out_again() -> None:
+    """After a rollback no snapshot is known to have them."""
+    model = GPTModel(GPTConfig(30, 8, 8, 2, 1, 0.0))
+    best = BestWeights(model)
+    best.keep()
+    written = {name: tensor.clone() for name, tensor in best.unwritten().items()}
+    with torch.no_grad():
+        model.wte.weight.add_(1)
+    best.keep()
+    best.unwritten()
+    best.take(written)
+    assert torch.equal(best.unwritten()["wte.weight"], written["wte.weight"])
+    assert best.unwritten() == {}
+
+
+@pytest.mark.parametrize(("free", "place"), [(3000, "meta"), (1500, "cpu")])
+def test_the_copy_is_beside_the_model_where_there_is_twice_the_room(
+    free: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's meta device takes the part of a GPU."""
+    monkeypatch.setattr(best_weights, "available_memory", lambda device: {"meta": free}[device.type])
+    model = GPTModel(GPTConfig(30, 8, 8, 2, 1, 0.0)).to("meta")
+    assert BestWeights(model)._place(1000).type == place
 
 
 # What goes wrong is said while it runs, once
