@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ import pytest
 import torch
 from runs import TEXT, TINY
 
+from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint
+from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
+from gptcli.errors import GptcliError
+from gptcli.model.gpt import GPTModel
 from gptcli.training import snapshots
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.progress import Progress
@@ -254,6 +259,90 @@ def test_by_default_saving_takes_a_small_share_of_the_time(tmp_path: Path) -> No
     assert store.due(2)
 
 
+def begun(run: Path) -> tuple[snapshots.Store, dict[str, torch.Tensor]]:
+    """The store of a run that has begun, and weights for its snapshots."""
+    tokenizer = tokenizers.build("char", TEXT)
+    config = GPTConfig(tokenizer.vocab_size, 8, 8, 2, 1, 0.0)
+    weights = checkpoint.to_file(GPTModel(config))
+    store = snapshots.Store(run, config, tokenizer, {"recipe": {}}, keep=2, every=None)
+    store.begin(weights, asdict(Progress()), force=False)
+    return store, weights
+
+
+def test_a_snapshot_holds_what_it_was_given(tmp_path: Path) -> None:
+    store, weights = begun(tmp_path / "run")
+    for step in (1, 2, 3):
+        given = {name: tensor + step for name, tensor in weights.items()}
+        store.save(given, {"moment": torch.full((3,), float(step))}, asdict(Progress(step=step)), {"scale": 2.0}, {})
+        found, _ = snapshots.newest(tmp_path / "run")
+        assert (found.progress, found.scaler) == (asdict(Progress(step=step)), {"scale": 2.0})
+        assert all(torch.equal(tensor, given[name]) for name, tensor in found.weights().items())
+        assert found.state()["moment"].tolist() == [step] * 3
+        assert torch.equal(found.best_weights(step - 1)["wte.weight"], given["wte.weight"])
+
+
+def test_a_save_begins_the_time_to_the_next(tmp_path: Path) -> None:
+    store, weights = begun(tmp_path / "run")
+    store._saved_at -= 61.0
+    assert store.due(1)
+    store.save(weights, {}, asdict(Progress(step=1)), {}, {})
+    assert not store.due(2)
+
+
+@posix
+def test_a_save_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
+    store, weights = begun(tmp_path / "run")
+    training = tmp_path / "run" / "training"
+    for name in (".step-00000001.4194999.partial", ".step-00000003.00000001.partial", ".step-00000000.old", "notes"):
+        (training / name).mkdir()
+        (training / name / "file").touch()
+    (training / ".step-00000002.partial").symlink_to(training / "notes")
+    store.save(weights, {}, asdict(Progress(step=1)), {}, {})
+    kept = sorted(path.name for path in training.iterdir())
+    assert kept == [".step-00000002.partial", "notes", "step-00000000", "step-00000001"]
+    assert (training / "notes" / "file").exists()
+
+
+def test_an_old_snapshot_that_cannot_be_removed_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("a file in it is open elsewhere")
+
+    store, weights = begun(tmp_path / "run")
+    training = tmp_path / "run" / "training"
+    store.save(weights, {}, asdict(Progress(step=1)), {}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        store.save(weights, {}, asdict(Progress(step=2)), {}, {})
+    assert {path.name for path in training.glob("step-*")} == {"step-00000001", "step-00000002"}
+    assert (training / ".step-00000000.old").exists()
+    store.save(weights, {}, asdict(Progress(step=3)), {}, {})
+    assert sorted(path.name for path in training.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_the_config_says_what_is_known_of_a_run(tmp_path: Path) -> None:
+    store, weights = begun(tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run").training == {"step": 0, "recipe": {}}
+    evaluated = Progress(step=1, train_loss=2.0, val_loss=3.0)
+    evaluated.rank(2.0, 3.0)
+    store.save(weights, {}, asdict(evaluated), {}, {})
+    losses, best = {"train_loss": 2.0, "val_loss": 3.0}, {"step": 0, "train_loss": 2.0, "val_loss": 3.0}
+    expected = {"step": 1, "recipe": {}, **losses, "best": best, "weights": "best"}
+    assert checkpoint.load(tmp_path / "run").training == expected
+
+
+DEEP = pytest.param("[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"sums": {}}', '{"sums": 1}', "\xff", DEEP])
+def test_a_state_of_another_form_is_passed_over(tmp_path: Path, text: str) -> None:
+    store, weights = begun(tmp_path / "run")
+    file = store.save(weights, {}, asdict(Progress(step=1)), {}, {}) / "state.json"
+    file.write_bytes(text.encode("latin-1"))
+    snapshot, passed_over = snapshots.newest(tmp_path / "run")
+    assert snapshot.progress["step"] == 0
+    assert passed_over == [f"{file} is missing or damaged. This snapshot is passed over for the one before."]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_newest_snapshot_is_passed_over(gptcli: Any, story: Path, name: str, damage: str) -> None:
@@ -302,6 +391,8 @@ def test_resuming_what_is_no_run(gptcli: Any, story: Path) -> None:
     assert gptcli("train", story, *OFTEN, "--max-steps", 1, "--out", "run").code == 0
     shutil.rmtree("run/training")
     gptcli("train", "--resume", "run").assert_user_error("no snapshot of a training run", "--init-from run")
+    with pytest.raises(GptcliError, match="no snapshot of a training run"):
+        snapshots.newest(Path("run"))
     gptcli("train").assert_user_error("no text")
 
 
@@ -371,13 +462,8 @@ def test_a_disk_that_fills_up_at_any_write_leaves_a_loadable_checkpoint(
 
 
 def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path, tmp_path: Path) -> None:
-    from gptcli import tokenizers
-    from gptcli.config.model import GPTConfig
-    from gptcli.config.recipe import RecipeConfig
     from gptcli.config.runtime import RuntimeConfig
     from gptcli.data.dataset import make_corpus
-    from gptcli.errors import GptcliError
-    from gptcli.model.gpt import GPTModel
     from gptcli.training import events, trainer
 
     tokenizer = tokenizers.build("char", TEXT)
@@ -415,13 +501,8 @@ def test_bad_steps_are_skipped_then_the_run_goes_back_then_it_stops(story: Path,
 
 def test_weights_with_nan_are_never_saved(story: Path, tmp_path: Path) -> None:
     """NaN in a position that no window reaches: the loss stays finite, and still nothing of it is written."""
-    from gptcli import tokenizers
-    from gptcli.config.model import GPTConfig
-    from gptcli.config.recipe import RecipeConfig
     from gptcli.config.runtime import RuntimeConfig
     from gptcli.data.dataset import make_corpus
-    from gptcli.errors import GptcliError
-    from gptcli.model.gpt import GPTModel
     from gptcli.training import events, trainer
 
     tokenizer = tokenizers.build("char", TEXT)
