@@ -19,7 +19,7 @@ All threads share the arrays that memory_layout.py describes.
 
 import numpy as np
 
-from gptcli.kernels.cpu import atomics, cached_attention, matmul
+from gptcli.kernels.cpu import atomics, cached_attention, matmul, unpacked_matmul
 from gptcli.kernels.cpu import memory_layout as c
 from gptcli.kernels.cpu import row_vectors as r
 from gptcli.kernels.cpu import simd as v
@@ -76,7 +76,9 @@ def _tile(zeros, together, unpacked, data, start, scale, scale_start, width, wor
     """
     if unpacked:
         floats = sums + 2 * TILE * LANES
-        a, b = matmul.rows_times_two_unpacked(zeros, data, work, floats, scale, scale_start, width, source, pitch)
+        a, b = unpacked_matmul.rows_times_two_unpacked(
+            zeros, data, work, floats, scale, scale_start, width, source, pitch
+        )
         r.store_rows(work, sums, LANES, a)
         r.store_rows(work, sums + TILE * LANES, LANES, b)
     elif together == 2:
@@ -140,7 +142,7 @@ def _multiply(data, scale, floats, work, table, control, step, rows, thread, pha
             together = 2 if v.WIDE_REGISTERS and last - block >= 2 else 1
             unpacked = False
             if together == 2 and rows > TILE:  # once for all tiles of rows
-                unpacked = matmul.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
+                unpacked = unpacked_matmul.unpack(data, start, 2 * size, work, sums + 2 * TILE * LANES)
             row = np.int64(0)
             while row < rows:
                 left, at = rows - row, x + _place(data, width, row, pitch)

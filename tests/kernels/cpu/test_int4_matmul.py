@@ -9,7 +9,7 @@ pytest.importorskip("numba", exc_type=ImportError)
 
 import numba
 
-from gptcli.kernels.cpu import block_packing, int4_matmul, int16_matmul, matmul, row_vectors
+from gptcli.kernels.cpu import block_packing, int4_matmul, int16_matmul, matmul, row_vectors, unpacked_matmul
 from gptcli.kernels.cpu.memory_layout import pack, padded
 from gptcli.kernels.cpu.target import INTEGER_PRODUCTS
 from gptcli.model.quantization import Packed, dequantize, quantize
@@ -46,8 +46,8 @@ def products(data: Any, scale: Any, work: Any, rows: int, inputs: int, quantised
     unpacked = sums + 4 * rows * 64
     for half in range(2):
         first, its = 2 * half * block, 2 * half * scales
-        matmul.unpack(data, first, 2 * block, work, unpacked)
-        a, b = matmul.rows_times_two_unpacked(
+        unpacked_matmul.unpack(data, first, 2 * block, work, unpacked)
+        a, b = unpacked_matmul.rows_times_two_unpacked(
             row_vectors.zeros(3), data, work, unpacked, scale, its, inputs, tile, rows
         )
         row_vectors.store_rows(work, sums + 3 * rows * 64 + 32 * half, 64, a)
