@@ -92,6 +92,10 @@ class RecipeConfig:
     grad_clip: float = training(
         1.0, "Largest gradient norm, 0 for no limit.", at_least=0, hint="1.0 is usual, 0 turns it off."
     )
+    average_share: float = training(
+        0.0, "Evaluate and keep the average of the weights over the newest steps, about this share of them all.",
+        at_least=0, below=1, hint="0.1 is usual, 0 turns it off.",
+    )  # fmt: skip
     seed: int = training(123, "Seed of weights, order and dropout; the same seed repeats the run.", common=True)
     init: Init = model_setting("course", "First weights: course (torch's defaults) or gpt2 (std 0.02).")
     dtype: Dtype = training(

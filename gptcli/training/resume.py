@@ -85,6 +85,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     recipe, runtime = _changed_by(began, given), _changed_by(runtime, given)
     if began.for_time is not None and LENGTHS & given.keys():  # it is no longer for a fixed time
         recipe = replace(recipe, for_time=None, cooldown_start=None)
+    runtime.check_with(recipe)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
     corpus: Corpus | ExampleSet

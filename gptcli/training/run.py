@@ -342,9 +342,9 @@ class Run:
         if on_cpu and not self._shards:
             allocator.reuse_freed_memory(expected=memory.resident)
         self.memory_needed = memory.resident + placement.resident_memory() if on_cpu else memory.peak
-        best = memory.gradients if self.plan.validation_windows else 0  # a copy of the best trained weights
+        kept = memory.gradients * (bool(self.plan.validation_windows) + bool(self.recipe.average_share))  # best, mean
         elsewhere = 1 - 1 / self.world.size if self._shards else 0.0
-        self.memory_needed += best - int(elsewhere * (best + memory.weights + memory.optimizer))
+        self.memory_needed += kept - int(elsewhere * (kept + memory.weights + memory.optimizer))
         self.memory_free = placement.available_memory(device)
         self.disk_needed = disk.forecast(self.model_config, self.recipe, self.runtime.keep, adapter)
         self.disk_free = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists())).free

@@ -1,12 +1,12 @@
 """Snapshots: the files from which a run resumes with the same steps as without the interruption.
 
-RUN/training/step-00000120/ is a checkpoint with the weights after 120 steps and up to three more files:
-optimizer.safetensors (the state of the optimizers and of the random number generators), best.safetensors (the weights
-of the best evaluation so far, where they are others) and state.json (progress, settings, text, and a checksum of each
-tensor file). Its directory is written under a hidden name, synced and renamed; then the run's own weights become a hard
-link to the best ones (with --final last to the newest), older snapshots are removed, and last the run's config.json
-names the step: what a killed process had not come to, the one that resumes the run makes up for. So at least one whole
-snapshot exists at any time, and each has the best weights of the steps before it.
+RUN/training/step-00000120/ is a checkpoint with the weights after 120 steps, or their average, and up to three more
+files: optimizer.safetensors (the state of the optimizers and of the random number generators, and beside an average the
+trained weights), best.safetensors (the weights of the best evaluation so far, where they are others) and state.json
+(progress, settings, text, checksums). Its directory is written under a hidden name, synced and renamed; then the run's
+own weights become a hard link to the best ones (with --final last to the newest), older snapshots are removed, and last
+the run's config.json names the step: what a killed process had not come to, the one that resumes the run makes up for.
+So at least one whole snapshot exists at any time, and each has the best weights of the steps before it.
 """
 
 import json
@@ -62,11 +62,11 @@ class Snapshot:
     metrics_bytes: int
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The model's tensors, or those of its adapter, by the model's names and in the shapes of the file."""
+        """The model's tensors or their average, or those of its adapter, by the model's names, in the file's shapes."""
         return _tensors(layout.weights_file(self.path))
 
     def state(self) -> Mapping[str, Tensor]:
-        """The state of the optimizers and of the random number generators; empty at step 0."""
+        """The result of `step.Stepper.state`; empty at step 0."""
         file = self.path / OPTIMIZER
         return MappedTensors(file) if file.exists() else {}
 

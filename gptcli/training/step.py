@@ -22,6 +22,7 @@ from gptcli.training.block_compiler import CompiledBlocks
 from gptcli.training.distributed import ALONE, World
 from gptcli.training.losses import MeanLoss
 from gptcli.training.step_graph import HOST_BOUND, WARM_UP_STEPS, StepGraph
+from gptcli.training.weight_average import TRAINED, WeightAverage
 
 RANDOM = "random"
 
@@ -90,7 +91,7 @@ class Done:
 
 
 class Stepper:
-    """A model with its optimizers, gradient scaler and compiled or captured step.
+    """A model with its optimizers, gradient scaler, compiled or captured step, and the average of its weights.
 
     Args:
         model: on its device; its parameters may be shards (`distributed.shard`).
@@ -103,6 +104,7 @@ class Stepper:
     Attributes:
         is_late: whether to read a step's outcome only after the launch of the next one, so that the GPU never waits
             for the host. Clipping and skipping then run on the device.
+        average: the average of the weights, of every launched step; nothing where the recipe has none.
         notes: lines to report to the user; the caller reads and clears them.
     """
 
@@ -122,6 +124,7 @@ class Stepper:
         self.loss: nn.Module = distributed.wrap(loss or MeanLoss(model), model, world)
         self.is_sharded = distributed.is_sharded(model)
         self.optimizers = optimizers.make_optimizers(model, recipe)
+        self.average = WeightAverage(model, recipe.average_share)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.is_late = (
             model.device.type == "cuda"
@@ -146,16 +149,22 @@ class Stepper:
         Args:
             inputs, targets: (B, T).
             rate: the learning rate.
-            number: the step's in the run; on a CPU it and the seed decide what dropout drops.
+            number: the step's in the run; on a CPU it and the seed decide what dropout drops. The average needs it too.
             total: how many targets have a loss in all processes' parts together; None where every window has as many.
         """
         inputs, targets = (placement.sent(tensor, self.model.device) for tensor in (inputs, targets))
         optimizers.set_rates(self.optimizers, self.recipe, rate, number)
-        if not self.is_late:
+        launched: Launched
+        if self.is_late:
+            launched = self._launch_on_device(inputs, targets, total)
+        else:
             loss = self._gradients(inputs, targets, number, total)
-            result = self._update(loss)
+            launched = Done(self._update(loss))
             self._forget_gradients()
-            return Done(result)
+        self.average.update(number)
+        return launched
+
+    def _launch_on_device(self, inputs: Tensor, targets: Tensor, total: float | None) -> OnDevice:
         self._capture_if_due(inputs, targets)
         self._steps += 1
         if self._graph is not None and self._graph.fits(inputs):
@@ -264,17 +273,21 @@ class Stepper:
             return loss
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors in a checkpoint's format; of shards what this process writes (`distributed.own_rows`)."""
-        if not self.is_sharded:
-            return to_file(self.model)
-        return distributed.own_rows(in_file_form(self.model.config, self.model.state_dict()), self.world)
-
-    def state(self) -> dict[str, Tensor]:
-        """The state of the optimizers and of every GPU's random number generator; every process must call it.
+        """The model's tensors in a checkpoint's format, with the average where there is one.
 
         Of shards it is what this process writes (`distributed.own_rows`).
         """
-        tensors = optimizers.state_tensors(self.model, self.optimizers)
+        if not self.is_sharded:
+            return to_file(self.model, self.model.state_dict() | self.average.mean)
+        return distributed.own_rows(in_file_form(self.model.config, self.model.state_dict()), self.world)
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of the optimizers and of every GPU's random number generator, and the trained weights where
+        `weights` has an average in their place; every process must call it.
+
+        Of shards it is what this process writes (`distributed.own_rows`).
+        """
+        tensors = optimizers.state_tensors(self.model, self.optimizers) | self.average.state()
         if self.model.device.type == "cuda":
             for rank, state in enumerate(self.world.gather(torch.cuda.get_rng_state(self.model.device))):
                 tensors[f"{RANDOM}/cuda/{rank}"] = state
@@ -287,8 +300,12 @@ class Stepper:
         """Restore the results of `weights` and `state`, whole; an empty state gives new optimizers and seeds."""
         self._steps, self._graph = 0, None  # the graph holds addresses of the old optimizer state
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad or name in weights:
+            trained = f"{TRAINED}/{name}"
+            if trained in state:
+                parameter.copy_(state[trained])
+            elif parameter.requires_grad or name in weights:
                 parameter.copy_(placement.placed_like(weights[name], parameter))
+        self.average.take(weights)
         optimizers.load_state_tensors(self.model, self.optimizers, state)
         if scaler:
             self.scaler.load_state_dict(dict(scaler))

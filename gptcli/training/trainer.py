@@ -95,8 +95,9 @@ def train(
 ) -> Iterator[Event]:
     """Train ``model`` in place, by the plan of `make_plan`.
 
-    Between two events the model is in train mode and may be saved or sampled. On a GPU a `Stepped` may be yielded after
-    the next step was launched; an evaluation, an epoch's end and a snapshot wait for every step before them.
+    Between two events the model is in train mode and may be saved or sampled; an average of weights is in it only at an
+    epoch's end. On a GPU a `Stepped` may be yielded after the next step was launched; an evaluation, an epoch's end and
+    a snapshot wait for every step before them.
 
     Args:
         model: on its device, the same in every process, or its shards; those need a ``snapshot`` to take values from.
@@ -169,7 +170,8 @@ class _Run:
                 yield self._evaluate(epoch)
             if ends_epoch:
                 told = time.perf_counter()
-                yield EpochEnded(epoch, self.progress.step)
+                with self.stepper.average.in_model():
+                    yield EpochEnded(epoch, self.progress.step)
                 self.pace.epoch_ended(time.perf_counter() - told)
             if self._save_due():
                 yield from self._finished()
@@ -262,12 +264,13 @@ class _Run:
         started, progress = time.perf_counter(), self.progress
         size = -(-self.plan.batch_size // ((self.runtime.accumulate or 1) * self.world.size))  # the windows of one part
         forward = self.stepper.forward
-        train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
-        val_loss = None
-        if self.validation is not None:
-            val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward, self.scores_rest)
-            if self.world.first_says(progress.rank(train_loss, val_loss)):
-                self.best.keep()
+        with self.stepper.average.in_model():
+            train_loss = mean_loss(self.model, self.windows, self.evaluated[0], size, forward)
+            val_loss = None
+            if self.validation is not None:
+                val_loss = mean_loss(self.model, self.validation, self.evaluated[1], size, forward, self.scores_rest)
+                if self.world.first_says(progress.rank(train_loss, val_loss)):
+                    self.best.keep()
         progress.train_loss, progress.val_loss, progress.evaluated_at = train_loss, val_loss, progress.step
         took = time.perf_counter() - started
         progress.seconds += took
@@ -340,9 +343,8 @@ class _Run:
         return RolledBack(self.progress.step, LOWER_RATE)
 
     def _diverged(self, step: int) -> GptcliError:
-        rate = self.recipe.learning_rate
         kept = " The last good checkpoint is kept." if self.store is not None else ""
         return SettingError(
             f"Loss or gradient is not finite at step {step} and just before: training has diverged.{kept}",
-            f"Lower {{learning_rate}} (now {rate:g}), or add {{warmup_steps}} 100.",
+            f"Lower {{learning_rate}} (now {self.recipe.learning_rate:g}), or add {{warmup_steps}} 100.",
         )

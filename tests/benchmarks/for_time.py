@@ -13,7 +13,8 @@ byte of the part that is held out: of the checkpoint, which has the best weights
   beside the time, what is allowed (the larger of 3 s and 3%), and whether config.toml repeats the run.
   With --burner another process computes on one core from the middle of each run on; 10% are allowed then.
 - --pieces: what each part of the recipe brings: the run of --for, and runs with one part changed (Muon, the momentum
-  that grows, the rate of embeddings), and with two parts that gptcli does not have (training_pieces.py).
+  that grows, the rate of embeddings, the average of weights), and with one that gptcli does not have
+  (training_pieces.py).
 """
 
 import argparse
@@ -43,8 +44,8 @@ CHANGED: dict[str, tuple[Sequence[str], Sequence[object]]] = {
     "AdamW, half the rate": (GPTCLI, ("--optimizer", "adamw", "--learning-rate", "half")),
     "momentum constant": (GPTCLI, ("--momentum-warmup", 0)),
     "embedding rate × 1": (GPTCLI, ("--embedding-rate", 1)),
+    "no averages": (GPTCLI, ("--average-share", 0)),
     "projections from 0": ((str(PIECES), "zero"), ()),
-    "averaged weights": ((str(PIECES), "averages"), ()),
 }
 
 

@@ -41,10 +41,18 @@ def test_a_run_by_the_clock_and_the_file_that_repeats_it(gptcli: Any, story: Pat
     result = gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed")
     assert result.code == 0, result.err
     assert ticking.now == pytest.approx(30, abs=3)
-    for said in ("Vocabulary:", "Model:", "dropout", "steps of 2 windows", "The learning rate falls from step"):
+    for said in (
+        "Vocabulary:",
+        "Model:",
+        "dropout",
+        "steps of 2 windows",
+        "are averaged",
+        "The learning rate falls from step",
+    ):
         assert said in result.err
     settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
     assert "for" not in settings
+    assert settings["average_share"] == 0.1
     assert settings["max_steps"] == settings["cooldown_start"] + math.ceil(0.5 * settings["cooldown_start"])
     assert checkpoint.load(Path("timed")).training["step"] == settings["max_steps"]
     ticking.seconds = 3.0  # of no effect

@@ -50,13 +50,18 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def chosen(
-    machine: Machine, seconds: float = 60, given: frozenset[str] = frozenset(), tokens: int = 10_000, **settings: Any
+    machine: Machine,
+    seconds: float = 60,
+    given: frozenset[str] = frozenset(),
+    tokens: int = 10_000,
+    shard: bool = False,
+    **settings: Any,
 ) -> tuple[GPTConfig, RecipeConfig, RuntimeConfig, list[str]]:
     lines: list[str] = []
     corpus = Corpus(torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens // 9, dtype=torch.int32), tokens, tokens)
     shape = {name: settings.pop(name) for name in list(settings) if name in SHAPE}
     made = Budget(seconds, machine.now, given, lines.append).choose(
-        corpus, ByteTokenizer(), GPTConfig(**shape), RecipeConfig(**settings), RuntimeConfig(threads=1)
+        corpus, ByteTokenizer(), GPTConfig(**shape), RecipeConfig(**settings), RuntimeConfig(threads=1, shard=shard)
     )
     return (*made, lines)
 
@@ -89,6 +94,17 @@ def test_what_is_set_is_not_chosen(machine: Machine) -> None:
     assert (recipe.learning_rate, recipe.batch_size, recipe.context_length, recipe.stride) == (1e-3, 5, 32, 16)
     assert (recipe.optimizer, recipe.weight_decay, recipe.eval_every, recipe.warmup_steps) == ("adamw", 0.0, 7, 3)
     assert (recipe.schedule, recipe.for_time, recipe.cooldown_start) == ("wsd", 60, None)
+
+
+def test_weights_are_averaged_unless_that_is_set_or_they_are_shards(machine: Machine) -> None:
+    _, recipe, _, lines = chosen(machine)
+    assert recipe.average_share == budget.AVERAGE == 0.1
+    assert lines[-1].endswith("in the last 33%, and weights are averaged over the last 10%.")
+    for share in (0.0, 0.3):
+        _, recipe, _, lines = chosen(machine, given=frozenset({"average_share"}), average_share=share)
+        assert recipe.average_share == share
+        assert ("averaged over the last 30%" in lines[-1]) == (share > 0) == ("averaged" in lines[-1])
+    assert chosen(machine, shard=True)[1].average_share == 0
 
 
 def test_the_plan_is_some_lines(machine: Machine) -> None:

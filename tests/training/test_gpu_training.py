@@ -124,6 +124,22 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(graph: bool, monkeypatc
     assert stepper.step(*batches(1)[0], 1e-3).updated
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_average_is_of_the_weights_after_every_step(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not graph:
+        monkeypatch.setattr(stepping, "HOST_BOUND", 0.0)
+    torch.manual_seed(0)
+    model = GPTModel(SHAPE).to(GPU).train()
+    stepper = Stepper(model, RecipeConfig(batch_size=8, average_share=0.5))
+    mean = model.wte.weight.detach().double()
+    for number, batch in enumerate(batches(8)):
+        stepper.launch(*batch, 1e-2, number)
+        mean = mean.lerp(model.wte.weight.detach().double(), 1 / (0.5 * number + 1))
+        with stepper.average.in_model():
+            torch.testing.assert_close(model.wte.weight.double(), mean, rtol=1e-5, atol=1e-6)
+    assert (stepper._graph is not None) == graph
+
+
 def test_dropout_in_a_graph_differs_from_step_to_step_and_comes_back_with_the_random_state() -> None:
     torch.manual_seed(0)
     model = GPTModel(SHAPE.with_changes(drop_rate=0.3)).to(GPU).train()
