@@ -6,31 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import Ticking
 
 from gptcli.checkpoints import checkpoint
-from gptcli.cli import clock
-from gptcli.training import budget, trainer
+from gptcli.training import budget
 
 SMALL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 1, "--batch-size", 2, "--threads", 1)
 
 
-class Ticking:
-    """A clock that goes on by so many seconds with every look at it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.now = seconds, 0.0
-
-    def perf_counter(self) -> float:
-        self.now += self.seconds
-        return self.now
-
-
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
-    made = Ticking(0.05)
-    for module in (budget, trainer, clock):
-        monkeypatch.setattr(module, "time", made)
-    return made
+    return Ticking.replacing(monkeypatch)
 
 
 def weights(run: str) -> bytes:
