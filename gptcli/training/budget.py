@@ -93,8 +93,8 @@ class Budget:
             )
         if "schedule" in self.given and recipe.schedule in ("cosine", "linear"):
             raise SettingError(
-                f"{{for_time}} cannot be combined with {{schedule}} {recipe.schedule}, whose rates depend on the number of "
-                "steps: the time decides it.",
+                f"{{for_time}} cannot be combined with {{schedule}} {recipe.schedule}, whose rates depend on the "
+                "number of steps: the time decides it.",
                 "Leave {schedule} out (it is then wsd), or give {max_steps} in place of {for_time}.",
             )
         if init_from is not None:
