@@ -225,7 +225,7 @@ def test_the_names_that_installers_are_given_exist() -> None:
 def test_what_installs(tmp_path: Path, line: str) -> None:
     """An installer's line in a fresh environment, without a network: what gptcli requires is this environment's.
 
-    pipx makes an environment and calls pip, as is done here; the backend that builds the wheel is that of `make package`.
+    pipx makes an environment and calls pip, as is done here. The wheel's backend is the one that `make package` calls.
     """
     pytest.importorskip("hatchling", reason="it builds the wheel; the extra dev has it")
     clone, venv = tmp_path / "clone", tmp_path / ".venv"
