@@ -38,9 +38,8 @@ def _hint(path: Path, source: str) -> str:
         return f"Did you mean {elsewhere}?"
     if (layout.ROOT / path / layout.CONFIG).is_file():
         run = layout.ROOT / path
-        return (
-            f"{run} is a checkpoint: --checkpoint {quoted(source)} opens it, --resume {quoted(source)} resumes its run."
-        )
+        name = quoted(source)
+        return f"{run} is a checkpoint: gptcli evaluate TEXT --checkpoint {name}, or gptcli train --resume {name}"
     if len(source.split()) > 3:
         return "If this is the text itself, put it into a file, or send it and give - as the name."
     folder = path.parent

@@ -183,4 +183,4 @@ def test_a_text_that_no_file_can_be_named_is_a_text(gptcli: Any, text: str) -> N
 
 def test_a_checkpoint_among_the_texts(gptcli: Any, diary: Path, story: Path) -> None:
     result = gptcli("evaluate", "story.txt", "--checkpoint", "my diary", "my diary")
-    result.assert_user_error("No such file: my diary", '--checkpoint "my diary" opens it', "resumes its run")
+    result.assert_user_error("No such file: my diary", 'gptcli evaluate TEXT --checkpoint "my diary", or')
