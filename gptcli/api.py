@@ -59,7 +59,7 @@ def load(
         (16, True)
         >>> gptcli.load("checkpoints/dem")
         Traceback (most recent call last):
-        gptcli.errors.GptcliError: There is no checkpoint checkpoints/dem, neither there nor under checkpoints/.
+        gptcli.errors.GptcliError: There is no checkpoint checkpoints/dem, and none of that name under checkpoints/.
         Did you mean demo? There are: demo.
     """
     from gptcli.checkpoints import layout

@@ -1,5 +1,6 @@
 """What a user did wrong, and what to do now."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -53,3 +54,15 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     listed = ", ".join(known)
     return f"Did you mean {close[0]}? There are: {listed}." if close else f"Choose one of: {listed}."
+
+
+def quoted(word: str) -> str:
+    """One word of a command line, as a shell takes it."""
+    import shlex  # light commands need neither
+    import subprocess
+
+    if shlex.quote(word) == word:
+        return word
+    if not set(word) & set('"$`\\!%'):
+        return f'"{word}"'
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)

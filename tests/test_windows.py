@@ -16,6 +16,7 @@ import pytest
 import torch
 from models import tiny_checkpoint
 
+from gptcli import errors
 from gptcli.checkpoints import atomic, checkpoint, overwrite, run_lock
 from gptcli.checkpoints.safetensors_file import read_tensors, write_tensors
 from gptcli.cli import main, render, stopping, streams
@@ -139,7 +140,7 @@ def test_a_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch, code: int, has_
 
 
 def test_words_are_quoted_for_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, render)
+    without(monkeypatch, errors)
     assert render.quoted("a b") == '"a b"'
     assert render.quoted('say "hi"') == r'"say \"hi\""'
 

@@ -105,7 +105,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     file = path / ADAPTER_CONFIG
     if not file.is_file():
         raise GptcliError(
-            f"{path} is no adapter: it has no {file.name}.", "gptcli finetune makes one, and so does PEFT."
+            f"{path} is no adapter: it has no {file.name}.", "gptcli finetune --train lora makes one, and so does PEFT."
         )
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))

@@ -25,6 +25,13 @@ SETTINGS = "config.toml"  # of the training run
 EVENT_FILES = "tensorboard"
 SNAPSHOTS, OPTIMIZER, STATE = "training", "optimizer.safetensors", "state.json"
 BEST_WEIGHTS = "best.safetensors"  # in a snapshot: those of the best evaluation, where they are not its own
+# OpenAI's sizes -> what follows "gpt2" in other names of them: parameters as they are counted now, and as they were.
+GPT2_NAMES = {
+    "small": ("", "124m", "117m"),
+    "medium": ("355m", "345m"),
+    "large": ("774m", "762m"),
+    "xl": ("1558m", "1542m", "1.5b"),
+}
 FORMAT = 1  # version of a checkpoint's layout; from version 2 on, config.json has it under "gptcli"
 
 
@@ -48,10 +55,29 @@ def find(name: Path | str | None = None) -> Path:
         return path
     if (ROOT / path).exists():
         return ROOT / path
-    hint = nearest(path.name, [p.name for p in known]) if known else MAKE_ONE
+    names = [p.name for p in known]
+    hint, size = nearest(path.name, names) if known else MAKE_ONE, gpt2_size(path.name)
+    if size is not None and f"gpt2-{size}" not in names:
+        hint = f"Load OpenAI's weights first: gptcli load-gpt2 --size {size}"
+    elif size is not None:
+        hint = f"Did you mean gpt2-{size}?"
     if weights_file(Path(path.name)).is_file():
         hint = f"Did you mean {path.name}?"
-    raise GptcliError(f"There is no checkpoint {name}, neither there nor under {ROOT}{os.sep}.", hint)
+    raise GptcliError(f"There is no checkpoint {name}, and none of that name under {ROOT}{os.sep}.", hint)
+
+
+def is_there(name: str) -> bool:
+    """Whether there is a checkpoint of that name, here or under checkpoints/."""
+    try:
+        return any(weights_file(folder / name).is_file() for folder in (Path(), ROOT))
+    except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
+def gpt2_size(name: str) -> str | None:
+    """The size of OpenAI's that a name means: small, gpt2, gpt2-small, openai-community/gpt2, 124M; or None."""
+    word = name.rpartition("/")[2].lower().removeprefix("gpt2").strip("-_ ()")
+    return next((size for size, names in GPT2_NAMES.items() if word in (size, *names)), None)
 
 
 def known_paths(*names: str) -> set[Path]:

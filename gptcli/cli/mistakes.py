@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from gptcli.checkpoints import layout
 from gptcli.cli import render
 from gptcli.errors import GptcliError
 
@@ -50,6 +51,7 @@ OPTIONS_MEANT = {
     **dict.fromkeys(("--samples", "--n"), ("--num-samples",)),
     **dict.fromkeys(("--continue",), ("--resume",)),
 }
+TYPOGRAPHIC = "“”„‟«»‘’"
 TEXT_OPTIONS = ("--text", "--texts", "--file", "--data", "--dataset", "--input", "--prompt")
 
 
@@ -75,13 +77,24 @@ def explained(error: typer.TyperException, words: Sequence[str], commands: Mappi
     extra = re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message, re.DOTALL)
     if extra and context is not None:
         return _too_many(extra[1], words, context)
+    lacking = re.fullmatch(r"Missing argument '(\w+)(?:\.\.\.)?'", message)
+    if lacking and context is not None:
+        places = [
+            place.metavar or place.name.upper()
+            for place in context.command.params
+            if place.param_type_name == "argument"
+        ]
+        return GptcliError(f"{command} lacks its {lacking[1].lower()}.", f"In this order: {command} {' '.join(places)}")
     kind = re.search(r"Invalid value for '?(.+?)'?: Input should be a valid (integer|number)", message)
     names = getattr(getattr(error, "param", None), "opts", [])
     given = [value for name, value in pairwise(words) if name in names]
     given += [word.partition("=")[2] for word in words if word.partition("=")[0] in names and "=" in word]
     if kind and given:
-        what = "a whole number" if kind[2] == "integer" else "a number"
-        return GptcliError(f"{kind[1]} is {given[-1]!r}, not {what}.", f"See: {command} --help")
+        what, name = "a whole number" if kind[2] == "integer" else "a number", kind[1].split("'")[0]  # '--lr' / '-l'
+        with_point = given[-1].replace(",", ".")
+        is_decimal = kind[2] == "number" and re.fullmatch(r"-?\d+\.\d+", with_point)
+        hint = f"With a point: {name} {with_point}" if is_decimal else f"See: {command} --help"
+        return GptcliError(f"{name} is {given[-1]!r}, not {what}.", hint)
     if given and given[-1] not in message:
         message += f": {given[-1]!r}"
     return GptcliError(message if message.endswith("?") else f"{message}.", f"See: {command} --help")
@@ -116,6 +129,9 @@ def _no_option(
         return GptcliError(
             f"{option} stands before the command {later}.", f"Options follow their command: gptcli {later} {option} …"
         )
+    for word in (word.partition("=")[0] for word in words if word.startswith(option)):
+        if not option.startswith("--") and f"-{word}" in known:
+            return GptcliError(f"{command} has no option {word}.", f"Did you mean -{word}? {see}")
     wrong = f"{command} has no option {option}."
     value = next((value for name, value in pairwise(words) if name == option), None)
     takes_text = command.split()[-1] in ("train", "evaluate", "prepare", "generate", "tokenize", "train-tokenizer")
@@ -138,12 +154,54 @@ def _too_many(extra: str, words: Sequence[str], context: Any) -> GptcliError:
     takes_text = len(places) == 1 and places[0].name in ("prompt", "text")
     first = context.params.get(places[0].name) if takes_text else None
     if not isinstance(first, str):
-        return GptcliError(f"{command} does not take so many words: {extra}.", f"See: {command} --help")
+        meant = _weights_meant(extra) if command == "gptcli load-gpt2" else None
+        hint = f"Did you mean {command} {meant}?" if meant else f"See: {command} --help"
+        return GptcliError(f"{command} does not take so many words: {extra}.", hint)
     what = places[0].name
+    option, value = _option_before(extra, words)
+    name = f"{value} {extra}"
+    if value is not None and (len(first.split()) > 1 or layout.is_there(name)):
+        line = " ".join(["gptcli", *map(render.quoted, _in_quotes(words, value, extra))])
+        return GptcliError(f"{extra} follows {option} {value}, which takes one word.", f"Put a name in quotes: {line}")
+    if layout.is_there(extra) and "--checkpoint" in _options(context):
+        line = " ".join(["gptcli", *map(render.quoted, _as_an_option(words, extra, "--checkpoint"))])
+        return GptcliError(f"{command} takes one {what}, and {extra} is a second.", f"To use the checkpoint: {line}")
+    plain = f"{first} {extra}".strip(TYPOGRAPHIC)
+    if plain != f"{first} {extra}":
+        line = " ".join(
+            ["gptcli", *(render.quoted(word.strip(TYPOGRAPHIC)) for word in _in_quotes(words, first, extra))]
+        )
+        return GptcliError(
+            f"The quotes around the {what} are typographic, and a shell does not know them.",
+            f"Straight ones: {line}",
+        )
     line = " ".join(["gptcli", *map(render.quoted, _in_quotes(words, first, extra))])
     return GptcliError(
         f"The {what} has several words and no quotes around them: {first} {extra}.", f"Put the {what} in quotes: {line}"
     )
+
+
+def _weights_meant(word: str) -> str | None:
+    """The option of load-gpt2 that ``word`` was meant for."""
+    if Path(word).exists():
+        return f"--from {render.quoted(word)}"
+    size = layout.gpt2_size(word)
+    return f"--size {size}" if size else None
+
+
+def _option_before(extra: str, words: Sequence[str]) -> tuple[str, str | None]:
+    """The option, and its value, that ``extra`` follows."""
+    for option, value, word in zip(words, words[1:], words[2:], strict=False):
+        if option.startswith("-") and not value.startswith("-") and extra.split()[0] == word and "=" not in option:
+            return option, value
+    return "", None
+
+
+def _as_an_option(words: Sequence[str], extra: str, option: str) -> list[str]:
+    """``words`` with ``option`` before ``extra``, as one word."""
+    count = 1 if extra in words else len(extra.split())
+    first = words.index(extra if count == 1 else extra.split()[0])
+    return [*words[:first], option, extra, *words[first + count :]]
 
 
 def _in_quotes(words: Sequence[str], first: str, extra: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Options that several commands share: one name, one meaning, one default everywhere."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -113,6 +114,9 @@ def read_text(text: str | None, file: Path | None, what: str) -> str:
             raise GptcliError(error.message, "Save it as UTF-8 first.") from error  # there is no --encoding here
     if text is None:
         raise GptcliError(f"There is no {what}.", "Give it in quotes, with --file FILE, or - for stdin.")
+    with suppress(OSError, ValueError):  # no name that a file can have
+        if Path(text).is_file():
+            render.note(f"This {what} is the name of a file; --file {render.quoted(text)} reads the file.")
     return check_text(text, f"The {what}")
 
 

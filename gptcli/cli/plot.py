@@ -29,8 +29,8 @@ def plot(
 ) -> None:
     """Draw the losses of several runs in one picture and in the terminal.
 
-    Each run is judged by its validation loss, or by its training loss where it has no other. --metric draws something
-    else: mfu, for one, is the share of the device's peak that training made use of.
+    Each run is judged by its validation loss, or by its training loss where it has no other. --metric draws another
+    column: mfu is the share of the device's peak rate that training used.
     """
     if len(runs) > MOST_RUNS:
         raise GptcliError(f"There are {len(runs)} runs, but only {MOST_RUNS} letters.", "Draw fewer at once.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.errors import GptcliError
+from gptcli.errors import quoted as quoted
 
 
 @dataclass
@@ -245,18 +246,6 @@ def progress(
 def _moves(stream: Any) -> bool:
     """Whether ``stream`` is a terminal whose last line can be written again."""
     return bool(stream.isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
-
-
-def quoted(word: str) -> str:
-    """One word of a command line, as a shell takes it."""
-    import shlex
-    import subprocess
-
-    if shlex.quote(word) == word:
-        return word
-    if not set(word) & set('"$`\\!%'):
-        return f'"{word}"'
-    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
 
 
 def human_bytes(count: float) -> str:

@@ -2,14 +2,13 @@
 
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from difflib import SequenceMatcher, get_close_matches
 from itertools import islice
 from pathlib import Path
 
 from gptcli.checkpoints import layout
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, quoted
 
 DEPTH = 2  # how many folders down a file of the same name is looked for
 MOST_FOLDERS = 300
@@ -27,7 +26,7 @@ def no_such_file(source: str) -> GptcliError:
         target = re.sub(r"[^\w.-]", "", last) or "text.txt"
         return GptcliError(
             f"{source} is an address, and texts are read from files.",
-            f"Fetch it first: curl -L -o {target} {shlex.quote(source)}",
+            f"Fetch it first: curl -L -o {target} {quoted(source)}",
         )
     shown = source if len(source) <= 200 else source[:60] + "…"
     return GptcliError(f"No such file: {shown}", _hint(Path(source), source))
@@ -39,7 +38,8 @@ def _hint(path: Path, source: str) -> str:
         return f"Did you mean {elsewhere}?"
     if (layout.ROOT / path / layout.CONFIG).is_file():
         run = layout.ROOT / path
-        return f"{run} is a checkpoint; to resume its run: gptcli train --resume {run}"
+        name = quoted(source)
+        return f"{run} is a checkpoint: gptcli evaluate TEXT --checkpoint {name}, or gptcli train --resume {name}"
     if len(source.split()) > 3:
         return "If this is the text itself, put it into a file, or send it and give - as the name."
     folder = path.parent

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
@@ -14,7 +13,7 @@ from typing import Any
 from gptcli.data import documents
 from gptcli.data.documents import Document
 from gptcli.data.text_decoding import PACKED, plain_newlines
-from gptcli.errors import GptcliError, SettingError
+from gptcli.errors import GptcliError, SettingError, quoted
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -87,7 +86,7 @@ def refuse_rows(texts: Sequence[str], field: str | None = None) -> None:
     found = next((text for text in texts if is_rows(text) and not Path(text).is_dir()), None)
     if found is None or field is not None:
         return
-    name = shlex.quote(found)
+    name = quoted(found)
     one = f"; one field as running text: gptcli prepare {name} --field NAME --out FOLDER" if ".jsonl" in found else ""
     raise GptcliError(
         f"{found} has rows of examples in it, not running text.",

@@ -85,12 +85,18 @@ class Budget:
         """Seconds that are left for training."""
         return self.started + self.seconds - time.perf_counter() - CLOSING
 
-    def check(self, init_from: Path | None, processes: int) -> None:
+    def check(self, recipe: RecipeConfig, init_from: Path | None, processes: int) -> None:
         """Raise SettingError for settings that contradict a fixed time."""
         for name in sorted(CONTRADICTIONS & set(self.given)):
             raise SettingError(
                 f"{{for_time}} cannot be combined with {{{name}}}: the time decides how many steps there are.",
                 "Leave one of the two out.",
+            )
+        if "schedule" in self.given and recipe.schedule in ("cosine", "linear"):
+            raise SettingError(
+                f"{{for_time}} cannot be combined with {{schedule}} {recipe.schedule}, whose rates depend on the "
+                "number of steps: the time decides it.",
+                "Leave {schedule} out (it is then wsd), or give {max_steps} in place of {for_time}.",
             )
         if init_from is not None:
             raise SettingError(

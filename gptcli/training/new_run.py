@@ -72,7 +72,7 @@ def new_run(
         rows.refuse_rows(texts.texts)
         documents.find(texts.texts)  # a text that is not there is told before a run that is
     if budget is not None:
-        budget.check(origin_path, world.size)
+        budget.check(recipe, origin_path, world.size)
     inputs = input_paths(texts.texts) + ([origin_path] if origin_path is not None else [])
     instead = f"Resume it (gptcli train --resume {path})" if is_worth_resuming(path) else ""
     overwrite.check_output(path, force=force, inputs=inputs, instead=instead)

@@ -227,12 +227,13 @@ def learning_rate(recipe: RecipeConfig, step: int, schedule_steps: int) -> float
     """The learning rate of ``step`` (from 0): linear warm-up, then constant, cosine or linear decay, or wsd.
 
     The decay ends after ``schedule_steps`` steps at ``min_learning_rate``, which is a tenth of the peak unless given.
-    wsd (warm-up, stable, decay; Hu et al., 2024) is constant up to its cooldown, which is linear.
+    wsd (warm-up, stable, decay; Hu et al., 2024) is constant up to its cooldown, which is linear. In a run for a fixed
+    time it is constant until the clock has decided where the cooldown begins: the planned steps are an estimate.
     """
     peak = recipe.learning_rate
     if step < recipe.warmup_steps:
         return peak * (step + 1) / recipe.warmup_steps
-    if recipe.schedule == "constant":
+    if recipe.schedule == "constant" or (recipe.for_time is not None and recipe.cooldown_start is None):
         return peak
     lowest = peak / 10 if recipe.min_learning_rate is None else recipe.min_learning_rate
     if recipe.schedule == "wsd":

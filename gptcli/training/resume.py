@@ -1,6 +1,5 @@
 """Resume a run from its newest snapshot, and refuse texts and settings that differ from the run's own."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ from gptcli.data.dataset import Corpus
 from gptcli.data.examples import ExampleSet
 from gptcli.data.open import Callbacks, TextOptions, cache_beside, open_texts
 from gptcli.device.resources import usable_cpus
-from gptcli.errors import GptcliError, SettingError
+from gptcli.errors import GptcliError, SettingError, quoted
 from gptcli.model.dropout_mask import MASKS
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.choice import Choice, choose
@@ -67,6 +66,10 @@ def resumed(
                 "Leave one of the two out.",
             )
     path = checkpoint.find(run)
+    if path.is_file():
+        its = layout.ROOT / path.stem
+        known = f"Its run: gptcli train --resume {quoted(str(its))}" if its.is_dir() else ""
+        raise GptcliError(f"{path} is a file, not a run.", known or "gptcli checkpoints lists the runs.")
     snapshots.check_resumable(path)
     with run_lock.held(path) if world.is_first else nullcontext() as no_locks:
         if no_locks is not None:
@@ -103,7 +106,7 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     ended = progress.ended(recipe, plan.total_steps)
     is_complete = snapshots.is_published(path, snapshot) and not calibration.is_due(path, corpus)
     if ended is not None and is_complete:
-        name = shlex.quote(str(path))
+        name = quoted(str(path))
         again = f"gptcli train --resume {name}" if finetune is None else f"gptcli finetune --resume {name}"
         more = (f"--{name.replace('_', '-')} {value}" for name, value in progress.to_go_on(recipe, plan).items())
         raise GptcliError(

@@ -6,31 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import Ticking
 
 from gptcli.checkpoints import checkpoint
-from gptcli.cli import clock
-from gptcli.training import budget, trainer
+from gptcli.training import budget
 
 SMALL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 1, "--batch-size", 2, "--threads", 1)
 
 
-class Ticking:
-    """A clock that goes on by so many seconds with every look at it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.now = seconds, 0.0
-
-    def perf_counter(self) -> float:
-        self.now += self.seconds
-        return self.now
-
-
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
-    made = Ticking(0.05)
-    for module in (budget, trainer, clock):
-        monkeypatch.setattr(module, "time", made)
-    return made
+    return Ticking.replacing(monkeypatch)
 
 
 def weights(run: str) -> bytes:
@@ -64,6 +50,26 @@ def test_a_run_by_the_clock_and_the_file_that_repeats_it(gptcli: Any, story: Pat
     over = gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed")
     over.assert_user_error("timed exists already", "Choose another folder, or replace it with --force")
     assert "--resume" not in over.err  # it has had its time
+
+
+def test_a_machine_that_gets_faster_trains_on_at_the_full_rate(
+    gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured while other programs run, a step may seem to take many times as long as it then takes."""
+    measure = budget.Budget._measure
+
+    def measured_slower(*args: Any) -> budget.Measured:
+        found = measure(*args)
+        return budget.Measured(found.config, found.speed / 20)
+
+    monkeypatch.setattr(budget.Budget, "_measure", measured_slower)
+    assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed").code == 0
+    start = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))["cooldown_start"]
+    rates = {row["learning_rate"] for row in checkpoint.read_metrics(Path("timed")) if 20 < row["step"] < start}
+    assert len(rates) == 1
+    assert min(rates) > 0
+    assert gptcli("train", "--config", "timed/config.toml", "--out", "again").code == 0
+    assert weights("timed") == weights("again")
 
 
 def test_a_width_alone_gets_heads_that_divide_it(gptcli: Any, story: Path, ticking: Ticking) -> None:
@@ -110,6 +116,8 @@ def test_a_run_that_was_stopped_keeps_its_remaining_time(
         (("--for", "30s", "--max-steps", 5), ("--for cannot be combined with --max-steps", "Leave one")),
         (("--for", "30s", "--max-time", "40s"), ("--for cannot be combined with --max-time", "Leave one")),
         (("--for", "30s", "--epochs", 3), ("--for cannot be combined with --epochs", "Leave one")),
+        (("--for", "30s", "--schedule", "cosine"), ("--schedule cosine, whose rates depend on", "it is then wsd")),
+        (("--for", "30s", "--schedule", "linear"), ("--schedule linear, whose rates depend on", "--max-steps")),
         (("--for", "30s", "--resume", "run"), ("--for cannot be combined with --resume", "Leave one")),
         (("--for", "30s", "--init-from", "run"), ("--for cannot be combined with --init-from", "--max-time")),
         (("--for", "30s", "--tokenizer", "bpe:4096"), ("The text has pairs", "Ask for at most")),

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import tiny_checkpoint
 from runs import TINY
+
+from gptcli.cli import render
 
 MISTAKES = [
     ("generate Once upon a time", ["no quotes", 'gptcli generate "Once upon a time"']),
@@ -38,6 +41,30 @@ MISTAKES = [
     ("train story.txt --epochs many", ["--epochs is 'many', not a whole number"]),
     ("train story.txt --epochs=many", ["--epochs is 'many', not a whole number"]),
     ("story.txt", ["not a command", "gptcli train story.txt"]),
+    ("train story.txt -size tiny", ["no option -size", "Did you mean --size?"]),
+    ("train story.txt -for 30s", ["no option -for", "Did you mean --for?"]),
+    ("generate hi --temperature hot", ["Error: --temperature is 'hot', not a number.", "gptcli generate --help"]),
+    ("generate hi --temperature 0,7", ["--temperature is '0,7', not a number", "With a point: --temperature 0.7"]),
+    ("train story.txt --lr 1,5", ["--learning-rate is '1,5', not a number", "With a point: --learning-rate 1.5"]),
+    ("train story.txt --epochs 1,5", ["not a whole number", "gptcli train --help"]),
+    ("generate “The sea” -n 5", ["are typographic", 'Straight ones: gptcli generate "The sea" -n 5']),
+    ("load-gpt2 small", ["Did you mean gptcli load-gpt2 --size small?"]),
+    ("load-gpt2 gpt2-medium", ["Did you mean gptcli load-gpt2 --size medium?"]),
+    ("load-gpt2 story.txt", ["Did you mean gptcli load-gpt2 --from story.txt?"]),
+    ("load-gpt2 mine", ["does not take so many words: mine", "gptcli load-gpt2 --help"]),
+    ("load-gpt2 --size 124M", ["no GPT-2 of size '124M'", "Did you mean small?"]),
+    ("load-gpt2 --size gpt2-xl", ["Did you mean xl?"]),
+    ("load-gpt2 --from story.txt", ["story.txt holds text, and no weights", "gptcli train story.txt"]),
+    ("train story.txt --init-from gpt2-small", ["no checkpoint gpt2-small", "first: gptcli load-gpt2 --size small"]),
+    ("generate hi -c gpt2-medium", ["no checkpoint gpt2-medium", "gptcli load-gpt2 --size medium"]),
+    (
+        "export run --format gguf",
+        ["gptcli export lacks its directory.", "In this order: gptcli export CHECKPOINT DIRECTORY"],
+    ),
+    ("quantize", ["gptcli quantize lacks its checkpoint.", "In this order: gptcli quantize CHECKPOINT"]),
+    ("merge", ["gptcli merge lacks its adapter.", "In this order: gptcli merge ADAPTER"]),
+    ("plot", ["gptcli plot lacks its run", "In this order: gptcli plot RUN"]),
+    ("train --resume story.txt", ["story.txt is a file, not a run", "gptcli checkpoints lists"]),
 ]
 FAR = ["xqzwv", "train --xqzwv story.txt", "generate hi --xqzwv", "-z"]
 
@@ -101,3 +128,59 @@ def test_a_package_that_is_not_installed(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         "Error: torch is not installed.", "gptcli doctor lists what is missing and how to get it."
     ]  # fmt: skip
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    """A checkpoint whose name has a space."""
+    return tiny_checkpoint(tmp_path / "checkpoints" / "my diary")
+
+
+def test_a_name_with_a_space_and_no_quotes_after_an_option(gptcli: Any, diary: Path) -> None:
+    for prompt in ("On Monday", "Monday"):
+        result = gptcli("generate", prompt, "--checkpoint", "my", "diary", "-n", 5)
+        line = f'gptcli generate {render.quoted(prompt)} --checkpoint "my diary" -n 5'
+        result.assert_user_error("diary follows --checkpoint my, which takes one word", f"Put a name in quotes: {line}")
+
+
+def test_a_checkpoint_without_its_option(gptcli: Any, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "checkpoints" / "run")
+    for prompt in ("Every effort", "Monday"):
+        result = gptcli("inspect-attn", prompt, "run")
+        line = f"gptcli inspect-attn {render.quoted(prompt)} --checkpoint run"
+        result.assert_user_error("takes one text, and run is a second", f"To use the checkpoint: {line}")
+
+
+def test_a_name_of_gpt2s_means_the_checkpoint_that_is_there(gptcli: Any, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "checkpoints" / "gpt2-small")
+    for name in ("gpt2", "124M", "openai-community/gpt2"):
+        gptcli("generate", "hi", "-c", name).assert_user_error("Did you mean gpt2-small?")
+    gptcli("generate", "hi", "-c", "gpt3").assert_user_error("Choose one of: gpt2-small.")
+
+
+def test_a_prompt_that_is_the_name_of_a_file_is_noted(gptcli: Any, diary: Path, story: Path) -> None:
+    for command in ("generate", "inspect-logits", "tokenize"):
+        what = "prompt" if command == "generate" else "text"
+        result = gptcli(command, "story.txt", "-c", "my diary")
+        assert result.code == 0, result.err
+        assert f"This {what} is the name of a file; --file story.txt reads the file." in result.err
+        assert "name of a file" not in gptcli(command, "story", "-c", "my diary").err
+
+
+def test_a_run_whose_text_was_given_to_resume(gptcli: Any, diary: Path, tmp_path: Path) -> None:
+    (tmp_path / "my diary.txt").write_text("Monday.", encoding="utf-8")
+    result = gptcli("train", "--resume", "my diary.txt")
+    result.assert_user_error(
+        "my diary.txt is a file, not a run", f'Its run: gptcli train --resume "{diary.relative_to(tmp_path)}"'
+    )
+
+
+@pytest.mark.parametrize("text", ["wörter " * 60, "a" * 300, "ü" * 200])
+def test_a_text_that_no_file_can_be_named_is_a_text(gptcli: Any, text: str) -> None:
+    assert gptcli("tokenize", text).code == 0
+    gptcli("tokenize", "a", *text.split(), "b").assert_user_error("no quotes around them")
+
+
+def test_a_checkpoint_among_the_texts(gptcli: Any, diary: Path, story: Path) -> None:
+    result = gptcli("evaluate", "story.txt", "--checkpoint", "my diary", "my diary")
+    result.assert_user_error("No such file: my diary", 'gptcli evaluate TEXT --checkpoint "my diary", or')

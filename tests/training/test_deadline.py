@@ -81,3 +81,9 @@ def test_by_hand_the_cooldown_ends_with_the_schedule() -> None:
     recipe = RecipeConfig(schedule="wsd", max_steps=90, cooldown_share=0.5)
     assert cooldown(recipe, 90) == (60, 30)
     assert not is_undecided(recipe)
+
+
+@pytest.mark.parametrize("step", [5, 6, 50, 5_000])
+def test_until_the_clock_decides_the_rate_is_constant_however_few_steps_were_expected(step: int) -> None:
+    assert learning_rate(RECIPE, step, schedule_steps=6) == 1.0
+    assert learning_rate(decided(RECIPE, 6_000), step, schedule_steps=9_000) == 1.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gptcli.checkpoints.formats import course, hf, llm_c, nanogpt, openai_tf
 from gptcli.checkpoints.formats.source import Source, read_pickle
-from gptcli.errors import GptcliError, SettingError
+from gptcli.errors import GptcliError, SettingError, quoted
 
 
 def read(path: Path) -> Source:
@@ -35,7 +35,16 @@ def read(path: Path) -> Source:
                 return course.read(path, values)
     if path.name.endswith(".index.json") or (path.parent / hf.CONFIG).is_file():
         return hf.read_directory(path.parent, path)
+    if _is_text(path):
+        raise GptcliError(f"{path} holds text, and no weights.", f"To train on it: gptcli train {quoted(str(path))}")
     return hf.read_lone_file(path)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the file begins as a text does; a safetensors file has zeros in its first 8 bytes."""
+    with path.open("rb") as opened:
+        start = opened.read(8)
+    return len(start) == 8 and all(byte >= 0x20 or byte in b"\t\n\r" for byte in start)
 
 
 def _read_directory(directory: Path) -> Source:

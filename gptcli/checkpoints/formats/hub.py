@@ -28,6 +28,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 from huggingface_hub.utils.logging import set_verbosity_error
 
+from gptcli.checkpoints import layout
 from gptcli.checkpoints.formats import hf
 from gptcli.errors import GptcliError, nearest
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
@@ -67,7 +68,9 @@ class _Request:
 def pinned(size: str) -> tuple[str, str]:
     """The repository and commit of one of OpenAI's four models; raises GptcliError for another ``size``."""
     if size not in PINNED:
-        raise GptcliError(f"There is no GPT-2 of size {size!r}.", nearest(size, PINNED))
+        meant = layout.gpt2_size(size)
+        hint = f"Did you mean {meant}? There are: {', '.join(PINNED)}." if meant else nearest(size, PINNED)
+        raise GptcliError(f"There is no GPT-2 of size {size!r}.", hint)
     return PINNED[size]
 
 

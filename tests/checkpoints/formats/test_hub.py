@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from foreign import CONFIG, random_tensors, write_hf
-from hub_server import COMMIT, Hub, serve
+from hub_server import COMMIT, Hub, serve, serve_as_the_hub
 
 from gptcli import convert, tokenizers
 from gptcli.checkpoints import checkpoint
@@ -39,15 +39,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants, file_download
-
-    folder = write_hf(tmp_path / "served")
-    with serve(Hub(folder, REPO)) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, file_download):
-            if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
-                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with serve(Hub(write_hf(tmp_path / "served"), REPO)) as running:
+        serve_as_the_hub(running, cache, monkeypatch)
         yield running
 
 
