@@ -52,7 +52,7 @@ AVERAGE = 0.1  # share of the steps; lower held-out losses than without in 19 of
 STEPS = 400  # at least; more tokens of text and of time make larger steps up to STEP_TOKENS, then more steps
 STEP_TOKENS = 1_024, 16_384
 EVALUATIONS = 20
-EVALUATED, FEW = 0.002, 1_000  # share of the run's tokens that an evaluation reads of each part; tokens it always may
+EVALUATED, FEW = 0.005, 1_000  # share of the run's tokens that an evaluation reads of each part; tokens it always may
 EVALUATING, FORWARD = 0.06, 1 / 3  # most share of the time that evaluations take; of a forward pass in a step
 
 

@@ -27,8 +27,9 @@ from gptcli.training.distributed import World
 from gptcli.training.run import Run
 
 # In format 2 a folder's READMEs are no texts, and an evaluation of the whole validation part scores its short last
-# window as well; runs that began before go on as they were.
-SOURCE_FORMAT = 2
+# window as well. In format 3 an evaluation of a share of that part reads windows from all over it, not the first ones.
+# Runs that began before go on as they were.
+SOURCE_FORMAT = 3
 
 
 def new_run(

@@ -105,16 +105,19 @@ def _validation_windows(corpus: Corpus, recipe: RecipeConfig) -> Windows | None:
 
 
 def evaluation_windows(
-    windows: Batches, validation: Batches | None, recipe: RecipeConfig, batch_size: int
+    windows: Batches, validation: Batches | None, recipe: RecipeConfig, batch_size: int, spread: bool = True
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """The numbers of the train and validation windows of every evaluation: fixed, so that losses are comparable."""
+    """The numbers of the train and validation windows of every evaluation: fixed, so that losses are comparable.
+
+    Windows of the whole validation text, or without ``spread`` the first ones: neighbours are much alike.
+    """
     count = recipe.eval_batches * batch_size
     train = windows.order(recipe.seed, 0)[:count]
     if isinstance(validation, Examples | Pairs):
         return train, validation.by_length() if recipe.eval_all else validation.order(recipe.seed, 0)[:count]
     validation_count = len(validation) if validation else 0
-    held_out = range(validation_count if recipe.eval_all else min(count, validation_count))
-    return train, held_out
+    count = validation_count if recipe.eval_all else min(count, validation_count)
+    return train, [i * validation_count // count for i in range(count)] if spread else range(count)
 
 
 def changed_horizon(before: Plan, after: Plan, recipe: RecipeConfig, step: int, factor: float = 1.0) -> str | None:

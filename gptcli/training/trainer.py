@@ -323,13 +323,14 @@ class _Run:
         self.progress = Progress.of(snapshot.progress)
         self.saved_at = self.progress.step
         self._begin_cooldown(self.progress.cooldown_start)
-        if "format" not in snapshot.facts.get("source", {"format": 0}):  # a run that began before they were scored
-            self.scores_rest = False
+        made_by = snapshot.facts.get("source", {"format": 0}).get("format", 1)  # see new_run.SOURCE_FORMAT
+        self.scores_rest &= made_by != 1
+        spread, size = made_by not in (1, 2), self.plan.batch_size
+        self.evaluated = evaluation_windows(self.windows, self.validation, self.recipe, size, spread)
         self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
         best = snapshot.best_weights(self.progress.best.step) if self.progress.best is not None else None
         self.best.take(best)
-        if best is None:
-            self.progress.best = None
+        self.progress.best = None if best is None else self.progress.best
         if self.store is not None and self.world.is_first:
             self.store.cut_metrics(snapshot)
 
