@@ -244,8 +244,7 @@ class _Run:
         self.stepper.notes.clear()
 
     def _mfu(self) -> float | None:
-        peak = self.tokens_per_second_at_peak
-        return self.pace.tokens_per_second / peak if peak else None
+        return self.pace.tokens_per_second / peak if (peak := self.tokens_per_second_at_peak) else None
 
     def _seconds_left(self) -> float | None:
         plan, recipe = self.plan, self.recipe
@@ -325,8 +324,8 @@ class _Run:
         self._begin_cooldown(self.progress.cooldown_start)
         made_by = snapshot.facts.get("source", {"format": 0}).get("format", 1)  # see new_run.SOURCE_FORMAT
         self.scores_rest &= made_by != 1
-        spread, size = made_by not in (1, 2), self.plan.batch_size
-        self.evaluated = evaluation_windows(self.windows, self.validation, self.recipe, size, spread)
+        if made_by in (1, 2):
+            self.evaluated = evaluation_windows(self.windows, self.validation, self.recipe, self.plan.batch_size, False)
         self.stepper.restore(snapshot.weights(), snapshot.state(), snapshot.scaler)
         best = snapshot.best_weights(self.progress.best.step) if self.progress.best is not None else None
         self.best.take(best)
