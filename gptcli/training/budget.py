@@ -46,7 +46,6 @@ CONTRADICTIONS = {"epochs", "max_steps", "max_time", "schedule_steps", "cooldown
 # cooldown that begins at once still ends within a tenth of it. 0.75 gave the same losses on three texts.
 COOLDOWN = 0.5
 DROPOUT = 0.1  # at most; 0.3 was worse in six comparisons on texts of 20 kB, and better in one
-EMBEDDING_RATE = 2.0
 AVERAGE = 0.1  # share of the steps; lower held-out losses than without in 19 of 19 runs, by 0.001 to 0.024 bits a byte
 
 STEPS = 400  # at least; more tokens of text and of time make larger steps up to STEP_TOKENS, then more steps
@@ -148,7 +147,7 @@ class Budget:
         self._compile()
         base = base.with_changes(vocab_size=tokenizer.vocab_size)
         recipe = self._set(recipe, schedule="wsd", cooldown_share=COOLDOWN, min_learning_rate=0.0, init="gpt2")
-        recipe = self._set(recipe, optimizer="muon", beta2=0.95, embedding_rate=EMBEDDING_RATE)
+        recipe = self._set(recipe, optimizer="muon", beta2=0.95)
         recipe = self._set(recipe, average_share=0.0 if runtime.shard else AVERAGE)
         length = context_length(tokens, documents=max(1, len(corpus.documents)))
         recipe = self._set(recipe, context_length=length)

@@ -43,7 +43,7 @@ CHANGED: dict[str, tuple[Sequence[str], Sequence[object]]] = {
     "AdamW, not Muon": (GPTCLI, ("--optimizer", "adamw")),
     "AdamW, half the rate": (GPTCLI, ("--optimizer", "adamw", "--learning-rate", "half")),
     "momentum constant": (GPTCLI, ("--momentum-warmup", 0)),
-    "embedding rate × 1": (GPTCLI, ("--embedding-rate", 1)),
+    "embedding rate × 2": (GPTCLI, ("--embedding-rate", 2)),
     "no averages": (GPTCLI, ("--average-share", 0)),
     "projections from 0": ((str(PIECES), "zero"), ()),
 }
