@@ -14,6 +14,7 @@ from gptcli import __version__
 from gptcli.cli import mistakes, next_steps, render, settings_command, streams
 from gptcli.cli.clock import command_clock
 from gptcli.cli.lazy import LazyCommand
+from gptcli.device import resources
 from gptcli.device.allocator import out_of_memory
 from gptcli.errors import GptcliError
 
@@ -120,6 +121,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     atexit.register(gc.freeze)  # a last search for garbage among a million objects of torch takes a second
     command_clock.begin(of_process=args is None)
+    if args is None:
+        resources.let_waiting_threads_sleep()
     render.verbosity.reset()
     render.use_utf8()
     with streams.guarded():

@@ -128,3 +128,17 @@ print(placement.set_threads(None))
         env=environment,
     )  # fmt: skip
     assert run.stdout.split() == ["1", "1", "1", "False", "1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_of_the_command_wait_as_the_environment_says_or_sleep_soon(
+    given: dict[str, str], found: str | None
+) -> None:
+    code = "import sys; sys.argv[1:] = ['--version']; from gptcli.__main__ import run; run(); import os; "
+    code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment | given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{found} False"
