@@ -151,7 +151,7 @@ def every_command() -> Iterator[str]:
         yield from (line.replace("COMMAND", name) for name in (names if "COMMAND" in line else [""]))
 
 
-@pytest.mark.parametrize("line", every_command())
+@pytest.mark.parametrize("line", [*every_command()])
 def test_every_command_runs(gptcli: Any, workplace: Path, request: pytest.FixtureRequest, line: str) -> None:
     result = run_line(gptcli, line, request)
     if "1.5" in line:  # the mistake that the README shows

@@ -7,6 +7,7 @@ measured again, so that the measurement can be done in pieces (--seconds). FILE.
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -49,7 +50,7 @@ def measured(shape: GPTConfig, work: str, repetitions: int, threads: int) -> Ite
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Rates beside their limits, and the share of the limit, over the number of parameters."""
+    """Rates beside their limits, and the share of the limit where a rate is below it, over the number of parameters."""
     from matplotlib.ticker import EngFormatter
 
     figure = pictures.new_figure(11, 8)
@@ -60,7 +61,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             sizes, color = [row["parameters"] for row in line], f"C{number}"
             rates.plot(sizes, [row["rate"] for row in line], "o-", color=color, label=label)
             rates.plot(sizes, [row["limit"] for row in line], "--", color=color, label=f"limit of {label}")
-            shares.plot(sizes, [row["fraction"] for row in line], "o-", color=color, label=label)
+            below = [row["fraction"] if row["fraction"] <= 1 else math.nan for row in line]  # caches hold small models
+            shares.plot(sizes, below, "o-", color=color, label=label)
         for axes, what in ((rates, "tokens/s"), (shares, "share of the limit")):
             axes.set(xscale="log", xlabel="parameters", ylabel=what, title=f"{work}: {what}")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -68,7 +70,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             axes.legend()
         rates.set_yscale("log")
         rates.yaxis.set_major_formatter(EngFormatter(sep=""))
-        shares.set_ylim(0, 1.2)
+        shares.set_ylim(0, 1.1)
     pictures.save(figure, file)
 
 
