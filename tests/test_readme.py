@@ -167,6 +167,8 @@ def test_every_command_runs(gptcli: Any, workplace: Path, request: pytest.Fixtur
 
 def recipe_of(line: str, folder: Path) -> list[str]:
     """What a line of make's would run where nothing is installed yet."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
     words = [*shlex.split(line), "--dry-run", f"VENV={folder / '.venv'}"]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
