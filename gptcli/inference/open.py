@@ -32,16 +32,16 @@ class Choice:
 
 
 def obstacle(config: GPTConfig) -> str | None:
-    """Why the CPU kernels cannot run a model of this shape on this machine, or None."""
-    return _hindrance("cpu", "float32", config) or _compilers_reason()
+    """Why the CPU kernels cannot run a model of this shape on this machine, in all precisions, or None."""
+    return _hindrance("cpu", "float32", config) or _compilers_reason("float32", "int8", "int4")
 
 
-def _compilers_reason() -> str | None:
-    """Why numba cannot be used, or None, also where the kernels need no compilation."""
+def _compilers_reason(*kinds: str) -> str | None:
+    """Why numba cannot be used, or None, also where the kernels of these kinds need no compilation."""
     try:
         from gptcli.kernels.cpu import compile_cache
 
-        if compile_cache.is_kept("float32"):
+        if all(map(compile_cache.is_kept, kinds)):
             return None
     except Exception:  # without a numba, or with a damaged one
         return numba_reason()
@@ -69,7 +69,7 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
         raise SettingError(f"There is no {{engine}} {engine!r}.", nearest(engine, ENGINES))
     if engine == "torch":
         return Choice("torch", "asked for")
-    hindrance = _hindrance(device, dtype, config, compiled) or _compilers_reason()
+    hindrance = _hindrance(device, dtype, config, compiled) or _compilers_reason("float32")
     if engine == "cpu":
         if hindrance:
             raise SettingError(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from models import tiny_checkpoint
 
+from gptcli.config.model import GPTConfig
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -59,3 +61,17 @@ def test_bad_input_stays_two_lines(gptcli: Any, monkeypatch: pytest.MonkeyPatch,
     good = gptcli("generate", "a", "-c", "run", "--device", "cpu", "-n", 2)
     assert good.code == 0
     assert good.err.splitlines()[0] == "The torch engine is used: numba is not installed."
+
+
+def test_without_numba_bench_needs_the_kernels_of_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """generate needs those of one, and asks for others once it knows the weights."""
+    from gptcli.inference.open import choose_engine, obstacle
+
+    kept = {"float32"}
+    monkeypatch.setattr("gptcli.inference.open.numba_reason", lambda: "numba is not installed")
+    monkeypatch.setattr("gptcli.kernels.cpu.compile_cache.is_kept", lambda what: what in kept)
+    config = GPTConfig(emb_dim=16, n_heads=2, n_layers=1)
+    assert obstacle(config) == "numba is not installed"
+    assert choose_engine("auto", "cpu", "float32", config).engine == "cpu"
+    kept |= {"int8", "int4"}
+    assert obstacle(config) is None
