@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TEXT, TINY
+from runs import TEXT, TINY, killed_after
 
 import gptcli as api
 from gptcli.checkpoints import checkpoint
@@ -84,12 +84,7 @@ def test_killed_between_the_best_evaluation_and_the_next_save(gptcli: Any, story
     assert gptcli("train", story, *UP_AND_DOWN, "--save-every", 1, "--keep", 30, "--out", "whole").code == 0
     evaluated = best_row("whole")["step"] + 1
     for saved in (evaluated - 1, evaluated + 1):  # the last save is before or after that evaluation
-        shutil.copytree("whole", "run")
-        for path in Path("run/training").iterdir():
-            if path.name > f"step-{saved:08d}":
-                shutil.rmtree(path)
-        Path("run/model.safetensors").unlink()
-        shutil.copy(newest("run") / "model.safetensors", "run")
+        killed_after(saved, "whole", "run")
         result = gptcli("train", "--resume", "run")
         assert result.code == 0, result.err
         for name in ("model.safetensors", "optimizer.safetensors", "best.safetensors"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import tiny_config, tiny_model
-from runs import TEXT, TINY
+from runs import TEXT, TINY, killed_after
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -255,12 +255,7 @@ def test_killed_and_resumed_is_undisturbed_to_the_byte(gptcli: Any, story: Path)
     assert gptcli("train", story, *options, "--out", "whole").code == 0
     best = min(checkpoint.read_metrics(Path("whole")), key=lambda row: row["val_loss"])["step"] + 1
     for saved in (0, 1, 7, best - 1, best, best + 1, 39):
-        shutil.copytree("whole", "run")
-        for path in Path("run/training").iterdir():
-            if path.name > f"step-{saved:08d}":
-                shutil.rmtree(path)
-        Path("run/model.safetensors").unlink()
-        shutil.copy(newest("run") / "model.safetensors", "run")
+        killed_after(saved, "whole", "run")
         result = gptcli("train", "--resume", "run")
         assert result.code == 0, result.err
         for name in FILES:
