@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,8 +86,12 @@ def _shape(checkpoint: Path | None, checkpoint_option: Path | None, size: str | 
         raise GptcliError(
             f"Both a checkpoint ({path}) and --size {size} are given.", "A checkpoint has its size; leave one out."
         )
-    from gptcli.checkpoints.layout import find, is_adapter, read_config
+    from gptcli.checkpoints.layout import ROOT, find, gpt2_size, is_adapter, read_config
 
+    if not (path.exists() or (ROOT / path).exists()):
+        close = gpt2_size(path.name) or next(iter(get_close_matches(path.name.lower(), cost.SIZES, n=1)), None)
+        if close is not None:
+            raise GptcliError(f"There is no checkpoint {path}.", f"To count a size: gptcli count-params --size {close}")
     found = find(path)
     if is_adapter(found):
         from gptcli.checkpoints.adapter_file import read

@@ -92,6 +92,7 @@ def evaluate(
     placement = devices.place(compute)
     if scored.task is None:
         from gptcli.data import documents, text_record
+        from gptcli.data.rows import refuse_rows
         from gptcli.evaluation.text_results import remarks
 
         if plot is not None:
@@ -100,6 +101,7 @@ def evaluate(
             first = options.find_model(checkpoint[0] if checkpoint else None, adapter)
             found = text_record.open_part(first[1] or first[0], perplexity.part)
         else:
+            refuse_rows(given, use="If it has a task's items, name the task: --task lambada, choices or cloze")
             found = documents.read_documents(given, encoding=perplexity.encoding, errors=perplexity.errors)
         results = [
             _measure(loaded, found, perplexity, placement, observe=plot is not None)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gptcli.cli import options, render, settings_command, training_view
+from gptcli.cli import mistakes, options, render, settings_command, training_view
 from gptcli.cli.train import OF_THIS_PROCESS, callbacks, go_on, run_name, world
 from gptcli.config.finetune import FINETUNE_RUNTIME, FinetuneConfig
 from gptcli.config.runtime import RuntimeConfig
@@ -56,6 +56,7 @@ def finetune(
         raise GptcliError(
             "There are no examples to train on.", "Give a file of them; see gptcli finetune --help for its forms."
         )
+    mistakes.refuse_option_names(texts, context)
     if init_from is None:
         raise GptcliError(
             "There is no checkpoint to fine-tune.",

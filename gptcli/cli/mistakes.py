@@ -100,6 +100,17 @@ def explained(error: typer.TyperException, words: Sequence[str], commands: Mappi
     return GptcliError(message if message.endswith("?") else f"{message}.", f"See: {command} --help")
 
 
+def refuse_option_names(texts: Sequence[str], context: typer.Context) -> None:
+    """Raise GptcliError for a text that is an option's name without its dashes, and no file."""
+    known = _options(context)
+    for word, value in zip(texts, [*texts[1:], ""], strict=True):
+        if f"--{word}" in known and not Path(word).exists():
+            raise GptcliError(
+                f"{word} is an option, and there is no file of that name.",
+                f"With its dashes: --{word}{f' {render.quoted(value)}' if value else ''}",
+            )
+
+
 def _no_command(words: Sequence[str], commands: Mapping[str, Any]) -> GptcliError:
     word = next(word for word in words if not word.startswith("-") and word not in commands)
     rest = [each for each in words[words.index(word) + 1 :] if each in commands]

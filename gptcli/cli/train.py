@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options, prepare, render, settings_command, training_view
+from gptcli.cli import mistakes, options, prepare, render, settings_command, training_view
 from gptcli.cli.clock import command_clock
 from gptcli.config.fields import as_dict
 from gptcli.config.model import PRESET_RATES, PRESETS, GPTConfig, ShapeChanges
@@ -108,6 +108,7 @@ def train(
         raise GptcliError(
             "There is no text to train on.", "Give a file, a folder, or - for stdin; see gptcli train --help."
         )
+    mistakes.refuse_option_names(texts, context)
     shape = as_dict(model)
     changes = COURSE_MODEL | {name: value for name, value in shape.items() if value is not None}
     if recipe.for_time is not None:

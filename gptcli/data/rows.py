@@ -20,6 +20,7 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 ROW_SUFFIXES = JSON_SUFFIXES + TABLE_SUFFIXES
 SUFFIXES = (*documents.SUFFIXES, *ROW_SUFFIXES)
 DELIMITERS = (",", ";", "\t", "|")
+FINETUNE = "Fine-tune on them: gptcli finetune {file} --init-from CHECKPOINT"
 _SHOWN = 10  # names that a message lists
 _SPACE = re.compile(r"\s*")
 
@@ -81,8 +82,12 @@ def read(document: Document, on_bad: Callable[[BadRowError], None]) -> Iterator[
             yield row
 
 
-def refuse_rows(texts: Sequence[str], field: str | None = None) -> None:
-    """Raise GptcliError for a file of rows, whose braces and commas are no running text; ``field`` reads .jsonl."""
+def refuse_rows(texts: Sequence[str], field: str | None = None, use: str = FINETUNE) -> None:
+    """Raise GptcliError for a file of rows, whose braces and commas are no running text; ``field`` reads .jsonl.
+
+    Args:
+        use: what can be done with {file} as it is.
+    """
     found = next((text for text in texts if is_rows(text) and not Path(text).is_dir()), None)
     if found is None or field is not None:
         return
@@ -90,7 +95,7 @@ def refuse_rows(texts: Sequence[str], field: str | None = None) -> None:
     one = f"; one field as running text: gptcli prepare {name} --field NAME --out FOLDER" if ".jsonl" in found else ""
     raise GptcliError(
         f"{found} has rows of examples in it, not running text.",
-        f"Fine-tune on them: gptcli finetune {name} --init-from CHECKPOINT{one}",
+        f"{use.format(file=name)}{one}",
     )
 
 

@@ -64,6 +64,14 @@ MISTAKES = [
     ("quantize", ["gptcli quantize lacks its checkpoint.", "In this order: gptcli quantize CHECKPOINT"]),
     ("merge", ["gptcli merge lacks its adapter.", "In this order: gptcli merge ADAPTER"]),
     ("plot", ["gptcli plot lacks its run", "In this order: gptcli plot RUN"]),
+    ("train story.txt for 30s", ["for is an option", "no file of that name", "With its dashes: --for 30s"]),
+    ("train story.txt for", ["for is an option", "With its dashes: --for"]),
+    ("finetune story.txt init-from run", ["init-from is an option", "With its dashes: --init-from run"]),
+    ("count-params smal", ["no checkpoint smal", "gptcli count-params --size small"]),
+    ("count-params gpt2-xl", ["no checkpoint gpt2-xl", "gptcli count-params --size xl"]),
+    ("count-params mine", ["no checkpoint mine"]),
+    ("evaluate pairs.jsonl -c run", ["pairs.jsonl has rows", "name the task: --task", "--field NAME"]),
+    ("evaluate story.txt pairs.csv -c run", ["pairs.csv has rows", "name the task: --task"]),
     ("train --resume story.txt", ["story.txt is a file, not a run", "gptcli checkpoints lists"]),
 ]
 FAR = ["xqzwv", "train --xqzwv story.txt", "generate hi --xqzwv", "-z"]
