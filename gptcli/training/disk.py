@@ -43,7 +43,8 @@ def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int, adapter: LoRACo
 
 
 def prune(run: Path) -> int:
-    """Remove what only resuming needs: all snapshots but the newest, whose weights stay if they are not the run's own.
+    """Remove what only resuming needs: all snapshots but the newest, whose weights, last and best, stay if they are not
+    the run's own.
 
     Returns:
         the bytes that this freed.
@@ -74,9 +75,11 @@ def prune(run: Path) -> int:
 
 
 def _prune_newest(run: Path, folder: Path) -> None:
-    last = weights_file(folder)
-    if last.exists() and not last.samefile(weights_file(run)):
-        for name in (STATE, OPTIMIZER, BEST_WEIGHTS):
+    ours, last, best = weights_file(run), weights_file(folder), folder / BEST_WEIGHTS
+    lasts_are_ours = not last.exists() or last.samefile(ours)
+    bests_are_ours = not best.exists() or best.samefile(ours)
+    if not (lasts_are_ours and bests_are_ours):
+        for name in (STATE, OPTIMIZER, *([BEST_WEIGHTS] if bests_are_ours else [])):
             (folder / name).unlink(missing_ok=True)
         return
     shutil.rmtree(folder)

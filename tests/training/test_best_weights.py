@@ -241,8 +241,12 @@ def test_prune_gives_the_room_back_and_keeps_best_and_last(gptcli: Any, story: P
     gptcli("train", "--resume", "run").assert_user_error("no snapshot of a training run", "--init-from run")
     assert snapshots._steps(Path("run"))
     assert gptcli("train", story, *UP_AND_DOWN, "--final", "last", "--out", "last").code == 0
-    assert gptcli("checkpoints", "last", "--prune").code == 0
-    assert not Path("last/training").exists()
+    assert root("last") == last
+    for _ in range(2):  # the second removes nothing more
+        assert gptcli("checkpoints", "last", "--prune").code == 0
+        assert (newest("last") / "best.safetensors").read_bytes() == best
+        assert root("last") == last
+    assert not any(Path("last").rglob("optimizer.safetensors"))
     gptcli("checkpoints", "--prune").assert_user_error("takes the name of one run")
 
 
