@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from gptcli.tokenizers.gpt2 import WHITE_SPACE, byte_letters
+from gptcli.tokenizers.text import without_surrogates
 
 Pair = tuple[int, int]
 
@@ -37,7 +38,7 @@ def merges(pieces: Iterable[str], count: int, min_frequency: int) -> list[tuple[
         count: tokens beside the 256 bytes.
         min_frequency: how often a pair must occur to be merged.
     """
-    words = Counter(word for piece in pieces for word in _pattern().findall(piece))
+    words = Counter(word for piece in pieces for word in _pattern().findall(without_surrogates(piece)))
     letters = byte_letters()
     names = sorted(letters.values())
     number = {letter: place for place, letter in enumerate(names)}

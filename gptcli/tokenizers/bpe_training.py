@@ -7,6 +7,7 @@ from typing import Any
 
 from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers.bpe import BPETokenizer
+from gptcli.tokenizers.text import without_surrogates
 
 SMALLEST = 257  # the 256 bytes and <|endoftext|>
 LARGEST = 1_000_000
@@ -64,7 +65,7 @@ def train(pieces: Iterable[str], vocab_size: int, min_frequency: int = MIN_FREQU
         initial_alphabet=theirs.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(map(_without_surrogates, pieces), trainer)
+    tokenizer.train_from_iterator(map(without_surrogates, pieces), trainer)
     merges = [
         tuple(merge.split(" ") if isinstance(merge, str) else merge)
         for merge in json.loads(tokenizer.to_str())["model"]["merges"]
@@ -77,12 +78,3 @@ def train(pieces: Iterable[str], vocab_size: int, min_frequency: int = MIN_FREQU
             f"Ask for at most {reached:,}, or give a longer text.",
         )
     return BPETokenizer.of_merges(merges)
-
-
-def _without_surrogates(text: str) -> str:
-    """``text`` as `BPETokenizer.encode` reads it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

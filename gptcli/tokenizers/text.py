@@ -25,11 +25,20 @@ def encode_with_special(
 
 
 def to_utf8(text: str) -> bytes:
-    """``text`` in UTF-8, which cannot encode surrogates: a pair becomes its character, a lone surrogate U+FFFD."""
+    """``text`` in UTF-8, which cannot encode surrogates: see `without_surrogates`."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
+        return without_surrogates(text).encode("utf-8")
+
+
+def without_surrogates(text: str) -> str:
+    """``text`` with the character of a pair of surrogates in its place, and U+FFFD in that of a lone one."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def printable(piece: bytes | str) -> str:

@@ -47,3 +47,9 @@ def test_a_tokenizer_of_them_decodes_what_it_encodes() -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert len(ids) < len(text) / 2
+
+
+def test_a_lone_surrogate_counts_as_what_it_is_encoded_as() -> None:
+    text = "caf\ud800 caf\ufffd \ud83d\ude00 " * 9
+    expected = bpe_merges.merges(["caf\ufffd caf\ufffd \U0001f600 " * 9], 30, 2)
+    assert bpe_merges.merges([text], 30, 2) == expected
