@@ -21,7 +21,8 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
     from gptcli.checkpoints import checkpoint, layout
     from gptcli.device.placement import peak_memory
 
-    if stop.number is not None:
+    is_stopped = stop.number is not None and not run.has_ended
+    if is_stopped:
         render.warn(f"Stopped by {stop.name} after step {run.step} of {run.plan.total_steps}. To resume it:")
         command = "train" if run.finetune is None else "finetune"
         render.note(f"  gptcli {command} --resume {render.quoted(str(run.path))}")
@@ -33,7 +34,7 @@ def print_end(run: "Run", stop: Stop, speed: str) -> None:
         render.note(f"{speed} ({most}), counting {each} FLOPs a parameter and token.")
     training = layout.read_config(run.path)[1]["training"]
     rows = checkpoint.read_metrics(run.path) if (run.path / layout.METRICS).exists() else []
-    for line in [best_line(run, training, rows), "" if stop.number is not None else advice(run, training, rows)]:
+    for line in [best_line(run, training, rows), "" if is_stopped else advice(run, training, rows)]:
         if line:
             render.note(line)
     peak_bytes = render.human_bytes(peak_memory(run.placement.device))

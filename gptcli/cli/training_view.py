@@ -44,7 +44,7 @@ def show(run: "Run") -> None:
             subscribers += [] if sampler is None else [sampler]
             run.train(subscribers, stop.asked, lambda: stop.is_urgent)
         print_end(run, stop, bar.speed)
-    if stop.number is not None:
+    if stop.number is not None and not run.has_ended:
         raise typer.Exit(128 + stop.number)
 
 
@@ -103,6 +103,7 @@ class ProgressBar:
             self.bar.update(event.step - self.step)
             self.step = event.step
             share = f"{event.rate_factor:g} of its learning rate"
+            self.plan, self.bar.total = self.run.plan, self.run.plan.total_steps
             self.say(f"Training has diverged: the run goes back to the snapshot after step {event.step}, with {share}.")
         elif isinstance(event, events.Evaluated):
             validation = f", Val loss {event.val_loss:.3f}" if event.val_loss is not None else ""
@@ -111,7 +112,8 @@ class ProgressBar:
         elif isinstance(event, events.CooldownBegan):
             self.plan = self.run.plan
             self.bar.total = event.total_steps
-            self.say(f"The learning rate falls from step {event.step:,} on; the run ends after {event.total_steps:,}.")
+            falls = f"The learning rate falls from step {event.step:,} on; the" * (self.run.recipe.schedule == "wsd")
+            self.say(f"{falls or 'The'} run ends after {event.total_steps:,} steps.")
         elif isinstance(event, events.Noted):
             self.say(event.text)
 

@@ -12,17 +12,22 @@ from gptcli.data.dataset import Corpus, make_corpus, open_prepared
 from gptcli.data.prepare import Preparation, Request
 from gptcli.data.text_decoding import PACKED
 from gptcli.data.text_record import document_records, sha256, split_characters
-from gptcli.data.tokenizer_training import in_pieces, train_bpe
+from gptcli.data.tokenizer_training import first_characters, in_pieces, train_bpe
 from gptcli.device.resources import usable_cpus
 from gptcli.errors import GptcliError, SettingError
 from gptcli.tokenizers import Tokenizer, bpe_training
 from gptcli.tokenizers.choice import Choice, choose
+from gptcli.tokenizers.text import END_OF_TEXT, to_utf8
 
 # Bytes of text above which tokens are written to shards first. In memory, each token (about 4 bytes of text) takes 36
 # bytes as a Python int, and one thread encodes the text twice: at this size, half a gigabyte and half a minute.
 LARGE = 64_000_000
+MOST_COUNTED = 16_000_000  # characters of a large text on which its vocabulary is trained
 MOST_NAMES = 8  # files that a line lists
 PACKED_IN = 4  # estimated ratio of a text's size to its compressed size
+
+
+TrainTokenizer = Callable[[Sequence[str], int], Tokenizer]  # of texts, or their beginning, and of their bytes in all
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def open_texts(
     replace: bool,
     processes: int,
     advice: str | None = None,
-    trained: Callable[[Sequence[str]], Tokenizer] | None = None,
+    trained: TrainTokenizer | None = None,
 ) -> tuple[Corpus, Tokenizer, list[str]]:
     """The tokens, the tokenizer, and the absolute paths (or ``-``) by which a resumed run opens the texts again.
 
@@ -91,7 +96,8 @@ def open_texts(
         replace: whether a cache of other texts may be replaced.
         processes: number of processes that open these texts; with more than one, none writes shards.
         advice: the hint where the cache holds other texts; None for one that names --out and --force.
-        trained: makes the tokenizer of texts in memory, where none is given, from their training part.
+        trained: makes the tokenizer, where none is given, from the training part of the texts, of a large one from its
+            first `MOST_COUNTED` characters.
 
     Raises:
         GptcliError: a text cannot be read; a folder of shards is incomplete or has another tokenizer.
@@ -102,7 +108,10 @@ def open_texts(
     folder = prepared_folder(options.texts)
     if folder is None and tokenizer is None and new.vocab_size is not None:
         bpe_training.library()  # before the texts are read
+    trained = trained if chosen is None else None
     if folder is None and _size(options) > LARGE:
+        if tokenizer is None and trained is not None and "-" not in options.texts:  # stdin is read only once
+            tokenizer = trained(_split(_beginning(options), options), int(options.train_share * _size(options)))
         preparation = _preparation(options, new, tokenizer, cache, replace, advice)
         if processes > 1 and preparation.state != "finished":
             raise GptcliError(
@@ -118,8 +127,7 @@ def open_texts(
         corpus, its_tokenizer = _open_prepared(folder, options.train_share, chosen, tokenizer)
         names = [str(folder.absolute())]
     else:
-        train = trained if chosen is None else None
-        corpus, its_tokenizer = _read(options, new, tokenizer, callbacks.report, train)
+        corpus, its_tokenizer = _read(options, new, tokenizer, callbacks.report, trained)
         names = [text if text == "-" else str(Path(text).absolute()) for text in options.texts]
     for line in corpus.notes:
         callbacks.warn(line)
@@ -172,7 +180,7 @@ def _size(options: TextOptions) -> int:
 
 def _read(
     options: TextOptions, new: Choice, tokenizer: Tokenizer | None, report: Callable[[str], None],
-    trained: Callable[[Sequence[str]], Tokenizer] | None,
+    trained: TrainTokenizer | None,
 ) -> tuple[Corpus, Tokenizer]:  # fmt: skip
     found = documents.find(options.texts, readmes=options.readmes)
     for source in found:
@@ -181,7 +189,8 @@ def _read(
     read = documents.read_documents(found, encoding=options.encoding, errors=options.errors)
     texts = [document.text for document in read]
     if tokenizer is None and trained is not None:
-        tokenizer = trained(split_characters(texts, options.train_share)[0])
+        seen, _ = split_characters(texts, options.train_share)
+        tokenizer = trained(_split(seen, options), sum(len(to_utf8(text)) for text in seen))
     elif tokenizer is None and new.vocab_size is not None:
         seen, _ = split_characters(texts, options.train_share)
         tokenizer = train_bpe(in_pieces(seen), new.vocab_size, allow_special=options.allow_special)
@@ -190,6 +199,23 @@ def _read(
     share = 1.0 if len(corpus.train) == corpus.tokens else options.train_share  # all of a short text trains
     sums = tuple(sha256(part) for part in split_characters(texts, share))
     return dataclasses.replace(corpus, documents=document_records(read, share), sums=sums), tokenizer
+
+
+def _beginning(options: TextOptions) -> list[str]:
+    """The first `MOST_COUNTED` characters of the texts."""
+    found = documents.find(options.texts, readmes=options.readmes)
+    stream = documents.stream(found, encoding=options.encoding, errors=options.errors)
+    texts: list[list[str]] = []
+    for begins, piece in first_characters(((begins, piece) for _, begins, piece in stream), MOST_COUNTED):
+        if begins:
+            texts.append([])
+        texts[-1].append(piece)
+    return ["".join(pieces) for pieces in texts]
+
+
+def _split(texts: Sequence[str], options: TextOptions) -> list[str]:
+    """``texts`` without the special tokens in them."""
+    return [part for text in texts for part in (text.split(END_OF_TEXT) if options.allow_special else [text])]
 
 
 def _listed(source: documents.Found) -> str:

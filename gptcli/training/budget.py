@@ -17,6 +17,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
 from gptcli.data.dataset import Corpus
+from gptcli.data.open import MOST_COUNTED
 from gptcli.device import placement
 from gptcli.errors import GptcliError, SettingError
 from gptcli.kernels.cpu import train_kernels
@@ -27,10 +28,10 @@ from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.bpe_training import MIN_FREQUENCY, SMALLEST
 from gptcli.training.deadline import CLOSING
 from gptcli.training.step import Stepper
+from gptcli.training.trouble import suited_rate
 
 LEAST_TOKENS = 64  # a text of fewer is no text to learn from
 VOCABULARY = 5.5, 512, 32_768  # tokens for the root of the number of bytes; the fewest and the most
-MOST_COUNTED = 16_000_000  # characters on which the vocabulary is trained
 
 WINDOWS = (10_000_000, 256), (20_000, 128), (0, 64)  # more tokens of text than; longest window
 
@@ -40,7 +41,7 @@ TOKENS_A_PARAMETER = 0.5  # trained on, at least, or the next smaller shape is b
 PARAMETERS = 12_000.0  # at most, for the root of the number of training tokens
 MEASURE = 0.03, 3.0  # share of the time and most seconds that measuring one shape takes
 
-CONTRADICTIONS = {"epochs", "max_steps", "max_time", "schedule_steps", "cooldown_start"}
+CONTRADICTIONS = {"epochs", "max_steps", "max_time", "early_stop", "schedule_steps", "cooldown_start"}
 
 # Of the steps before it. Not more: where another process takes half of the machine from the middle of the time on, a
 # cooldown that begins at once still ends within a tenth of it. 0.75 gave the same losses on three texts.
@@ -108,13 +109,16 @@ class Budget:
                 "Give {max_time} in its place, or train in one process.",
             )
 
-    def tokenizer(self, texts: Sequence[str]) -> Tokenizer:
+    def tokenizer(self, texts: Sequence[str], size: int) -> Tokenizer:
         """Byte-level BPE of the training texts' own, whatever packages are installed.
+
+        Args:
+            texts: all, or their beginning.
+            size: bytes of all.
 
         Raises:
             GptcliError: the text is too short.
         """
-        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
         if size < LEAST_TOKENS:
             raise too_short(size, "bytes")
         wanted = vocabulary_size(size)
@@ -144,7 +148,7 @@ class Budget:
                 "are left to train.",
                 "Give it more time, or encode the text first: gptcli prepare TEXT --out FOLDER",
             )
-        self._compile()
+        self._compile(recipe, runtime)
         base = base.with_changes(vocab_size=tokenizer.vocab_size)
         recipe = self._set(recipe, schedule="wsd", cooldown_share=COOLDOWN, min_learning_rate=0.0, init="gpt2")
         recipe = self._set(recipe, optimizer="muon", beta2=0.95)
@@ -165,8 +169,12 @@ class Budget:
         """``config`` with these values, where the user has not given others."""
         return replace(config, **{name: value for name, value in values.items() if name not in self.given})
 
-    def _compile(self) -> None:
-        """Compile the kernels, once a machine: that time does not count."""
+    def _compile(self, recipe: RecipeConfig, runtime: RuntimeConfig) -> None:
+        """Compile the kernels that steps may take, once a machine: that time does not count."""
+        device = placement.choose(runtime.device, recipe.dtype).device
+        precision = placement.training_precision(recipe.dtype, device).name
+        if device.type != "cpu" or precision != "float32" or runtime.compile:
+            return
         said: list[str] = []
 
         def report(line: str) -> None:
@@ -223,8 +231,10 @@ class Budget:
         placement.set_threads(runtime.threads)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             model = GPTModel(config).to(device).train()
-            kernels = train_kernels.open_kernels() if device.type == "cpu" else None
-            model.use(kernels if isinstance(kernels, train_kernels.TrainKernels) else None)
+            if not runtime.compile:  # what a run of such steps uses
+                precision = placement.training_precision(recipe.dtype, device).name
+                tokens = recipe.batch_size * config.context_length
+                model.use(train_kernels.for_step(device, precision, tokens, config.emb_dim))
             stepper = Stepper(model, recipe, replace(runtime, accumulate=1, compile=False))
             ids = torch.randint(config.vocab_size, (recipe.batch_size, config.context_length + 1))
             durations: list[float] = []
@@ -242,7 +252,8 @@ class Budget:
         """Dropout and weight decay by the number of times that the text is seen; the rate by the width."""
         drop, decay = regularisation(epochs)
         config = self._set(config, drop_rate=drop)
-        recipe = self._set(recipe, learning_rate=learning_rate(config.emb_dim, epochs), weight_decay=decay)
+        rate = learning_rate(config.emb_dim, epochs) if recipe.optimizer == "muon" else suited_rate(config)
+        recipe = self._set(recipe, learning_rate=rate, weight_decay=decay)
         self.report(
             f"The text is seen {epochs:.1f} times: dropout {config.drop_rate:g}, weight decay {recipe.weight_decay:g}; "
             f"{recipe.optimizer} at {recipe.learning_rate:g}."
@@ -263,11 +274,10 @@ class Budget:
         recipe = self._set(recipe, warmup_steps=warmup, momentum_warmup=min(300, steps // 2))
         recipe = self._set(recipe, eval_every=every, eval_batches=batches)
         share = recipe.cooldown_share / (1 + recipe.cooldown_share)
-        mean = f", and weights are averaged over the last {recipe.average_share:.0%}" if recipe.average_share else ""
-        self.report(
-            f"About {steps:,} steps of {recipe.batch_size} windows of {T} tokens; the learning rate falls in the last "
-            f"{share:.0%}{mean}."
-        )
+        falls = f"the learning rate falls in the last {share:.0%}" if recipe.schedule == "wsd" else ""
+        mean = f"weights are averaged over the last {recipe.average_share:.0%}" if recipe.average_share else ""
+        ends = ", and ".join(filter(None, (falls, mean)))
+        self.report(f"About {steps:,} steps of {recipe.batch_size} windows of {T} tokens{f'; {ends}' if ends else ''}.")
         return replace(recipe, max_steps=steps, for_time=self.seconds)
 
 

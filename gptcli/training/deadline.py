@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.optimizers import cooldown_length
+from gptcli.training.pace import SAVING_SHARE
 
 RECENT = 1 / 30  # share of the time whose steps give the speed: it may change while a run goes on
 CLOSING = 0.7  # what follows the last save: the picture of losses, the closing lines, the end of the process
@@ -31,7 +32,7 @@ class Deadline:
 
     Args:
         recipe: with a ``for_time``.
-        save_every: steps from one save to the next; None for a save at the end only.
+        save_every: steps from one save to the next; None for saves that take `SAVING_SHARE` of the time.
     """
 
     def __init__(self, recipe: RecipeConfig, save_every: int | None) -> None:
@@ -83,4 +84,7 @@ class Deadline:
         evaluations = last // every - (step - 1) // every + (last % every > 0)
         saves = 1 if self.save_every is None else last // self.save_every - (step - 1) // self.save_every + 1
         steps = (total - step) * self._sum / len(self._recent)
-        return steps + evaluations * self._evaluation + saves * self._save + CLOSING
+        between = steps + evaluations * self._evaluation
+        if self.save_every is None and self._save > 0:  # once there is a first one, others follow
+            between /= 1 - SAVING_SHARE
+        return between + saves * self._save + CLOSING

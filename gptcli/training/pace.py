@@ -12,7 +12,7 @@ WARM_UP = 4  # first steps of a session, slower than later ones: they compile, a
 RECENT, RECENT_STEPS = 60.0, 16  # seconds, and least number, of the latest steps that give the speed
 GROUND, GROUND_SHARE = 1.0, 0.1  # a forecast needs 1 s of recent steps, or a tenth of the session's steps
 WRONG, WRONG_SECONDS = 0.2, 30.0  # a forecast is reported anew when its error exceeds both (share, seconds)
-SAVING_SHARE = 0.02  # share of the time spent on saving without --save-every; equals snapshots.COST
+SAVING_SHARE = 0.02  # most share of the time spent on saving without --save-every
 
 
 @dataclass(frozen=True)

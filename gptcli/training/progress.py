@@ -1,10 +1,13 @@
 """The state of a run that a snapshot stores besides tensors: where it is, and its best evaluation so far."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from gptcli.checkpoints.layout import STATE
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.deadline import is_undecided
 from gptcli.training.run_plan import Plan
@@ -59,6 +62,11 @@ class Progress:
         elif stored.get("best_snapshot") is not None:
             known["best"] = Best(stored["best_snapshot"] - 1, None, stored["best_snapshot_loss"])
         return cls(**known)
+
+    @classmethod
+    def at(cls, snapshot: Path) -> "Progress":
+        """The progress that the snapshot's state.json has."""
+        return cls.of(json.loads((snapshot / STATE).read_text(encoding="utf-8"))["progress"])
 
     def rank(self, train_loss: float, val_loss: float) -> bool:
         """Record an evaluation after ``step`` steps; whether its weights are the best so far."""

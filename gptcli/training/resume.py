@@ -87,7 +87,13 @@ def _opened(path: Path, given: Mapping[str, Any], world: World, callbacks: Callb
     began = decided(began, progress.cooldown_start)
     recipe, runtime = _changed_by(began, given), _changed_by(runtime, given)
     if began.for_time is not None and LENGTHS & given.keys():  # it is no longer for a fixed time
-        recipe = replace(recipe, for_time=None, cooldown_start=None)
+        recipe = _of_so_many_steps(recipe, given)
+    elif began.for_time is not None and given.get("early_stop") is not None:
+        raise SettingError(
+            f"{path} was begun with {{for_time}}, which cannot be combined with {{early_stop}}: the time decides how "
+            "many steps there are.",
+            "Leave it out: the best weights are kept in any case.",
+        )
     runtime.check_with(recipe)
     source = snapshot.facts["source"]
     _refuse_other(path, source, given, ("encoding", "errors", "allow_special"))
@@ -178,6 +184,16 @@ def _refuse_changes(
 def _changed_by(settings: Settings, given: Mapping[str, Any]) -> Settings:
     changes = {k: v for k, v in given.items() if k in MAY_CHANGE and k in fields_of(type(settings))}
     return replace(settings, **changes)
+
+
+def _of_so_many_steps(recipe: RecipeConfig, given: Mapping[str, Any]) -> RecipeConfig:
+    """The recipe of a run that was for a fixed time, and is to have ``given`` steps or epochs in its place."""
+    if not {"epochs", "max_steps"} & given.keys():
+        raise SettingError(
+            "{max_time} alone does not say how many steps a run is to have that was begun with {for_time}.",
+            "Give {max_steps} or {epochs}, too; without any of them, the run goes on for the rest of its time.",
+        )
+    return replace(recipe, for_time=None, cooldown_start=None, max_steps=given.get("max_steps"))
 
 
 def _settings(facts: dict[str, Any]) -> tuple[RecipeConfig, RuntimeConfig]:

@@ -80,6 +80,7 @@ class Run:
         plan: the numbers of windows and steps.
         first_step: the first step of this session, 0 for a new run.
         step: steps that are done.
+        has_ended: whether nothing is left to do, known in the first process once `train` returns.
         sample_ids: token ids of the samples' prompt; empty where no samples are drawn.
 
         Once `prepared` is entered:
@@ -149,7 +150,7 @@ class Run:
         if runtime.sample_every and not model_config.labels:
             self.sample_ids = samples.prompt_ids(runtime.sample_prompt, tokenizer, corpus, report)
         self.first_step: int = snapshot.progress["step"] if snapshot else 0
-        self.step, self._lock, self.source = self.first_step, ExitStack(), source
+        self.step, self._lock, self.source, self.has_ended = self.first_step, ExitStack(), source, False
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -165,7 +166,10 @@ class Run:
             self.precision = self.world.gather(self._choose_precision())[0]  # the first one's: GPUs may differ
             self.recipe = replace(self.recipe, dtype=self.precision.name)
             self.runtime = replace(self.runtime, accumulate=self.runtime.accumulate or self._fitting_parts())
-            self.kernels = self._open_kernels()
+            self.kernels = None if self.runtime.compile else train_kernels.for_step(
+                self.placement.device, self.precision.name, self.plan.tokens_per_step, self.model_config.emb_dim,
+                self.report,
+            )  # fmt: skip
             self.compiles = self._compiles()
             self._forecast_memory()
             yield
@@ -241,7 +245,7 @@ class Run:
         if self.world.is_first:
             files = [Metrics(self.path), LossPicture(self.path, self.plan.steps_per_epoch * self.plan.tokens_per_step)]
             files += [tensorboard.EventFiles(self.path, self.first_step)] if self.runtime.log == "tensorboard" else []
-        following = Subscribers([*files, *subscribers], self.warn)
+        following, undecided = Subscribers([*files, *subscribers], self.warn), self.recipe
         last_snapshot = self.snapshot.path if self.snapshot else None
         with following.started(), closing(self.events(should_stop)) as events:
             for event in events:
@@ -249,11 +253,10 @@ class Run:
                     self.step = event.step + 1
                 elif isinstance(event, RolledBack):
                     self.step = event.step
+                    if event.step <= (self.recipe.cooldown_start or -1):  # the snapshot does not know of it
+                        self._decide(undecided)
                 elif isinstance(event, CooldownBegan):
-                    self.recipe = decided(self.recipe, event.step)
-                    self.plan = make_plan(self.corpus, self.recipe)
-                    if self.world.is_first:
-                        run_config.write(self.path, self._used())
+                    self._decide(decided(undecided, event.step))
                 following.publish(event)
                 if isinstance(event, Saved):
                     last_snapshot = event.path
@@ -261,7 +264,14 @@ class Run:
                         break
         if self.world.is_first and last_snapshot is not None:
             run_config.write(self.path, self._used(), last_snapshot)
+            self.has_ended = Progress.at(last_snapshot).ended(self.recipe, self.plan.total_steps) is not None
             calibration.calibrate(self.path, self.corpus, self.placement.device, self.report)
+
+    def _decide(self, recipe: RecipeConfig) -> None:
+        """Take over what a clock has decided of the number of steps, or that it is open again."""
+        self.recipe, self.plan = recipe, make_plan(self.corpus, recipe)
+        if self.world.is_first:
+            run_config.write(self.path, self._used())
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Generator[Event, None, None]:
         """The events of `trainer.train`, which trains as they are taken; for `train`, and for tests.
@@ -311,18 +321,6 @@ class Run:
         if parts > 1 or self.finetune is None:
             self.report(f"Memory has room to compute the {windows} windows of a step {how} (accumulate {parts}).")
         return parts
-
-    def _open_kernels(self) -> TrainKernels | None:
-        """The numba kernels of a float32 step on a CPU; None where steps are too small for them or numba fails."""
-        large = train_kernels.is_worthwhile(self.plan.tokens_per_step, self.model_config.emb_dim)
-        on_cpu = self.placement.device.type == "cpu" and self.precision.name == "float32"
-        if not (on_cpu and large) or self.runtime.compile:
-            return None
-        kernels = train_kernels.open_kernels(self.report)
-        if isinstance(kernels, str):
-            self.report(f"Steps take a tenth longer: numba cannot compile here ({kernels}).")
-            return None
-        return kernels
 
     def _compiles(self) -> bool:
         """Whether torch.compile compiles the blocks: by ``compile``, else by the run's FLOPs."""

@@ -1,6 +1,5 @@
 """A run's config.toml: what it really used, as a file that `gptcli train --config` repeats it from."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from gptcli import __version__
 from gptcli.checkpoints.atomic import atomic_write
 from gptcli.checkpoints.checkpoint import cannot_write
-from gptcli.checkpoints.layout import SETTINGS, STATE
+from gptcli.checkpoints.layout import SETTINGS
 from gptcli.config.fields import as_dict, fields_of
 from gptcli.config.finetune import FinetuneConfig
 from gptcli.config.model import GPTConfig, ShapeChanges
@@ -89,7 +88,7 @@ def write(path: Path, run: Used, last_snapshot: Path | None = None) -> None:
 
 
 def _steps_of_an_early_end(run: Used, snapshot: Path) -> int | None:
-    progress = Progress.of(json.loads((snapshot / STATE).read_text(encoding="utf-8"))["progress"])
+    progress = Progress.at(snapshot)
     is_early = progress.step < run.plan.total_steps and progress.ended(run.recipe, run.plan.total_steps) is not None
     return progress.step if is_early else None
 

@@ -36,10 +36,10 @@ from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
 from gptcli.tokenizers import Tokenizer
 from gptcli.training.disk import is_pruned
+from gptcli.training.pace import SAVING_SHARE
 
 HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
 FIRST_SAVE = 60.0  # seconds before the first save, when the cost of a save is not known yet
-COST = 0.02  # most share of the time spent on saving
 Tensors = Mapping[str, Tensor] | Streamed
 
 
@@ -94,7 +94,7 @@ class Store:
         tokenizer: the run's tokenizer.
         facts: what every snapshot stores about the run, ``recipe`` (the settings) included.
         keep: how many of the newest snapshots stay.
-        every: steps from one save to the next; None to save so often that saving takes about `COST` of the time.
+        every: steps from one save to the next; None for saves that take about `SAVING_SHARE` of the time.
         adapter: what is trained, if it is not the whole model.
     """
 
@@ -105,7 +105,7 @@ class Store:
         self.run, self.config, self.tokenizer, self.facts = run, config, tokenizer, dict(facts)
         self.keep, self.every, self.adapter = keep, every, adapter
         self._weights = layout.ADAPTER_WEIGHTS if adapter else WEIGHTS
-        self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * COST
+        self._saved_at, self._cost = time.perf_counter(), FIRST_SAVE * SAVING_SHARE
         self._best: tuple[Path, dict[str, Any]] | None = None  # the file with the best weights, and its checksum
 
     def begin(self, weights: Tensors, progress: Mapping[str, Any], force: bool) -> None:
@@ -123,7 +123,7 @@ class Store:
         """Whether to save after ``step`` steps. Which weights are the best does not depend on it."""
         if self.every is not None:
             return step % self.every == 0
-        return time.perf_counter() - self._saved_at > self._cost / COST
+        return time.perf_counter() - self._saved_at > self._cost / SAVING_SHARE
 
     def save(
         self,

@@ -41,11 +41,9 @@ from gptcli.training.losses import MeanLoss, loss_of
 from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
 from gptcli.training.progress import Progress
-from gptcli.training.run_plan import Plan, batches_of, evaluation_windows, make_plan
+from gptcli.training.run_plan import batches_of, evaluation_windows, make_plan
 from gptcli.training.snapshots import Snapshot, Store, Tensors, newest
 from gptcli.training.step import Launched, Stepper
-
-__all__ = ["Plan", "make_plan"]  # re-exported for callers of train
 
 BAD_STEPS = 3  # bad steps in a row (loss or gradient not finite) that cause a rollback
 LOWER_RATE = 0.25  # factor of the learning rate after a rollback
@@ -198,8 +196,8 @@ class _Run:
 
     def _begin_cooldown(self, step: int | None) -> None:
         """Give a run for a fixed time its number of steps; None: take it back."""
-        self.progress.cooldown_start = step
         self.recipe = decided(self.given, step)
+        self.progress.cooldown_start = self.recipe.cooldown_start if self.recipe.for_time is not None else None
         self.plan = make_plan(self.corpus, self.recipe)
 
     def _epoch(self, step: int) -> int:

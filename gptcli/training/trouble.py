@@ -43,12 +43,12 @@ class Trouble:
 
     def on(self, event: Event) -> None:
         if isinstance(event, Evaluated):
-            self._judge(event)
+            self._evaluated(event)
 
     def end(self) -> None:
         pass
 
-    def _judge(self, row: Evaluated) -> None:
+    def _evaluated(self, row: Evaluated) -> None:
         guessing, lowest = math.log(self.config.n_outputs), self._lowest
         loss = row.train_loss if row.val_loss is None else max(row.train_loss, row.val_loss)
         rate = f"{{learning_rate}} {min(suited_rate(self.config), self.recipe.learning_rate / 10):g}"

@@ -1,7 +1,9 @@
 """gptcli train --for TIME: a run by a clock, its config.toml, its resuming, and what is refused."""
 
 import math
+import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +109,94 @@ def test_a_run_that_was_stopped_keeps_its_remaining_time(
     gptcli("train", "--resume", "timed").assert_user_error("has ended", "--max-steps")
 
 
+def test_a_run_that_goes_on_for_other_than_its_time(
+    gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.cli.stopping import Stop
+
+    monkeypatch.setattr(Stop, "asked", lambda self: ticking.now > 15)
+    assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed").code == 0
+    monkeypatch.setattr(Stop, "asked", lambda self: False)
+    resume = ("train", "--resume", "timed")
+    gptcli(*resume, "--early-stop", 2).assert_user_error("begun with --for", "--early-stop", "Leave it out")
+    gptcli(*resume, "--max-time", "2h").assert_user_error("--max-time alone", "Give --max-steps or --epochs")
+    result = gptcli(*resume, "--epochs", 1)
+    assert result.code == 0, result.err
+    epoch = re.search(r"(\d+) steps an epoch, (\d+) in all", result.err)
+    assert epoch is not None
+    assert int(epoch[1]) == int(epoch[2]) == checkpoint.load(Path("timed")).training["step"]
+    further = int(epoch[1]) + 3
+    assert gptcli(*resume, "--max-steps", further).code == 0
+    assert checkpoint.load(Path("timed")).training["step"] == further
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_a_cooldown_is_announced_where_there_is_one(gptcli: Any, story: Path, ticking: Ticking, schedule: str) -> None:
+    result = gptcli("train", story, "--for", "30s", *SMALL, "--schedule", schedule, "--out", "timed")
+    assert result.code == 0, result.err
+    assert result.err.count("learning rate falls") == (2 if schedule == "wsd" else 0)
+    assert "run ends after" in result.err
+
+
+def test_the_rate_suits_the_optimizer(gptcli: Any, story: Path, ticking: Ticking) -> None:
+    result = gptcli("train", story, "--for", "30s", *SMALL, "--optimizer", "adamw", "--out", "timed")
+    assert result.code == 0, result.err
+    assert "is high" not in result.err
+    assert "lower learning rate" not in result.err
+
+
+def test_a_run_that_diverges_decides_anew_and_its_file_says_what_was_done(
+    gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three bad steps after the cooldown's beginning: back to a snapshot that does not know of the cooldown."""
+    from gptcli.training import step, trainer
+
+    is_due, bad, decisions = trainer.Deadline.is_due, [0], []
+
+    def decide(self: Any, done: int, elapsed: float) -> bool:
+        found = is_due(self, done, elapsed)
+        decisions.extend([done] if found else [])
+        bad[0] = 3 if len(decisions) == 1 and found else bad[0]
+        return found
+
+    outcome = step.Done.outcome
+
+    def failing(self: Any) -> Any:
+        found = outcome(self)
+        if bad[0] > 0:
+            bad[0] -= 1
+            return replace(found, updated=False, excused=False)
+        return found
+
+    monkeypatch.setattr(trainer.Deadline, "is_due", decide)
+    monkeypatch.setattr(step.Done, "outcome", failing)
+    result = gptcli("train", story, "--for", "30s", *SMALL, "--save-every", 7, "--out", "timed")
+    assert result.code == 0, result.err
+    assert "Training has diverged" in result.err
+    assert len(decisions) == 2
+    settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
+    assert settings["cooldown_start"] == decisions[1]
+    assert settings["max_steps"] == checkpoint.load(Path("timed")).training["step"]
+
+
+def test_a_large_text_has_a_vocabulary_of_its_own(
+    gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
+    assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "small").code == 0
+    result = gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed")
+    assert result.code == 0, result.err
+    assert "The text is large" in result.err
+    assert "byte-level BPE from the text itself" in result.err
+    opened = checkpoint.load(Path("timed"))
+    assert opened.tokenizer.kind == "bpe"
+    assert opened.tokenizer.vocab_size < 1_000
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--for", "30s", "--early-stop", 2), ("--for cannot be combined with --early-stop", "Leave one")),
         (("--for", "29s"), ("--for is 29.0, but it must be at least 30.", "30s")),
         (("--for", "60"), ("--for is '60', which has no unit.", "90s, 10m or 2h")),
         (("--for", "soon"), ("--for is 'soon', which is no duration.", "90s, 10m or 2h")),

@@ -17,7 +17,7 @@ from runs import TEXT, TINY
 
 from gptcli.checkpoints import checkpoint, safetensors_file
 from gptcli.config.recipe import RecipeConfig
-from gptcli.training.trainer import make_plan
+from gptcli.training.run_plan import make_plan
 
 
 def digest(path: Path) -> str:

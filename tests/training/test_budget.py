@@ -120,7 +120,7 @@ def test_the_vocabulary_grows_with_the_text(size: int, vocabulary: int) -> None:
 
 def test_the_tokenizer_is_the_text_s_own() -> None:
     lines: list[str] = []
-    tokenizer = Budget(60, 0.0, (), lines.append).tokenizer([TEXT])
+    tokenizer = Budget(60, 0.0, (), lines.append).tokenizer([TEXT], len(TEXT))
     assert tokenizer.kind == "bpe"
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     corpus = make_corpus([TEXT], tokenizer, 0.9)
@@ -149,3 +149,14 @@ def test_a_shape_that_is_far_too_slow_is_not_measured_long(machine: Machine) -> 
     assert machine.now < 100 + 3600
     assert recipe.max_steps is not None
     assert parameter_count(model) < 200_000
+
+
+def test_the_measured_steps_take_the_kernels_that_a_run_takes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+    monkeypatch.setattr(budget.train_kernels, "open_kernels", lambda report: "opened")
+    monkeypatch.setattr(budget.train_kernels, "for_step", lambda *step: used.append(step))
+    given = frozenset({"emb_dim", "n_layers", "n_heads", "batch_size", "context_length"})
+    chosen(machine, given=given, emb_dim=96, n_layers=1, n_heads=3, batch_size=9, context_length=128, dtype="bfloat16")
+    assert used == [(torch.device("cpu"), "bfloat16", 9 * 128, 96)]

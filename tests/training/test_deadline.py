@@ -1,17 +1,27 @@
 """The one number that a clock decides: when the cooldown of a run for a fixed time begins."""
 
+from dataclasses import replace
+
 import pytest
 
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.deadline import CLOSING, Deadline, decided, is_undecided
 from gptcli.training.optimizers import cooldown, learning_rate
+from gptcli.training.pace import SAVING_SHARE
+from gptcli.training.snapshots import FIRST_SAVE
 
 RECIPE = RecipeConfig(for_time=60, schedule="wsd", eval_every=10, min_learning_rate=0.0, learning_rate=1.0)
 
 
-def run(recipe: RecipeConfig, seconds: list[float], evaluation: float = 0.0, save: float = 0.0) -> tuple[int, float]:
-    """The steps of a run whose n-th step takes ``seconds[n]``, and its end by the clock."""
-    deadline, elapsed, step = Deadline(recipe, None), 2.0, 0
+def run(
+    recipe: RecipeConfig,
+    seconds: list[float],
+    evaluation: float = 0.0,
+    save: float = 0.0,
+    save_every: int | None = None,
+) -> tuple[int, float]:
+    """The steps of a run whose n-th step takes ``seconds[n]``, and its end by the clock; it saves as `Store` does."""
+    deadline, elapsed, step, saved_at, cost = Deadline(recipe, save_every), 2.0, 0, 0.0, FIRST_SAVE * SAVING_SHARE
     while True:
         deadline.reached(elapsed)
         if is_undecided(recipe) and deadline.is_due(step, elapsed):
@@ -24,7 +34,20 @@ def run(recipe: RecipeConfig, seconds: list[float], evaluation: float = 0.0, sav
             elapsed += evaluation
             deadline.evaluated(evaluation)
         step += 1
+        due = elapsed - saved_at > cost / SAVING_SHARE if save_every is None else step % save_every == 0
+        if save and due and step != recipe.max_steps:
+            elapsed += save
+            deadline.saved(save)
+            saved_at, cost = elapsed, save
     return step, elapsed + (evaluation if (step - 1) % recipe.eval_every else 0) + save + CLOSING
+
+
+@pytest.mark.parametrize("save_every", [None, 50, 1])
+@pytest.mark.parametrize("seconds", [300, 3600])
+def test_a_run_that_saves_ends_at_its_time(seconds: float, save_every: int | None) -> None:
+    recipe = replace(RECIPE, for_time=seconds)
+    _, end = run(recipe, [0.5], save=1.0, save_every=save_every)
+    assert end == pytest.approx(seconds, abs=3.0)
 
 
 @pytest.mark.parametrize("step", [0.01, 0.3, 2.0])

@@ -111,6 +111,26 @@ def is_worthwhile(tokens: int, width: int) -> bool:
     return tokens * width >= WORTHWHILE
 
 
+def for_step(
+    device: torch.device, precision: str, tokens: int, width: int, report: Callable[[str], None] = lambda line: None
+) -> TrainKernels | None:
+    """The kernels of a step of so many tokens; None where torch alone computes it.
+
+    Args:
+        device: of the model.
+        precision: the name of the dtype of products; the kernels are for float32.
+        tokens, width: of a step and of the model; small steps take no kernels.
+        report: called with a line before a compilation, and on why there are no kernels.
+    """
+    if device.type != "cpu" or precision != "float32" or not is_worthwhile(tokens, width):
+        return None
+    kernels = open_kernels(report)
+    if isinstance(kernels, str):
+        report(f"Steps take a tenth longer: numba cannot compile here ({kernels}).")
+        return None
+    return kernels
+
+
 def open_kernels(report: Callable[[str], None] = lambda line: None) -> TrainKernels | str:
     """Load the kernels from the user's cache in a second or two, or compile them in about ten seconds.
 

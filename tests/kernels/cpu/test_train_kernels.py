@@ -268,3 +268,21 @@ def test_a_run_that_goes_on_with_them_ends_on_the_same_bytes(gptcli: Any, story:
     result = gptcli("train", "--resume", "run")
     assert result.code == 0, result.err
     assert Path("run/model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "tokens", "width", "expected"),
+    [
+        ("cpu", "float32", 1024, 256, True),
+        ("cpu", "float32", 1024, 255, False),  # too small a step
+        ("cpu", "bfloat16", 1024, 256, False),
+        ("meta", "float32", 1024, 256, False),
+    ],
+)
+def test_which_steps_take_kernels(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, tokens: int, width: int, expected: bool
+) -> None:
+    opened = object()
+    monkeypatch.setattr(train_kernels, "open_kernels", lambda report: opened)
+    found = train_kernels.for_step(torch.device(device), precision, tokens, width)
+    assert found is (opened if expected else None)
