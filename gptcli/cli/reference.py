@@ -26,7 +26,7 @@ def page() -> str:
 def _command(command: Any, name: str) -> list[str]:
     context = command.make_context(name, [], resilient_parsing=True)
     pieces = " ".join(command.collect_usage_pieces(context))
-    paragraphs = [" ".join(text.split()) for text in (command.help or "").split("\n\n")]
+    paragraphs = [" ".join(text.split()) for text in (command.help or "").replace("\\[", "[").split("\n\n")]
     parts = [f"### gptcli {name}", f"`gptcli {name} {pieces}`", *paragraphs]
     panels: dict[str, list[str]] = {}
     for parameter in command.params:

@@ -111,7 +111,7 @@ def train(
     mistakes.refuse_option_names(texts, context)
     shape = as_dict(model)
     changes = COURSE_MODEL | {name: value for name, value in shape.items() if value is not None}
-    if recipe.for_time is not None:
+    if recipe.for_time is not None and size is None:
         changes.setdefault("n_heads", 1)  # any: heads that divide the width are chosen
     base = GPTConfig.preset(size or "small", **changes)
     length = model.context_length or min(RecipeConfig.context_length, base.context_length)

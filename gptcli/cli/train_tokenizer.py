@@ -41,7 +41,7 @@ def train_tokenizer(
     """Train a vocabulary of your own on texts: byte-level BPE like GPT-2's, of any size.
 
     Prints the directory on stdout; gptcli train --tokenizer DIR uses it, and so does Hugging Face's AutoTokenizer. It
-    needs the extra tokenizers: pip install 'gptcli[tokenizers]'.
+    needs the extra tokenizers: pip install 'gptcli\\[tokenizers]'.
     """
     if not texts:
         raise GptcliError(

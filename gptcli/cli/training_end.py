@@ -71,24 +71,27 @@ def best_line(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[st
 
 def advice(run: "Run", training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """The one change that helps most, with a command; empty where none stands out. Arguments as of `best_line`."""
-    from gptcli.training.trouble import FIRST_STEPS, TOO_HIGH, suited_rate
+    from gptcli.training.trouble import FIRST_STEPS, RISE, TOO_HIGH, lower_rate, other_rate, suited_rate
 
     best = training.get("best")
     if not rows or run.plan.total_steps <= FIRST_STEPS:
         return ""
-    lowest = min(row["train_loss"] for row in rows)
-    suited = suited_rate(run.model_config)
-    too_high = run.recipe.optimizer in ("adamw", "adam") and run.recipe.learning_rate > TOO_HIGH * suited
-    if too_high or rows[-1]["train_loss"] > min(math.log(run.model_config.n_outputs), lowest + 0.3):
-        rate = min(suited, run.recipe.learning_rate / 10)
-        return _again(run, f"a lower learning rate than {run.recipe.learning_rate:g}", "--learning-rate", f"{rate:g}")
+    first, last, lowest = rows[0]["train_loss"], rows[-1]["train_loss"], min(row["train_loss"] for row in rows)
+    guessing, rate = math.log(run.model_config.n_outputs), run.recipe.learning_rate
+    too_high = run.recipe.optimizer in ("adamw", "adam") and rate > TOO_HIGH * suited_rate(run.model_config)
+    other = other_rate(run.model_config, run.recipe, first, last) if last > guessing else None
+    if too_high or last > lowest + RISE:
+        other = lower_rate(run.model_config, run.recipe)
+    if other is not None:
+        which = "lower" if other < rate else "higher"
+        return _again(run, f"a {which} learning rate than {rate:g}", "--learning-rate", f"{other:g}")
     if best is None or best["train_loss"] is None:
         return ""
     if _memorised(best, rows[-1]):
         return _against_memorising(run)
     if rows[-1]["step"] <= best["step"] and run.step == run.plan.total_steps:
         if run.recipe.for_time is not None:
-            return f"What helps most: more time, for the loss was still falling (--for {2 * run.recipe.for_time:g}s)."
+            return _longer(run, 2 * run.recipe.for_time)
         name, value = ("max-steps", run.recipe.max_steps) if run.recipe.max_steps else ("epochs", run.recipe.epochs)
         return _again(run, "more steps, for the loss was still falling", f"--{name}", str(2 * value))
     return ""
@@ -99,6 +102,19 @@ def _against_memorising(run: "Run") -> str:
     if run.model_config.drop_rate < DROPOUT and run.recipe.for_time is None:  # budget.py has chosen the dropout
         return _again(run, "more text, or else more dropout", "--drop-rate", f"{DROPOUT:g}")
     return "What helps most: more text."
+
+
+def _longer(run: "Run", seconds: float) -> str:
+    """A line on more time, with a command that chooses anew: the file of a run for a fixed time has no time in it."""
+    words = ["gptcli", "train", *map(_shown, run.source["texts"]), "--for", f"{seconds:g}s"]
+    command = " ".join(map(render.quoted, [*words, "--out", str(_next(run.path))]))
+    return f"What helps most: more time, for the loss was still falling. {command}"
+
+
+def _shown(text: str) -> str:
+    """A text's absolute path as it is shorter, from the working directory."""
+    path = Path(text)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else text
 
 
 def _again(run: "Run", what: str, *options: str) -> str:

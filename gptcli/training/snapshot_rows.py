@@ -8,8 +8,9 @@ from gptcli.checkpoints.checkpoint import cannot_write
 from gptcli.checkpoints.layout import BEST_WEIGHTS, OPTIMIZER, WEIGHTS
 from gptcli.checkpoints.row_shards import merged
 from gptcli.checkpoints.safetensors_file import write_tensors
+from gptcli.checkpoints.tensor_files import Tensors
 from gptcli.errors import SettingError
-from gptcli.training.snapshots import Snapshot, Tensors, newest, rows_folder
+from gptcli.training.snapshots import Snapshot, newest, rows_folder
 
 FILES = WEIGHTS, OPTIMIZER, BEST_WEIGHTS
 

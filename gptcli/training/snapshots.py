@@ -15,14 +15,13 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from gptcli.checkpoints import checkpoint, layout, overwrite, safetensors_file
+from gptcli.checkpoints import checkpoint, layout, overwrite
 from gptcli.checkpoints.adapter_file import own_name
 from gptcli.checkpoints.adapters import NewAdapter
 from gptcli.checkpoints.atomic import atomic_write, link_in_place, partial_path, sync_directory, synced_size
@@ -30,7 +29,8 @@ from gptcli.checkpoints.checksum import file_sum, matches
 from gptcli.checkpoints.layout import BEST_WEIGHTS, METRICS, OPTIMIZER, STATE, TOKENIZER_FILES, WEIGHTS, check_format
 from gptcli.checkpoints.layout import SNAPSHOTS as FOLDER
 from gptcli.checkpoints.mapped_tensors import MappedTensors
-from gptcli.checkpoints.safetensors_file import Streamed, read_header
+from gptcli.checkpoints.safetensors_file import read_header
+from gptcli.checkpoints.tensor_files import Tensors, write_together
 from gptcli.checkpoints.verify import plain_names
 from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError
@@ -40,7 +40,6 @@ from gptcli.training.pace import SAVING_SHARE
 
 HALF_A_SNAPSHOT = re.compile(r"\.step-\d{8}(\.\d+)?\.(partial|old)")
 FIRST_SAVE = 60.0  # seconds before the first save, when the cost of a save is not known yet
-Tensors = Mapping[str, Tensor] | Streamed
 
 
 @dataclass(frozen=True)
@@ -152,11 +151,24 @@ class Store:
         self._cost = self._saved_at - started
         return path
 
+    def evaluated(self, progress: Mapping[str, Any]) -> None:
+        """Let the run's checkpoint show an evaluation of the newest snapshot, which does not know of it.
+
+        It is the last one of a session that was stopped. A resumed run, which ends as if it had not been, forgets it.
+        """
+        path, best = _folder(self.run / FOLDER, progress["step"]), progress["best"]
+        is_best = best is not None and best["step"] == progress["step"] - 1
+        self._publish(path, progress, path / self._weights if is_best else self._best_of(path, progress))
+
     def finish(self, snapshot: Snapshot) -> None:
         """Make the run's checkpoint from its newest snapshot, where the process was killed before it had done so."""
         if not is_published(self.run, snapshot):
-            best = next(filter(Path.exists, (snapshot.path / BEST_WEIGHTS, snapshot.path / self._weights)))
-            self._publish(snapshot.path, snapshot.progress, best if snapshot.progress.get("best") else None)
+            self._publish(snapshot.path, snapshot.progress, self._best_of(snapshot.path, snapshot.progress))
+
+    def _best_of(self, path: Path, progress: Mapping[str, Any]) -> Path | None:
+        """The file of the snapshot ``path`` with the best weights that it knows of."""
+        files = (path / BEST_WEIGHTS, path / self._weights)
+        return next(filter(Path.exists, files)) if progress.get("best") else None
 
     def _publish(self, path: Path, progress: Mapping[str, Any], best: Path | None) -> None:
         """Make the run's checkpoint from the snapshot ``path``; ``best`` is the file with the best weights, if any."""
@@ -200,7 +212,7 @@ class Store:
             else:
                 is_best = progress["best"] is not None and progress["best"]["step"] == progress["step"] - 1
                 files = {partial / name: weights, partial / OPTIMIZER: state}
-                sums = _write_together(files if is_best else files | {partial / BEST_WEIGHTS: best})
+                sums = write_together(files if is_best else files | {partial / BEST_WEIGHTS: best})
                 if is_best:
                     self._best = path / name, sums[name]
                 elif BEST_WEIGHTS not in sums and self._best is not None:
@@ -321,22 +333,6 @@ def _read(path: Path) -> Snapshot:
 def _tensors(file: Path) -> MappedTensors:
     found = plain_names(read_header(file).tensors, str(file))
     return MappedTensors(file, {own_name(name): info for name, info in found.items()})
-
-
-def _write_together(files: Mapping[Path, Tensors]) -> dict[str, dict[str, Any]]:
-    """Write the files that have tensors, in parallel: one copies in memory while another writes. Checksums by name.
-
-    Where tensors are made while they are written, one file after the other: one tensor is in memory.
-    """
-    at_once = 1 if any(isinstance(tensors, Streamed) for tensors in files.values()) else len(files)
-
-    def write(path: Path, tensors: Tensors) -> dict[str, Any]:
-        safetensors_file.write_tensors(path, tensors)
-        return file_sum(path)
-
-    with ThreadPoolExecutor(at_once) as pool:
-        jobs = {path.name: pool.submit(write, path, tensors) for path, tensors in files.items() if tensors}
-    return {name: job.result() for name, job in jobs.items()}
 
 
 def _clear(folder: Path, but: Path | None = None) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints.checkpoint import all_finite
+from gptcli.checkpoints.tensor_files import Tensors
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from gptcli.data.batches import Batches
@@ -42,7 +43,7 @@ from gptcli.training.optimizers import learning_rate
 from gptcli.training.pace import Ahead, Pace
 from gptcli.training.progress import Progress
 from gptcli.training.run_plan import batches_of, evaluation_windows, make_plan
-from gptcli.training.snapshots import Snapshot, Store, Tensors, newest
+from gptcli.training.snapshots import Snapshot, Store, newest
 from gptcli.training.step import Launched, Stepper
 
 BAD_STEPS = 3  # bad steps in a row (loss or gradient not finite) that cause a rollback
@@ -181,6 +182,8 @@ class _Run:
             yield self._save()
         if self.progress.evaluated_at != self.progress.step:
             yield self._evaluate(self._epoch(self.progress.step - 1))
+            if stopped and self.store is not None:
+                self.world.while_first(partial(self.store.evaluated, asdict(self.progress)))
         if self._unsaved():
             yield self._save()
 
@@ -245,11 +248,9 @@ class _Run:
         return self.pace.tokens_per_second / peak if (peak := self.tokens_per_second_at_peak) else None
 
     def _seconds_left(self) -> float | None:
-        plan, recipe = self.plan, self.recipe
-        step, tokens = self.progress.step, plan.tokens_per_step
-        ahead = Ahead.after(
-            step, plan.total_steps, plan.steps_per_epoch, tokens, recipe.eval_every, self.runtime.save_every
-        )
+        plan, recipe, total = self.plan, self.recipe, self.plan.total_steps
+        step, tokens, save_every = self.progress.step, plan.tokens_per_step, self.runtime.save_every
+        ahead = Ahead.after(step, total, plan.steps_per_epoch, tokens, recipe.eval_every, save_every)
         if recipe.for_time is not None:
             return max(recipe.for_time - self.progress.seconds, 0.0)
         left = self.pace.seconds_left(ahead)

@@ -10,12 +10,28 @@ from gptcli.training.events import Evaluated, Event
 FIRST_STEPS = 20  # an untrained model is worse than guessing: no word on that before so many steps after the warm-up
 RISE = 0.3  # nats by which the training loss exceeds its lowest value so far before it counts as rising
 WAIT = 3  # evaluations without a better validation loss before the run counts as memorising
-TOO_HIGH = 5  # times the suitable rate
+TOO_HIGH = 5  # times the suitable rate; a fifth of it is too low
 
 
 def suited_rate(config: GPTConfig) -> float:
     """A peak learning rate for AdamW and Adam that suits a model of this width: that of the nearest preset."""
     return PRESET_RATES[min(PRESET_RATES, key=lambda name: abs(math.log(PRESETS[name].emb_dim / config.emb_dim)))]
+
+
+def lower_rate(config: GPTConfig, recipe: RecipeConfig) -> float:
+    """A rate for a run whose own was too high."""
+    tenth = recipe.learning_rate / 10
+    return min(suited_rate(config), tenth) if recipe.optimizer in ("adamw", "adam") else tenth
+
+
+def other_rate(config: GPTConfig, recipe: RecipeConfig, first: float, last: float) -> float | None:
+    """A rate for a run whose training loss, ``first`` and now ``last``, is above that of guessing.
+
+    None where its own is neither too high nor too low, and it only takes more steps.
+    """
+    if last > first or recipe.learning_rate > TOO_HIGH * suited_rate(config):
+        return lower_rate(config, recipe)
+    return 10 * recipe.learning_rate if recipe.learning_rate < suited_rate(config) / TOO_HIGH else None
 
 
 class Trouble:
@@ -33,6 +49,7 @@ class Trouble:
         self.config, self.recipe, self.say = config, recipe, say
         self._said: set[str] = set()
         self._lowest: Evaluated | None = None  # by training loss
+        self._first: float | None = None  # training loss
         self._best: tuple[int, float] | None = None  # step and validation loss
         self._waited = 0
 
@@ -51,13 +68,16 @@ class Trouble:
     def _evaluated(self, row: Evaluated) -> None:
         guessing, lowest = math.log(self.config.n_outputs), self._lowest
         loss = row.train_loss if row.val_loss is None else max(row.train_loss, row.val_loss)
-        rate = f"{{learning_rate}} {min(suited_rate(self.config), self.recipe.learning_rate / 10):g}"
-        if row.step >= self.recipe.warmup_steps + FIRST_STEPS and row.train_loss > guessing:
+        rate = f"{{learning_rate}} {lower_rate(self.config, self.recipe):g}"
+        self._first = row.train_loss if self._first is None else self._first
+        other = other_rate(self.config, self.recipe, self._first, row.train_loss)
+        if row.step >= self.recipe.warmup_steps + FIRST_STEPS and row.train_loss > guessing and other is not None:
+            fault = "too high" if other < self.recipe.learning_rate else "too low"
             self._once(
                 "guessing",
                 f"The loss, {loss:.2f}, is above that of guessing, {guessing:.2f} (the log of "
-                f"{self.config.n_outputs:,} {'labels' if self.config.labels else 'tokens'}): the learning rate is too "
-                f"high, try {rate}.",
+                f"{self.config.n_outputs:,} {'labels' if self.config.labels else 'tokens'}): the learning rate is "
+                f"{fault}, try {{learning_rate}} {other:g}.",
             )
         elif lowest is not None and row.train_loss > lowest.train_loss + RISE:
             self._once(

@@ -11,6 +11,7 @@ import pytest
 from clocks import Ticking
 
 from gptcli.checkpoints import checkpoint
+from gptcli.config.model import GPTConfig
 from gptcli.training import budget
 
 SMALL = ("--emb-dim", 16, "--n-heads", 2, "--n-layers", 1, "--batch-size", 2, "--threads", 1)
@@ -128,6 +129,13 @@ def test_a_run_that_goes_on_for_other_than_its_time(
     further = int(epoch[1]) + 3
     assert gptcli(*resume, "--max-steps", further).code == 0
     assert checkpoint.load(Path("timed")).training["step"] == further
+
+
+def test_a_named_size_keeps_its_heads(gptcli: Any, story: Path, ticking: Ticking) -> None:
+    options = ("--size", "tiny", "--batch-size", 2, "--threads", 1)
+    assert gptcli("train", story, "--for", "30s", *options, "--out", "timed").code == 0
+    config, preset = checkpoint.load(Path("timed")).config, GPTConfig.preset("tiny")
+    assert (config.n_layers, config.n_heads, config.emb_dim) == (preset.n_layers, preset.n_heads, preset.emb_dim)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "wsd"])

@@ -33,8 +33,19 @@ def test_a_run_for_a_fixed_time_is_told_to_take_more_time(tmp_path: Path) -> Non
     rows = [row(0, 4.0, 4.1), row(199, 3.0, 3.1)]
     training = {"best": rows[1], "weights": "best"}
     timed = run_of(tmp_path, for_time=30.0, learning_rate=1e-3)
-    assert training_end.advice(timed, training, rows).endswith("(--for 60s).")
+    assert training_end.advice(timed, training, rows).endswith(
+        f'gptcli train "a text.txt" --for 60s --out {tmp_path.with_name(f"{tmp_path.name}-2")}'
+    )
     assert "--epochs 20" in training_end.advice(run_of(tmp_path, learning_rate=1e-3), training, rows)
+
+
+@pytest.mark.parametrize(
+    ("rate", "last", "words"), [(1e-5, 10.9, "a higher learning rate than 1e-05"), (1e-5, 11.1, "a lower")]
+)
+def test_a_loss_above_guessing_is_advised_by_how_it_went(tmp_path: Path, rate: float, last: float, words: str) -> None:
+    rows = [row(0, 11.0, 11.0), row(199, last, last)]
+    training = {"best": rows[1], "weights": "best"}
+    assert words in training_end.advice(run_of(tmp_path, learning_rate=rate), training, rows)
 
 
 def test_a_run_that_chose_its_dropout_is_not_told_to_take_more(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gptcli.training import best_weights, snapshots
 from gptcli.training.best_weights import BestWeights
 from gptcli.training.progress import Best, Progress
 from gptcli.training.run_plan import Plan
-from gptcli.training.trouble import Trouble, suited_rate
+from gptcli.training.trouble import Trouble, lower_rate, suited_rate
 
 # Its best evaluation is neither the first nor the last one.
 UP_AND_DOWN = (
@@ -208,6 +208,7 @@ def test_the_copy_is_beside_the_model_where_there_is_twice_the_room(
         ([(0, 9.0, 9.0), (5, 4.0, 5.0), (10, 4.5, 5.1), (15, 5.0, 5.2)], ["has risen from 4.000 at step 5 to 4.500"]),
         ([(0, 9.0, 9.0), *((5 * n, 9.0 - n, 7.0 + n) for n in range(1, 7))], ["The run memorises", "lowest at step 5"]),
         ([(0, 9.0, 9.0), (5, 8.0, 8.5), (10, 8.2, 8.6), (15, 7.0, 8.0)], []),
+        ([(0, 11.0, 11.0), (25, 10.95, 11.0), (30, 10.9, 11.0)], []),
     ],
 )
 def test_trouble(rows: list[tuple[int, float, float]], said: list[str]) -> None:
@@ -227,6 +228,49 @@ def test_a_rate_that_is_too_high_is_named() -> None:
     Trouble(GPTConfig(), RecipeConfig(learning_rate=0.5), lines.append).start()
     assert lines == ["A learning rate of 0.5 is high: 0.0005 suits this size."]
     assert [suited_rate(GPTConfig.preset(name)) for name in ("tiny", "small", "xl")] == [2e-3, 5e-4, 2e-4]
+
+
+@pytest.mark.parametrize(
+    ("rate", "last", "told"), [(1e-5, 3.87, "too low, try {learning_rate} 0.0001"), (1e-5, 3.9, "too high")]
+)
+def test_a_loss_above_guessing_that_falls_needs_a_higher_rate(rate: float, last: float, told: str) -> None:
+    from gptcli.training.events import Evaluated
+
+    lines: list[str] = []
+    trouble = Trouble(GPTConfig(vocab_size=43), RecipeConfig(learning_rate=rate, optimizer="sgd"), lines.append)
+    trouble.start()
+    for step, loss in ((0, 3.878), (20, last)):
+        trouble.on(Evaluated(step, 1, 1, loss, loss, rate, 1.0, 1.0, 1.0, 1, 0, None))
+    assert len(lines) == 1
+    assert told in lines[0]
+
+
+def test_an_optimizer_with_rates_of_its_own_is_told_a_tenth() -> None:
+    assert lower_rate(GPTConfig(), RecipeConfig(learning_rate=3.0, optimizer="sgd")) == 0.3
+    assert lower_rate(GPTConfig(), RecipeConfig(learning_rate=3.0)) == suited_rate(GPTConfig())
+
+
+def test_the_evaluation_of_a_stop_is_what_the_checkpoint_shows(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is forgotten by the run that goes on, which ends as if it had not been stopped."""
+    from gptcli.cli.stopping import Stop
+
+    options = (*UP_AND_DOWN, "--eval-every", 20, "--learning-rate", 0.003, "--max-steps", 40)
+    assert gptcli("train", story, *options, "--out", "whole").code == 0
+    asked: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Stop, "asked", lambda self: asked.append(1) or len(asked) > 12)
+        result = gptcli("train", story, *options, "--out", "run")
+    row, training = checkpoint.read_metrics(Path("run"))[-1], checkpoint.load(Path("run")).training
+    assert 0 < row["step"] < 20
+    assert training["best"] == {name: row[name] for name in ("step", "train_loss", "val_loss")}
+    assert (training["val_loss"], training["weights"]) == (row["val_loss"], "best")
+    assert f"at step {row['step']}" in result.err
+    assert root("run") == (newest("run") / "model.safetensors").read_bytes()
+    assert gptcli("train", "--resume", "run").code == 0
+    assert root("run") == root("whole")
+    assert checkpoint.load(Path("run")).training == checkpoint.load(Path("whole")).training
 
 
 def test_prune_gives_the_room_back_and_keeps_best_and_last(gptcli: Any, story: Path) -> None:
