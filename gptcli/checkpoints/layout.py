@@ -92,10 +92,14 @@ def newest_here() -> Path | None:
     return max(found, key=lambda path: weights_file(path).stat().st_mtime, default=None)
 
 
+def named(path: Path) -> Path:
+    """``path``, or where that is ``.`` or ends in ``..``, the same directory by its name."""
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def beside(path: Path, ending: str) -> Path:
     """The directory beside ``path`` with the same name and ``ending``."""
-    named = path if path.name not in ("", "..") else path.resolve()
-    return named.with_name(named.name + ending)
+    return named(path).with_name(named(path).name + ending)
 
 
 def is_adapter(path: Path) -> bool:

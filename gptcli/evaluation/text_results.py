@@ -1,6 +1,5 @@
 """Perplexity results by token, word, byte and character, and their differences. Does not import torch."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,11 +123,3 @@ def difference(result: TextResult, first: TextResult, units: Units) -> dict[str,
         "standard_error": math.hypot(a_error, b_error) * NATS_TO_BITS,
         "paired": False,
     }
-
-
-def text_sha256(documents: "Sequence[Document]") -> str:
-    """SHA-256, in hex, of the concatenated texts in UTF-8."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.text.encode("utf-8", "replace"))
-    return digest.hexdigest()
