@@ -169,7 +169,10 @@ def print_header(run: "Run") -> None:
     if run.memory_needed > run.memory_free:
         render.warn(f"This will probably not fit: it takes {need}, and {have} are free. {_advice(run)}")
     total, resuming = (render.human_bytes(n) for n in (run.disk_needed.total, run.disk_needed.for_resuming))
-    render.note(f"{total} of disk at most, {resuming} of it only to resume: gptcli checkpoints NAME --prune frees it.")
+    render.note(
+        f"Weights and snapshots take at most {total} of disk, {resuming} of it only to resume: gptcli checkpoints NAME "
+        "--prune frees it."
+    )
     if run.disk_needed.total > run.disk_free:
         render.note(f"The disk has only {render.human_bytes(run.disk_free)} free. --keep 1 takes less.")
 
