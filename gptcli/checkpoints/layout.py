@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli import __version__, tokenizers
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError, SettingError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest, quoted
 from gptcli.tokenizers import Tokenizer, vocabulary
 
 ROOT = Path("checkpoints")
@@ -128,6 +128,18 @@ def last(path: Path) -> Path:
             "Leave {last} out, or use the run that it was copied from.",
         )
     return path
+
+
+def train_on_from(run: Path) -> str:
+    """The command that trains on from the weights of ``run`` as a new run: of fine-tuning where it is a classifier."""
+    source = quoted(str(run))
+    try:
+        is_classifier = bool(read_config(run)[0].labels)
+    except GptcliError:  # told where it is opened
+        is_classifier = False
+    if is_classifier:
+        return f"gptcli finetune DATA --init-from {source} --out ANOTHER"
+    return f"gptcli train TEXT --init-from {source} --out ANOTHER"
 
 
 def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:

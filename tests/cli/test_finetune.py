@@ -1,6 +1,7 @@
 """gptcli finetune: a run on every form of examples, its answers through the template, and what it refuses."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def test_labels_make_a_classifier(gptcli: Any, base: Path) -> None:
     assert checkpoint.load(Path("run")).config.labels == ("blue", "red")
     assert gptcli("classify", "A red thing.", "-c", "run").code == 0
     assert gptcli("finetune", "--resume", "run", "--max-steps", 3).code == 0
+    run = shutil.move("run", "my run")
+    assert gptcli("checkpoints", run, "--prune").code == 0
+    resume = gptcli("finetune", "--resume", run)
+    resume.assert_user_error("no snapshot of a training run", "gptcli finetune DATA --init-from", "--out ANOTHER")
+    words = shlex.split(resume.err.partition(": gptcli ")[2].replace("DATA", "rows.jsonl"))
+    assert gptcli(*words, *FAST).code == 0
 
 
 def test_a_table_with_other_names_and_running_text(gptcli: Any, base: Path) -> None:
