@@ -120,3 +120,9 @@ def test_a_command_completes_its_own_options_alone() -> None:
     shown = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, env=environment).stdout.split()
     assert "--out" in shown
     assert "--install-completion" not in shown
+
+
+def test_a_request_and_a_header_are_one_thing_each() -> None:
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in FILES)
+    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert (classes.count("Request"), classes.count("Header")) == (1, 1)

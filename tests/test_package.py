@@ -57,7 +57,7 @@ def test_what_doctor_looks_for_is_what_the_project_requires(project: dict[str, A
 
     extras = project["project"]["optional-dependencies"]
     required = names(project["project"]["dependencies"])
-    assert set(inventory.REQUIRED) <= required
+    assert set(inventory.REQUIRED) == required - set(inventory.OPTIONAL)
     assert set(inventory.OPTIONAL) <= required | names([line for lines in extras.values() for line in lines])
 
 

@@ -39,7 +39,7 @@ def create_packed(path: Path, source: Path, bits: Bits, force: bool = False) -> 
             tensors[name] = torch.from_numpy(unpacked(name, weight))
     checkpoint.create_from(
         path, config, tensors, tokenizer, ours.get("training", {}),
-        dtype=None, force=force, bits=bits, populate=partial(_add_record, source), inputs=[source],
+        dtype=None, force=force, bits=bits, populate=partial(add_record, source), inputs=[source],
     )  # fmt: skip
 
 
@@ -66,11 +66,12 @@ def create_merged(path: Path, source: Path, base: Path | None = None, force: boo
     tensors = checkpoint.in_file_form(loaded.config, loaded.tensors)
     checkpoint.create_from(
         path, loaded.config, tensors, loaded.tokenizer, loaded.training,
-        force=force, populate=partial(_add_record, source), inputs=[source, found],
+        force=force, populate=partial(add_record, source), inputs=[source, found],
     )  # fmt: skip
     return found
 
 
-def _add_record(source: Path, folder: Path) -> None:
+def add_record(source: Path, folder: Path) -> None:
+    """Copy what ``source`` says of the texts that it was trained on, if anything, to the new checkpoint."""
     if (source / TEXTS).is_file():
         shutil.copyfile(source / TEXTS, folder / TEXTS)

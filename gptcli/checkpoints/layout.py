@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli import __version__, tokenizers
 from gptcli.config.model import GPTConfig
-from gptcli.errors import GptcliError, SettingError, nearest
+from gptcli.errors import GptcliError, SettingError, nearest, quoted
 from gptcli.tokenizers import Tokenizer, vocabulary
 
 ROOT = Path("checkpoints")
@@ -92,10 +92,14 @@ def newest_here() -> Path | None:
     return max(found, key=lambda path: weights_file(path).stat().st_mtime, default=None)
 
 
+def named(path: Path) -> Path:
+    """``path``, or where that is ``.`` or ends in ``..``, the same directory by its name."""
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def beside(path: Path, ending: str) -> Path:
     """The directory beside ``path`` with the same name and ``ending``."""
-    named = path if path.name not in ("", "..") else path.resolve()
-    return named.with_name(named.name + ending)
+    return named(path).with_name(named(path).name + ending)
 
 
 def is_adapter(path: Path) -> bool:
@@ -124,6 +128,18 @@ def last(path: Path) -> Path:
             "Leave {last} out, or use the run that it was copied from.",
         )
     return path
+
+
+def train_on_from(run: Path) -> str:
+    """The command that trains on from the weights of ``run`` as a new run: of fine-tuning where it is a classifier."""
+    source = quoted(str(run))
+    try:
+        is_classifier = bool(read_config(run)[0].labels)
+    except GptcliError:  # told where it is opened
+        is_classifier = False
+    if is_classifier:
+        return f"gptcli finetune DATA --init-from {source} --out ANOTHER"
+    return f"gptcli train TEXT --init-from {source} --out ANOTHER"
 
 
 def read_config(path: Path) -> tuple[GPTConfig, dict[str, Any]]:

@@ -167,7 +167,8 @@ def _best_and_last(row: Mapping[str, Any]) -> str:
     last = "" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
     if row["best_val_loss"] is None:
         return last
-    best = f"{row['best_val_loss']:.3f} at {row['best_step']:,}"
+    where = f"at {row['best_step']:,}" if row["best_step"] >= 0 else "before the first step"
+    best = f"{row['best_val_loss']:.3f} {where}"
     return f"{best}, ({last})" if row["weights"] == "best" else f"({best}), {last}"
 
 

@@ -86,7 +86,7 @@ def _examine() -> dict[str, Any]:
     found["checks"] = [asdict(check) for check in checks]
     found["missing"] = [
         {"package": name, "for": use, "command": inventory.install_command(name)}
-        for name, use in inventory.OPTIONAL.items()
+        for name, use in (dict.fromkeys(inventory.REQUIRED, "gptcli itself") | inventory.OPTIONAL).items()
         if found["packages"][name] is None and (name != "triton" or len(found["devices"]) > 1)
     ]
     return found

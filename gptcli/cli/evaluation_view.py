@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli.checkpoints.layout import named
 from gptcli.cli import figures, render
-from gptcli.evaluation.text_results import NATS_TO_BITS, TextResult, Units, difference, text_sha256
+from gptcli.evaluation.text_results import NATS_TO_BITS, TextResult, Units, difference
 
 if TYPE_CHECKING:
     from gptcli.data.documents import Document
@@ -17,7 +18,9 @@ WITHHELD = "–"
 
 def show_texts(results: Sequence[TextResult], documents: "Sequence[Document]", as_json: bool) -> None:
     """Print the result of one or several checkpoints on the same texts."""
-    units, sha256 = Units.of(documents), text_sha256(documents)
+    from gptcli.data import text_record
+
+    units, sha256 = Units.of(documents), text_record.sha256(document.text for document in documents)
     names = ", ".join(Path(document.name).name for document in documents[:3]) + (", …" if len(documents) > 3 else "")
     if as_json:
         render.print_json(_texts_as_json(results, documents, units, sha256))
@@ -97,7 +100,7 @@ def _print_several(results: Sequence[TextResult], names: str, units: Units, sha2
 def _withheld(results: Sequence[TextResult]) -> str:
     """The line that says why some figures are left out; empty if none is."""
     told = [result for result in results if not result.is_of_the_text]
-    names = [f"{Path(result.checkpoint).name} has {result.unknown:,} of {result.tokens:,}" for result in told]
+    names = [f"{named(Path(result.checkpoint)).name} has {result.unknown:,} of {result.tokens:,}" for result in told]
     if not told:
         return ""
     return (
@@ -119,8 +122,9 @@ def _quote(result: TextResult, names: str, units: Units, sha256: str) -> str:
     bits = result.nats_each(units.byte)[0] * NATS_TO_BITS
     word = figures.number(_exp(result.nats_each(units.word)[0]))
     others = f"{word} a word, {bits:.4f} bits a byte" if result.is_of_the_text else f"{result.unknown:,} are unknown"
+    name, perplexity = named(Path(result.checkpoint)).name, figures.with_error(_exp(mean), _exp(mean) * error)
     return (
-        f"{Path(result.checkpoint).name}: perplexity {figures.with_error(_exp(mean), _exp(mean) * error)} a token "
+        f"{name}: perplexity {perplexity} a token "
         f"({others}) on {names} "
         f"({result.measured.tokens:,} {result.tokenizer} tokens, SHA-256 {sha256[:12]}…), {result.how()}, "
         f"{result.precision()}"
@@ -178,7 +182,7 @@ def _texts_as_json(
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """The last part of each path, or the whole path where two are alike."""
-    names = [Path(path).name for path in paths]
+    names = [named(Path(path)).name for path in paths]
     return list(paths) if len(set(names)) < len(names) else names
 
 

@@ -50,7 +50,7 @@ def suggest_for_text(about: str, command: str, text: str, model: Sequence[object
 
 def suggest_picture(texts: Sequence[str], model: Sequence[object]) -> None:
     """`suggest` to measure the same texts again with a picture; nothing where a program reads the result."""
-    picture = Path(f"{Path(str(model[-1])).name}.png")
+    picture = Path(f"{layout.named(Path(str(model[-1]))).name}.png")
     if sys.stdout.isatty() and "-" not in texts and not picture.exists():
         suggest("Draw what was measured", "evaluate", *texts, *model, "--plot", picture)
 

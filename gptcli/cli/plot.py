@@ -74,7 +74,7 @@ def plot(
         marks = {"best": ranked[0]} if metric == "loss" else {"lowest": ranked[0], "highest": ranked[-1]}
         marks["last"] = loss_plots.value_of(rows[-1], metric), rows[-1]["step"]
         form = ".3f" if metric == "loss" else ".4g"
-        told = (f"{mark} {format(value, form)} at step {step}" for mark, (value, step) in marks.items())
+        told = (f"{mark} {format(value, form)} {loss_plots.when(step)}" for mark, (value, step) in marks.items())
         render.print_line(f"{letter}  {name}: {', '.join(told)}")
     render.note(f"The picture is {out}.")
 

@@ -41,7 +41,7 @@ def prepare(
         raise GptcliError("There is no folder to put the tokens into.", "Give one with --out FOLDER.")
     from gptcli.checkpoints import layout
     from gptcli.data import rows
-    from gptcli.data.prepare import SHARD_TOKENS, Preparation, Request
+    from gptcli.data.prepare import SHARD_TOKENS, Preparation, PreparationRequest
     from gptcli.tokenizers import bpe_training
     from gptcli.tokenizers.choice import choose
 
@@ -50,7 +50,7 @@ def prepare(
     if chosen.vocab_size is not None:
         bpe_training.library()
     tokens = SHARD_TOKENS if preparing.shard_tokens is None else preparing.shard_tokens
-    request = Request(
+    request = PreparationRequest(
         tuple(texts), chosen.kind, text.encoding, text.errors, preparing.field, text.allow_special, tokens,
         chosen.vocab_size, preparing.train_share,
     )  # fmt: skip

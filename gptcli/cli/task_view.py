@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gptcli.checkpoints.layout import named
 from gptcli.cli import figures, render
 from gptcli.cli.evaluation_view import short_names
 
@@ -40,7 +41,7 @@ def show_task(runs: Sequence[tuple[str, list[dict[str, Any]]]], setting: dict[st
     render.print_table(f"{setting['task']} on {setting['file']}", columns, table, _task_caption(setting, items))
     for (name, _), one in zip(runs, found, strict=True):
         words = ", ".join(f"{tasks.METRICS[metric]} {_figure(metric, figure)}" for metric, figure in one.items())
-        render.print_line(f"{Path(name).name}: {words} on {items:,} items of {Path(setting['file']).name}")
+        render.print_line(f"{named(Path(name)).name}: {words} on {items:,} items of {Path(setting['file']).name}")
 
 
 def _task_caption(setting: dict[str, Any], items: int) -> str:

@@ -163,15 +163,16 @@ def print_header(run: "Run") -> None:
     )
     wide = run.placement.device.type == "cpu" and config.emb_dim >= WIDE
     if wide and run.dtype == "auto" and multiplies_bfloat16():
-        render.note(
-            "This CPU has bfloat16 instructions: --dtype bfloat16 is two to three times as fast for wide models."
-        )
+        render.note("This CPU has bfloat16 instructions: --dtype bfloat16 is 1.8 to 2.8 times as fast for wide models.")
     need, have = render.human_bytes(run.memory_needed), render.human_bytes(run.memory_free)
     render.note(f"Forecast: {need} of memory at the peak; {have} are free.")
     if run.memory_needed > run.memory_free:
         render.warn(f"This will probably not fit: it takes {need}, and {have} are free. {_advice(run)}")
     total, resuming = (render.human_bytes(n) for n in (run.disk_needed.total, run.disk_needed.for_resuming))
-    render.note(f"{total} of disk at most, {resuming} of it only to resume: gptcli checkpoints NAME --prune frees it.")
+    render.note(
+        f"Weights and snapshots take at most {total} of disk, {resuming} of it only to resume: gptcli checkpoints NAME "
+        "--prune frees it."
+    )
     if run.disk_needed.total > run.disk_free:
         render.note(f"The disk has only {render.human_bytes(run.disk_free)} free. --keep 1 takes less.")
 

@@ -40,7 +40,7 @@ class RuntimeConfig:
     save_every: int | None = saving(
         None, "Steps between snapshots; by default as often as it takes 2% of the time.", at_least=1
     )
-    keep: int = saving(2, "Newest snapshots to keep, besides the one with the best validation loss.", at_least=1)
+    keep: int = saving(2, "Newest snapshots to keep, each with the best weights so far.", at_least=1)
     sample_every: int = watching(1, "Epochs between sample texts; 0 for none.", at_least=0, hint="0 turns it off.")
     sample_prompt: str = watching("Every effort moves you", "What the samples continue.")
     log: Log = watching("none", "none, or tensorboard: event files in the run's directory as well.")

@@ -9,7 +9,7 @@ from gptcli import tokenizers
 from gptcli.checkpoints import layout
 from gptcli.data import documents, token_shards
 from gptcli.data.dataset import Corpus, make_corpus, open_prepared
-from gptcli.data.prepare import Preparation, Request
+from gptcli.data.prepare import Preparation, PreparationRequest
 from gptcli.data.text_decoding import PACKED
 from gptcli.data.text_record import document_records, sha256, split_characters
 from gptcli.data.tokenizer_training import first_characters, in_pieces, train_bpe
@@ -253,7 +253,7 @@ def _preparation(
     options: TextOptions, new: Choice, tokenizer: Tokenizer | None, cache: Path, replace: bool, advice: str | None
 ) -> Preparation:
     new = new if tokenizer is None else Choice(tokenizer.kind)
-    request = Request(
+    request = PreparationRequest(
         tuple(options.texts), new.kind, options.encoding, options.errors, allow_special=options.allow_special,
         vocab_size=new.vocab_size, train_share=options.train_share, readmes=options.readmes,
     )  # fmt: skip

@@ -34,7 +34,7 @@ IN_FLIGHT = 3  # chunks per worker
 
 
 @dataclass(frozen=True)
-class Request:
+class PreparationRequest:
     """The texts to prepare and the settings.
 
     Attributes:
@@ -94,7 +94,7 @@ class Preparation:
     """
 
     def __init__(
-        self, out: Path, request: Request, tokenizer: Tokenizer | None = None, force: bool = False,
+        self, out: Path, request: PreparationRequest, tokenizer: Tokenizer | None = None, force: bool = False,
         advice: str | None = None,
     ) -> None:  # fmt: skip
         self.out, self.request, self._given, self._advice = out, request, tokenizer, advice

@@ -124,6 +124,14 @@ def _source(texts: Sequence[str]) -> str:
     return f"{texts[0]}, which holds {'tokens' if Path(texts[0]).is_dir() else 'separate examples'}"
 
 
+def has_part(checkpoint: Path, part: str) -> bool:
+    """Whether `open_part` can open this part."""
+    try:
+        return bool(open_part(checkpoint, part))
+    except GptcliError:
+        return False
+
+
 def open_part(checkpoint: Path, part: str) -> list[Document]:
     """The train or validation part of the texts that a run was trained on, read again from where they were.
 

@@ -51,7 +51,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Header:
+class ShardHeader:
     """The header of a shard.
 
     Attributes:
@@ -85,7 +85,7 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.tokens"
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> ShardHeader:
     """The header of a shard; the file's length is checked, and no token is read.
 
     Raises:
@@ -113,10 +113,10 @@ def read_header(path: Path) -> Header:
     if size != needed:
         what = "is cut short" if size < needed else "is too long"
         raise GptcliError(f"{path} {what}: its {count:,} tokens take {needed:,} bytes, but it has {size:,}.", _ANEW)
-    return Header(width, count, crc, fingerprint.hex(), Place(chunk, tokens))
+    return ShardHeader(width, count, crc, fingerprint.hex(), Place(chunk, tokens))
 
 
-def check_fingerprint(path: Path, header: Header, fingerprint: str) -> None:
+def check_fingerprint(path: Path, header: ShardHeader, fingerprint: str) -> None:
     """Raise GptcliError if a shard's tokenizer does not have this ``fingerprint``."""
     if header.fingerprint != fingerprint:
         raise GptcliError(
@@ -126,7 +126,7 @@ def check_fingerprint(path: Path, header: Header, fingerprint: str) -> None:
         )
 
 
-def check_sum(path: Path, header: Header) -> None:
+def check_sum(path: Path, header: ShardHeader) -> None:
     """Read a whole shard and raise GptcliError if the CRC-32 of its tokens is wrong."""
     crc = 0
     with path.open("rb") as file:
@@ -176,7 +176,7 @@ class Writer:
         """Write the header of the current shard, if there is one, and rename the file to its final name."""
         if self._file is None:
             return
-        header = Header(self._dtype.itemsize, self._count, self._crc, self._fingerprint, end)
+        header = ShardHeader(self._dtype.itemsize, self._count, self._crc, self._fingerprint, end)
         self._file.seek(0)
         self._file.write(header.pack())
         self._file.close()

@@ -10,7 +10,10 @@ from typing import Any
 
 from gptcli.device import machine
 
-REQUIRED = ("torch", "numpy", "tiktoken", "typer", "rich", "tqdm", "huggingface_hub", "matplotlib", "psutil")
+REQUIRED = (
+    *("torch", "numpy", "safetensors", "tiktoken", "regex", "typer", "rich", "tqdm", "huggingface_hub", "pooch"),
+    *("matplotlib", "psutil", "filelock", "jinja2"),
+)
 # Package -> what gptcli does with it.
 OPTIONAL = {
     "numba": "the fast CPU kernels",

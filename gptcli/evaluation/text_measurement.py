@@ -37,6 +37,7 @@ class TextMeasurement:
         )
         record = text_record.read(loaded.path)
         self._trained_on = record.trained_share(documents) if record is not None else None
+        self._held_out = bool(self._trained_on) and text_record.has_part(loaded.path, "validation")
         self.bos = tokenizer.eot_id is not None if settings.bos is None else settings.bos
         self._runs = [perplexity.encode(document.text, tokenizer, self.bos) for document in documents]
         self.batch_size = settings.batch_size or log_likelihood.default_batch_size(self.protocol.context)
@@ -64,6 +65,7 @@ class TextMeasurement:
             tokens=sum(len(run) for run in self._runs) - len(self._runs) * self.bos,
             unknown=self._unknown(),
             trained_on=self._trained_on,
+            held_out=self._held_out,
         )
 
     def _unknown(self) -> int:

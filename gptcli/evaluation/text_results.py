@@ -1,6 +1,5 @@
 """Perplexity results by token, word, byte and character, and their differences. Does not import torch."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ class TextResult:
         tokens: tokens of the texts, scored or not, without the end-of-text ids in front.
         unknown: how many of them stand for any word that is not in the vocabulary.
         trained_on: the share of the texts that the checkpoint was trained on, in [0, 1]; None where it is not known.
+        held_out: whether the part of its run's texts that was held out can be read, and so be measured.
     """
 
     checkpoint: str
@@ -42,6 +42,7 @@ class TextResult:
     tokens: int
     unknown: int = 0
     trained_on: float | None = None
+    held_out: bool = False
 
     def how(self) -> str:
         """The protocol, for a table's caption."""
@@ -86,25 +87,24 @@ class Units:
 
 
 def remarks(results: Sequence[TextResult]) -> list[str]:
-    """A line on every checkpoint that was trained on the texts, and one where that makes a comparison unfair.
+    """A line on every checkpoint that was trained on the texts, and one where that makes a comparison unfair, or might.
 
     ``{part}`` in a line stands for the setting, as in a `SettingError`.
     """
     lines = [
-        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text. {{part}} validation, without a "
-        "text, measures the rest."
+        f"{result.checkpoint} was trained on {result.trained_on:.0%} of this text."
+        + (" {part} validation, without a text, measures the rest." if result.held_out else "")
         for result in results
         if result.trained_on
     ]
-    shares = {round(result.trained_on or 0.0, 3) for result in results}
-    if len(shares) > 1:
-        told = ", ".join(f"{result.checkpoint} {_share(result.trained_on)}" for result in results)
+    known = [(result.checkpoint, result.trained_on) for result in results if result.trained_on is not None]
+    unknown = dict.fromkeys(result.checkpoint for result in results if result.trained_on is None)
+    if len({round(share, 3) for _, share in known}) > 1:
+        told = ", ".join(f"{checkpoint} {share:.0%}" for checkpoint, share in known)
         lines.append(f"The comparison is not fair: the checkpoints were trained on different shares of it ({told}).")
+    if unknown and any(share for _, share in known):
+        lines.append(f"The comparison may not be fair: what {' and '.join(unknown)} was trained on is not known.")
     return lines
-
-
-def _share(share: float | None) -> str:
-    return "not known" if share is None else f"{share:.0%}"
 
 
 def difference(result: TextResult, first: TextResult, units: Units) -> dict[str, Any] | None:
@@ -124,11 +124,3 @@ def difference(result: TextResult, first: TextResult, units: Units) -> dict[str,
         "standard_error": math.hypot(a_error, b_error) * NATS_TO_BITS,
         "paired": False,
     }
-
-
-def text_sha256(documents: "Sequence[Document]") -> str:
-    """SHA-256, in hex, of the concatenated texts in UTF-8."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.text.encode("utf-8", "replace"))
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.errors import GptcliError
 from gptcli.model.cost import parameter_count
-from gptcli.model.parameters import adapter_size
+from gptcli.model.parameters import adapter_size, parameter_shapes
 
 FLOAT = 4  # bytes of a parameter in a file
 MOMENTS = {
@@ -20,26 +20,41 @@ MOMENTS = {
     "sgd": 1.0,
     "adafactor": 0.0,
 }  # numbers that an optimizer keeps a parameter
+HEADERS = 1024  # bytes for a parameter, at most, in the headers of a snapshot's files
 
 
 @dataclass(frozen=True)
 class DiskForecast:
-    """Bytes that a run takes at its end, and those of them that only resuming needs."""
+    """Bytes that a run's weights and snapshots take at most, and those that only resuming needs at its end."""
 
     total: int
     for_resuming: int
 
 
 def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int, adapter: LoRAConfig | None = None) -> DiskForecast:
-    """The most that a run of this shape, or of adapters for it, takes with ``keep`` snapshots."""
-    parameters = parameter_count(config) if adapter is None else adapter_size(config, adapter)
+    """The most that a run of this shape, or of adapters for it, takes with ``keep`` snapshots.
+
+    A snapshot has the last weights and, of its own where the best are others each time, the best. One is whole before
+    the oldest is removed. The run's weights are a link to the best, or, as long as the snapshot of step 0 is there,
+    its link to the weights that the run began with.
+    """
+    shapes = parameter_shapes(config)
+    parameters = parameter_count(config)
     # The matrices that Muon keeps one number for.
-    inside = 12 * config.n_layers * config.emb_dim**2 if adapter is None else parameters
-    moments = 2 * parameters - inside if recipe.optimizer == "muon" else int(MOMENTS[recipe.optimizer] * parameters)
+    inside = 12 * config.n_layers * config.emb_dim**2
+    if adapter is not None:
+        parameters = inside = adapter_size(config, adapter) + len(config.labels) * config.emb_dim
+    if recipe.optimizer == "muon":
+        moments = 2 * parameters - inside
+    elif recipe.optimizer == "adafactor":  # a number a row and a column
+        moments = parameters if adapter is not None else sum(sum(shape) for shape in shapes.values())
+    else:
+        moments = int(MOMENTS[recipe.optimizer] * parameters)
     moments += parameters if recipe.average_share else 0  # the trained weights beside the average
-    weights, snapshots = FLOAT * parameters, min(keep, recipe.max_steps or keep)
-    total = snapshots * (weights + FLOAT * moments) + weights
-    return DiskForecast(total, total - 2 * weights)
+    weights = FLOAT * parameters
+    snapshot = 2 * weights + FLOAT * moments + HEADERS * len(shapes)
+    steps = keep + 1 if recipe.max_steps is None else recipe.max_steps
+    return DiskForecast(min(keep + 1, steps) * snapshot + weights, min(keep, steps) * snapshot - weights)
 
 
 def prune(run: Path) -> int:

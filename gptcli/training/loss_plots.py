@@ -36,6 +36,11 @@ def unit_of(run: Path) -> str:
     return "nats a pair" if settings.get("method") == "dpo" else "nats a text" if labels else PER_TOKEN
 
 
+def when(step: int) -> str:
+    """When an evaluation was, that of fine-tuning before its first step (-1) included."""
+    return f"at step {step}" if step >= 0 else "before the first step"
+
+
 def draw_losses(
     rows: Sequence[Mapping[str, Any]], tokens_per_epoch: int, file: Path, title: str, unit: str = PER_TOKEN
 ) -> None:
@@ -57,7 +62,7 @@ def draw_losses(
     if all(row["val_loss"] is not None for row in rows):
         _line(axes, epochs, [row["val_loss"] for row in rows], VALIDATION_COLOUR, "--", "validation")
         best = min(range(len(rows)), key=lambda number: rows[number]["val_loss"])
-        label = f"best {rows[best]['val_loss']:.3f} at step {rows[best]['step']}"
+        label = f"best {rows[best]['val_loss']:.3f} {when(rows[best]['step'])}"
         axes.plot(epochs[best], rows[best]["val_loss"], "*", color=VALIDATION_COLOUR, markersize=12, label=label)
     axes.set_xlabel("epochs")
     axes.set_ylabel(f"cross-entropy ({unit})")

@@ -173,7 +173,13 @@ def _refuse_changes(
             same = chosen.matches(tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size)
             value, before = (value, value) if same else (str(chosen), str(Choice(tokenizer.kind, tokenizer=tokenizer)))
         else:
-            before = getattr(next(each for each in (recipe, config, finetune) if hasattr(each, name)), name)
+            its = next((each for each in (recipe, config, finetune) if hasattr(each, name)), None)
+            if its is None:
+                raise SettingError(
+                    f"{{{name}}} is a setting of fine-tuning, and {path} was begun by gptcli train.",
+                    f"Leave it out, or fine-tune its weights: gptcli finetune DATA --init-from {quoted(str(path))}",
+                )
+            before = getattr(its, name)
         if value != before:
             raise SettingError(
                 f"{{{name}}} is {value}, but {path} began with {before}.",

@@ -102,7 +102,8 @@ def train(
         model: the shape. Its vocab_size becomes the tokenizer's, and its context_length the length of the windows: the
             smaller one of the model's and the recipe's. None for GPT-2 small as the course trains it (no qkv bias, an
             output head of its own), or for the shape of ``init_from``.
-        tokenizer: "gpt2", "char", "byte" or "word"; None for gpt2, that of prepared tokens, or that of ``init_from``.
+        tokenizer: "gpt2", "char", "byte", "word", "bpe:N" for one of N tokens that is trained on the text, or a
+            directory that holds one; None for gpt2, that of prepared tokens, or that of ``init_from``.
         recipe: what decides the weights. Lengths are in tokens, losses in nats a token, times in seconds. With a
             ``for_time``, what it and ``runtime`` have at the default is chosen, and where they are None also ``model``
             and ``tokenizer``; the time counts from the call.

@@ -273,7 +273,7 @@ def check_resumable(run: Path) -> None:
     if all(map(is_pruned, _steps(run))):
         raise GptcliError(
             f"{run} has no snapshot of a training run, so there is nothing to resume.",
-            f"Train on from its weights as a new run: gptcli train TEXT --init-from {run} --out ANOTHER",
+            f"Train on from its weights as a new run: {layout.train_on_from(run)}",
         )
 
 
@@ -298,7 +298,7 @@ def newest(run: Path) -> tuple[Snapshot, list[str]]:
             complaints.append(error.message)
     raise GptcliError(
         f"No snapshot in {run / FOLDER} is whole: {complaints[0]}",
-        f"Start a new run from its weights: gptcli train TEXT --init-from {run} --out ANOTHER",
+        f"Start a new run from its weights: {layout.train_on_from(run)}",
     )
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptcli.data.prepare import Preparation, Request
+from gptcli.data.prepare import Preparation, PreparationRequest
 from gptcli.device.resources import usable_cpus
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer, _encoding
 
@@ -87,7 +87,7 @@ def compare_rates(folder: Path, workers: int, megabytes: float, rounds: int) -> 
         synthetic(megabytes, path, seed=number)
         text = path.read_text(encoding="utf-8")
         parts = [text[i : i + 2**20] for i in range(0, len(text), 2**20)]
-        preparation = Preparation(folder / f"slice-{number}", Request((str(path),)))
+        preparation = Preparation(folder / f"slice-{number}", PreparationRequest((str(path),)))
         wall, cpu = seconds(lambda: preparation.run(workers))  # noqa: B023
         own_wall, own_cpu = seconds(lambda: _encoding().encode_ordinary_batch(parts, num_threads=workers))  # noqa: B023
         ratios.append(own_wall / wall)

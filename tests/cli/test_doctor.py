@@ -67,6 +67,12 @@ def test_a_missing_optional_part_is_named_and_is_no_failure(gptcli: Any, monkeyp
     assert "missing     gguf, for gptcli export --format gguf: " in result.out
 
 
+def test_a_missing_required_package_is_named(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = inventory.version_of
+    monkeypatch.setattr(inventory, "version_of", lambda name: None if name == "jinja2" else real(name))
+    assert "missing     jinja2, for gptcli itself: " in gptcli("doctor").out
+
+
 def test_without_torch_it_still_answers() -> None:
     code = "import sys\nsys.modules['torch'] = None\nfrom gptcli.cli import main\nsys.exit(main(['doctor', '--json']))"
     root = Path(__file__).parents[2]

@@ -148,22 +148,27 @@ def test_the_table_of_checkpoints(gptcli: Any, small: Path, tmp_path: Path) -> N
     config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     config["gptcli"]["training"] = {"step": 1200, "val_loss": 1.234567, "text": "story.txt"}
     (trained / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tuned = shutil.copytree(trained, tmp_path / "checkpoints" / "tuned")
+    config["gptcli"]["training"] |= {"best": {"step": -1, "val_loss": 1.125}}
+    (tuned / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    os.utime(tuned / "model.safetensors", (1e9, 1e9))
     os.utime(trained / "model.safetensors", (2e9, 2e9))
     broken = shutil.copytree(trained, tmp_path / "checkpoints" / "broken")
     (broken / "model.safetensors").write_bytes(b"")
     (tmp_path / "checkpoints" / "not-one").mkdir()
 
     rows = gptcli("checkpoints", "--json").json
-    assert [row["name"] for row in rows] == ["trained", "small", "broken"]
+    assert [row["name"] for row in rows] == ["trained", "small", "tuned", "broken"]
     assert (rows[0]["step"], rows[0]["val_loss"], rows[0]["tokenizer"]) == (1200, 1.234567, "char")
     assert rows[1]["parameters"] == sum(tensor.numel() for tensor in random_tensors(GPT2).values())
     assert rows[1]["bytes"] == (small / "model.safetensors").stat().st_size
-    assert "holds 0 bytes" in rows[2]["error"]
+    assert "holds 0 bytes" in rows[3]["error"]
     result = gptcli("checkpoints")
     lines = result.out.splitlines()
     assert next(line for line in lines if "trained" in line).split()[-3:-1] != []
     assert "1,200" in result.out
     assert "1.235" in result.out
+    assert "(1.125 before the first step)" in " ".join(result.out.split())
     assert "damaged" in result.out
     assert "broken" in result.err
 

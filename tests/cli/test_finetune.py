@@ -1,6 +1,8 @@
 """gptcli finetune: a run on every form of examples, its answers through the template, and what it refuses."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from gptcli import tokenizers
 from gptcli.checkpoints import checkpoint, layout
 from gptcli.data.templates import TEMPLATES
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 FAST = ("--max-steps", 2, "--device", "cpu", "--threads", 1, "--learning-rate", 1e-3)
 PAIRS = [{"prompt": f"{n} and {n} is", "completion": f" {2 * n}."} for n in range(12)]
 CHATS = [{"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["completion"]}]}
@@ -64,6 +67,12 @@ def test_labels_make_a_classifier(gptcli: Any, base: Path) -> None:
     assert checkpoint.load(Path("run")).config.labels == ("blue", "red")
     assert gptcli("classify", "A red thing.", "-c", "run").code == 0
     assert gptcli("finetune", "--resume", "run", "--max-steps", 3).code == 0
+    run = shutil.move("run", "my run")
+    assert gptcli("checkpoints", run, "--prune").code == 0
+    resume = gptcli("finetune", "--resume", run)
+    resume.assert_user_error("no snapshot of a training run", "gptcli finetune DATA --init-from", "--out ANOTHER")
+    words = shlex.split(resume.err.partition(": gptcli ")[2].replace("DATA", "rows.jsonl"))
+    assert gptcli(*words, *FAST).code == 0
 
 
 def test_a_table_with_other_names_and_running_text(gptcli: Any, base: Path) -> None:
@@ -180,6 +189,22 @@ def test_what_a_resumed_run_may_not_change(gptcli: Any, base: Path) -> None:
     gptcli(*resumed, "--train", "last:1").assert_user_error("--train is last:1, but run began with all")
     lines("rows.jsonl", PAIRS[1:])
     gptcli(*resumed).assert_user_error("The text of run", "has changed")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(("--train", "lora"), ("--fields", "text=a"), ("--method", "dpo"), ("--template", "alpaca")),
+        *(("--loss-on", "all"), ("--skip-bad",), ("--method", "dpo", "--dpo-beta", 0.2)),
+        ("--train", "lora", "--lora-alpha", 4, "--lora-targets", "mlp.c_fc"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_a_run_of_train_has_no_settings_of_fine_tuning(gptcli: Any, tmp_path: Path, options: tuple[Any, ...]) -> None:
+    run = shutil.copytree(FIXTURES / "stopped-adamw", tmp_path / "a run")
+    gptcli("finetune", "--resume", run, *options).assert_user_error(
+        f"{options[0]} is a setting of fine-tuning", "begun by gptcli train", f'--init-from "{run}"'
+    )
 
 
 def test_train_and_prepare_name_finetune_for_rows(gptcli: Any) -> None:

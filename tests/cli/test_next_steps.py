@@ -156,6 +156,19 @@ def test_a_result_then_a_closer_look(
     assert Path("attention.html").exists() is (words[0] == "generate")
 
 
+def test_a_picture_of_the_checkpoint_in_this_folder_has_its_name(
+    gptcli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    give_a_terminal(monkeypatch)
+    monkeypatch.chdir(tiny_checkpoint(tmp_path / "my run"))
+    Path("text.txt").write_text("ab its cab" * 9, encoding="utf-8")
+    result = gptcli("evaluate", "text.txt", "-c", ".")
+    assert "my run: perplexity" in result.out
+    (command,) = printed(result.err)
+    run_it(gptcli, command)
+    assert Path("my run.png").exists()
+
+
 def test_classify_then_a_closer_look(gptcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     give_a_terminal(monkeypatch)
     tokenizer = tokenizers.build("byte")

@@ -35,6 +35,13 @@ def test_runs_are_drawn_over_one_another(gptcli: Any) -> None:
     assert gptcli("plot", "first", "--force").code == 0
 
 
+def test_an_evaluation_before_the_first_step_is_named_so(gptcli: Any) -> None:
+    path = run("tuned", [(1.0, 1.5), (0.5, 2.0)])
+    metrics = path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text(encoding="utf-8").replace('"step": 0,', '"step": -1,'), encoding="utf-8")
+    assert "tuned: best 1.500 before the first step, last 2.000 at step 10" in gptcli("plot", "tuned").out
+
+
 def test_a_real_run_can_be_drawn(gptcli: Any, tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text("the cat sat on the mat. " * 20, encoding="utf-8")
     shape = ("--emb-dim", 8, "--n-heads", 1, "--n-layers", 1, "--context-length", 8, "--tokenizer", "char")

@@ -62,8 +62,31 @@ def test_an_unfair_comparison_is_named(gptcli: Any, run: Any, story: Path) -> No
     assert "The comparison is not fair" in result.err
     assert "(run 90%, all 100%)" in result.err
     assert "not fair" not in gptcli("evaluate", story, "-c", "run", "-c", "run").err
-    (Path("all") / "texts.json").unlink()
-    assert "all not known" in gptcli("evaluate", story, "-c", "run", "-c", "all").err
+    run("all-2", "--tokenizer", "char", "--train-share", 1)
+    for name in ("all", "all-2"):
+        (Path(name) / "texts.json").unlink()
+    said = gptcli("evaluate", story, "-c", "run", "-c", "all", "-c", "all-2").err
+    assert "The comparison may not be fair: what all and all-2 was trained on is not known." in said
+    assert "not fair" not in said
+    assert "fair" not in gptcli("evaluate", story, "-c", "all", "-c", "all-2").err
+
+
+def test_what_was_exported_is_compared_as_what_it_came_from(gptcli: Any, run: Any, story: Path) -> None:
+    run("run", "--tokenizer", "char")
+    assert gptcli("export", "run", "exported", "--dtype", "float32").code == 0
+    said = gptcli("evaluate", story, "-c", "run", "-c", "exported").err
+    assert "exported was trained on 90% of this text." in said
+    assert "fair" not in said
+
+
+def test_the_rest_is_named_only_where_it_can_be_measured(gptcli: Any, run: Any, story: Path) -> None:
+    run("run", "--tokenizer", "char")
+    run("all", "--tokenizer", "char", "--train-share", 1)
+    moved = story.rename("moved.txt")
+    for name, share in (("run", "90%"), ("all", "100%")):
+        said = gptcli("evaluate", moved, "-c", name).err
+        assert f"{name} was trained on {share} of this text." in said
+        assert "--part validation" not in said
 
 
 def test_parts_that_cannot_be_measured(gptcli: Any, run: Any, story: Path) -> None:

@@ -22,7 +22,7 @@ from gptcli import tokenizers
 from gptcli.data import prepare, token_shards
 from gptcli.data.dataset import encode_texts
 from gptcli.data.encoding_chunks import chunks
-from gptcli.data.prepare import Preparation, Request
+from gptcli.data.prepare import Preparation, PreparationRequest
 from gptcli.data.text_decoding import decoded
 from gptcli.errors import GptcliError
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
@@ -281,7 +281,7 @@ def test_stopped_after_any_shard_it_goes_on_to_the_same_bytes(tmp_path: Path, mo
         end_shard(self, end)
 
     for kind in ("gpt2", "char"):
-        request = Request(("a.txt", "b.txt"), kind, shard_tokens=150)
+        request = PreparationRequest(("a.txt", "b.txt"), kind, shard_tokens=150)
         Preparation(Path("whole"), request).run(2)
         count = len(list(Path("whole").glob("shard-*")))
         assert count > 5
@@ -457,7 +457,7 @@ def cut_short(path: Path) -> None:
 
 def of_another_tokenizer(path: Path) -> None:
     header = token_shards.read_header(path)
-    other = token_shards.Header(header.width, header.count, header.crc, "ab" * 32, header.end)
+    other = token_shards.ShardHeader(header.width, header.count, header.crc, "ab" * 32, header.end)
     damage(path, 0, other.pack())
 
 

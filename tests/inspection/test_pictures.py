@@ -34,6 +34,16 @@ def test_the_axis_of_a_loss_has_its_unit(tmp_path: Path, monkeypatch: pytest.Mon
     assert [figure.axes[0].get_ylabel() for figure in drawn] == [f"cross-entropy ({unit})"] * 2
 
 
+def test_the_best_evaluation_may_be_the_one_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, file, kind: drawn.append(figure))
+    rows = [{"step": n, "tokens_seen": n + 1, "train_loss": 1.0, "val_loss": 1.5 + n} for n in (-1, 0)]
+    loss_plots.draw_losses(rows, 10, tmp_path / "a.png", "run")
+    assert "best 0.500 before the first step" in drawn[0].axes[0].get_legend_handles_labels()[1]
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.txt"])
 def test_another_suffix_is_refused_before_anything_is_drawn(name: str) -> None:
     with pytest.raises(GptcliError, match=r"\.svg, \.pdf or \.jpg"):

@@ -69,7 +69,7 @@ def test_a_run_holds_an_adapter_alone_and_leaves_its_base_as_it_was(gptcli: Any,
         assert gptcli(*words).code == 0
     size = sum(file.stat().st_size for file in Path("run").rglob("*.safetensors"))
     forecast = disk.forecast(checkpoint.load(base).config, RecipeConfig(), keep=2, adapter=LoRAConfig(2))
-    assert forecast.total == pytest.approx(size, rel=0.4)
+    assert 0.2 * forecast.total < size <= forecast.total
     assert tune(gptcli, "run").code == 2
     assert tune(gptcli, "run", "--force", "--max-steps", 2).code == 0
 

@@ -601,3 +601,12 @@ def test_a_run_of_an_older_version_says_that_its_dropout_changes(gptcli: Any, st
         assert result.code == 0, result.err
         assert ("dropout had other random numbers" in result.err) == (rate > 0)
         assert "dropout had" not in gptcli("train", "--resume", run, "--max-steps", 8).err
+
+
+def test_where_no_snapshot_is_whole_the_way_out_is_a_command(gptcli: Any, tmp_path: Path) -> None:
+    run = shutil.copytree(Path(__file__).parents[1] / "fixtures" / "stopped-adamw", tmp_path / "a run")
+    for state in run.rglob("state.json"):
+        state.write_text("{", encoding="utf-8")
+    gptcli("train", "--resume", "a run").assert_user_error("is whole", 'gptcli train TEXT --init-from "a run" --out')
+    (run / "config.json").write_text("{", encoding="utf-8")
+    gptcli("train", "--resume", run).assert_user_error()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoints import checkpoint, formats, layout, overwrite, safetensors_file
+from gptcli.checkpoints.derived import add_record
 from gptcli.checkpoints.formats import gguf_file
 from gptcli.checkpoints.layout import CONFIG, WEIGHTS
 from gptcli.config.model import GPTConfig
@@ -17,7 +18,7 @@ from gptcli.tokenizers import Tokenizer
 
 Format = Literal["hf", "gguf"]
 FileDtype = Literal["float32", "float16", "bfloat16"]
-HUB = "hf://"
+HUB, OURS = "hf://", "gptcli"
 _LARGEST_FLOAT16 = 65_504.0
 _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -101,9 +102,15 @@ def convert(
     if target is torch.float16:
         _check_range(tensors, path)
     if format == "hf":
+
+        def add_texts(folder: Path) -> None:
+            if model.origin == OURS:
+                add_record(path, folder)
+
         checkpoint.create_from(
-            out, model.config, tensors, model.tokenizer, model.training, dtype=target, force=force, inputs=[path]
-        )
+            out, model.config, tensors, model.tokenizer, model.training,
+            dtype=target, force=force, populate=add_texts, inputs=[path],
+        )  # fmt: skip
         _compare(out / WEIGHTS, tensors, target)
     else:
         out = _write_gguf(path, out, model, tensors, target, force)
@@ -140,7 +147,7 @@ def _read(path: Path) -> _Model:
     """The model at ``path``, in our format if its config.json has our section."""
     if path.is_dir() and (path / CONFIG).is_file() and _is_ours(path):
         loaded = checkpoint.load(path)
-        return _Model("gptcli", loaded.config, loaded.tensors, loaded.tokenizer, loaded.training)
+        return _Model(OURS, loaded.config, loaded.tensors, loaded.tokenizer, loaded.training)
     if layout.is_adapter(path):
         raise GptcliError(
             f"{path} is an adapter, and not a whole model.",
@@ -153,7 +160,7 @@ def _read(path: Path) -> _Model:
 def _is_ours(path: Path) -> bool:
     from gptcli.checkpoints.formats.source import read_json
 
-    return "gptcli" in read_json(path / CONFIG)
+    return OURS in read_json(path / CONFIG)
 
 
 def _write_gguf(
