@@ -63,6 +63,8 @@ def plot(
                 "The runs have different tokenizers, and not all say how many bytes a token of theirs stands for: "
                 "their losses a token cannot be compared."
             )
+    if metric == "loss":
+        _warn_of_other_texts(paths)
     loss_plots.draw_runs(found, out, metric, unit)
     if unit == "bits a byte":
         render.note("The runs have different tokenizers: losses are in bits a byte of text.")
@@ -75,8 +77,27 @@ def plot(
         marks["last"] = loss_plots.value_of(rows[-1], metric), rows[-1]["step"]
         form = ".3f" if metric == "loss" else ".4g"
         told = (f"{mark} {format(value, form)} {loss_plots.when(step)}" for mark, (value, step) in marks.items())
-        render.print_line(f"{letter}  {name}: {', '.join(told)}")
+        of_training = " (training loss: nothing was validated)" if metric == "loss" and _is_unvalidated(rows) else ""
+        render.print_line(f"{letter}  {name}: {', '.join(told)}{of_training}")
     render.note(f"The picture is {out}.")
+
+
+def _is_unvalidated(rows: list[dict[str, Any]]) -> bool:
+    return all(row["val_loss"] is None for row in rows)
+
+
+def _warn_of_other_texts(runs: dict[str, Path]) -> None:
+    """Say where runs were validated on different texts, as far as their records name these."""
+    from gptcli.data import text_record
+
+    validated: dict[str, list[str]] = {}
+    for name, path in runs.items():
+        record = text_record.read(path)
+        if record is not None and record.documents:
+            validated.setdefault(record.validation.sha256 if record.validation else "", []).append(name)
+    if len(validated) > 1:
+        told = "; ".join(", ".join(names) for names in validated.values())
+        render.warn(f"The runs were validated on different texts or parts, so that losses do not compare: {told}.")
 
 
 def _tokenizer(run: Path) -> str:

@@ -32,10 +32,14 @@ _COMMON_ENCODINGS = (
 
 @dataclass(frozen=True)
 class Document:
-    """One text: ``name`` is the path of its file (``stdin`` for ``-``), ``text`` has ``\\n`` as its only newline."""
+    """One text: ``name`` is the path of its file (``stdin`` for ``-``), ``text`` has ``\\n`` as its only newline.
+
+    Of a part of a document, ``cut_from`` is the SHA-256 of the whole and the character at which the part begins.
+    """
 
     name: str
     text: str
+    cut_from: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)

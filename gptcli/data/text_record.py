@@ -45,6 +45,7 @@ class TextRecord:
         train_share: the fraction of the characters that was trained on.
         documents: in their order; empty for prepared tokens, whose texts are not known.
         train, validation: the parts; None where there is none.
+        before: of the checkpoint that it was trained further from; None for random weights, or where it has no record.
     """
 
     texts: Sequence[str]
@@ -54,20 +55,28 @@ class TextRecord:
     documents: Sequence[DocumentRecord]
     train: PartRecord
     validation: PartRecord | None
+    before: "TextRecord | None" = None
 
     def trained_share(self, documents: Iterable[Document]) -> float | None:
         """The share of the characters of ``documents`` that was trained on; None where none of them is known.
 
         A document is known if it is one of the run's, or one part of its texts.
         """
-        known = {each.sha256: each.trained / max(1, each.characters) for each in self.documents}
-        for part, share in ((self.train, 1.0), (self.validation, 0.0)):
-            if part is not None:
-                known.setdefault(part.sha256, share)
-        shares = [(len(document.text), known.get(sha256([document.text]))) for document in documents]
+        shares = [(len(document.text), self._share(document)) for document in documents]
         if all(share is None for _, share in shares):
             return None
         return sum(length * (share or 0.0) for length, share in shares) / max(1, sum(length for length, _ in shares))
+
+    def _share(self, document: Document) -> float | None:
+        digest, length = sha256([document.text]), max(1, len(document.text))
+        whole, start = document.cut_from or (digest, 0)
+        # The first characters of a document are trained on, so that the larger share has the smaller in it.
+        shares = [min(max(each.trained - start, 0) / length, 1.0) for each in self.documents if each.sha256 == whole]
+        if not shares:
+            parts = ((self.train, 1.0), (self.validation, 0.0))
+            shares = [share for part, share in parts if part is not None and part.sha256 == digest]
+        earlier = self.before._share(document) if self.before is not None else None
+        return max([*shares, *([] if earlier is None else [earlier])], default=None)
 
 
 def split_characters(texts: Sequence[str], train_share: float) -> tuple[list[str], list[str]]:
@@ -105,17 +114,27 @@ def document_records(documents: Iterable[Document], train_share: float) -> tuple
 def write(run: Path, record: TextRecord) -> None:
     """Write ``record`` into a run's directory, atomically. Raises OSError."""
     with atomic_write(run / TEXTS) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(asdict(record), file, indent=1)
+        json.dump(_stored(record), file, indent=1)
+
+
+def _stored(record: TextRecord) -> dict[str, Any]:
+    before = {"before": _stored(record.before)} if record.before is not None else {}
+    return {name: value for name, value in asdict(record).items() if name != "before"} | before
 
 
 def read(checkpoint: Path) -> TextRecord | None:
     """The record in a checkpoint's directory; None where there is none, as in older runs, or it is damaged."""
     try:
-        stored: dict[str, Any] = json.loads((checkpoint / TEXTS).read_text(encoding="utf-8"))
-        parts = {name: stored[name] and PartRecord(**stored[name]) for name in PARTS}
-        return TextRecord(**stored | parts | {"documents": [DocumentRecord(**each) for each in stored["documents"]]})
+        return _restored(json.loads((checkpoint / TEXTS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _restored(stored: dict[str, Any]) -> TextRecord:
+    parts = {name: stored[name] and PartRecord(**stored[name]) for name in PARTS}
+    documents = [DocumentRecord(**each) for each in stored["documents"]]
+    before = _restored(stored["before"]) if stored.get("before") else None
+    return TextRecord(**stored | parts | {"documents": documents, "before": before})
 
 
 def _source(texts: Sequence[str]) -> str:
@@ -158,6 +177,9 @@ def open_part(checkpoint: Path, part: str) -> list[Document]:
             f"The texts of {checkpoint} ({', '.join(record.texts)}) are not what they were.",
             "Give a text to measure it on instead.",
         )
-    names = [document.name for document in documents]
-    names = names[: len(texts)] if part == "train" else names[len(names) - len(texts) :]
-    return [Document(f"{name} ({part} part)", text) for name, text in zip(names, texts, strict=True)]
+    cut = record.documents[: len(texts)] if part == "train" else record.documents[len(documents) - len(texts) :]
+    starts = [0 if part == "train" else each.trained for each in cut]
+    return [
+        Document(f"{each.name} ({part} part)", text, (each.sha256, start))
+        for each, text, start in zip(cut, texts, starts, strict=True)
+    ]

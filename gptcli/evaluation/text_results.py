@@ -103,7 +103,7 @@ def remarks(results: Sequence[TextResult]) -> list[str]:
         told = ", ".join(f"{checkpoint} {share:.0%}" for checkpoint, share in known)
         lines.append(f"The comparison is not fair: the checkpoints were trained on different shares of it ({told}).")
     if unknown and any(share for _, share in known):
-        lines.append(f"The comparison may not be fair: what {' and '.join(unknown)} was trained on is not known.")
+        lines.append(f"The comparison may not be fair: whether {' and '.join(unknown)} saw this text is not known.")
     return lines
 
 

@@ -16,8 +16,9 @@ LOSSY = ("word", "none")  # tokenizers whose tokens do not give their text back
 
 
 def record_of(
-    corpus: Corpus | ExampleSet, tokenizer: Tokenizer, source: Mapping[str, Any], train_share: float
-) -> TextRecord:
+    corpus: Corpus | ExampleSet, tokenizer: Tokenizer, source: Mapping[str, Any], train_share: float,
+    before: TextRecord | None = None,
+) -> TextRecord:  # fmt: skip
     """What RUN/texts.json says of a run.
 
     Args:
@@ -25,6 +26,7 @@ def record_of(
         tokenizer: the one that encoded them.
         source: the facts about the texts that its snapshots store.
         train_share: the fraction to train on.
+        before: of the checkpoint whose weights it begins with.
     """
     if isinstance(corpus, ExampleSet):
         parts = [
@@ -33,15 +35,16 @@ def record_of(
         ]
         assert parts[0] is not None
         return TextRecord(
-            source["texts"], source["encoding"], source["errors"], train_share, corpus.documents, parts[0], parts[1]
-        )
+            source["texts"], source["encoding"], source["errors"], train_share, corpus.documents, parts[0], parts[1],
+            before,
+        )  # fmt: skip
     sums = corpus.sums or (corpus.fingerprint, corpus.fingerprint)
     train, validation = (
         _part(part, digest, tokenizer) for part, digest in zip((corpus.train, corpus.validation), sums, strict=True)
     )
     return TextRecord(
         source["texts"], source["encoding"], source["errors"], train_share, corpus.documents, train,
-        validation if len(corpus.validation) else None,
+        validation if len(corpus.validation) else None, before,
     )  # fmt: skip
 
 

@@ -218,7 +218,9 @@ class Run:
                 self.warn(no_locks)
         else:
             self.store.finish(self.snapshot)
-        record = recorded_texts.record_of(self.corpus, self.tokenizer, self.source, self.recipe.train_share)
+        known = text_record.read(self.path) if self.snapshot else None
+        before = known.before if known else text_record.read(self.origin.path) if self.origin else None
+        record = recorded_texts.record_of(self.corpus, self.tokenizer, self.source, self.recipe.train_share, before)
         try:
             text_record.write(self.path, record)
         except OSError as error:

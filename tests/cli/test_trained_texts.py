@@ -66,7 +66,7 @@ def test_an_unfair_comparison_is_named(gptcli: Any, run: Any, story: Path) -> No
     for name in ("all", "all-2"):
         (Path(name) / "texts.json").unlink()
     said = gptcli("evaluate", story, "-c", "run", "-c", "all", "-c", "all-2").err
-    assert "The comparison may not be fair: what all and all-2 was trained on is not known." in said
+    assert "The comparison may not be fair: whether all and all-2 saw this text is not known." in said
     assert "not fair" not in said
     assert "fair" not in gptcli("evaluate", story, "-c", "all", "-c", "all-2").err
 
@@ -128,3 +128,43 @@ def test_runs_of_different_tokenizers_are_drawn_in_bits_a_byte(gptcli: Any, run:
     best = min(row["val_loss"] for row in rows) / 0.6931471805599453
     assert f"letters: best {best:.3f}" in gptcli("plot", "letters", "bytes", "--out", "d.png").out
     shutil.rmtree("words")
+
+
+def test_losses_on_different_texts_are_not_compared_in_silence(gptcli: Any, run: Any) -> None:
+    run("run", "--tokenizer", "char")
+    run("byte", "--tokenizer", "byte")
+    run("half", "--tokenizer", "char", "--train-share", 0.5)
+    run("all", "--tokenizer", "char", "--train-share", 1)
+    same = gptcli("plot", "run", "byte", "--out", "a.png")
+    assert "validated on different texts" not in same.err
+    assert "training loss" not in same.out
+    other = gptcli("plot", "run", "byte", "half", "all", "--out", "b.png")
+    assert "do not compare: run, byte; half; all." in other.err
+    assert other.out.count("(training loss: nothing was validated)") == 1
+
+
+def test_a_part_that_another_run_was_trained_on_is_named(gptcli: Any, run: Any) -> None:
+    run("half", "--tokenizer", "char", "--train-share", 0.5)
+    run("most", "--tokenizer", "char", "--train-share", 0.8)
+    said = gptcli("evaluate", "-c", "half", "-c", "most", "--part", "validation")
+    assert said.code == 0, said.err
+    assert "most was trained on 60% of this text." in said.err
+    assert "The comparison is not fair" in said.err
+    assert "(half 0%, most 60%)" in said.err
+    assert "fair" not in gptcli("evaluate", "-c", "most", "-c", "half", "--part", "validation").err
+
+
+def test_a_run_that_begins_with_a_checkpoint_knows_its_texts(gptcli: Any, run: Any, story: Path) -> None:
+    run("run", "--tokenizer", "char")
+    other = Path("other.txt")
+    other.write_text("the mat sat on the cat. " * 30, encoding="utf-8")
+    options = ("--init-from", "run", *FEW, "--save-every", 1, "--keep", 9)
+    assert gptcli("train", other, *options, "--out", "further").code == 0
+    assert "further was trained on 90% of this text." in gptcli("evaluate", story, "-c", "further").err
+    assert "further was trained on 90% of this text." in gptcli("evaluate", other, "-c", "further").err
+    shutil.rmtree("run")
+    assert gptcli("train", "--resume", "further", "--max-steps", 5).code == 0
+    assert "further was trained on 90% of this text." in gptcli("evaluate", story, "-c", "further").err
+    assert gptcli("train", story, "--init-from", "further", *FEW, "--train-share", 1, "--out", "again").code == 0
+    assert "again was trained on 100% of this text." in gptcli("evaluate", story, "-c", "again").err
+    assert "again was trained on 90% of this text." in gptcli("evaluate", other, "-c", "again").err
