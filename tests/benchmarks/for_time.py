@@ -40,7 +40,7 @@ NANOGPT: dict[str, object] = {
 GPTCLI = ("-m", "gptcli")
 PIECES = Path(__file__).with_name("training_pieces.py")
 CHANGED: dict[str, tuple[Sequence[str], Sequence[object]]] = {
-    "AdamW, not Muon": (GPTCLI, ("--optimizer", "adamw")),
+    "AdamW, not Muon": (GPTCLI, ("--optimizer", "adamw", "--learning-rate", "same")),
     "AdamW, half the rate": (GPTCLI, ("--optimizer", "adamw", "--learning-rate", "half")),
     "momentum constant": (GPTCLI, ("--momentum-warmup", 0)),
     "embedding rate × 2": (GPTCLI, ("--embedding-rate", 2)),
@@ -146,9 +146,9 @@ def pieces(text: str, written: str, seeds: Sequence[int], out: Path, more: Seque
     for seed in seeds:
         run = out / f"{Path(text).stem}-{seed}"
         found.setdefault("--for", {})[seed] = trained(run, text, "--for", written, "--seed", seed, *more)[0]
-        half = float(str(settings_of(run)["learning_rate"])) / 2
+        rate = float(str(settings_of(run)["learning_rate"]))
         for label, (program, options) in CHANGED.items():
-            given = [half if option == "half" else option for option in options]
+            given = [{"same": rate, "half": rate / 2}.get(str(option), option) for option in options]
             bits, _ = trained(
                 run.with_name(f"{run.name}-piece"), text, "--for", written, "--seed", seed, *given, *more,
                 program=program,
