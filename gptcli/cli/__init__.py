@@ -117,7 +117,7 @@ for _panel, _lines in COMMANDS.items():
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
 
-    Where stdout is full or closed that is 2; a reader who has left (head, less) has what he wanted: 0.
+    Where stdout is full or closed that is 2; 0 where the reader has closed it (head, less).
     """
     atexit.register(gc.freeze)  # a last search for garbage among a million objects of torch takes a second
     command_clock.begin(of_process=args is None)

@@ -23,7 +23,7 @@ def suggest(about: str, *words: object) -> None:
 
 
 def suggest_generate(checkpoint: Path, tokenizer: Tokenizer | None = None) -> None:
-    """`suggest` to continue a prompt of the checkpoint's own alphabet, to classify, or to describe a mute one."""
+    """`suggest` to continue a prompt of the checkpoint's own alphabet, to classify, or to count its parameters."""
     if layout.read_config(checkpoint)[0].labels:
         suggest("Classify a text with it", "classify", "TEXT", "--checkpoint", checkpoint)
         return

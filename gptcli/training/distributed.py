@@ -17,8 +17,8 @@ from gptcli.errors import GptcliError, SettingError
 from gptcli.model.gpt import GPTModel
 
 T = TypeVar("T")
-PATIENCE = timedelta(seconds=60)  # of a collective operation: a process that is silent for longer is taken for dead
-HEARTBEAT = 5.0  # seconds from one sign of life to the next of a process that works for all
+PATIENCE = timedelta(seconds=60)  # of a collective operation: a process that is silent for longer counts as ended
+HEARTBEAT = 5.0  # seconds from one message to the next of a process that works for all
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Subscribers:
         cause = error.message if isinstance(error, GptcliError) else f"{type(error).__name__}: {error}"
         try:
             self._warn(f"{subscriber.name}: removed, and the run continues. {' '.join(cause.split())}")
-        except Exception:  # stderr itself has gone: there is nobody left to tell
+        except Exception:  # stderr itself is closed
             self._warn = lambda _: None
 
 

@@ -7,7 +7,7 @@ from gptcli.config.model import PRESET_RATES, PRESETS, GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.events import Evaluated, Event
 
-FIRST_STEPS = 20  # an untrained model is worse than guessing: no word on that before so many steps after the warm-up
+FIRST_STEPS = 20  # an untrained model is worse than guessing: that is reported from so many steps after the warm-up on
 RISE = 0.3  # nats by which the training loss exceeds its lowest value so far before it counts as rising
 WAIT = 3  # evaluations without a better validation loss before the run counts as memorising
 TOO_HIGH = 5  # times the suitable rate; a fifth of it is too low
