@@ -15,8 +15,7 @@ from gptcli.checkpoints import checkpoint, formats
 from gptcli.config.model import GPTConfig
 from gptcli.data import token_shards
 from gptcli.data.encoding_chunks import PORTION
-from gptcli.data.prepare import Preparation
-from gptcli.data.prepare import Request as PreparationRequest
+from gptcli.data.prepare import Preparation, PreparationRequest
 from gptcli.inference.open import obstacle
 from gptcli.tokenizers.bpe import BPETokenizer
 from gptcli.tokenizers.template import stored

@@ -333,7 +333,8 @@ def test_samples_are_of_the_average(gptcli: Any, story: Path, monkeypatch: pytes
 def test_forecasts_know_its_bytes(gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, plain, recipe = tiny_config(emb_dim=420), RecipeConfig(), RecipeConfig(average_share=0.1)
     size = 4 * sum(p.numel() for p in tiny_model(emb_dim=420).parameters())
-    assert disk.forecast(config, recipe, 3).total == disk.forecast(config, plain, 3).total + 3 * size
+    # Three snapshots, and a fourth while it is written.
+    assert disk.forecast(config, recipe, 3).total == disk.forecast(config, plain, 3).total + 4 * size
 
     def least_memory(recipe: RecipeConfig) -> int:
         few, enough = 0, 2**34
@@ -348,7 +349,8 @@ def test_forecasts_know_its_bytes(gptcli: Any, story: Path, monkeypatch: pytest.
     assert gptcli("train", story, *AVERAGED, "--keep", 1, "--out", "run").code == 0
     files = {file.stat().st_ino: file.stat().st_size for file in Path("run").rglob("*.safetensors")}
     opened = checkpoint.load(Path("run"))
-    assert disk.forecast(opened.config, recipe, 1).total == pytest.approx(sum(files.values()), rel=0.25)
+    most = disk.forecast(opened.config, recipe, 1).total  # with a second snapshot that is being written
+    assert most / 3 < sum(files.values()) <= most
 
 
 @pytest.mark.parametrize("share", [1, 1.5, -0.1, "nan"])
