@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.cli import render
 from gptcli.cli.stopping import Stop
+from gptcli.config.recipe import RecipeConfig
 
 if TYPE_CHECKING:
     from gptcli.training.run import Run
@@ -106,9 +107,19 @@ def _against_memorising(run: "Run") -> str:
 
 def _longer(run: "Run", seconds: float) -> str:
     """A line on more time, with a command that chooses anew: the file of a run for a fixed time has no time in it."""
-    words = ["gptcli", "train", *map(_shown, run.source["texts"]), "--for", f"{seconds:g}s"]
-    command = " ".join(map(render.quoted, [*words, "--out", str(_next(run.path))]))
-    return f"What helps most: more time, for the loss was still falling. {command}"
+    what, source, usual = "more time, for the loss was still falling", run.source, RecipeConfig()
+    options: list[object] = ["--for", f"{seconds:g}s"]
+    options += ["--encoding", source["encoding"]] if source.get("encoding") else []
+    options += ["--errors", source["errors"]] if source.get("errors", "strict") != "strict" else []
+    options += ["--allow-special"] if source.get("allow_special") else []
+    for name in ("train_share", "seed"):
+        if getattr(run.recipe, name) != getattr(usual, name):
+            options += [f"--{name.replace('_', '-')}", getattr(run.recipe, name)]
+    told = " ".join(render.quoted(str(option)) for option in options)
+    if "-" in source["texts"]:
+        return f"What helps most: {what} ({told})."
+    texts = " ".join(render.quoted(_shown(text)) for text in source["texts"])
+    return f"What helps most: {what}. gptcli train {texts} {told} --out {render.quoted(str(_next(run.path)))}"
 
 
 def _shown(text: str) -> str:

@@ -1,7 +1,7 @@
 """Opens the training data: texts in memory, large texts through token shards, or a folder that prepare wrote."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,11 +202,17 @@ def _read(
 
 
 def _beginning(options: TextOptions) -> list[str]:
-    """The first `MOST_COUNTED` characters of the texts."""
+    """The training part of the texts, at most its first `MOST_COUNTED` characters."""
+    documents.check_decoding(options.encoding, options.errors)
     found = documents.find(options.texts, readmes=options.readmes)
-    stream = documents.stream(found, encoding=options.encoding, errors=options.errors)
+
+    def pieces() -> Iterator[tuple[bool, str]]:
+        stream = documents.stream(found, encoding=options.encoding, errors=options.errors)
+        return ((begins, piece) for _, begins, piece in stream)
+
+    count = min(MOST_COUNTED, int(options.train_share * sum(len(piece) for _, piece in pieces())))
     texts: list[list[str]] = []
-    for begins, piece in first_characters(((begins, piece) for _, begins, piece in stream), MOST_COUNTED):
+    for begins, piece in first_characters(pieces(), count):
         if begins:
             texts.append([])
         texts[-1].append(piece)

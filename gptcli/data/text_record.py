@@ -177,7 +177,8 @@ def open_part(checkpoint: Path, part: str) -> list[Document]:
             f"The texts of {checkpoint} ({', '.join(record.texts)}) are not what they were.",
             "Give a text to measure it on instead.",
         )
-    cut = record.documents[: len(texts)] if part == "train" else record.documents[len(documents) - len(texts) :]
+    records = document_records(documents, record.train_share)
+    cut = records[: len(texts)] if part == "train" else records[len(documents) - len(texts) :]
     starts = [0 if part == "train" else each.trained for each in cut]
     return [
         Document(f"{each.name} ({part} part)", text, (each.sha256, start))

@@ -54,7 +54,7 @@ def forecast(config: GPTConfig, recipe: RecipeConfig, keep: int, adapter: LoRACo
     weights = FLOAT * parameters
     snapshot = 2 * weights + FLOAT * moments + HEADERS * len(shapes)
     steps = keep + 1 if recipe.max_steps is None else recipe.max_steps
-    return DiskForecast(min(keep + 1, steps) * snapshot + weights, min(keep, steps) * snapshot - weights)
+    return DiskForecast(min(keep + 1, steps) * snapshot + weights, min(keep, steps) * snapshot - 2 * weights)
 
 
 def prune(run: Path) -> int:
@@ -92,7 +92,8 @@ def prune(run: Path) -> int:
 def _prune_newest(run: Path, folder: Path) -> None:
     ours, last, best = weights_file(run), weights_file(folder), folder / BEST_WEIGHTS
     lasts_are_ours = not last.exists() or last.samefile(ours)
-    bests_are_ours = not best.exists() or best.samefile(ours)
+    about = read_config(run)[1].get("training", {})
+    bests_are_ours = not best.exists() or best.samefile(ours) or about.get("weights") == "best"
     if not (lasts_are_ours and bests_are_ours):
         for name in (STATE, OPTIMIZER, *([BEST_WEIGHTS] if bests_are_ours else [])):
             (folder / name).unlink(missing_ok=True)

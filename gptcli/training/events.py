@@ -83,10 +83,11 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Saved:
-    """The snapshot of ``step`` steps has been written to ``path`` and synced."""
+    """The snapshot of ``step`` steps has been written to ``path`` and synced; ``ended``: nothing is left to do."""
 
     step: int
     path: Path
+    ended: bool = False
 
 
 @dataclass(frozen=True)

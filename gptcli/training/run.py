@@ -80,7 +80,7 @@ class Run:
         plan: the numbers of windows and steps.
         first_step: the first step of this session, 0 for a new run.
         step: steps that are done.
-        has_ended: whether nothing is left to do, known in the first process once `train` returns.
+        has_ended: whether nothing is left to do; False until `train` has saved that.
         sample_ids: token ids of the samples' prompt; empty where no samples are drawn.
 
         Once `prepared` is entered:
@@ -261,12 +261,11 @@ class Run:
                     self._decide(decided(undecided, event.step))
                 following.publish(event)
                 if isinstance(event, Saved):
-                    last_snapshot = event.path
+                    last_snapshot, self.has_ended = event.path, event.ended
                     if is_urgent():
                         break
         if self.world.is_first and last_snapshot is not None:
             run_config.write(self.path, self._used(), last_snapshot)
-            self.has_ended = Progress.at(last_snapshot).ended(self.recipe, self.plan.total_steps) is not None
             calibration.calibrate(self.path, self.corpus, self.placement.device, self.report)
 
     def _decide(self, recipe: RecipeConfig) -> None:

@@ -157,18 +157,20 @@ class Store:
         It is the last one of a session that was stopped. A resumed run, which ends as if it had not been, forgets it.
         """
         path, best = _folder(self.run / FOLDER, progress["step"]), progress["best"]
-        is_best = best is not None and best["step"] == progress["step"] - 1
-        self._publish(path, progress, path / self._weights if is_best else self._best_of(path, progress))
+        if best is not None and best["step"] == progress["step"] - 1:
+            self._publish(path, progress, path / self._weights)
+            return
+        try:
+            kind = layout.read_config(self.run)[1]["training"].get("weights", "last")
+            self._write_config(self.run, self._about(progress, kind))
+        except OSError as error:
+            raise checkpoint.cannot_write(self.run, error) from error
 
     def finish(self, snapshot: Snapshot) -> None:
         """Make the run's checkpoint from its newest snapshot, where the process was killed before it had done so."""
         if not is_published(self.run, snapshot):
-            self._publish(snapshot.path, snapshot.progress, self._best_of(snapshot.path, snapshot.progress))
-
-    def _best_of(self, path: Path, progress: Mapping[str, Any]) -> Path | None:
-        """The file of the snapshot ``path`` with the best weights that it knows of."""
-        files = (path / BEST_WEIGHTS, path / self._weights)
-        return next(filter(Path.exists, files)) if progress.get("best") else None
+            best = next(filter(Path.exists, (snapshot.path / BEST_WEIGHTS, snapshot.path / self._weights)))
+            self._publish(snapshot.path, snapshot.progress, best if snapshot.progress.get("best") else None)
 
     def _publish(self, path: Path, progress: Mapping[str, Any], best: Path | None) -> None:
         """Make the run's checkpoint from the snapshot ``path``; ``best`` is the file with the best weights, if any."""

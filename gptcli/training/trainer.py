@@ -178,11 +178,12 @@ class _Run:
                     yield self._save()
             stopped = self.world.any(should_stop())
         yield from self._finished()
-        if stopped and self._unsaved():  # before the evaluation, whose row a resumed run then cuts from metrics.jsonl
+        is_early = stopped and not self.world.first_says(self._ended())
+        if is_early and self._unsaved():  # before the evaluation, whose row a resumed run then cuts from metrics.jsonl
             yield self._save()
         if self.progress.evaluated_at != self.progress.step:
             yield self._evaluate(self._epoch(self.progress.step - 1))
-            if stopped and self.store is not None:
+            if is_early and self.store is not None:
                 self.world.while_first(partial(self.store.evaluated, asdict(self.progress)))
         if self._unsaved():
             yield self._save()
@@ -307,7 +308,7 @@ class _Run:
         self.pace.saved(time.perf_counter() - started)
         if self.deadline is not None:
             self.deadline.saved(time.perf_counter() - started)
-        return Saved(progress.step, path)
+        return Saved(progress.step, path, self._ended())
 
     def _write(self, store: Store, tensors: Sequence[Tensors]) -> Path:
         """Write a snapshot of the tensors that `Store.save` takes, or of their rows that the processes have written."""

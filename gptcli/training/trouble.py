@@ -29,7 +29,7 @@ def other_rate(config: GPTConfig, recipe: RecipeConfig, first: float, last: floa
 
     None where its own is neither too high nor too low, and it only takes more steps.
     """
-    if last > first or recipe.learning_rate > TOO_HIGH * suited_rate(config):
+    if last > first + RISE or recipe.learning_rate > TOO_HIGH * suited_rate(config):
         return lower_rate(config, recipe)
     return 10 * recipe.learning_rate if recipe.learning_rate < suited_rate(config) / TOO_HIGH else None
 

@@ -190,15 +190,19 @@ def test_a_run_that_diverges_decides_anew_and_its_file_says_what_was_done(
 def test_a_large_text_has_a_vocabulary_of_its_own(
     gptcli: Any, story: Path, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptcli.data.open.LARGE", 600)
-    assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "small").code == 0
-    result = gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed")
+    """The one that the same text has in memory, of its training part alone."""
+    share = ("--train-share", 0.5)
+    assert gptcli("train", story, "--for", "30s", *SMALL, *share, "--out", "small").code == 0
+    monkeypatch.setattr("gptcli.data.open.LARGE", 500)
+    gptcli("train", story, "--for", "30s", "--encoding", "utf-9", "--out", "timed").assert_user_error("utf-9")
+    ticking.now = 0.0
+    result = gptcli("train", story, "--for", "30s", *SMALL, *share, "--out", "timed")
     assert result.code == 0, result.err
     assert "The text is large" in result.err
     assert "byte-level BPE from the text itself" in result.err
-    opened = checkpoint.load(Path("timed"))
-    assert opened.tokenizer.kind == "bpe"
-    assert opened.tokenizer.vocab_size < 1_000
+    tokenizer = checkpoint.load(Path("timed")).tokenizer
+    assert tokenizer.kind == "bpe"
+    assert tokenizer.fingerprint == checkpoint.load(Path("small")).tokenizer.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,17 @@ def test_a_run_that_begins_with_a_checkpoint_knows_its_texts(gptcli: Any, run: A
     assert gptcli("train", story, "--init-from", "further", *FEW, "--train-share", 1, "--out", "again").code == 0
     assert "again was trained on 100% of this text." in gptcli("evaluate", story, "-c", "again").err
     assert "again was trained on 90% of this text." in gptcli("evaluate", other, "-c", "again").err
+
+
+def test_a_text_that_lies_in_two_files_now(gptcli: Any, run: Any) -> None:
+    folder = Path("texts")
+    folder.mkdir()
+    (folder / "a.txt").write_text(TEXT, encoding="utf-8")
+    assert gptcli("train", folder, *MODEL, *FEW, "--tokenizer", "char", "--out", "run").code == 0
+    whole = {part: gptcli("evaluate", "-c", "run", "--part", part, "--json").json for part in ("train", "validation")}
+    (folder / "a.txt").write_text(TEXT[:500], encoding="utf-8")
+    (folder / "b.txt").write_text(TEXT[500:], encoding="utf-8")
+    for part, expected in whole.items():
+        found = gptcli("evaluate", "-c", "run", "--part", part, "--json")
+        assert found.code == 0, found.err
+        assert found.json["sha256"] == expected["sha256"]

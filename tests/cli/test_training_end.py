@@ -36,11 +36,19 @@ def test_a_run_for_a_fixed_time_is_told_to_take_more_time(tmp_path: Path) -> Non
     assert training_end.advice(timed, training, rows).endswith(
         f'gptcli train "a text.txt" --for 60s --out {tmp_path.with_name(f"{tmp_path.name}-2")}'
     )
+    timed.source = {"texts": ["a.txt"], "encoding": "latin-1", "errors": "replace", "allow_special": True}
+    timed.recipe = RecipeConfig(for_time=30.0, train_share=0.5, seed=4)
+    assert (
+        "gptcli train a.txt --for 60s --encoding latin-1 --errors replace --allow-special --train-share 0.5 --seed 4"
+        in training_end.advice(timed, training, rows)
+    )
+    timed.source = {"texts": ["-"]}
+    assert training_end.advice(timed, training, rows).endswith("(--for 60s --train-share 0.5 --seed 4).")
     assert "--epochs 20" in training_end.advice(run_of(tmp_path, learning_rate=1e-3), training, rows)
 
 
 @pytest.mark.parametrize(
-    ("rate", "last", "words"), [(1e-5, 10.9, "a higher learning rate than 1e-05"), (1e-5, 11.1, "a lower")]
+    ("rate", "last", "words"), [(1e-5, 10.9, "a higher learning rate than 1e-05"), (1e-5, 11.4, "a lower")]
 )
 def test_a_loss_above_guessing_is_advised_by_how_it_went(tmp_path: Path, rate: float, last: float, words: str) -> None:
     rows = [row(0, 11.0, 11.0), row(199, last, last)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def test_a_rate_that_is_too_high_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "last", "told"), [(1e-5, 3.87, "too low, try {learning_rate} 0.0001"), (1e-5, 3.9, "too high")]
+    ("rate", "last", "told"), [(1e-5, 3.87, "too low, try {learning_rate} 0.0001"), (1e-5, 4.2, "too high")]
 )
 def test_a_loss_above_guessing_that_falls_needs_a_higher_rate(rate: float, last: float, told: str) -> None:
     from gptcli.training.events import Evaluated
@@ -268,9 +269,42 @@ def test_the_evaluation_of_a_stop_is_what_the_checkpoint_shows(
     assert (training["val_loss"], training["weights"]) == (row["val_loss"], "best")
     assert f"at step {row['step']}" in result.err
     assert root("run") == (newest("run") / "model.safetensors").read_bytes()
+    shutil.copytree("run", "pruned")
+    assert gptcli("checkpoints", "pruned", "--prune").code == 0
+    assert root("pruned") == root("run")
+    assert not any(Path("pruned").rglob("best.safetensors"))  # of an older evaluation
     assert gptcli("train", "--resume", "run").code == 0
     assert root("run") == root("whole")
     assert checkpoint.load(Path("run")).training == checkpoint.load(Path("whole")).training
+
+
+@pytest.mark.parametrize("is_urgent", [False, True])
+def test_a_run_that_is_stopped_in_its_last_step_has_ended(
+    gptcli: Any, story: Path, monkeypatch: pytest.MonkeyPatch, is_urgent: bool
+) -> None:
+    from gptcli.cli.stopping import Stop
+
+    options = (*UP_AND_DOWN, "--eval-every", 100, "--save-every", 100)
+    assert gptcli("train", story, *options, "--out", "whole").code == 0
+    asked: list[int] = []
+
+    def is_asked(self: Stop) -> bool:
+        asked.append(1)
+        if len(asked) > 24:  # once before the first step, and after every step
+            self.number = signal.SIGTERM if is_urgent else signal.SIGINT
+        return self.number is not None
+
+    monkeypatch.setattr(Stop, "asked", is_asked)
+    result = gptcli("train", story, *options, "--out", "run")
+    assert result.code == 0, result.err
+    assert len(asked) == 25
+    assert "Stopped by" not in result.err
+    assert root("run") == root("whole")
+    assert checkpoint.load(Path("run")).training == checkpoint.load(Path("whole")).training
+    told = [json.loads((newest(run) / "state.json").read_text(encoding="utf-8")) for run in ("run", "whole")]
+    for each in told:
+        each["progress"].pop("seconds")
+    assert told[0]["progress"] == told[1]["progress"]
 
 
 def test_prune_gives_the_room_back_and_keeps_best_and_last(gptcli: Any, story: Path) -> None:
