@@ -9,14 +9,13 @@ import pytest
 import torch
 from models import tiny_model
 
-from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.config.runtime import RuntimeConfig
-from gptcli.inference.open import obstacle
+from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.kernels.cpu.train_kernels import TrainKernels, open_kernels
 from gptcli.training.step import Stepper
 
-needs_numba = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
+needs_numba = pytest.mark.skipif(numba_reason() is not None, reason="numba cannot be loaded")
 RUN = ("--size", "tiny", "--tokenizer", "char", "--context-length", 64, "--emb-dim", 48, "--n-heads", 3)
 RUN += ("--n-layers", 2, "--batch-size", 6, "--max-steps", 10, "--eval-every", 1, "--sample-every", 0, "--seed", 3)
 

@@ -9,14 +9,13 @@ import torch
 from models import tiny_model
 from runs import TINY
 
-from gptcli.config.model import GPTConfig
 from gptcli.config.recipe import RecipeConfig
-from gptcli.inference.open import obstacle
 from gptcli.kernels.cpu import onednn, train_kernels
+from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.training.step import Stepper
 
 needs_onednn = pytest.mark.skipif(not onednn.is_there(), reason="this torch has no such operation")
-needs_numba = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
+needs_numba = pytest.mark.skipif(numba_reason() is not None, reason="numba cannot be loaded")
 
 
 def described(vendor: str, family: int, flags: str = "fpu avx2 avx512f") -> str:

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.config.model import GPTConfig
-from gptcli.inference.open import obstacle
 from gptcli.kernels.cpu import openmp, train_kernels
+from gptcli.kernels.cpu.numba_support import numba_reason
 from gptcli.kernels.cpu.train_kernels import TrainKernels, open_kernels
 from gptcli.model import dropout
 from gptcli.model.dropout_mask import keep_mask, step_seeds, threshold
 from gptcli.model.gpt import GPTModel
 
-pytestmark = pytest.mark.skipif(obstacle(GPTConfig()) is not None, reason="numba cannot compile here")
+pytestmark = pytest.mark.skipif(numba_reason() is not None, reason="numba cannot be loaded")
 
 SEEDS = step_seeds(0x123456789ABCDEF, 8, 3, 3, 1)[1, 1]  # of three windows
 
