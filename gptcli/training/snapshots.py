@@ -167,7 +167,9 @@ class Store:
             raise checkpoint.cannot_write(self.run, error) from error
 
     def finish(self, snapshot: Snapshot) -> None:
-        """Make the run's checkpoint from its newest snapshot, where the process was killed before it had done so."""
+        """Make the run's checkpoint from its newest snapshot, where the process was killed before it had done so, and
+        remove what that left half written or half removed."""
+        _clear(self.run / FOLDER)
         if not is_published(self.run, snapshot):
             best = next(filter(Path.exists, (snapshot.path / BEST_WEIGHTS, snapshot.path / self._weights)))
             self._publish(snapshot.path, snapshot.progress, best if snapshot.progress.get("best") else None)

@@ -56,8 +56,10 @@ def session(folder: Path, arguments: tuple[Any, ...], changes: int | None = None
 
         def die_before(event: str, about: tuple[Any, ...]) -> None:
             writes = event in CHANGES or (event == "open" and isinstance(about[0], str) and about[2] & WRITING)
+            if not writes:  # some events have no arguments
+                return
             is_its_own = str(about[0]).startswith((f"{folder}/run", f"{folder}/.run", "run", ".run"))
-            if writes and is_its_own and next(left, None) is None:
+            if is_its_own and next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(die_before)
