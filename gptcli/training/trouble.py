@@ -94,11 +94,12 @@ class Trouble:
             return
         self._waited += 1
         if self._waited == WAIT and self._lowest is row:
+            # The time of a run for a fixed time cannot be combined with it.
+            end = f"; {{early_stop}} {WAIT} would end the run here" if self.recipe.for_time is None else ""
             self._once(
                 "memorising",
                 f"The run memorises: the validation loss was lowest {_at(self._best[0])} ({self._best[1]:.3f}), and "
-                f"only the training loss still falls. Those weights are kept; {{early_stop}} {WAIT} would end the run "
-                "here.",
+                f"only the training loss still falls. Those weights are kept{end}.",
             )
 
     def _once(self, kind: str, line: str) -> None:

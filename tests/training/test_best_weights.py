@@ -246,6 +246,19 @@ def test_a_loss_above_guessing_that_falls_needs_a_higher_rate(rate: float, last:
     assert told in lines[0]
 
 
+@pytest.mark.parametrize("for_time", [None, 60.0])
+def test_early_stop_is_advised_only_where_it_may_be_given(for_time: float | None) -> None:
+    from gptcli.training.events import Evaluated
+
+    lines: list[str] = []
+    trouble = Trouble(GPTConfig(), RecipeConfig(for_time=for_time), lines.append)
+    trouble.start()
+    for step in range(6):
+        trouble.on(Evaluated(5 * step, 1, 1, 9.0 - step, 7.0 + step, 1e-3, 1.0, 1.0, 1.0, 1, 0, None))
+    assert len(lines) == 1
+    assert ("{early_stop}" in lines[0]) is (for_time is None)
+
+
 def test_an_optimizer_with_rates_of_its_own_is_told_a_tenth() -> None:
     assert lower_rate(GPTConfig(), RecipeConfig(learning_rate=3.0, optimizer="sgd")) == 0.3
     assert lower_rate(GPTConfig(), RecipeConfig(learning_rate=3.0)) == suited_rate(GPTConfig())
