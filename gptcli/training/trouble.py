@@ -6,6 +6,7 @@ from collections.abc import Callable
 from gptcli.config.model import PRESET_RATES, PRESETS, GPTConfig
 from gptcli.config.recipe import RecipeConfig
 from gptcli.training.events import Evaluated, Event
+from gptcli.training.loss_plots import when
 
 FIRST_STEPS = 20  # an untrained model is worse than guessing: that is reported from so many steps after the warm-up on
 RISE = 0.3  # nats by which the training loss exceeds its lowest value so far before it counts as rising
@@ -82,7 +83,7 @@ class Trouble:
         elif lowest is not None and row.train_loss > lowest.train_loss + RISE:
             self._once(
                 "rising",
-                f"The training loss has risen from {lowest.train_loss:.3f} {_at(lowest.step)} to "
+                f"The training loss has risen from {lowest.train_loss:.3f} {when(lowest.step)} to "
                 f"{row.train_loss:.3f}: the learning rate is probably too high, try {rate}.",
             )
         if lowest is None or row.train_loss < lowest.train_loss:
@@ -98,7 +99,7 @@ class Trouble:
             end = f"; {{early_stop}} {WAIT} would end the run here" if self.recipe.for_time is None else ""
             self._once(
                 "memorising",
-                f"The run memorises: the validation loss was lowest {_at(self._best[0])} ({self._best[1]:.3f}), and "
+                f"The run memorises: the validation loss was lowest {when(self._best[0])} ({self._best[1]:.3f}), and "
                 f"only the training loss still falls. Those weights are kept{end}.",
             )
 
@@ -106,7 +107,3 @@ class Trouble:
         if kind not in self._said:
             self._said.add(kind)
             self.say(line)
-
-
-def _at(step: int) -> str:
-    return f"at step {step}" if step >= 0 else "before the first step"
