@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config.sampling import SamplingConfig
+from gptcli.device import graphs
 from gptcli.device.allocator import out_of_memory
 from gptcli.inference.ragged_cache import RaggedCache
 from gptcli.inference.sampling import Drawable
@@ -263,7 +264,7 @@ class TorchEngine:
                     run()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with graphs.capture(graph, self._pool):
                 made = run()
         return graph, made
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gptcli.device import graphs
+
 WARM_UP_STEPS = 3  # steps before the capture, in which libraries initialize and the optimizer allocates its state
 HOST_BOUND = 5e13  # FLOPs of a step; in larger ones the gaps between kernels are a small share of the time
 
@@ -22,7 +24,7 @@ class StepGraph:
     ) -> None:
         self._inputs, self._targets = inputs.clone(), targets.clone()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with graphs.capture(self._graph):
             self._found = compute(self._inputs, self._targets)
 
     def replay(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

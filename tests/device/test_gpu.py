@@ -41,9 +41,10 @@ def test_a_run_on_the_gpu_names_it_and_keeps_its_dtype(gptcli: Any, story: Path)
 def test_generate_computes_in_the_gpus_own_precision_and_evaluate_in_float32(gptcli: Any, story: Path) -> None:
     precision = placement.training_precision("auto", torch.device("cuda")).name
     assert gptcli("train", story, *TINY, "--max-steps", 2, "--sample-every", 0, "--out", "run").code == 0
-    assert f"engine torch (a GPU is present), {precision}, seed" in gptcli("generate", "the", "-n", 5, "-v").err
-    assert gptcli("generate", "the", "-n", 5, "--draft", "ngram").code == 0
-    assert "float32 on cuda" in gptcli("evaluate", story).out
+    words = ("generate", "the", "--checkpoint", "run", "-n", 5)
+    assert f"engine torch (a GPU is present), {precision}, seed" in gptcli(*words, "-v").err
+    assert gptcli(*words, "--draft", "ngram").code == 0
+    assert "float32 on cuda" in gptcli("evaluate", story, "--checkpoint", "run").out
 
 
 def test_bench_measures_what_train_does_beside_both_peaks(gptcli: Any) -> None:
