@@ -42,7 +42,7 @@ def test_a_run_by_the_clock_and_the_file_that_repeats_it(gptcli: Any, story: Pat
     settings = tomllib.loads(Path("timed/config.toml").read_text(encoding="utf-8"))
     assert "for" not in settings
     assert settings["average_share"] == 0.1
-    assert settings["max_steps"] == settings["cooldown_start"] + math.ceil(0.5 * settings["cooldown_start"])
+    assert settings["max_steps"] == settings["cooldown_start"] + math.ceil(0.4 * settings["cooldown_start"])
     assert checkpoint.load(Path("timed")).training["step"] == settings["max_steps"]
     ticking.seconds = 3.0  # of no effect
     assert gptcli("train", "--config", "timed/config.toml", "--out", "again").code == 0

@@ -77,7 +77,7 @@ def test_more_time_trains_a_larger_model_on_larger_steps(machine: Machine) -> No
 def test_a_text_that_is_seen_often_is_regularised(machine: Machine) -> None:
     once, recipe, _, _ = chosen(machine, tokens=3_000_000)
     often, regular, _, _ = chosen(machine, tokens=5_000)
-    assert once.drop_rate < often.drop_rate == budget.DROPOUT
+    assert once.drop_rate == often.drop_rate == 0
     assert recipe.weight_decay < 1 < regular.weight_decay
     assert parameter_count(often) <= budget.PARAMETERS * math.sqrt(5_000)
 
@@ -99,7 +99,7 @@ def test_what_is_set_is_not_chosen(machine: Machine) -> None:
 def test_weights_are_averaged_unless_that_is_set_or_they_are_shards(machine: Machine) -> None:
     _, recipe, _, lines = chosen(machine)
     assert recipe.average_share == budget.AVERAGE == 0.1
-    assert lines[-1].endswith("in the last 33%, and weights are averaged over the last 10%.")
+    assert lines[-1].endswith("in the last 29%, and weights are averaged over the last 10%.")
     for share in (0.0, 0.3):
         _, recipe, _, lines = chosen(machine, given=frozenset({"average_share"}), average_share=share)
         assert recipe.average_share == share
