@@ -22,10 +22,9 @@ from gptcli.model.gpt import GPTModel, TransformerBlock
 MOST_ROWS = 128  # most slots for which these kernels are used; with more, cuBLAS is faster
 BLOCK = 128  # positions of the cache that an attention program loads together, for heads of up to 128 elements
 SPLITS = 8  # parts of the cache that one row's attention is divided into, at most
-PROGRAMS = 132  # multiprocessors of an H100: a product has at least as many programs where its shape allows
+PROGRAMS = 132  # multiprocessors of an H100: a one-row product has at least as many programs where its shape allows
 TILES = {"float": 2**14, "int8": 2**16, "int4": 2**16}  # weights that a one-row program of 8 warps holds
 OUTPUTS = 16  # most outputs of a one-row program
-LONG = 3072  # fewest inputs for which a program of up to 16 rows has 8 warps
 SHARED = 96 * 2**10  # bytes of shared memory for the blocks that a program loads ahead
 EXPONENT = 0x4B000000  # 2^23 in float32
 
@@ -225,14 +224,15 @@ def one_row_shape(outputs: int, inputs: int, kind: str) -> tuple[int, int, int]:
 def few_rows_shape(rows: int, outputs: int, inputs: int, itemsize: int) -> dict[str, int]:
     """For few_rows_kernel: rows and outputs of a program, its blocks of inputs, warps and pipeline stages."""
     block_m = min(64, max(16, power_of_two(rows)))
-    wide = outputs >= 64 * 2 * PROGRAMS
-    if itemsize == 4 or wide:
-        block_n, kb, kw = 64 if wide else 16, 1, 256 // itemsize
-    else:
-        block_n = next((n for n in (32, 16) if -(-outputs // n) >= PROGRAMS), 8)
-        kb, kw = 8 if inputs >= LONG and block_m == 16 else 4, 64
-    stages = min(4, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # blocks in shared memory plus one
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": max(4, kb), "num_stages": stages}
+    head = outputs >= 64 * 2 * PROGRAMS
+    if itemsize == 4 or head:
+        block_n, kb, kw, most = 64 if head else 16, 1, 256 // itemsize, 4
+    elif outputs > inputs:
+        block_n, kb, kw, most = 32, 1, 128, 8
+    else:  # fewer programs: each divides its inputs among four warps
+        block_n, kb, kw, most = 16, 4, 128 if block_m < 64 else 64, 8
+    stages = min(most, 1 + SHARED // ((block_m + block_n) * kb * kw * itemsize))  # blocks in shared memory plus one
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "KB": kb, "KW": kw, "num_warps": 4, "num_stages": stages}
 
 
 def power_of_two(number: int) -> int:

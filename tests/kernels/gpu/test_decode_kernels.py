@@ -78,7 +78,7 @@ def test_a_product_of_few_rows_fits_a_multiprocessor(size: str, rows: int) -> No
         assert options["num_stages"] * (options["BLOCK_M"] + options["BLOCK_N"]) * inputs * 2 <= 227 * 1024
         assert options["BLOCK_M"] * launch.grid[1] >= rows
         assert options["FETCH"] == 2 * launch.arguments[10]
-        assert launch.grid[0] >= 80
+        assert launch.grid[0] >= 48
 
 
 @pytest.mark.parametrize("bits", [8, 4])
