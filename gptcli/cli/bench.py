@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 WORKS = ("load", "prefill", "decode", "batch", "train")
 
 
-ON_THE_CPU = ComputeConfig(device="cpu")
-
-
 def bench(
     amounts: BenchConfig,
+    compute: ComputeConfig,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A float32 checkpoint: its directory, or name under checkpoints/.")
     ] = None,
@@ -35,14 +33,13 @@ def bench(
         typer.Option("--work", help=f"Measure only this; may be given several times: {', '.join(WORKS)}."),
     ] = None,
     as_json: options.Json = False,
-    compute: ComputeConfig = ON_THE_CPU,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Time loading, prefill, decoding, a batch and a training step, each with its limit."""
     repetitions, batch, rows, length = amounts.repetitions, amounts.batch, amounts.rows, amounts.length
-    against, device = amounts.against, compute.device
+    against = amounts.against
     wanted = set(work or WORKS)
     for name in sorted(wanted - set(WORKS)):
         raise GptcliError(f"There is no --work {name!r}.", nearest(name, WORKS))
@@ -64,11 +61,13 @@ def bench(
     from gptcli.evaluation.benchmark import baselines, engines, works
     from gptcli.inference.open import count_threads, obstacle
 
-    placement = devices.choose(device, compute.dtype)
+    placement = devices.choose(compute.device, compute.dtype)
     precision = devices.training_precision(compute.dtype, placement.device)
     on_cpu = placement.device.type == "cpu"
     if against == "ctranslate2" and not on_cpu:
-        raise GptcliError(f"--against ctranslate2 is timed on the CPU alone, not on {device}.", "Leave --device out.")
+        raise GptcliError(
+            f"--against ctranslate2 is timed on the CPU alone, not on {placement.name}.", "Give --device cpu."
+        )
     hindrance = obstacle(config) if on_cpu else None
     if hindrance:
         render.warn(f"The CPU kernels cannot run here: {hindrance}.")

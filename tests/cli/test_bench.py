@@ -12,7 +12,7 @@ from models import tiny_checkpoint, tiny_model
 
 from gptcli.checkpoints import checkpoint
 from gptcli.cli import bench
-from gptcli.device import peak_flops
+from gptcli.device import peak_flops, placement
 from gptcli.evaluation.benchmark import baselines, engines, products, works
 from gptcli.evaluation.benchmark.engines import Contender, Setting, Task
 from gptcli.evaluation.benchmark.works import Limits, Work
@@ -230,6 +230,14 @@ def test_what_runs_on_a_gpu_runs_here(dtype: torch.dtype, bits: int) -> None:
 )
 def test_a_wrong_option_is_named(gptcli: Any, run: Path, options: tuple[Any, ...], words: tuple[str, ...]) -> None:
     gptcli("bench", *options).assert_user_error(*words)
+
+
+def test_ctranslate2_is_refused_beside_a_gpu(gptcli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ctranslate2", exc_type=ImportError)
+    gpu = SimpleNamespace(device=torch.device("cuda"), name="cuda:0, A Card")
+    monkeypatch.setattr(placement, "choose", lambda device, dtype: gpu if device == "auto" else pytest.fail(device))
+    result = gptcli("bench", run, "--against", "ctranslate2", "--dtype", "float32")
+    result.assert_user_error("not on cuda:0, A Card", "Give --device cpu.")
 
 
 def test_a_packed_checkpoint_is_refused(gptcli: Any, run: Path) -> None:
