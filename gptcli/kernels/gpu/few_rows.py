@@ -1,9 +1,9 @@
 """Products of a matrix with a few rows of activations, fused with the bias, activation, residual sum or cache write.
 
-A program computes a few outputs over all inputs. A block of inputs is divided among its warps: each warp sums its part
-with `tl.dot`, and the sums are added at the end, so a program of 8 outputs can use several warps. Weights are stored in
-rows (see row_weights.py); with programmatic dependent launch a program prefetches its rows into the L2 cache while the
-previous kernel runs.
+A program computes a few outputs over all inputs. A block of inputs can be divided among its warps (KB > 1): each warp
+sums its part with `tl.dot`, and the sums are added at the end, so a program of 16 outputs can use four warps. Weights
+are stored in rows (see row_weights.py); with programmatic dependent launch a program prefetches its rows into the L2
+cache while the previous kernel runs.
 """
 
 # mypy: ignore-errors
