@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptcli.model.gpt import GPTModel
 
 SHAPE = GPTConfig(vocab_size=64, context_length=16, emb_dim=32, n_heads=2, n_layers=1, drop_rate=0.1)
-STEPS = 3  # of training: the loss of a small model falls at once
+STEPS, RATE = 3, 1e-2  # of training: the loss of a small model falls at once
 Report = Callable[[str], None]
 
 
@@ -127,18 +127,14 @@ def _train(device: str) -> str:
     import math
 
     import torch
-    from torch.nn.functional import cross_entropy
 
-    model = _model(device).train()
-    ids = (torch.arange(17) % 5).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(STEPS):
-        loss = cross_entropy(model(ids[None, :-1])[0].float(), ids[1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    from gptcli.config.recipe import RecipeConfig
+    from gptcli.config.runtime import RuntimeConfig
+    from gptcli.training.step import Stepper
+
+    stepper = Stepper(_model(device).train(), RecipeConfig(dtype="float32"), RuntimeConfig(compile=False))
+    ids = torch.arange(17)[None] % 5
+    losses = [stepper.step(ids[:, :-1], ids[:, 1:], RATE, number).loss for number in range(STEPS)]
     if not math.isfinite(losses[-1]) or losses[-1] >= losses[0]:
         raise RuntimeError(f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps")
     return f"loss {losses[0]:.2f}, then {losses[-1]:.2f}"
