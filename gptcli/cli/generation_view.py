@@ -8,7 +8,7 @@ from gptcli.cli import render
 from gptcli.errors import GptcliError
 
 if TYPE_CHECKING:
-    from gptcli.inference.open import Choice
+    from gptcli.inference.open import EngineChoice
     from gptcli.inference.speculative import Tally
     from gptcli.inference.streaming import TextStream
     from gptcli.tokenizers import Tokenizer
@@ -43,7 +43,7 @@ def check_overflow(overflow: str, prompt_length: int, max_new_tokens: int, conte
         )
 
 
-def name_engine(choice: "Choice") -> None:
+def name_engine(choice: "EngineChoice") -> None:
     """Say that torch computes where the compiled kernels were to be expected; every input has been checked by now."""
     if choice.reason.startswith("numba"):
         render.note(f"The torch engine is used: {choice.reason}.")

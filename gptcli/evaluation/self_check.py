@@ -171,7 +171,7 @@ def _draw() -> str:
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheFolder:
     """A folder of files that can be made again: what it holds, whose it is, and its size in bytes."""
 
     name: str
@@ -180,7 +180,7 @@ class Cache:
     size: int
 
 
-def caches() -> list[Cache]:
+def caches() -> list[CacheFolder]:
     """The folders in which gptcli, and what it is made of, keep files. gptcli's own come first."""
     own = cache_folders.folders()
     hub = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface")
@@ -188,13 +188,17 @@ def caches() -> list[Cache]:
         ("downloaded weights", "huggingface_hub", Path(os.environ.get("HF_HUB_CACHE") or hub / "hub")),
         ("compiled GPU kernels", "triton", Path(os.environ.get("TRITON_CACHE_DIR") or _home() / ".triton")),
     ]
-    found = [Cache(name, owner, path, inventory.folder_bytes(path)) for name, owner, path in others if path.is_dir()]
+    found = [
+        CacheFolder(name, owner, path, inventory.folder_bytes(path)) for name, owner, path in others if path.is_dir()
+    ]
     if own:
-        found.insert(0, Cache("compiled CPU kernels", "gptcli", own[0].parent, sum(map(inventory.folder_bytes, own))))
+        found.insert(
+            0, CacheFolder("compiled CPU kernels", "gptcli", own[0].parent, sum(map(inventory.folder_bytes, own)))
+        )
     return found
 
 
-def clean_caches() -> list[Cache]:
+def clean_caches() -> list[CacheFolder]:
     """Remove what gptcli itself has cached, and return it. Later commands compile their kernels again."""
     import shutil
 
@@ -203,7 +207,7 @@ def clean_caches() -> list[Cache]:
         size = inventory.folder_bytes(path)
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
-            removed.append(Cache("compiled CPU kernels", "gptcli", path, size))
+            removed.append(CacheFolder("compiled CPU kernels", "gptcli", path, size))
     return removed
 
 

@@ -10,7 +10,7 @@ from gptcli.config.model import GPTConfig
 from gptcli.errors import GptcliError, SettingError
 from gptcli.inference import speculative
 from gptcli.inference.engine import Scorer
-from gptcli.inference.open import QUANTIZATIONS, Choice, choose_engine, if_it_compiles, open_scorer
+from gptcli.inference.open import QUANTIZATIONS, EngineChoice, choose_engine, if_it_compiles, open_scorer
 from gptcli.inference.speculative import Drafter
 from gptcli.tokenizers import Tokenizer
 
@@ -38,7 +38,7 @@ def check_draft(draft: str, path: Path, bits: int) -> None:
 
 
 def drafts_itself(
-    choice: Choice, config: GPTConfig, bits: int, tokens: int, report: Callable[[str], None] = lambda line: None
+    choice: EngineChoice, config: GPTConfig, bits: int, tokens: int, report: Callable[[str], None] = lambda line: None
 ) -> bool:
     """Whether ``--draft auto`` uses an int8 copy of the model as the draft for ``tokens`` new tokens.
 

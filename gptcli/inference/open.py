@@ -24,7 +24,7 @@ QUANTIZATIONS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """An engine and the reason for its choice: "cpu" is the compiled kernels, "torch" is torch on any device."""
 
     engine: Literal["cpu", "torch"]
@@ -59,7 +59,7 @@ def _hindrance(device: str, dtype: str, config: GPTConfig, compiled: bool = Fals
     return next((reason for reason in hindrances if reason), None)
 
 
-def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> Choice:
+def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compiled: bool = False) -> EngineChoice:
     """Resolve ``engine``: "auto" is torch if a GPU is found or the CPU kernels cannot run the model, else "cpu".
 
     Raises:
@@ -68,22 +68,22 @@ def choose_engine(engine: str, device: str, dtype: str, config: GPTConfig, compi
     if engine not in ENGINES:
         raise SettingError(f"There is no {{engine}} {engine!r}.", nearest(engine, ENGINES))
     if engine == "torch":
-        return Choice("torch", "asked for")
+        return EngineChoice("torch", "asked for")
     hindrance = _hindrance(device, dtype, config, compiled) or _compilers_reason("float32")
     if engine == "cpu":
         if hindrance:
             raise SettingError(
                 f"{{engine}} cpu cannot be used: {hindrance}.", "Use {engine} torch, or auto to let it choose."
             )
-        return Choice("cpu", "asked for")
+        return EngineChoice("cpu", "asked for")
     if hindrance:
-        return Choice("torch", with_names(hindrance, str))
+        return EngineChoice("torch", with_names(hindrance, str))
     if device == "auto" and gpu_is_possible():
         from gptcli.device import placement as devices
 
         if devices.choose().device.type != "cpu":
-            return Choice("torch", "a GPU is present")
-    return Choice("cpu", "no GPU asked for or found")
+            return EngineChoice("torch", "a GPU is present")
+    return EngineChoice("cpu", "no GPU asked for or found")
 
 
 def pack_early(
@@ -116,8 +116,8 @@ def pack_early(
 
 
 def if_it_compiles(
-    choice: Choice, bits: int, may_change: bool = True, report: Callable[[str], None] = lambda line: None
-) -> Choice:
+    choice: EngineChoice, bits: int, may_change: bool = True, report: Callable[[str], None] = lambda line: None
+) -> EngineChoice:
     """``choice``, or torch where it is "cpu" and its kernels for ``bits`` bits are not there and cannot be compiled.
 
     Args:
@@ -139,10 +139,10 @@ def if_it_compiles(
         return choice
     if not may_change:
         raise SettingError(f"{{engine}} cpu cannot be used: {reason}.", "Use {engine} torch, or auto to let it choose.")
-    return Choice("torch", reason)
+    return EngineChoice("torch", reason)
 
 
-def generation_dtype(name: str, choice: Choice, device: str, drafted: bool) -> str:
+def generation_dtype(name: str, choice: EngineChoice, device: str, drafted: bool) -> str:
     """The dtype ``name``, and of "auto" the one that a text is generated in.
 
     It is bfloat16 on a CUDA GPU that has it and float16 on another, which take half the memory and time, and float32
@@ -211,7 +211,7 @@ def check_layer(contrast: int | None, config: GPTConfig) -> None:
 
 def open_scorer(
     path: Path,
-    choice: Choice,
+    choice: EngineChoice,
     tokenizer: Tokenizer,
     *,
     slots: int = 1,

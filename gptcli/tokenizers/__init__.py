@@ -10,11 +10,11 @@ from gptcli.tokenizers.byte import ByteTokenizer
 from gptcli.tokenizers.char import CharTokenizer
 from gptcli.tokenizers.gpt2 import GPT2Tokenizer
 from gptcli.tokenizers.none import NoTokenizer
-from gptcli.tokenizers.protocol import TextStream, Tokenizer
+from gptcli.tokenizers.protocol import DecodeStream, Tokenizer
 from gptcli.tokenizers.vocabulary import COPY_AGAIN
 from gptcli.tokenizers.word import WordTokenizer
 
-__all__ = ["KINDS", "LOADERS", "TextStream", "Tokenizer", "build", "load"]
+__all__ = ["KINDS", "LOADERS", "DecodeStream", "Tokenizer", "build", "load"]
 
 KINDS = ("gpt2", "char", "byte", "word")  # the kinds that `build` makes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 
-class TextStream(Protocol):
+class DecodeStream(Protocol):
     """Decodes token by token; the results of ``push`` and ``flush``, joined, equal ``decode`` of all ids."""
 
     def push(self, token_id: int) -> str:
@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; bytes that are not valid UTF-8 become U+FFFD."""
 
-    def stream(self) -> TextStream:
+    def stream(self) -> DecodeStream:
         """A new incremental decoder."""
 
     def piece(self, token_id: int) -> str:

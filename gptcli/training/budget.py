@@ -60,7 +60,7 @@ Config = TypeVar("Config", GPTConfig, RecipeConfig, RuntimeConfig)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredShape:
     """A shape and its speed, in tokens a second."""
 
     config: GPTConfig
@@ -189,7 +189,9 @@ class Budget:
             self.started += took
             self.report(f"Compiling took {took:.0f} s, once for this machine: they do not count.")
 
-    def _measured_choice(self, base: GPTConfig, recipe: RecipeConfig, runtime: RuntimeConfig, tokens: int) -> Measured:
+    def _measured_choice(
+        self, base: GPTConfig, recipe: RecipeConfig, runtime: RuntimeConfig, tokens: int
+    ) -> MeasuredShape:
         """The largest shape that the time is enough for, by the measured speeds of two or three."""
         shapes = [self._shape(base, *shape) for shape in SHAPES]
         if {"emb_dim", "n_layers"} <= set(self.given):
@@ -226,7 +228,7 @@ class Budget:
             width = -(-width // heads) * heads
         return replace(base, n_layers=layers, emb_dim=width, n_heads=heads)
 
-    def _measure(self, config: GPTConfig, recipe: RecipeConfig, runtime: RuntimeConfig) -> Measured:
+    def _measure(self, config: GPTConfig, recipe: RecipeConfig, runtime: RuntimeConfig) -> MeasuredShape:
         """Train a new model of that shape for a few steps. torch's random numbers stay as they were."""
         device = placement.choose(runtime.device, recipe.dtype).device
         placement.set_threads(runtime.threads)
@@ -247,7 +249,7 @@ class Budget:
                 if sum(durations) > 3 * limit:  # far too large a shape
                     break
         usual = sorted(durations[1:] or durations)
-        return Measured(config, ids[:, 1:].numel() / usual[len(usual) // 2])
+        return MeasuredShape(config, ids[:, 1:].numel() / usual[len(usual) // 2])
 
     def _regularised(self, config: GPTConfig, recipe: RecipeConfig, epochs: float) -> RecipeConfig:
         """Weight decay by the number of times that the text is seen; the rate by that and the width."""
@@ -280,7 +282,7 @@ class Budget:
         return replace(recipe, max_steps=steps, for_time=self.seconds)
 
 
-def _speed(measured: Measured) -> float:
+def _speed(measured: MeasuredShape) -> float:
     return measured.speed
 
 

@@ -15,7 +15,7 @@ from gptcli.checkpoints import checkpoint
 from gptcli.config.compute import ComputeConfig
 from gptcli.device import placement
 from gptcli.inference.engine import Scorer
-from gptcli.inference.open import Choice, generation_dtype, open_scorer
+from gptcli.inference.open import EngineChoice, generation_dtype, open_scorer
 
 PROMPT = "Every effort moves you"
 CPU, TORCH = ("--engine", "cpu"), ("--engine", "torch")
@@ -123,7 +123,7 @@ def test_verbose_says_which_engine_and_why(gptcli: Any, run: Path) -> None:
 def test_auto_generates_in_half_precision_on_a_gpu_alone(
     monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, on_the_gpu: str
 ) -> None:
-    torch_engine, cpu_engine = Choice("torch", "a GPU is present"), Choice("cpu", "no GPU found")
+    torch_engine, cpu_engine = EngineChoice("torch", "a GPU is present"), EngineChoice("cpu", "no GPU found")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bfloat16)

@@ -61,9 +61,9 @@ def test_a_machine_that_gets_faster_trains_on_at_the_full_rate(
     """Measured while other programs run, a step may seem to take many times as long as it then takes."""
     measure = budget.Budget._measure
 
-    def measured_slower(*args: Any) -> budget.Measured:
+    def measured_slower(*args: Any) -> budget.MeasuredShape:
         found = measure(*args)
-        return budget.Measured(found.config, found.speed / 20)
+        return budget.MeasuredShape(found.config, found.speed / 20)
 
     monkeypatch.setattr(budget.Budget, "_measure", measured_slower)
     assert gptcli("train", story, "--for", "30s", *SMALL, "--out", "timed").code == 0
