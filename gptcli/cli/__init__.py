@@ -114,12 +114,21 @@ for _panel, _lines in COMMANDS.items():
         group.add_command(LazyCommand(_name, _panel, _help, SETTINGS))
 
 
+def _keep_garbage() -> None:
+    """Spare the process a last search for garbage: among a million objects of torch it takes a second.
+
+    Where Triton is loaded it takes place, since Triton's library reports on stderr whatever is left.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
 
     Where stdout is full or closed that is 2; 0 where the reader has closed it (head, less).
     """
-    atexit.register(gc.freeze)  # a last search for garbage among a million objects of torch takes a second
+    atexit.register(_keep_garbage)
     command_clock.begin(of_process=args is None)
     if args is None:
         resources.let_waiting_threads_sleep()

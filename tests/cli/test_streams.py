@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,11 @@ def test_in_one_process_the_streams_are_left_as_they_were(gptcli: Any) -> None:
     assert gptcli("tokenize", "The").code == 0
     assert gptcli("tokenize").code in (0, 2)
     assert (sys.stdin, sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_a_command_that_loaded_triton_ends_without_a_word_of_it(folder: Path) -> None:
+    """Its library reports on stderr what is left when Python ends."""
+    done = shell(folder, f"{sys.executable} -c 'import triton; from gptcli.cli import main; main([\"--version\"])'")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("gptcli ")
